@@ -1,0 +1,41 @@
+"""What crosses a boundary, written once: tensors, parameters, chunks, errors, and what a checkpoint must hold.
+
+The Triton models, the client and the gateway import this room. It needs the standard library and numpy only,
+imports nothing else of the package, and knows nothing of Triton, HTTP or torch.
+"""
+
+from .checkpoint import Checkpoint
+from .chunk import Chunk, TokenLogprob, Usage
+from .errors import (
+    Cancelled,
+    CheckpointError,
+    ContextLengthExceeded,
+    Draining,
+    EngineFailure,
+    InvalidRequest,
+    NotOffered,
+    QueueFull,
+    QueueTimeout,
+    TritonLMError,
+)
+from .parameters import SamplingParameters
+from .request import GenerationRequest
+
+__all__ = [
+    "Cancelled",
+    "Checkpoint",
+    "CheckpointError",
+    "Chunk",
+    "ContextLengthExceeded",
+    "Draining",
+    "EngineFailure",
+    "GenerationRequest",
+    "InvalidRequest",
+    "NotOffered",
+    "QueueFull",
+    "QueueTimeout",
+    "SamplingParameters",
+    "TokenLogprob",
+    "TritonLMError",
+    "Usage",
+]

@@ -1,0 +1,113 @@
+"""What a checkpoint folder (Hugging Face format) must hold, read with the standard library alone.
+
+It knows file names and JSON fields. It does not load weights or tokenizers: each room does that with its library.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+
+    def check(self) -> None:
+        """Raise CheckpointError, in one line with the remedy, unless this folder can be served."""
+        if not self.folder.is_dir():
+            raise CheckpointError(f"checkpoint folder {self.folder} does not exist")
+        for name in ("config.json", "tokenizer.json"):
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"checkpoint {self.folder} has no {name}; save it with save_pretrained()")
+        if not any(self.folder.glob("*.safetensors")):
+            raise CheckpointError(
+                f"checkpoint {self.folder} has no *.safetensors weights; pickled weights are not loaded: "
+                "save it with save_pretrained(safe_serialization=True)"
+            )
+        _ = self.config, self.vocab_size, self.context_length
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} must hold a JSON object")
+        return content
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        config = self._json("config.json")
+        # Multimodal checkpoints keep the language model's numbers one level deeper.
+        return {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        return self._json("tokenizer_config.json")
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return self._number("vocab_size")
+
+    @cached_property
+    def context_length(self) -> int:
+        for name in _CONTEXT_FIELDS:
+            if isinstance(self.config.get(name), int):
+                return self._number(name)
+        raise CheckpointError(f"{self.folder}/config.json names no context length ({', '.join(_CONTEXT_FIELDS)})")
+
+    def _number(self, name: str) -> int:
+        value = self.config.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{self.folder}/config.json: {name} must be a positive integer (got {value!r})")
+        return value
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The ids that end a text: the generation config's, else the model config's."""
+        found = self._json("generation_config.json").get("eos_token_id")
+        if found is None:
+            found = self.config.get("eos_token_id")
+        if found is None:
+            return frozenset()
+        return frozenset(found if isinstance(found, list) else [found])
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """bos_token, eos_token … as text, for chat templates."""
+        found = {}
+        for name in _SPECIAL_TOKENS:
+            token = self.tokenizer_config.get(name)
+            if isinstance(token, dict):
+                token = token.get("content")
+            if isinstance(token, str):
+                found[name] = token
+        return found
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The chat template's source, from its own file or the tokenizer's config."""
+        path = self.folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        template = self.tokenizer_config.get("chat_template")
+        if isinstance(template, list):
+            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = named.get("default")
+        return template if isinstance(template, str) else None

@@ -1,0 +1,40 @@
+"""Commands that `generate` takes on its `control` input, beside the requests, and answers with one JSON report.
+
+This file knows their names and shapes; the engine gives them their effect.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from .errors import InvalidRequest
+
+CANCEL = "cancel"  # {"command": "cancel", "id": request id} -> {"cancelled": how many requests had that id}
+PING = "ping"  # answered by the engine's own thread: its answer is the heartbeat
+STATUS = "status"  # counters: places, running, waiting, blocks …
+DRAIN = "drain"  # refuse new requests from now on, let the others end
+
+COMMANDS = (CANCEL, PING, STATUS, DRAIN)
+
+
+@dataclass(frozen=True)
+class Command:
+    name: str
+    request_id: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps({"command": self.name} | ({"id": self.request_id} if self.request_id else {}))
+
+    @classmethod
+    def from_json(cls, text: str) -> Command:
+        try:
+            fields = json.loads(text)
+            name, request_id = fields["command"], fields.get("id", "")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidRequest('control must be a JSON object such as {"command": "ping"}', "control") from error
+        if name not in COMMANDS:
+            raise InvalidRequest(f"unknown command {name!r}; known are {', '.join(COMMANDS)}", "control")
+        if not isinstance(request_id, str) or (name == CANCEL and not request_id):
+            raise InvalidRequest('cancel needs the request\'s id: {"command": "cancel", "id": "…"}', "control")
+        return cls(name, request_id)

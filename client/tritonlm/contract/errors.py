@@ -1,0 +1,106 @@
+"""The error tree, and its one table: error, Triton code, HTTP status, OpenAI type and code.
+
+Triton carries an error as text alone (a gRPC stream has no status per response), so `to_wire` appends a short
+machine-readable tail to the sentence and `from_wire` reads it back. This file does not know who raises what.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class TritonLMError(Exception):
+    """Anything that a caller of tritonlm can be told. The class says the case, the message says the remedy."""
+
+    triton_code: ClassVar[str] = "INTERNAL"
+    http_status: ClassVar[int] = 500
+    openai_type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def to_wire(self) -> str:
+        """The sentence with its machine-readable tail: what Triton carries to the caller."""
+        tail = f"code={self.code}" + (f" param={self.param}" if self.param else "")
+        return f"{self.message} [{tail}]"
+
+
+class InvalidRequest(TritonLMError):
+    triton_code, http_status, openai_type, code = "INVALID_ARG", 400, "invalid_request_error", "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, context: int, prompt: int, completion: int) -> ContextLengthExceeded:
+        """The sentence that OpenAI's clients match."""
+        return cls(
+            f"This model's maximum context length is {context} tokens, however you requested {prompt + completion} "
+            f"tokens ({prompt} in your prompt; {completion} for the completion). Please reduce your prompt; or "
+            "completion length.",
+            "prompt",
+        )
+
+
+class CheckpointError(TritonLMError):
+    triton_code, code = "INTERNAL", "checkpoint_error"
+
+
+class EngineFailure(TritonLMError):
+    triton_code, code = "INTERNAL", "engine_failure"
+
+
+class QueueFull(TritonLMError):
+    triton_code, http_status, openai_type, code = "UNAVAILABLE", 429, "rate_limit_exceeded", "queue_full"
+
+
+class QueueTimeout(TritonLMError):
+    triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "queue_timeout"
+
+
+class Draining(TritonLMError):
+    triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "draining"
+
+
+class NotOffered(TritonLMError):
+    triton_code, http_status, openai_type, code = "UNSUPPORTED", 501, "not_implemented", "not_implemented"
+
+
+class Cancelled(TritonLMError):
+    triton_code, http_status, openai_type, code = "CANCELLED", 499, "invalid_request_error", "cancelled"
+
+
+ERRORS: tuple[type[TritonLMError], ...] = (
+    InvalidRequest,
+    ContextLengthExceeded,
+    QueueFull,
+    QueueTimeout,
+    Draining,
+    NotOffered,
+    Cancelled,
+    EngineFailure,
+    CheckpointError,
+)
+
+_BY_CODE = {error.code: error for error in ERRORS}
+_TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<param>[^\]\s]+))?\]$", re.DOTALL)
+# What Triton itself puts in front of an ensemble's or a queue's error.
+_PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: [^\]]*\] )?")
+
+
+def from_wire(text: str) -> TritonLMError:
+    """The error behind a message that came out of Triton, ours or Triton's own."""
+    text = _PREFIX.sub("", text, count=1)
+    if found := _TAIL.match(text):
+        error = _BY_CODE.get(found["code"], TritonLMError)
+        return error(found["message"], found["param"])
+    if "Exceeds maximum queue size" in text:
+        return QueueFull(text)
+    if "Request timeout expired" in text:
+        return QueueTimeout(text)
+    return TritonLMError(text)

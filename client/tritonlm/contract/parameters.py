@@ -1,0 +1,210 @@
+"""The parameters of a request: names, types, ranges, defaults and meanings, written once.
+
+`SamplingParameters.from_mapping` is the one validation, used by the server (the authority) and by clients that want
+to fail early. Limits that need a checkpoint (context, vocabulary) are checked where the checkpoint is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from .errors import InvalidRequest
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_LIST = 1024
+MAX_TOKENS_LIMIT = 1_000_000
+
+# A reader takes (name, value) and returns the value in its canonical form, or raises InvalidRequest.
+Reader = Callable[[str, Any], Any]
+
+
+def _refuse(name: str, expected: str, value: object) -> InvalidRequest:
+    shown = repr(value)
+    return InvalidRequest(f"{name} must be {expected} (got {shown[:60]}{'…' if len(shown) > 60 else ''})", name)
+
+
+def _integer(low: int, high: int, expected: str | None = None) -> Reader:
+    def read(name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _refuse(name, expected or f"an integer from {low} to {high}", value)
+        return value
+
+    return read
+
+
+def _number(low: float, high: float, open_low: bool = False) -> Reader:
+    def read(name: str, value: Any) -> float:
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not valid or not low <= value <= high or (open_low and value == low):
+            bound = f"above {low:g}" if open_low else f"from {low:g}"
+            raise _refuse(name, f"a number {bound} to {high:g}", value)
+        return float(value)
+
+    return read
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _refuse(name, "true or false", value)
+    return value
+
+
+def _stops(name: str, value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    valid = isinstance(stops, (list, tuple)) and 1 <= len(stops) <= MAX_STOPS
+    if not valid or not all(isinstance(s, str) and 1 <= len(s) <= MAX_STOP_CHARACTERS for s in stops):
+        expected = f"a string or a list of 1 to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+        raise _refuse(name, expected, value)
+    return tuple(stops)
+
+
+def _token_ids(limit: int) -> Reader:
+    def read(name: str, value: Any) -> tuple[int, ...]:
+        valid = isinstance(value, (list, tuple)) and len(value) <= limit
+        if not valid or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value):
+            raise _refuse(name, f"a list of at most {limit} token ids", value)
+        return tuple(value)
+
+    return read
+
+
+def _biases(name: str, value: Any) -> dict[int, float]:
+    expected = f"an object of at most {MAX_LIST} token ids, each with a number from -100 to 100"
+    if not isinstance(value, Mapping) or len(value) > MAX_LIST:
+        raise _refuse(name, expected, value)
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        if not str(key).isdecimal():
+            raise _refuse(name, expected, value)
+        biases[int(key)] = _number(-100, 100)(name, bias)
+    return biases
+
+
+def _parameter(reader: Reader, meaning: str, default: Any = None, *, allowed: str) -> Any:
+    metadata = {"reader": reader, "meaning": meaning, "allowed": allowed}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """One request's parameters. `None` stands for "not sent" wherever that differs from every value."""
+
+    max_tokens: int | None = _parameter(
+        _integer(0, MAX_TOKENS_LIMIT), "tokens to generate at most; 0 only with echo; not sent: 16, or what fits",
+        allowed="0 …",
+    )  # fmt: skip
+    min_tokens: int = _parameter(
+        _integer(0, MAX_TOKENS_LIMIT), "no end of text and no stop before this many tokens", 0, allowed="0 … max_tokens"
+    )
+    temperature: float = _parameter(_number(0, 2), "0 is greedy; higher is more random", 1.0, allowed="0 … 2")
+    top_k: int = _parameter(
+        _integer(-1, MAX_TOKENS_LIMIT), "sample among the k likeliest tokens; 0 or -1: all", 0, allowed="-1 …"
+    )
+    top_p: float = _parameter(
+        _number(0, 1, open_low=True), "sample among the likeliest tokens of this total probability", 1.0,
+        allowed="above 0 … 1",
+    )  # fmt: skip
+    min_p: float = _parameter(
+        _number(0, 1), "leave out tokens below this share of the likeliest one's probability", 0.0, allowed="0 … 1"
+    )
+    repetition_penalty: float = _parameter(
+        _number(0, 10, open_low=True), "divides the score of tokens seen in prompt and answer", 1.0,
+        allowed="above 0 … 10",
+    )  # fmt: skip
+    presence_penalty: float = _parameter(
+        _number(-2, 2), "taken off the score of each token already generated", 0.0, allowed="-2 … 2"
+    )
+    frequency_penalty: float = _parameter(
+        _number(-2, 2), "taken off once for each time the token was generated", 0.0, allowed="-2 … 2"
+    )
+    logit_bias: dict[int, float] = _parameter(
+        _biases, "added to the scores of these token ids", {}, allowed="{id: -100 … 100}"
+    )
+    seed: int | None = _parameter(
+        _integer(-(2**63), 2**63 - 1, "a 64-bit integer"), "same seed, same text; not sent: one is drawn and reported",
+        allowed="64-bit",
+    )  # fmt: skip
+    choice: int = _parameter(
+        _integer(0, 1023), "which of several answers to the same prompt and seed this is", 0, allowed="0 … 1023"
+    )
+    stop: tuple[str, ...] = _parameter(
+        _stops, "strings that end the text; they are not part of it", (), allowed="a string or 1 … 16 of them"
+    )
+    stop_token_ids: tuple[int, ...] = _parameter(
+        _token_ids(MAX_LIST), "token ids that end the text", (), allowed="list of ids"
+    )
+    ignore_eos: bool = _parameter(_boolean, "go on after end of text", False, allowed="true, false")
+    skip_special_tokens: bool = _parameter(
+        _boolean, "leave special tokens out of the text", True, allowed="true, false"
+    )
+    logprobs: int | None = _parameter(
+        _integer(0, 20), "log-probabilities of the tokens, with this many alternatives", allowed="0 … 20"
+    )
+    echo: bool = _parameter(
+        _boolean, "the prompt first, with its log-probabilities if asked for", False, allowed="true, false"
+    )
+    truncate_prompt_tokens: int | None = _parameter(
+        _integer(1, MAX_TOKENS_LIMIT), "keep only the last so many tokens of the prompt", allowed="1 …"
+    )
+    return_token_ids: bool = _parameter(_boolean, "fill the output token_ids", False, allowed="true, false")
+    resume_token_ids: tuple[int, ...] = _parameter(
+        _token_ids(MAX_TOKENS_LIMIT), "tokens that an earlier try generated: go on after them", (),
+        allowed="list of ids",
+    )  # fmt: skip
+    priority: int = _parameter(_integer(1, 3), "1 is served first, 3 last", 2, allowed="1, 2, 3")
+    timeout: float | None = _parameter(
+        _number(0, 86_400, open_low=True), "seconds that the whole request may take", allowed="above 0 … 86400"
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("max_tokens must be at least 1 (0 only with echo)", "max_tokens")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens must not be above max_tokens (got {self.min_tokens} and {self.max_tokens})", "min_tokens"
+            )
+        if self.resume_token_ids and self.seed is None and self.temperature > 0:
+            raise InvalidRequest("resume_token_ids needs the seed of the first try, or temperature 0", "seed")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> SamplingParameters:
+        """Read and check every field; `null` means "not sent"; an unknown name is refused."""
+        if not isinstance(values, Mapping):
+            raise _refuse("sampling_parameters", "a JSON object", values)
+        readers: dict[str, Reader] = {f.name: f.metadata["reader"] for f in fields(cls)}
+        for name in values:
+            if name not in readers:
+                raise InvalidRequest(f"unknown parameter {name!r}; known are {', '.join(readers)}", str(name)[:64])
+        return cls(**{name: readers[name](name, value) for name, value in values.items() if value is not None})
+
+    @classmethod
+    def from_json(cls, text: str, flat: Mapping[str, Any]) -> SamplingParameters:
+        """From the JSON tensor (may be empty) and Triton's flat request parameters together."""
+        try:
+            values = json.loads(text) if text else {}
+        except ValueError as error:
+            raise InvalidRequest(f"sampling_parameters is not valid JSON: {error}", "sampling_parameters") from error
+        if not isinstance(values, dict):
+            raise _refuse("sampling_parameters", "a JSON object", values)
+        if both := sorted(values.keys() & flat.keys()):
+            raise InvalidRequest(f"{both[0]} is given twice: in sampling_parameters and as a parameter", both[0])
+        return cls.from_mapping({**values, **flat})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What differs from the defaults, ready for JSON; `from_mapping` reads it back to an equal object."""
+        values: dict[str, Any] = {}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            default = spec.default if spec.default is not MISSING else {}
+            if value != default:
+                values[spec.name] = list(value) if isinstance(value, tuple) else value
+        return values

@@ -1,0 +1,40 @@
+"""The validated request that `tokenize` hands to `generate`, as one JSON tensor.
+
+It knows the parameters and what of the text is wanted; the prompt's ids travel beside it as a tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from .errors import InvalidRequest
+from .parameters import SamplingParameters
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    parameters: SamplingParameters
+    stream: bool = False
+    # The prompt's text comes first in the answer's text (`echo`, or `exclude_input_in_output` false).
+    include_prompt: bool = False
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "parameters": self.parameters.to_mapping(),
+                "stream": self.stream,
+                "include_prompt": self.include_prompt,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> GenerationRequest:
+        try:
+            fields = json.loads(text)
+            parameters, stream, include = fields["parameters"], bool(fields["stream"]), bool(fields["include_prompt"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidRequest(
+                'request must be a JSON object with "parameters", "stream" and "include_prompt"', "request"
+            ) from error
+        return cls(SamplingParameters.from_mapping(parameters), stream, include)

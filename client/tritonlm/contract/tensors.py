@@ -1,0 +1,90 @@
+"""Every tensor of the model repository: name, type, shape and meaning, one name from end to end.
+
+Each config.pbtxt and the table in model_repository/README.md are held to this file by a test. It does not know
+what flows through the tensors (see `parameters`, `request` and `chunk` for that).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+NUMPY_TYPE: dict[str, type] = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor as Triton sees it, without the batch dimension (always 1 here: one request, one prompt)."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    meaning: str
+    optional: bool = False
+    ragged: bool = False
+
+    def pack(self, value: object) -> Array:
+        """A value (scalar, text or list of numbers) as this tensor's array, batch dimension included."""
+        if self.dtype == "STRING":
+            data = value.encode() if isinstance(value, str) else value
+            return np.array([[data]], dtype=object)
+        return np.asarray(value, dtype=NUMPY_TYPE[self.dtype]).reshape(1, -1)
+
+    def text(self, array: Array) -> str:
+        """The one string of a STRING tensor."""
+        value = array.reshape(-1)[0]
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+
+# What a caller sends to an LM (the ensemble). All are optional, but exactly one prompt is needed.
+TEXT_INPUT = TensorSpec("text_input", "STRING", (1,), "the prompt as text", optional=True)
+INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "or the prompt as token ids", optional=True)
+MESSAGES = TensorSpec("messages", "STRING", (1,), "or a chat: JSON list of {role, content}", optional=True)
+STREAM = TensorSpec("stream", "BOOL", (1,), "many responses as text comes, or (default) one", optional=True)
+SAMPLING_PARAMETERS = TensorSpec(
+    "sampling_parameters", "STRING", (1,), "parameters as a JSON object (or flat request parameters)", optional=True
+)
+EXCLUDE_INPUT = TensorSpec(
+    "exclude_input_in_output", "BOOL", (1,), "leave the prompt out of the text; default: only when streaming",
+    optional=True,
+)  # fmt: skip
+
+# tokenize -> generate
+PROMPT_IDS = TensorSpec("prompt_ids", "INT32", (-1,), "the prompt's token ids", optional=True, ragged=True)
+REQUEST = TensorSpec("request", "STRING", (1,), "the validated request, as JSON", optional=True)
+
+# generate, beside the ensemble: cancel, ping, status, drain
+CONTROL = TensorSpec("control", "STRING", (1,), "a command to the engine, as JSON", optional=True)
+REPORT = TensorSpec("report", "STRING", (1,), "the engine's answer to a command, as JSON")
+
+# generate -> detokenize
+WINDOW_IDS = TensorSpec("window_ids", "INT32", (-1,), "token ids whose text holds the chunk's text", ragged=True)
+WINDOW_CUT = TensorSpec(
+    "window_cut", "INT32", (4,), "new ids in the window; characters to cut at its start, at its end; skip special"
+)
+TOKEN_LOGPROBS = TensorSpec("token_logprobs", "STRING", (1,), "log-probabilities by token id, as JSON, or empty")
+
+# generate -> caller (through detokenize) and detokenize -> caller
+TEXT_OUTPUT = TensorSpec("text_output", "STRING", (1,), "the text of this response")
+CHUNK_INDEX = TensorSpec("chunk_index", "INT32", (1,), "0, 1, 2 … without a gap")
+FINISH_REASON = TensorSpec("finish_reason", "STRING", (1,), "empty, then stop, length, timeout or cancelled")
+USAGE = TensorSpec("usage", "INT32", (3,), "tokens so far: prompt, completion, prompt tokens found in the cache")
+TOKEN_IDS = TensorSpec("token_ids", "INT32", (-1,), "the new token ids (with return_token_ids)", ragged=True)
+SEED = TensorSpec("seed", "INT64", (1,), "the seed that was used, given or drawn")
+LOGPROBS = TensorSpec("logprobs", "STRING", (1,), "log-probabilities by token text, as JSON, or empty")
+
+_PASSED_ON = (CHUNK_INDEX, FINISH_REASON, USAGE, TOKEN_IDS, SEED)
+
+LM_INPUTS = (TEXT_INPUT, INPUT_IDS, MESSAGES, STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT)
+LM_OUTPUTS = (TEXT_OUTPUT, *_PASSED_ON, LOGPROBS)
+TOKENIZE_INPUTS = LM_INPUTS
+TOKENIZE_OUTPUTS = tuple(replace(spec, optional=False, ragged=False) for spec in (PROMPT_IDS, REQUEST))
+CHUNK_TENSORS = (WINDOW_IDS, WINDOW_CUT, TOKEN_LOGPROBS, *_PASSED_ON)
+GENERATE_INPUTS = (PROMPT_IDS, REQUEST, CONTROL)
+GENERATE_OUTPUTS = (*(replace(spec, ragged=False) for spec in CHUNK_TENSORS), REPORT)
+DETOKENIZE_INPUTS = CHUNK_TENSORS
+DETOKENIZE_OUTPUTS = tuple(replace(spec, ragged=False) for spec in LM_OUTPUTS)
