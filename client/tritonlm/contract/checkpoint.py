@@ -21,14 +21,14 @@ _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 class Checkpoint:
     folder: Path
 
-    def check(self) -> None:
+    def check(self, weights: bool = True) -> None:
         """Raise CheckpointError, in one line with the remedy, unless this folder can be served."""
         if not self.folder.is_dir():
             raise CheckpointError(f"checkpoint folder {self.folder} does not exist")
         for name in ("config.json", "tokenizer.json"):
             if not (self.folder / name).is_file():
                 raise CheckpointError(f"checkpoint {self.folder} has no {name}; save it with save_pretrained()")
-        if not any(self.folder.glob("*.safetensors")):
+        if weights and not any(self.folder.glob("*.safetensors")):
             raise CheckpointError(
                 f"checkpoint {self.folder} has no *.safetensors weights; pickled weights are not loaded: "
                 "save it with save_pretrained(safe_serialization=True)"

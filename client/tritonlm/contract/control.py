@@ -31,10 +31,10 @@ class Command:
         try:
             fields = json.loads(text)
             name, request_id = fields["command"], fields.get("id", "")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidRequest('control must be a JSON object such as {"command": "ping"}', "control") from error
         if name not in COMMANDS:
-            raise InvalidRequest(f"unknown command {name!r}; known are {', '.join(COMMANDS)}", "control")
+            raise InvalidRequest(f"unknown command {str(name)[:60]!r}; known are {', '.join(COMMANDS)}", "control")
         if not isinstance(request_id, str) or (name == CANCEL and not request_id):
             raise InvalidRequest('cancel needs the request\'s id: {"command": "cancel", "id": "…"}', "control")
         return cls(name, request_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import ClassVar
+from urllib.parse import quote, unquote
 
 
 class TritonLMError(Exception):
@@ -25,8 +26,9 @@ class TritonLMError(Exception):
 
     def to_wire(self) -> str:
         """The sentence with its machine-readable tail: what Triton carries to the caller."""
-        tail = f"code={self.code}" + (f" param={self.param}" if self.param else "")
-        return f"{self.message} [{tail}]"
+        # Quoted: a parameter that does not exist may be named anything.
+        param = f" param={quote(self.param, safe='[]', errors='replace')}" if self.param else ""
+        return f"{self.message} [code={self.code}{param}]"
 
 
 class InvalidRequest(TritonLMError):
@@ -88,9 +90,9 @@ ERRORS: tuple[type[TritonLMError], ...] = (
 )
 
 _BY_CODE = {error.code: error for error in ERRORS}
-_TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<param>[^\]\s]+))?\]$", re.DOTALL)
+_TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<param>\S+))?\]$", re.DOTALL)
 # What Triton itself puts in front of an ensemble's or a queue's error.
-_PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: [^\]]*\] )?")
+_PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
 
 
 def from_wire(text: str) -> TritonLMError:
@@ -98,7 +100,7 @@ def from_wire(text: str) -> TritonLMError:
     text = _PREFIX.sub("", text, count=1)
     if found := _TAIL.match(text):
         error = _BY_CODE.get(found["code"], TritonLMError)
-        return error(found["message"], found["param"])
+        return error(found["message"], unquote(found["param"]) if found["param"] else None)
     if "Exceeds maximum queue size" in text:
         return QueueFull(text)
     if "Request timeout expired" in text:

@@ -7,7 +7,6 @@ to fail early. Limits that need a checkpoint (context, vocabulary) are checked w
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -24,8 +23,13 @@ Reader = Callable[[str, Any], Any]
 
 
 def _refuse(name: str, expected: str, value: object) -> InvalidRequest:
+    return InvalidRequest(f"{name} must be {expected} (got {_shown(value)})", name)
+
+
+def _shown(value: object) -> str:
+    """What the caller sent, short enough for an error message."""
     shown = repr(value)
-    return InvalidRequest(f"{name} must be {expected} (got {shown[:60]}{'…' if len(shown) > 60 else ''})", name)
+    return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
 def _integer(low: int, high: int, expected: str | None = None) -> Reader:
@@ -41,7 +45,8 @@ def _integer(low: int, high: int, expected: str | None = None) -> Reader:
 
 def _number(low: float, high: float, open_low: bool = False) -> Reader:
     def read(name: str, value: Any) -> float:
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # No comparison holds for a NaN.
         if not valid or not low <= value <= high or (open_low and value == low):
             bound = f"above {low:g}" if open_low else f"from {low:g}"
             raise _refuse(name, f"a number {bound} to {high:g}", value)
@@ -81,9 +86,10 @@ def _biases(name: str, value: Any) -> dict[int, float]:
         raise _refuse(name, expected, value)
     biases: dict[int, float] = {}
     for key, bias in value.items():
-        if not str(key).isdecimal():
+        digits = str(key)
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10):
             raise _refuse(name, expected, value)
-        biases[int(key)] = _number(-100, 100)(name, bias)
+        biases[int(digits)] = _number(-100, 100)(name, bias)
     return biases
 
 
@@ -183,7 +189,9 @@ class SamplingParameters:
         readers: dict[str, Reader] = {f.name: f.metadata["reader"] for f in fields(cls)}
         for name in values:
             if name not in readers:
-                raise InvalidRequest(f"unknown parameter {name!r}; known are {', '.join(readers)}", str(name)[:64])
+                raise InvalidRequest(
+                    f"unknown parameter {_shown(name)}; known are {', '.join(readers)}", str(name)[:64]
+                )
         return cls(**{name: readers[name](name, value) for name, value in values.items() if value is not None})
 
     @classmethod
@@ -191,12 +199,14 @@ class SamplingParameters:
         """From the JSON tensor (may be empty) and Triton's flat request parameters together."""
         try:
             values = json.loads(text) if text else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"sampling_parameters is not valid JSON: {error}", "sampling_parameters") from error
         if not isinstance(values, dict):
             raise _refuse("sampling_parameters", "a JSON object", values)
         if both := sorted(values.keys() & flat.keys()):
-            raise InvalidRequest(f"{both[0]} is given twice: in sampling_parameters and as a parameter", both[0])
+            raise InvalidRequest(
+                f"{_shown(both[0])} is given twice: in sampling_parameters and as a parameter", both[0][:64]
+            )
         return cls.from_mapping({**values, **flat})
 
     def to_mapping(self) -> dict[str, Any]:

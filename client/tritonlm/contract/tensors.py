@@ -1,4 +1,4 @@
-"""Every tensor of the model repository: name, type, shape and meaning, one name from end to end.
+"""Every tensor of the model repository: name, type, shape and meaning, one name in every model.
 
 Each config.pbtxt and the table in model_repository/README.md are held to this file by a test. It does not know
 what flows through the tensors (see `parameters`, `request` and `chunk` for that).
@@ -42,7 +42,7 @@ class TensorSpec:
 
 # What a caller sends to an LM (the ensemble). All are optional, but exactly one prompt is needed.
 TEXT_INPUT = TensorSpec("text_input", "STRING", (1,), "the prompt as text", optional=True)
-INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "or the prompt as token ids", optional=True)
+INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "or the prompt as token ids", optional=True, ragged=True)
 MESSAGES = TensorSpec("messages", "STRING", (1,), "or a chat: JSON list of {role, content}", optional=True)
 STREAM = TensorSpec("stream", "BOOL", (1,), "many responses as text comes, or (default) one", optional=True)
 SAMPLING_PARAMETERS = TensorSpec(
@@ -77,13 +77,16 @@ TOKEN_IDS = TensorSpec("token_ids", "INT32", (-1,), "the new token ids (with ret
 SEED = TensorSpec("seed", "INT64", (1,), "the seed that was used, given or drawn")
 LOGPROBS = TensorSpec("logprobs", "STRING", (1,), "log-probabilities by token text, as JSON, or empty")
 
-_PASSED_ON = (CHUNK_INDEX, FINISH_REASON, USAGE, TOKEN_IDS, SEED)
+# What detokenize hands on as it came. An ensemble can fill a name only once, so between the two these tensors carry
+# this prefix; every model's own names stay as they are.
+GENERATED = "generated_"
+PASSED_ON = (CHUNK_INDEX, FINISH_REASON, USAGE, TOKEN_IDS, SEED)
 
 LM_INPUTS = (TEXT_INPUT, INPUT_IDS, MESSAGES, STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT)
-LM_OUTPUTS = (TEXT_OUTPUT, *_PASSED_ON, LOGPROBS)
+LM_OUTPUTS = (TEXT_OUTPUT, *PASSED_ON, LOGPROBS)
 TOKENIZE_INPUTS = LM_INPUTS
 TOKENIZE_OUTPUTS = tuple(replace(spec, optional=False, ragged=False) for spec in (PROMPT_IDS, REQUEST))
-CHUNK_TENSORS = (WINDOW_IDS, WINDOW_CUT, TOKEN_LOGPROBS, *_PASSED_ON)
+CHUNK_TENSORS = (WINDOW_IDS, WINDOW_CUT, TOKEN_LOGPROBS, *PASSED_ON)
 GENERATE_INPUTS = (PROMPT_IDS, REQUEST, CONTROL)
 GENERATE_OUTPUTS = (*(replace(spec, ragged=False) for spec in CHUNK_TENSORS), REPORT)
 DETOKENIZE_INPUTS = CHUNK_TENSORS

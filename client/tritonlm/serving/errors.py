@@ -1,0 +1,11 @@
+"""The one error of this room: something that keeps a local Triton from serving, told in one line with its remedy."""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """The message is for a person at a terminal; `detail` is shown below it, such as the last lines of a log."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail

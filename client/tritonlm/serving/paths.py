@@ -1,0 +1,23 @@
+"""Where things lie on this machine: the checkout, its model repository, the cache. It creates nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def in_checkout() -> bool:
+    """Whether this package runs out of a clone (an editable install) and not out of site-packages."""
+    return (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "model_repository").is_dir()
+
+
+def model_repository() -> Path:
+    return (_CHECKOUT if in_checkout() else Path.cwd()) / "model_repository"
+
+
+def cache() -> Path:
+    if in_checkout():
+        return _CHECKOUT / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm"

@@ -1,0 +1,96 @@
+"""The settings of `tritonlm serve`: names, ranges, defaults and meanings, written once.
+
+Each is an option, an environment variable and a row of docs/settings.md (held true by a test); an option wins over
+its variable, a variable over the default. This file does not know what Triton does with them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from . import paths
+from .errors import ServingError
+
+ENV_PREFIX = "TRITONLM_"
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address that Triton listens on.")
+    http_port: Port = Field(8000, description="Triton's HTTP port.")
+    grpc_port: Port = Field(8001, description="Triton's gRPC port.")
+    metrics_port: Port = Field(8002, description="Port of Triton's Prometheus metrics.")
+    device: Device = Field("auto", description="Where the engine computes; auto takes a GPU when there is one.")
+    dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
+    model_repository: Annotated[list[Path], NoDecode] = Field(
+        default_factory=lambda: [paths.model_repository()],
+        min_length=1,
+        description="Model repository; may be repeated (comma-separated in the environment).",
+    )
+    load: Annotated[list[str], NoDecode] = Field(
+        default_factory=lambda: ["tiny"],
+        min_length=1,
+        description="Language model to load; may be repeated (comma-separated in the environment).",
+    )
+    max_sequences: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Places: sequences that the engine runs together; the engine's choice if unset.",
+    )
+    kv_cache_tokens: int | None = Field(
+        None, ge=1, description="Tokens that the KV cache holds; sized from context and free memory if unset."
+    )
+    log_level: LogLevel = Field("info", description="Detail of the log; debug also shows Triton's log on stderr.")
+    load_seconds: float = Field(600, gt=0, description="How long one language model may take to load and answer.")
+    drain_seconds: float = Field(
+        30, ge=0, description="How long running requests may go on after the signal to stop, before they are cut off."
+    )
+
+    @field_validator("model_repository", "load", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Settings:
+        if len({self.http_port, self.grpc_port, self.metrics_port}) < 3:
+            raise ValueError("http_port, grpc_port and metrics_port must be three different ports")
+        return self
+
+    def engine_environment(self) -> dict[str, str]:
+        """The variables through which the engine's process learns what it was asked for; unset means its default."""
+        asked = ("device", "dtype", "max_sequences", "kv_cache_tokens", "log_level")
+        values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}
+        return {env_name(name): str(value) for name, value in values.items() if value is not None}
+
+
+def option_name(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def env_name(field: str) -> str:
+    return ENV_PREFIX + field.upper()
+
+
+def read_settings(given: dict[str, object]) -> Settings:
+    """Settings from the options that were given and the environment; ServingError names the first bad one."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value not in (None, [])})  # type: ignore[arg-type]
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            raise ServingError(message) from None
+        field = str(problem["loc"][0])
+        raise ServingError(f"{option_name(field)} ({env_name(field)}): {message}, got {problem['input']!r}") from None

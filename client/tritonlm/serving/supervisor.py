@@ -1,0 +1,147 @@
+"""The story of `tritonlm serve`: check, start, load, answer, wait, drain, stop.
+
+It knows the order of things; how Triton runs is `triton`'s matter, what is said to it `control`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import httpx
+
+from tritonlm.contract.control import DRAIN, STATUS, Command
+
+from . import preflight, terminal
+from .backend import assemble, find_installation
+from .control import TritonControl
+from .errors import ServingError
+from .repository import LanguageModel
+from .settings import Settings
+from .triton import LocalTriton, triton_environment
+
+_START_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequested(BaseException):
+    """A signal asked us to end. Like KeyboardInterrupt it is no Exception, so that nothing catches it by accident."""
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal asks to stop; ServingError says why serving could not begin or go on."""
+    with contextlib.suppress(StopRequested), stop_signals():
+        models, triton = prepare(settings)
+        with stopping(triton), TritonControl(settings.host, settings.http_port) as control:
+            start(triton, control)
+            reports = {model.name: load(model, triton, control, settings.load_seconds) for model in models}
+            print(terminal.banner(settings, reports, triton.log), flush=True)
+            try:
+                raise triton.wait()
+            except StopRequested:
+                drain(models, triton, control, settings.drain_seconds)
+
+
+def prepare(settings: Settings) -> tuple[list[LanguageModel], LocalTriton]:
+    """Everything that can be checked before a process is started."""
+    models = preflight.check_language_models(settings)
+    preflight.check_ports(settings)
+    preflight.check_shared_memory()
+    installation = find_installation()
+    backend = assemble(installation)
+    preflight.check_libraries(installation, backend, triton_environment(installation, settings))
+    return models, LocalTriton(settings, installation, backend)
+
+
+def start(triton: LocalTriton, control: TritonControl) -> None:
+    triton.start()
+    with terminal.step("starting Triton"):
+        deadline = time.monotonic() + _START_SECONDS
+        while not control.is_live():
+            if not triton.is_running():
+                raise triton.crash()
+            if time.monotonic() > deadline:
+                raise ServingError(
+                    f"Triton does not answer after {_START_SECONDS:.0f} s; see {triton.log or 'its log'}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seconds: float) -> dict[str, Any]:
+    """Load an LM and have it generate a token; return its engine's status."""
+    try:
+        with terminal.step(f"loading {model.name}"):
+            control.load(model.name, seconds)
+        with terminal.step(f"waiting for the first token of {model.name}"):
+            control.generate_token(model.name, seconds)
+        return control.command(model.generate, Command(STATUS))
+    except httpx.TimeoutException:
+        raise ServingError(
+            f"{model.name} does not answer after {seconds:g} s; allow more with --load-seconds, "
+            f"or see {triton.log or 'the log'}"
+        ) from None
+    except httpx.TransportError as error:
+        # The connection goes a moment before the process does.
+        for _ in range(20):
+            if not triton.is_running():
+                raise triton.crash() from None
+            time.sleep(_POLL_SECONDS)
+        raise ServingError(f"lost the connection to Triton while loading {model.name}: {error}") from None
+
+
+def drain(models: list[LanguageModel], triton: LocalTriton, control: TritonControl, seconds: float) -> None:
+    """Refuse new requests and wait, at most this long, until the running ones have ended."""
+    deadline = time.monotonic() + seconds
+    with terminal.step(f"stopping: running requests may take up to {seconds:g} s more (again Ctrl-C: stop now)"):
+        draining = [model for model in models if _ask(control, model, DRAIN) is not None]
+        while draining and time.monotonic() < deadline and triton.is_running():
+            draining = [model for model in draining if _is_busy(_ask(control, model, STATUS))]
+            if draining:
+                time.sleep(_POLL_SECONDS)
+    if draining:
+        terminal.say(f"cut off the running requests of {', '.join(model.name for model in draining)}")
+
+
+def _ask(control: TritonControl, model: LanguageModel, command: str) -> dict[str, Any] | None:
+    """An engine that does not answer any more has nothing to drain."""
+    try:
+        return control.command(model.generate, Command(command))
+    except (ServingError, httpx.HTTPError):
+        return None
+
+
+def _is_busy(report: dict[str, Any] | None) -> bool:
+    return report is not None and report["running"] + report["waiting"] > 0
+
+
+@contextlib.contextmanager
+def stopping(triton: LocalTriton) -> Iterator[None]:
+    """Whatever happens inside, Triton is stopped after it, and no further signal interrupts that (it is bounded)."""
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        triton.stop()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """Inside, SIGINT, SIGTERM and SIGHUP raise StopRequested in the main thread, wherever it is."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise StopRequested
+
+    # nohup's wish is kept: it has the hang-up ignored.
+    ours = [n for n in _STOP_SIGNALS if n is not signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

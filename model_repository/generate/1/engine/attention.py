@@ -1,0 +1,121 @@
+"""Attention over the paged KV cache, as a function that Hugging Face's modelling code calls.
+
+Registered under `NAME` in transformers' attention registry; the runner passes the step's batch and cache through the
+model's keyword arguments. This is the reference in pure torch: plain, exact, on every device. It knows nothing of
+requests or scheduling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .flat_batch import AttentionGroup, FlatBatch
+from .kv_cache import KVCache, LayerShape
+
+NAME = "tritonlm_paged"
+# Arguments that transformers passes along and that change nothing here: we neither train nor return weights.
+_HARMLESS = {
+    "dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "sliding_window",
+}  # fmt: skip
+
+
+@dataclass
+class Paged:
+    """What attention needs to know of the step that is being computed."""
+
+    batch: FlatBatch
+    cache: KVCache
+
+
+def paged_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    paged: Paged | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """(1, heads, tokens, width) of the flat batch → (1, tokens, heads, width)."""
+    assert paged is not None
+    assert attention_mask is None
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    paged.cache.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    for group in paged.batch.groups:
+        keys, values = paged.cache.read(layer, group.slots)
+        output[group.rows] = _attend(query[0], keys, values, group, scale, sliding_window, softcap)
+    return output.unsqueeze(0), None
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    group: AttentionGroup,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One group's rows: (sequences × queries, heads, width)."""
+    heads, shared = query.shape[0], query.shape[0] // keys.shape[1]
+    sequences = group.slots.shape[0]
+    # Query heads that share a key head become further queries of that head: keys and values are never repeated.
+    folded = (
+        query[:, group.rows]
+        .view(keys.shape[1], shared, sequences, group.queries, -1)
+        .permute(2, 0, 1, 3, 4)
+        .reshape(sequences, keys.shape[1], shared * group.queries, -1)
+    )
+    mask = group.mask(window, shared)
+    if softcap is None:
+        result = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+    else:
+        scores = torch.tanh(folded @ keys.transpose(-1, -2) * (scale / softcap)) * softcap + mask
+        result = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+    return (
+        result.reshape(sequences, keys.shape[1], shared, group.queries, -1)
+        .permute(0, 3, 1, 2, 4)
+        .reshape(sequences * group.queries, heads, -1)
+    )
+
+
+class Probe:
+    """Stands in for `paged_attention` once, at load: plain causal attention that notes each layer's shape."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, LayerShape] = {}
+        self.unknown: set[str] = set()
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        **others: Any,
+    ) -> tuple[torch.Tensor, None]:
+        layer = getattr(module, "layer_idx", None)
+        assert isinstance(layer, int)
+        self.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        self.unknown |= {name for name, given in others.items() if given is not None and name not in _HARMLESS}
+        repeats = query.shape[1] // key.shape[1]
+        keys, values = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        scores = query @ keys.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        mask = torch.full(scores.shape[-2:], float("-inf"), device=scores.device, dtype=scores.dtype).triu(1)
+        return ((scores + mask).softmax(-1).to(values.dtype) @ values).transpose(1, 2), None

@@ -1,0 +1,159 @@
+"""Who owns which block of the KV cache, and which blocks hold a prefix that can be used again.
+
+Plain bookkeeping without tensors. A block is free, or referenced by sequences, or idle: unreferenced but still
+holding a known prefix, kept until its space is needed (least recently used first).
+
+A published block is found by its key: the content before it (as a serial number) and its own tokens. Serial numbers
+are never used twice, so a key cannot be mistaken for another, which a hash could; the children of an evicted block
+simply become unreachable and age out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+# The content "nothing before this": the parent of a sequence's first block.
+ROOT = 0
+# Never owned, never written: tables are padded with it, so padding reads zeros.
+PADDING_BLOCK = 0
+
+Key = tuple[int, tuple[int, ...]]
+
+
+@dataclass
+class BlockTable:
+    """The blocks of one sequence, in order; the first `published` of them are known by content."""
+
+    blocks: list[int] = field(default_factory=list)
+    published: int = 0
+    content: int = ROOT
+
+
+class BlockPool:
+    def __init__(self, blocks: int, block_tokens: int) -> None:
+        assert min(blocks - 1, block_tokens) >= 1
+        self.total = blocks - 1
+        self.block_tokens = block_tokens
+        # Popped from the end: low numbers first, so that memory is touched only as far as it is needed.
+        self._free = list(range(blocks - 1, PADDING_BLOCK, -1))
+        self._references = [0] * blocks
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._by_key: dict[Key, int] = {}
+        self._key_of: dict[int, Key] = {}
+        self._content_of: dict[int, int] = {}
+        self._last_content = ROOT
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be had now: free ones, and idle ones by eviction."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def used(self) -> int:
+        return self.total - self.available
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    def is_idle(self, block: int) -> bool:
+        return block in self._idle
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens)
+
+    def key_after(self, table: BlockTable, ids: Sequence[int]) -> Key | None:
+        """The key under which the table's next full block is, or will be, published; None past the last full one."""
+        start = table.published * self.block_tokens
+        tokens = tuple(ids[start : start + self.block_tokens])
+        return (table.content, tokens) if len(tokens) == self.block_tokens else None
+
+    def match(self, ids: Sequence[int]) -> BlockTable:
+        """The longest known prefix of `ids`, as a table whose blocks are not referenced yet (see `hold`).
+
+        The last token is never matched: its logits have to be computed.
+        """
+        table = BlockTable()
+        while (key := self.key_after(table, ids)) and (table.published + 1) * self.block_tokens < len(ids):
+            block = self._by_key.get(key)
+            if block is None:
+                break
+            table.blocks.append(block)
+            table.published += 1
+            table.content = self._content_of[block]
+        return table
+
+    def hold(self, blocks: Iterable[int]) -> None:
+        """Reference blocks that `match` found."""
+        for block in blocks:
+            self._references[block] += 1
+            self._idle.pop(block, None)
+
+    def take(self, count: int) -> list[int]:
+        """Take `count` blocks; the caller has made sure that they are available."""
+        assert count <= self.available
+        return [self._take_one() for _ in range(count)]
+
+    def _take_one(self) -> int:
+        if not self._free:
+            oldest, _ = self._idle.popitem(last=False)
+            self._forget(oldest)
+            self._free.append(oldest)
+        block = self._free.pop()
+        self._references[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        key = self._key_of.pop(block)
+        del self._by_key[key]
+        del self._content_of[block]
+
+    def publish(self, table: BlockTable, ids: Sequence[int], computed: int) -> None:
+        """Make the table's full, computed blocks known by content."""
+        while (table.published + 1) * self.block_tokens <= computed:
+            key = self.key_after(table, ids)
+            assert key is not None
+            block = table.blocks[table.published]
+            twin = self._by_key.get(key)
+            if twin is None:
+                self._last_content += 1
+                self._by_key[key] = block
+                self._key_of[block] = key
+                self._content_of[block] = self._last_content
+                twin = block
+            # Another sequence computed the same content first: this block stays private, the chain goes on with it.
+            table.content = self._content_of[twin]
+            table.published += 1
+
+    def release(self, table: BlockTable) -> None:
+        """Give the table's blocks back. The tail goes first, so that it is evicted before what it builds on."""
+        for block in reversed(table.blocks):
+            self._references[block] -= 1
+            assert self._references[block] >= 0
+            if self._references[block] == 0:
+                if block in self._key_of:
+                    self._idle[block] = None
+                else:
+                    self._free.append(block)
+        table.blocks, table.published, table.content = [], 0, ROOT
+
+    def forget_idle(self) -> None:
+        """Drop every idle prefix: after a failure nobody knows what the cache holds."""
+        for block in list(self._idle):
+            self._forget(block)
+            self._free.append(block)
+        self._idle.clear()
+
+    def check(self) -> None:
+        """The invariants: every block is free, idle or referenced, exactly one of them."""
+        referenced = {block for block, count in enumerate(self._references) if count}
+        free, idle = set(self._free), set(self._idle)
+        assert len(free) == len(self._free)
+        assert not (free & idle) | (free & referenced) | (idle & referenced)
+        assert len(free) + len(idle) + len(referenced) == self.total
+        assert PADDING_BLOCK not in free | idle | referenced
+        assert idle <= self._key_of.keys()
+        assert self._key_of.keys() == self._content_of.keys()
+        assert {key: block for block, key in self._key_of.items()} == self._by_key

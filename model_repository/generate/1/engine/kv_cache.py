@@ -1,0 +1,96 @@
+"""The keys and values of all running sequences, in blocks, one pair of tensors per layer.
+
+It knows shapes and memory; which block belongs to whom is the block pool's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tritonlm.contract import CheckpointError
+
+# The share of the memory that is free when the model has been loaded.
+FREE_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer keeps for one token."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return self.heads * (self.key_width + self.value_width) * dtype.itemsize
+
+
+class KVCache:
+    """`keys[layer]` and `values[layer]` have the shape (slots, heads, width); a block is a run of slots.
+
+    The memory starts as untouched zero pages on a CPU: it becomes resident only as far as blocks are written.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerShape], blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.block_tokens = block_tokens
+        slots = blocks * block_tokens
+        self.keys = [torch.zeros(slots, s.heads, s.key_width, dtype=dtype, device=device) for s in layers]
+        self.values = [torch.zeros(slots, s.heads, s.value_width, dtype=dtype, device=device) for s in layers]
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put one row per token, (tokens, heads, width), into its slot."""
+        self.keys[layer].index_copy_(0, slots, keys)
+        self.values[layer].index_copy_(0, slots, values)
+
+    def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of (sequences, length) slots, as (sequences, heads, length, width)."""
+        shape = (*slots.shape, -1)
+        keys, values = self.keys[layer], self.values[layer]
+        flat = slots.reshape(-1)
+        return (
+            keys.index_select(0, flat).view(*shape[:2], *keys.shape[1:]).transpose(1, 2),
+            values.index_select(0, flat).view(*shape[:2], *values.shape[1:]).transpose(1, 2),
+        )
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero these blocks: numbers that are not finite must not reach a later owner through masked slots."""
+        for block in blocks:
+            run = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
+            for tensor in (*self.keys, *self.values):
+                tensor[run].zero_()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        with (
+            open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit,
+            open("/sys/fs/cgroup/memory.current", encoding="ascii") as current,
+        ):
+            free = min(free, int(limit.read()) - int(current.read()))
+    except (OSError, ValueError, StopIteration):
+        pass  # not Linux, or no limit on this container: what is known so far stands
+    return free
+
+
+def blocks_by_need(wanted_tokens: int, block_tokens: int, least_tokens: int, bytes_per_token: int, free: int) -> int:
+    """How many blocks to have: what is needed, capped by a share of the free memory, the padding block included."""
+    affordable = int(free * FREE_MEMORY_SHARE) // max(bytes_per_token, 1)
+    tokens = min(wanted_tokens, affordable)
+    if tokens < min(least_tokens, wanted_tokens):
+        raise CheckpointError(
+            f"not enough memory for the KV cache: {least_tokens} tokens need "
+            f"{least_tokens * bytes_per_token >> 20} MiB, {int(free * FREE_MEMORY_SHARE) >> 20} MiB may be used; "
+            "lower max_context_tokens or free memory"
+        )
+    return max(1, -(-tokens // block_tokens)) + 1

@@ -1,0 +1,121 @@
+"""From logits to one token per row: temperature, top-k, top-p, min-p, and the draw. Also its random numbers.
+
+Every row's result depends on that row alone, bit for bit, whichever rows stand beside it. Sums are the danger there
+(their order changes with the shape of the batch), so probabilities are whole numbers here: integer sums are exact in
+any order. This file does not know requests, penalties or log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+# The likeliest token's weight. A vocabulary of a million such weights still adds up inside 64 bits, and a token of
+# weight 0 has less than 2 ** -42 of the likeliest one's probability.
+FULL_WEIGHT = 2**42
+# top-p looks among so many of the likeliest tokens first, then among 16 times as many, and so on.
+TOP_P_CANDIDATES = 256
+
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """One row's way to draw; temperature is above 0."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+
+
+def draw(logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.NDArray[np.float64]) -> torch.Tensor:
+    """One token id per row: the first, in id order, at which the weights so far pass the row's uniform."""
+    device = logits.device
+    best = logits.amax(dim=-1, keepdim=True).double()
+    temperatures = _column([row.temperature for row in settings], torch.float64, device)
+    ratios = torch.exp((logits.double() - best) / temperatures)  # each token's probability over the likeliest one's
+    weights = (ratios * FULL_WEIGHT).to(torch.int64)
+    vocab_size = logits.shape[-1]
+    _keep_top_k(weights, logits, [row.top_k if 0 < row.top_k < vocab_size else 0 for row in settings])
+    _keep_top_p(weights, logits, [row.top_p for row in settings])
+    if any(row.min_p > 0 for row in settings):
+        weights.masked_fill_(ratios < _column([row.min_p for row in settings], torch.float64, device), 0)
+    sums = weights.cumsum(dim=-1)
+    total = sums[:, -1:]
+    targets = (torch.from_numpy(uniforms).to(device)[:, None] * total.double()).to(torch.int64)
+    return torch.searchsorted(sums, torch.minimum(targets, total - 1), right=True)[:, 0]
+
+
+def softmax_weights(logits: torch.Tensor) -> torch.Tensor:
+    """Probabilities as whole numbers, the likeliest token's being FULL_WEIGHT."""
+    best = logits.amax(dim=-1, keepdim=True).double()
+    return (torch.exp(logits.double() - best) * FULL_WEIGHT).to(torch.int64)
+
+
+def uniform(seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
+    """One number in (0, 1) for each (seed, choice, position): a hash, so there is no state to keep or to restore."""
+    words = _mix(_words(seeds) + np.uint64(0x9E3779B97F4A7C15))
+    words = _mix(words ^ _mix(_words(choices) + np.uint64(0xD1B54A32D192ED03)))
+    words = _mix(words ^ _mix(_words(positions) + np.uint64(0x8CB92BA72F3D8DD7)))
+    # 52 bits and a half: neither 0 nor, by rounding, 1.
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def _words(numbers: Sequence[int]) -> Words:
+    return np.asarray(numbers, dtype=np.int64).reshape(-1).view(np.uint64)
+
+
+def _mix(words: Words) -> Words:
+    """A permutation of 64-bit words in which each bit depends on all (the finaliser of SplitMix64)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def _column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+
+def _keep_top_k(weights: torch.Tensor, logits: torch.Tensor, counts: Sequence[int]) -> None:
+    """Drop what is less likely than the k-th likeliest token; its equals stay. Rows with k = 0 keep all."""
+    rows = [row for row, count in enumerate(counts) if count]
+    if not rows:
+        return
+    best = logits[rows].topk(max(counts)).values
+    last = best.gather(1, _column([counts[row] - 1 for row in rows], torch.int64, logits.device))
+    weights[rows] = weights[rows].masked_fill(logits[rows] < last, 0)
+
+
+def _keep_top_p(weights: torch.Tensor, logits: torch.Tensor, shares: Sequence[float]) -> None:
+    """Keep the likeliest tokens up to each row's share of the whole weight. Rows with a share of 1 keep all.
+
+    A token goes when it and all below it weigh no more than the rest that may be lost; the likeliest one stays. Among
+    equals the lower ids go first.
+    """
+    rows = [row for row, share in enumerate(shares) if share < 1]
+    if not rows:
+        return
+    row_weights, row_logits = weights[rows], logits[rows]
+    total = row_weights.sum(dim=-1, keepdim=True)
+    # In float32, as the reference compares: else of ten equals a share of 0.9 would keep all ten.
+    lost = _column([1 - shares[row] for row in rows], torch.float32, logits.device)
+    losable = (lost.double() * total).to(torch.int64)
+    count = min(TOP_P_CANDIDATES, logits.shape[-1])
+    while True:
+        best, ids = row_logits.topk(count)
+        candidates = row_weights.gather(1, ids)
+        kept = total - (candidates.cumsum(dim=-1) - candidates) > losable
+        if count == logits.shape[-1] or not bool(kept[:, -1].any()):
+            break
+        count = min(16 * count, logits.shape[-1])
+    kept[:, 0] = True
+    border = best.gather(1, kept.sum(dim=-1, keepdim=True) - 1)
+    equals = row_logits == border
+    equals_kept = (kept & (best == border)).sum(dim=-1, keepdim=True)
+    equals_above = equals.sum(dim=-1, keepdim=True) - equals.cumsum(dim=-1)  # those of higher ids
+    weights[rows] = row_weights.masked_fill((row_logits < border) | (equals & (equals_above >= equals_kept)), 0)

@@ -1,0 +1,154 @@
+"""Loads a checkpoint and computes steps: a plan of slices in, logits out.
+
+The modelling code stays Hugging Face's; attention is ours (`attention`). `Runner` is the interface behind which
+faster runners may replace this one. It knows neither requests' parameters nor text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tritonlm.contract import Checkpoint, CheckpointError
+
+from . import attention, flat_batch
+from .config import EngineConfig
+from .kv_cache import KVCache, LayerShape, blocks_by_need, free_memory
+from .scheduler import Slice
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROBE_TOKENS = 8
+_NOT_SERVED = "serve a decoder-only model whose attention follows transformers' attention interface"
+
+
+class Runner(Protocol):
+    """What the engine needs of a runner."""
+
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    blocks: int
+    context_length: int
+
+    def forward(self, plan: Sequence[Slice]) -> torch.Tensor: ...
+
+    def clear(self, blocks: Sequence[int]) -> None: ...
+
+
+class ModelRunner:
+    """Hugging Face's modelling code over the paged cache."""
+
+    def __init__(self, folder: Path, config: EngineConfig) -> None:
+        checkpoint = Checkpoint(folder)
+        checkpoint.check()
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, checkpoint, self.device)
+        self.vocab_size = checkpoint.vocab_size
+        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        self._model = load_model(folder, self.dtype, self.device)
+        layers = probe(self._model, folder)
+        context = checkpoint.context_length
+        if config.max_context_tokens:
+            context = min(context, config.max_context_tokens)
+        self.blocks = blocks_by_need(
+            config.kv_cache_tokens or context * config.max_sequences,
+            config.block_tokens,
+            context,
+            sum(layer.bytes_per_token(self.dtype) for layer in layers),
+            free_memory(self.device),
+        )
+        self.context_length = min(context, (self.blocks - 1) * config.block_tokens)
+        self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device)
+
+    @torch.inference_mode()
+    def forward(self, plan: Sequence[Slice]) -> torch.Tensor:
+        """Compute the plan's slices; one row of logits for each slice that samples (or for all rows it scores)."""
+        batch = flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device)
+        output = self._model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=batch.logit_rows,
+            paged=attention.Paged(batch, self._cache),
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        self._cache.clear(blocks)
+
+
+def choose_device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("device cuda was asked for, but torch finds no CUDA device; use device auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own type, except for half-precision types that a CPU computes slowly."""
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
+    dtype = _DTYPES.get(str(own), torch.float32)
+    if device.type == "cpu" and dtype != torch.float32:
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return dtype
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model in evaluation mode, or CheckpointError in one sentence."""
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: PLC0415
+
+    AttentionInterface.register(attention.NAME, attention.paged_attention)
+    AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise CheckpointError(f"{folder}: {config.model_type} is not a causal language model; {_NOT_SERVED}")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises whatever its loaders raise
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+    return model.to(device).eval()
+
+
+@torch.inference_mode()
+def probe(model: Any, folder: Path) -> list[LayerShape]:
+    """Run a few tokens through the model's own attention and through the registry's, and compare.
+
+    This is how a family that does not follow the attention interface is found out before it can answer nonsense.
+    """
+    from transformers import AttentionInterface  # noqa: PLC0415
+
+    name = type(model).__name__
+    ids = torch.arange(_PROBE_TOKENS, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    refusal = f"{folder}: {name} is not supported; {_NOT_SERVED}"
+    stand_in = attention.Probe()
+    try:
+        model.set_attn_implementation("eager")
+        expected = model(input_ids=ids, use_cache=False).logits
+        AttentionInterface.register(attention.NAME, stand_in)
+        model.set_attn_implementation(attention.NAME)
+        rows = torch.arange(_PROBE_TOKENS, device=model.device)
+        found = model(input_ids=ids, position_ids=rows.unsqueeze(0), use_cache=False, logits_to_keep=rows, paged=True)
+        logits = found.logits
+    except Exception as error:  # whatever a foreign forward raises, the answer is the same
+        raise CheckpointError(f"{refusal} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})") from error
+    finally:
+        AttentionInterface.register(attention.NAME, attention.paged_attention)
+    layers = [stand_in.layers.get(i) for i in range(model.config.get_text_config().num_hidden_layers)]
+    tolerance = 1e-3 if logits.dtype == torch.float32 else 0.1
+    spread = expected.float().std().clamp(min=1e-6)
+    if expected.shape != logits.shape or not layers or None in layers or stand_in.unknown - {"paged"}:
+        raise CheckpointError(refusal)
+    if not bool(((expected.float() - logits.float()).abs().max() <= tolerance * spread * 10) | expected.isnan().any()):
+        raise CheckpointError(refusal)
+    return [layer for layer in layers if layer is not None]

@@ -1,0 +1,76 @@
+"""One request inside the engine: what was asked, and how far it has come.
+
+Plain Python. It knows neither tensors nor text: `answer` holds the text's side, `sampling` the sampler's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TritonLMError
+
+from .blocks import BlockTable
+
+# What goes to the caller: chunks, of which the last has a finish reason, or one error. `last` marks the end.
+Deliver = Callable[[Chunk | TritonLMError, bool], None]
+
+_numbers = itertools.count()
+
+
+@dataclass(eq=False)
+class Request:
+    id: str
+    prompt_ids: list[int]
+    wanted: GenerationRequest
+    deliver: Deliver
+    # Moments of time.monotonic(); infinity: no limit.
+    queue_deadline: float = float("inf")
+    deadline: float = float("inf")
+    arrived: float = field(default_factory=time.monotonic)
+    number: int = field(default_factory=lambda: next(_numbers))
+
+    # How far it has come. `ids` are the prompt's and the generated ones; the first `computed` are in the cache.
+    ids: list[int] = field(init=False)
+    computed: int = 0
+    table: BlockTable = field(default_factory=BlockTable)
+    cached_tokens: int = 0
+    preemptions: int = 0
+    started: bool = False
+    started_answering: bool = False
+    # Prompt tokens whose log-probabilities have been given, when they are wanted.
+    scored: int = 0
+    # A chunk of it is on its way.
+    in_delivery: bool = False
+    # Made by the engine when the request is taken in.
+    answer: Any = None
+    sampling: Any = None
+
+    def __post_init__(self) -> None:
+        self.ids = [*self.prompt_ids, *self.parameters.resume_token_ids]
+
+    @property
+    def parameters(self) -> SamplingParameters:
+        return self.wanted.parameters
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Lower goes first: by priority, then by arrival."""
+        return (self.parameters.priority, self.number)
+
+    @property
+    def remaining(self) -> int:
+        """Known tokens that are not in the cache yet: 1 while decoding, more while the prompt is being read."""
+        return len(self.ids) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.ids) - len(self.prompt_ids)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's log-probabilities are wanted: then every one of its tokens has to be computed."""
+        return self.parameters.echo and self.parameters.logprobs is not None

@@ -1,0 +1,140 @@
+"""Decides what the next step computes: who runs, how much of each, who waits, who has to step back.
+
+Plain Python without tensors. One pass over the running requests, best rank first: one token for each that decodes,
+prompt chunks within a token budget; then waiting requests are admitted while there are places and blocks. When
+blocks run out, the request of the worst rank is preempted: its blocks go, it waits, and later computes again.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .blocks import BlockPool, Key
+from .request import Request
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Tokens `start` to `start + count` of one request, computed in this step."""
+
+    request: Request
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this slice ends at the last known token, so that the next one can be sampled."""
+        return self.start + self.count == len(self.request.ids)
+
+
+class Scheduler:
+    def __init__(self, pool: BlockPool, places: int, prefill_tokens: int) -> None:
+        self.pool = pool
+        self.places = places
+        self.prefill_tokens = prefill_tokens
+        self.running: list[Request] = []
+        self.waiting: list[Request] = []
+        self.preemptions = 0
+
+    def add(self, request: Request) -> None:
+        bisect.insort(self.waiting, request, key=lambda r: r.rank)
+
+    def remove(self, request: Request) -> None:
+        """Take a request out, wherever it is, and free its blocks."""
+        (self.running if request in self.running else self.waiting).remove(request)
+        self.pool.release(request.table)
+
+    def remove_where(self, condition: Callable[[Request], bool]) -> list[Request]:
+        found = [request for request in (*self.running, *self.waiting) if condition(request)]
+        for request in found:
+            self.remove(request)
+        return found
+
+    def plan(self) -> list[Slice]:
+        """What to compute in the next step; empty when there is nothing to do."""
+        slices: list[Slice] = []
+        budget = self.prefill_tokens
+        preemptions = self.preemptions
+        for request in self._running_in_order():
+            count = min(request.remaining, budget) if request.remaining > 1 else 1
+            if count and self._make_room(request, count):
+                slices.append(Slice(request, request.computed, count))
+                budget -= count if request.remaining > 1 else 0
+        # Who has just been preempted must not come back in the same breath.
+        while budget > 0 and self.preemptions == preemptions and (admitted := self._admit()):
+            count = min(admitted.remaining, budget)
+            grown = self._make_room(admitted, count)
+            assert grown
+            slices.append(Slice(admitted, admitted.computed, count))
+            budget -= count
+        return slices
+
+    def _running_in_order(self) -> Iterator[Request]:
+        """Best rank first. Preemption shortens the list from its end while it is being walked."""
+        self.running.sort(key=lambda r: r.rank)
+        index = 0
+        while index < len(self.running):
+            request = self.running[index]
+            yield request
+            if index < len(self.running) and self.running[index] is request:
+                index += 1
+
+    def _make_room(self, request: Request, count: int) -> bool:
+        """Give the request blocks for `count` more tokens, preempting from the end of the list if need be."""
+        needed = self.pool.blocks_for(request.computed + count) - len(request.table.blocks)
+        while needed > self.pool.available:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        if needed > 0:
+            request.table.blocks += self.pool.take(needed)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self.pool.release(request.table)
+        request.computed = 0
+        request.preemptions += 1
+        self.preemptions += 1
+        self.add(request)
+
+    def _admit(self) -> Request | None:
+        """Move the best waiting request to the running ones, if there is a place and there are blocks for it."""
+        if not self.waiting or len(self.running) >= self.places:
+            return None
+        request = self.waiting[0]
+        if not request.scores_prompt:
+            request.table = self.pool.match(request.ids)
+            if self._is_being_computed(self.pool.key_after(request.table, request.ids)):
+                request.table = type(request.table)()
+                return None
+        # Room to grow for those that run already, so that admitting one does not mean preempting another.
+        headroom = len(self.running)
+        held = sum(1 for block in request.table.blocks if self.pool.is_idle(block))
+        needed = self.pool.blocks_for(len(request.ids) + 1) - len(request.table.blocks)
+        if self.running and needed + held + headroom > self.pool.available:
+            request.table = type(request.table)()
+            return None
+        self.waiting.pop(0)
+        self.pool.hold(request.table.blocks)
+        request.computed = request.table.published * self.pool.block_tokens
+        if not request.started:
+            request.started = True
+            request.cached_tokens = min(request.computed, len(request.prompt_ids))
+        self.running.append(request)
+        return request
+
+    def _is_being_computed(self, key: Key | None) -> bool:
+        """Whether a running request is about to publish this block: waiting a step beats computing it twice."""
+        return key is not None and any(
+            request.remaining > 1 and self.pool.key_after(request.table, request.ids) == key for request in self.running
+        )
+
+    def advance(self, piece: Slice) -> None:
+        """The slice has been computed: its full blocks become known to others."""
+        request = piece.request
+        request.computed += piece.count
+        self.pool.publish(request.table, request.ids, request.computed)

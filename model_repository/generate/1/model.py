@@ -1,0 +1,106 @@
+"""Triton's side of `generate`: requests and commands in, chunks and reports out, FINAL exactly once on every path.
+
+It knows tensors and response senders; what becomes of a request is the engine's matter. `execute` hands over and
+returns: the requests wait in the engine, where they can be cancelled and timed out, under the queue policy that
+config.pbtxt names.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
+from tritonlm.contract import Checkpoint, Chunk, GenerationRequest, InvalidRequest, TritonLMError
+from tritonlm.contract.adapter import (
+    checkpoint_folder,
+    error_response,
+    inputs_of,
+    model_parameters,
+    response,
+    text_of,
+)
+from tritonlm.contract.control import Command
+from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
+
+from .engine.config import EngineConfig
+from .engine.engine import Engine
+from .engine.model_runner import ModelRunner
+from .engine.request import Request
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        folder = checkpoint_folder(args)
+        self._config = EngineConfig.from_strings({**queue_policy(args), **model_parameters(args)})
+        runner = ModelRunner(folder, self._config)
+        checkpoint = Checkpoint(folder)
+        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+
+        def decode(ids: list[int], skip_special_tokens: bool) -> str:
+            return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+        self._engine = Engine(runner, self._config, decode, checkpoint.eos_token_ids)
+        self._engine.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender, wanted = request.get_response_sender(), list(request.requested_output_names())
+            try:
+                self._hand_over(request, sender, wanted)
+            except Exception as error:  # each request stands alone
+                sender.send(error_response(pb_utils, error), flags=FINAL)
+
+    def finalize(self) -> None:
+        self._engine.close()
+
+    def _hand_over(self, request: Any, sender: Any, wanted: list[str]) -> None:
+        arrays = inputs_of(request)
+        control = text_of(CONTROL, arrays)
+        if control is not None:
+            self._engine.command(
+                Command.from_json(control),
+                lambda report: sender.send(
+                    response(pb_utils, {REPORT: REPORT.pack(json.dumps(report))}, wanted), flags=FINAL
+                ),
+            )
+            return
+        text = text_of(REQUEST, arrays)
+        if text is None or PROMPT_IDS.name not in arrays:
+            raise InvalidRequest("generate needs prompt_ids and request, or control", "prompt_ids")
+        prompt_ids = [int(token_id) for token_id in arrays[PROMPT_IDS.name].reshape(-1)]
+        self._engine.submit(self._make(request, prompt_ids, GenerationRequest.from_json(text), sender, wanted))
+
+    def _make(
+        self, request: Any, prompt_ids: list[int], asked: GenerationRequest, sender: Any, wanted: list[str]
+    ) -> Request:
+        def deliver(item: Chunk | TritonLMError, last: bool) -> None:
+            if isinstance(item, TritonLMError):
+                answer = error_response(pb_utils, item)
+            else:
+                answer = response(pb_utils, item.to_arrays(), wanted)
+            sender.send(answer, flags=FINAL if last else 0)
+
+        now = time.monotonic()
+        seconds = min(asked.parameters.timeout or self._config.max_seconds, self._config.max_seconds)
+        queue_seconds = min(self._config.queue_seconds or seconds, seconds)
+        # A timeout of Triton's own protocol (microseconds, in the request itself) bounds the wait as well.
+        if microseconds := request.timeout():
+            queue_seconds = min(queue_seconds, microseconds / 1e6)
+        return Request(
+            request.request_id(), prompt_ids, asked, deliver, queue_deadline=now + queue_seconds, deadline=now + seconds
+        )
+
+
+def queue_policy(args: dict[str, str]) -> dict[str, str]:
+    """The queue policy of config.pbtxt in the engine's terms: the same numbers, where requests really wait."""
+    batching = json.loads(args["model_config"]).get("dynamic_batching", {})
+    policy = batching.get("default_queue_policy", {})
+    return {
+        "max_queue_size": str(policy.get("max_queue_size", 0)),
+        "queue_seconds": str(int(policy.get("default_timeout_microseconds", 0)) / 1e6),
+    }

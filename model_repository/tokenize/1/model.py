@@ -1,0 +1,42 @@
+"""Triton's side of `tokenize`: a request in, the prompt's ids and the validated request out.
+
+It knows tensors only; what a request means is decided in `prompt`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from tritonlm.contract import Checkpoint
+from tritonlm.contract.adapter import (
+    checkpoint_folder,
+    error_response,
+    flat_parameters,
+    inputs_of,
+    model_parameters,
+    response,
+)
+from tritonlm.contract.tensors import PROMPT_IDS, REQUEST
+
+from .limits import Limits
+from .prompt import RequestReader
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        checkpoint = Checkpoint(checkpoint_folder(args))
+        checkpoint.check(weights=False)
+        self._reader = RequestReader(checkpoint, Limits.of(checkpoint, model_parameters(args)))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        # Each request stands alone: the others of the batch may belong to other callers.
+        try:
+            prompt_ids, wanted = self._reader.read(inputs_of(request), flat_parameters(request))
+            arrays = {PROMPT_IDS: PROMPT_IDS.pack(prompt_ids), REQUEST: REQUEST.pack(wanted.to_json())}
+            return response(pb_utils, arrays, request.requested_output_names())
+        except Exception as error:
+            return error_response(pb_utils, error)

@@ -1,0 +1,105 @@
+"""A caller's inputs, read and checked: the prompt's token ids, and the one canonical request for the engine.
+
+It knows the checkpoint's tokenizer and what callers may send; it does not know Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer
+from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, SamplingParameters
+from tritonlm.contract.adapter import text_of
+from tritonlm.contract.tensors import EXCLUDE_INPUT, INPUT_IDS, MESSAGES, SAMPLING_PARAMETERS, STREAM, TEXT_INPUT, Array
+
+from .chat import ChatTemplate, read_messages
+from .limits import Limits
+
+_PROMPTS = (TEXT_INPUT.name, INPUT_IDS.name, MESSAGES.name)
+
+
+class RequestReader:
+    def __init__(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        self._encoder = PromptEncoder(checkpoint)
+        self._limits = limits
+
+    def read(self, inputs: Mapping[str, Array], flat: Mapping[str, Any]) -> tuple[list[int], GenerationRequest]:
+        """The prompt's ids and the validated request; `flat` are Triton's request parameters."""
+        parameters = SamplingParameters.from_json(text_of(SAMPLING_PARAMETERS, inputs) or "", flat)
+        prompt_ids, param = self._encoder.encode(inputs)
+        self._limits.check_vocabulary(prompt_ids, param)
+        if parameters.truncate_prompt_tokens is not None:
+            prompt_ids = prompt_ids[-parameters.truncate_prompt_tokens :]
+        parameters = self._limits.settle(parameters, len(prompt_ids))
+        stream = _flag(inputs, STREAM.name, default=False)
+        exclude_prompt = _flag(inputs, EXCLUDE_INPUT.name, default=stream)
+        return prompt_ids, GenerationRequest(parameters, stream, parameters.echo or not exclude_prompt)
+
+
+class PromptEncoder:
+    """Turns each kind of prompt into token ids."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._tokenizer = _load_tokenizer(checkpoint)
+        self._chat_template = ChatTemplate(checkpoint.chat_template, checkpoint.special_tokens)
+        bos_token = checkpoint.special_tokens.get("bos_token")
+        self._bos_id: int | None = self._tokenizer.token_to_id(bos_token) if bos_token else None
+
+    def encode(self, inputs: Mapping[str, Array]) -> tuple[list[int], str]:
+        """The ids of the one prompt among the inputs, and the name of the input that it came from."""
+        given = [name for name in _PROMPTS if name in inputs]
+        if len(given) != 1:
+            found = f"got {' and '.join(given)}" if given else "got none"
+            raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} is needed ({found})", (given or _PROMPTS)[0])
+        name = given[0]
+        if name == INPUT_IDS.name:
+            return self.from_ids([int(token_id) for token_id in inputs[name].reshape(-1)]), name
+        if name == TEXT_INPUT.name:
+            return self.from_text(text_of(TEXT_INPUT, inputs) or ""), name
+        return self.from_messages(text_of(MESSAGES, inputs) or ""), name
+
+    def from_text(self, text: str) -> list[int]:
+        ids = self._encode(text, TEXT_INPUT.name, add_special_tokens=True)
+        if not ids and self._bos_id is not None:
+            ids = [self._bos_id]
+        if not ids:
+            raise InvalidRequest("text_input is empty, and this model has no token to begin a text with", "text_input")
+        return ids
+
+    def from_ids(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise InvalidRequest("input_ids is empty; send at least one token id", INPUT_IDS.name)
+        return ids
+
+    def from_messages(self, messages_json: str) -> list[int]:
+        self._chat_template.check_offered()
+        rendered = self._chat_template.render(read_messages(messages_json))
+        # The template writes the special tokens itself.
+        ids = self._encode(rendered, MESSAGES.name, add_special_tokens=False)
+        if not ids:
+            raise InvalidRequest("this model's chat template makes an empty prompt of these messages", MESSAGES.name)
+        return ids
+
+    def _encode(self, text: str, param: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(f"{param} holds half of a surrogate pair, which is no character", param) from None
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{checkpoint.tokenizer_file} cannot be read: {error}") from error
+    # Settings of its training, saved along: they would shorten prompts without a word.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _flag(inputs: Mapping[str, Array], name: str, default: bool) -> bool:
+    return bool(inputs[name].reshape(-1)[0]) if name in inputs else default

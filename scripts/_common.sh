@@ -1,0 +1,29 @@
+# Sourced by the other scripts: goes to the root of the repository, and tells whether the setup is up to date.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stamp=.venv/.setup-complete
+tiny_lm=model_repository/tiny/1
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+python_version() {
+    "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null
+}
+
+# What the environment was made from. The folder counts: a moved virtual environment does not work.
+fingerprint() {
+    { cat requirements.lock pyproject.toml scripts/setup; pwd; python_version .venv/bin/python; } | sha256sum
+}
+
+setup_is_current() {
+    [[ -f $stamp && -x .venv/bin/python && -f $tiny_lm/model.safetensors ]] || return 1
+    [[ "$(<"$stamp")" == "$(fingerprint)" ]] || return 1
+    [[ -z ${PYTHON:-} || "$(python_version "$PYTHON")" == "$(python_version .venv/bin/python)" ]]
+}
+
+ensure_setup() {
+    setup_is_current || scripts/setup
+}

@@ -1,0 +1,174 @@
+"""Hold the imports to the layering table: which room never imports what. Exit code 1 and a line for each breach.
+
+It reads the source only (every `import`, wherever it stands) and runs none of it.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Folders from which modules are imported by name, in this repository.
+SOURCE_ROOTS = ("client", "model_repository/*/1", "scripts", "tests")
+
+ENGINE = "model_repository/*/1/engine"
+TRITON = ("triton_python_backend_utils", "tritonclient", "pytriton")
+HTTP = ("httpx", "fastapi", "requests", "aiohttp", "urllib3")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Files (globs from the root) that never import these packages; `only` turns it round: nothing but these."""
+
+    files: tuple[str, ...]
+    never: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    # Exceptions to `never`: parts of a forbidden package that are allowed.
+    but: tuple[str, ...] = ()
+    # Also look into the modules of this repository that the file imports.
+    transitive: bool = False
+    why: str = ""
+
+
+RULES = (
+    Rule(
+        (f"{ENGINE}/**/*.py",),
+        never=(*TRITON, *HTTP, "tritonlm"),
+        but=("tritonlm.contract",),
+        why="the engine speaks token ids",
+    ),
+    Rule(
+        tuple(f"{ENGINE}/{name}.py" for name in ("scheduler", "blocks", "release", "request")),
+        never=("torch",),
+        transitive=True,
+        why="bookkeeping is plain Python",
+    ),
+    Rule(
+        ("model_repository/*/1/model.py",),
+        never=("torch", "tritonclient", *HTTP),
+        why="model.py is a thin adapter; torch belongs to the engine",
+    ),
+    Rule(
+        ("client/tritonlm/contract/**/*.py",),
+        only=("numpy", "tritonlm.contract"),
+        why="the contract needs the standard library and numpy",
+    ),
+    Rule(
+        ("client/tritonlm/serving/**/*.py",), never=("torch", "fastapi", "tritonclient"), why="processes, not tensors"
+    ),
+    Rule(
+        ("client/tritonlm/client.py", "client/tritonlm/stream.py", "client/tritonlm/client/**/*.py"),
+        never=("fastapi", "torch", "tritonclient"),
+        why="the client reaches Triton through its transport",
+    ),
+    Rule(("client/tritonlm/transport.py",), never=("fastapi", "torch"), why="the client installs without them"),
+    Rule(
+        ("client/tritonlm/gateway/**/*.py",),
+        never=("torch", "tritonclient", "tokenizers"),
+        why="the gateway knows AsyncClient",
+    ),
+    Rule(
+        ("load_tests/**/*.py",),
+        never=("tritonlm", "engine"),
+        but=("tritonlm.client",),
+        why="load tests use the public API",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Import:
+    line: int
+    name: str
+
+
+def main() -> int:
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1]
+    breaches = check(root)
+    for breach in breaches:
+        print(breach)
+    return 1 if breaches else 0
+
+
+def check(root: Path) -> list[str]:
+    modules = find_modules(root)
+    return [
+        breach
+        for rule in RULES
+        for pattern in rule.files
+        for path in sorted(root.glob(pattern))
+        for breach in breaches_of(rule, path, root, modules)
+    ]
+
+
+def breaches_of(rule: Rule, path: Path, root: Path, modules: dict[str, Path]) -> Iterator[str]:
+    for found, way in reached(path, root, modules, rule.transitive):
+        if not is_allowed(rule, found.name):
+            through = "".join(f" through {step.relative_to(root)}" for step in way)
+            yield f"{path.relative_to(root)}:{found.line}: imports {found.name}{through}: {rule.why}"
+
+
+def is_allowed(rule: Rule, name: str) -> bool:
+    if rule.only:
+        return name.split(".", maxsplit=1)[0] in sys.stdlib_module_names or is_in(name, rule.only)
+    return not is_in(name, rule.never) or is_in(name, rule.but)
+
+
+def is_in(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def reached(
+    path: Path, root: Path, modules: dict[str, Path], transitive: bool
+) -> Iterator[tuple[Import, tuple[Path, ...]]]:
+    """The imports of a file, with the way to them; the line is that of the file's own import."""
+    seen = {path}
+    todo: list[tuple[Import, Import, tuple[Path, ...]]] = [(found, found, ()) for found in imports_of(path, root)]
+    while todo:
+        first, found, way = todo.pop(0)
+        yield Import(first.line, found.name), way
+        step = local_module(found.name, modules)
+        if transitive and step is not None and step not in seen:
+            seen.add(step)
+            todo += [(first, further, (*way, step)) for further in imports_of(step, root)]
+
+
+def local_module(name: str, modules: dict[str, Path]) -> Path | None:
+    """`a.b.thing` is module a.b.thing or the name `thing` out of a.b."""
+    return modules.get(name) or modules.get(name.rpartition(".")[0])
+
+
+def imports_of(path: Path, root: Path) -> list[Import]:
+    package = module_name(path, root).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            found += [Import(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found += [Import(node.lineno, f"{stem}.{alias.name}".strip(".")) for alias in node.names]
+    return found
+
+
+def find_modules(root: Path) -> dict[str, Path]:
+    paths = [path for source in SOURCE_ROOTS for folder in root.glob(source) for path in sorted(folder.rglob("*.py"))]
+    return {module_name(path, root): path for path in paths}
+
+
+def module_name(path: Path, root: Path) -> str:
+    for source in SOURCE_ROOTS:
+        for folder in root.glob(source):
+            if path.is_relative_to(folder):
+                parts = path.relative_to(folder).with_suffix("").parts
+                return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return path.stem
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Make a tiny random-weight GPT-2 with a byte-level BPE tokenizer, in Hugging Face format: for tests and a first start.
+
+    python scripts/make_tiny_lm.py OUT_DIR [--seed N]
+
+The same seed gives the same weights. It speaks nonsense: it knows nothing, and this file knows nothing of serving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+VOCABULARY = 512
+TEXT = (
+    "Once upon a time there was a small house at the edge of the wood, and in the house lived an old clockmaker. ",
+    "Every morning she opened the window, counted the birds on the fence and wrote the number into a thin blue book. ",
+    "One day there were no birds. She waited until noon, then took her coat, her stick and some bread, and went out.",
+    "The sum of 12 and 30 is 42; half of it is 21, and a third of that is 7. What is left when you take away 5? ",
+    'def add(first, second):\n    return first + second\n\nprint("the answer is", add(40, 2))\n',
+    "Who are you? I am a very small model, and I have read very little. Please do not ask me for advice.\n",
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def make_checkpoint(folder: Path, seed: int = 0, **gpt2_config_overrides: Any) -> Path:
+    """Write the checkpoint; the folder appears complete or not at all."""
+    tokenizer = make_tokenizer()
+    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    sizes = {"vocab_size": len(tokenizer), "n_positions": 512, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    config = GPT2Config(**{**sizes, "bos_token_id": end, "eos_token_id": end, **gpt2_config_overrides})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        # Wider than GPT-2's own start, so that greedy text is not one token for ever.
+        config.initializer_range = gpt2_config_overrides.get("initializer_range", 0.2)
+        model = GPT2LMHeadModel(config).to(torch.float32).eval()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        aside.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--architecture", choices=["gpt2"], default="gpt2")
+    arguments = parser.parse_args()
+    make_checkpoint(arguments.out_dir, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Stand-ins for what only exists inside a running Triton."""

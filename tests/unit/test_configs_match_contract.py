@@ -1,0 +1,159 @@
+"""Every config.pbtxt is held to the contract: names, types, shapes, one name per tensor in every model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contract_tables import README, parameter_table, tensor_table, with_tables
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonlm.contract import SamplingParameters, tensors
+from tritonlm.contract.tensors import TensorSpec
+
+REPOSITORY = README.parent
+# The trio, and what each takes and gives.
+PARTS: dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]] = {
+    "tokenize": (tensors.TOKENIZE_INPUTS, tensors.TOKENIZE_OUTPUTS),
+    "generate": (tensors.GENERATE_INPUTS, tensors.GENERATE_OUTPUTS),
+    "detokenize": (tensors.DETOKENIZE_INPUTS, tensors.DETOKENIZE_OUTPUTS),
+}
+
+
+def read(model: str) -> Any:
+    return text_format.Parse(
+        (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig()
+    )
+
+
+def models() -> list[str]:
+    return sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt"))
+
+
+ENSEMBLES = [name for name in models() if read(name).platform == "ensemble"]
+
+
+def inputs_of(config: Any) -> list[tuple[object, ...]]:
+    return [
+        (item.name, item.data_type, tuple(item.dims), item.optional, item.allow_ragged_batch) for item in config.input
+    ]
+
+
+def expected_inputs(specs: Sequence[TensorSpec]) -> list[tuple[object, ...]]:
+    return [(spec.name, data_type(spec), spec.dims, spec.optional, spec.ragged) for spec in specs]
+
+
+def outputs_of(config: Any) -> list[tuple[object, ...]]:
+    return [(item.name, item.data_type, tuple(item.dims)) for item in config.output]
+
+
+def expected_outputs(specs: Sequence[TensorSpec]) -> list[tuple[object, ...]]:
+    return [(spec.name, data_type(spec), spec.dims) for spec in specs]
+
+
+def data_type(spec: TensorSpec) -> int:
+    number: int = model_config_pb2.DataType.Value(f"TYPE_{spec.dtype}")
+    return number
+
+
+def test_every_model_is_looked_at() -> None:
+    assert set(models()) == {*PARTS, *ENSEMBLES}
+    assert ENSEMBLES
+
+
+@pytest.mark.parametrize("model", PARTS)
+def test_the_parts_have_the_contracts_tensors(model: str) -> None:
+    config = read(model)
+    inputs, outputs = PARTS[model]
+    assert config.backend == "python"
+    assert inputs_of(config) == expected_inputs(inputs)
+    assert outputs_of(config) == expected_outputs(outputs)
+
+
+@pytest.mark.parametrize("model", PARTS)
+def test_the_parts_run_once_without_a_gpu_of_their_own(model: str) -> None:
+    (group,) = read(model).instance_group
+    assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_CPU)
+
+
+@pytest.mark.parametrize("model", PARTS)
+def test_every_variable_length_input_is_ragged(model: str) -> None:
+    # Otherwise Triton would only batch requests of equal length.
+    for item in read(model).input:
+        assert item.allow_ragged_batch == (-1 in item.dims), item.name
+
+
+def test_the_whole_trio_reads_one_checkpoint() -> None:
+    named = {model: read(model).parameters["checkpoint"].string_value for model in PARTS}
+    assert set(named.values()) == {"../tiny/1"}
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_ensemble_takes_and_gives_what_the_contract_says(name: str) -> None:
+    config = read(name)
+    # An ensemble forms no batches, so nothing in it is ragged.
+    assert inputs_of(config) == expected_inputs([replace(spec, ragged=False) for spec in tensors.LM_INPUTS])
+    assert outputs_of(config) == expected_outputs(tensors.LM_OUTPUTS)
+    assert config.max_batch_size == 1
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_ensemble_has_one_name_per_tensor_and_feeds_every_input(name: str) -> None:
+    steps = read(name).ensemble_scheduling.step
+    assert [step.model_name for step in steps] == list(PARTS)
+    tokenize, generate, detokenize = steps
+    passed_on = {spec.name for spec in tensors.PASSED_ON}
+    for mapped in (tokenize.input_map, tokenize.output_map, generate.input_map, detokenize.output_map):
+        assert all(value == key for key, value in mapped.items())
+    for mapped in (generate.output_map, detokenize.input_map):
+        assert all(value == (tensors.GENERATED + key if key in passed_on else key) for key, value in mapped.items())
+    assert set(tokenize.input_map) == {spec.name for spec in tensors.LM_INPUTS}
+    assert set(tokenize.output_map) == set(generate.input_map) == {spec.name for spec in tensors.TOKENIZE_OUTPUTS}
+    assert set(generate.output_map) == set(detokenize.input_map) == {spec.name for spec in tensors.CHUNK_TENSORS}
+    # From one step alone: outputs of different steps would be paired by arrival.
+    assert set(detokenize.output_map) == {spec.name for spec in tensors.LM_OUTPUTS}
+
+
+def test_generate_streams_and_its_queue_refuses() -> None:
+    config = read("generate")
+    assert config.model_transaction_policy.decoupled
+    batching = config.dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level) == (3, SamplingParameters().priority)
+    policy = batching.default_queue_policy
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+    assert policy.allow_timeout_override
+    assert policy.default_timeout_microseconds > 0, "without one Triton ignores the request's own"
+    assert policy.max_queue_size > 0, "0 would mean without limit"
+
+
+def test_detokenize_keeps_order_and_refuses_nothing() -> None:
+    batching = read("detokenize").dynamic_batching
+    assert batching.preserve_ordering
+    assert not batching.HasField("default_queue_policy")
+
+
+@pytest.mark.parametrize("model", models())
+def test_what_the_oldest_triton_cannot_parse_is_not_used(model: str) -> None:
+    assert "max_inflight_requests" not in (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
+
+
+def test_the_readmes_tables_are_the_contracts() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert readme == with_tables(readme), "run: python tests/contract_tables.py"
+
+
+def test_the_tables_name_everything() -> None:
+    specs = {*tensors.LM_INPUTS, *tensors.LM_OUTPUTS, *tensors.GENERATE_INPUTS, *tensors.GENERATE_OUTPUTS}
+    assert all(f"`{spec.name}`" in tensor_table() for spec in specs)
+    assert "| `max_tokens` | 0 … | – |" in parameter_table()
+    assert "| `temperature` | 0 … 2 | 1 |" in parameter_table()
+
+
+def test_the_repository_holds_models_only() -> None:
+    # Triton takes every folder for a model.
+    folders = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
+    assert folders == set(models())
+    assert not [path for path in REPOSITORY.iterdir() if Path(path).is_symlink() and not path.exists()]

@@ -1,0 +1,145 @@
+"""Chunks survive their way as tensors; a checkpoint says in one line what it lacks; the contract stands alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonlm.contract import Checkpoint, CheckpointError, Chunk, TokenLogprob, Usage
+from tritonlm.contract.chunk import LOWEST_LOGPROB
+from tritonlm.contract.tensors import CHUNK_TENSORS
+
+CLIENT = Path(__file__).resolve().parents[2] / "client"
+
+int32 = st.integers(0, 2**31 - 1)
+values = st.floats(LOWEST_LOGPROB, 0)
+logprob = st.builds(TokenLogprob, int32, st.none() | values, st.lists(st.tuples(int32, values), max_size=3).map(tuple))
+chunks = st.builds(
+    Chunk,
+    index=int32,
+    window_ids=st.lists(int32, max_size=6),
+    window_new=int32,
+    cut_start=int32,
+    cut_end=int32,
+    skip_special_tokens=st.booleans(),
+    finish_reason=st.sampled_from(["", "stop", "length", "timeout", "cancelled"]),
+    usage=st.builds(Usage, int32, int32, int32),
+    token_ids=st.lists(int32, max_size=6),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    logprobs=st.none() | st.lists(logprob, max_size=4),
+)
+
+
+@given(chunks)
+def test_chunks_survive_the_way_as_tensors(chunk: Chunk) -> None:
+    arrays = chunk.to_arrays()
+    assert set(arrays) == set(CHUNK_TENSORS)
+    for spec, array in arrays.items():
+        assert array.shape[0] == 1, "the batch dimension"
+        assert spec.dims == (-1,) or array.shape[1:] == spec.dims
+    assert Chunk.from_arrays({spec.name: array for spec, array in arrays.items()}) == chunk
+
+
+def test_log_probabilities_without_end_become_a_number_that_json_has() -> None:
+    chunk = Chunk(0, [5], 1, 0, 0, logprobs=[TokenLogprob(5, float("-inf"), ((6, float("-inf")),))])
+    received = Chunk.from_arrays({spec.name: array for spec, array in chunk.to_arrays().items()})
+    assert received.logprobs == [TokenLogprob(5, LOWEST_LOGPROB, ((6, LOWEST_LOGPROB),))]
+
+
+def test_importing_the_contract_imports_nothing_heavy_and_no_other_room() -> None:
+    program = "import sys, json, tritonlm.contract, tritonlm.contract.adapter; print(json.dumps(sorted(sys.modules)))"
+    # In isolation, so that nothing of this test run's is taken along.
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": str(CLIENT)}, capture_output=True, text=True, check=True
+    )
+    loaded = json.loads(ran.stdout)
+    ours = {name for name in loaded if name.startswith("tritonlm")}
+    assert "tritonlm.contract" in ours
+    assert all(name in ("tritonlm", "tritonlm.contract") or name.startswith("tritonlm.contract.") for name in ours)
+    heavy = {"torch", "transformers", "tokenizers", "jinja2", "tritonclient", "fastapi", "httpx", "pydantic"}
+    assert not heavy & {name.split(".")[0] for name in loaded}
+
+
+class TestCheckpoint:
+    def write(self, folder: Path, **files: object) -> Checkpoint:
+        complete: dict[str, object] = {
+            "config.json": {"vocab_size": 10, "n_positions": 20},
+            "tokenizer.json": {},
+            "model.safetensors": {},
+        }
+        for name, content in {**complete, **{name.replace("__", "."): value for name, value in files.items()}}.items():
+            if content is not None:
+                text = content if isinstance(content, str) else json.dumps(content)
+                (folder / name).write_text(text, encoding="utf-8")
+        return Checkpoint(folder)
+
+    def test_a_complete_folder_passes(self, tmp_path: Path) -> None:
+        checkpoint = self.write(tmp_path)
+        checkpoint.check()
+        assert (checkpoint.vocab_size, checkpoint.context_length) == (10, 20)
+        assert checkpoint.eos_token_ids == frozenset()
+        assert checkpoint.chat_template is None
+
+    @pytest.mark.parametrize(
+        ("file", "content", "said"),
+        [
+            ("config__json", None, "has no config.json"),
+            ("config__json", "{", "not valid JSON"),
+            ("config__json", "[]", "must hold a JSON object"),
+            ("config__json", {"vocab_size": 0, "n_positions": 20}, "vocab_size must be a positive integer"),
+            ("config__json", {"vocab_size": 10}, "no context length"),
+            ("tokenizer__json", None, "has no tokenizer.json"),
+            ("model__safetensors", None, "no *.safetensors"),
+        ],
+    )
+    def test_what_is_missing_is_said(self, tmp_path: Path, file: str, content: object, said: str) -> None:
+        checkpoint = self.write(tmp_path, **{file: content})
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.check()
+        assert said in error.value.message
+        assert "\n" not in error.value.message
+
+    def test_a_missing_folder_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="does not exist"):
+            Checkpoint(tmp_path / "nowhere").check()
+
+    def test_text_models_do_without_weights_when_told(self, tmp_path: Path) -> None:
+        self.write(tmp_path, model__safetensors=None).check(weights=False)
+
+    def test_numbers_of_multimodal_checkpoints_are_found(self, tmp_path: Path) -> None:
+        nested = {"text_config": {"vocab_size": 7, "max_position_embeddings": 8}}
+        checkpoint = self.write(tmp_path, config__json=nested)
+        assert (checkpoint.vocab_size, checkpoint.context_length) == (7, 8)
+
+    @pytest.mark.parametrize(
+        ("config", "generation", "found"), [(5, None, {5}), (5, 6, {6}), ([5, 6], None, {5, 6}), (None, [7], {7})]
+    )
+    def test_end_tokens_are_the_generation_configs_first(
+        self, tmp_path: Path, config: object, generation: object, found: set[int]
+    ) -> None:
+        checkpoint = self.write(
+            tmp_path,
+            config__json={"vocab_size": 10, "n_positions": 20, "eos_token_id": config},
+            generation_config__json={"eos_token_id": generation},
+        )
+        assert checkpoint.eos_token_ids == found
+
+    def test_special_tokens_come_as_text_or_as_objects(self, tmp_path: Path) -> None:
+        tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None}
+        checkpoint = self.write(tmp_path, tokenizer_config__json=tokens)
+        assert checkpoint.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+    @pytest.mark.parametrize(
+        "template",
+        ["from config", [{"name": "tools", "template": "x"}, {"name": "default", "template": "from config"}]],
+    )
+    def test_a_template_of_its_own_file_goes_first(self, tmp_path: Path, template: object) -> None:
+        checkpoint = self.write(tmp_path, tokenizer_config__json={"chat_template": template})
+        assert checkpoint.chat_template == "from config"
+        (tmp_path / "chat_template.jinja").write_text("from file", encoding="utf-8")
+        assert Checkpoint(tmp_path).chat_template == "from file"

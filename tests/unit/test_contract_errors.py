@@ -1,0 +1,60 @@
+"""Errors keep their case, sentence and parameter on the way through Triton, which carries text alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonlm.contract import ContextLengthExceeded, InvalidRequest, QueueFull, QueueTimeout, TritonLMError
+from tritonlm.contract.errors import ERRORS, from_wire
+
+PREFIXES = ("", "in ensemble 'tiny', ", "[request id: r2] ", "in ensemble 'my-lm', [request id: <id_unknown>] ")
+# Half a surrogate pair never leaves our process as it is.
+printable = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    st.sampled_from([TritonLMError, *ERRORS]), printable, st.none() | printable.filter(bool), st.sampled_from(PREFIXES)
+)
+def test_errors_survive_the_wire(kind: type[TritonLMError], message: str, param: str | None, prefix: str) -> None:
+    sentence = "Sorry: " + message
+    received = from_wire(prefix + kind(sentence, param).to_wire())
+    assert (type(received), received.message, received.param) == (kind, sentence, param)
+
+
+def test_each_case_has_a_code_of_its_own() -> None:
+    assert len({error.code for error in ERRORS}) == len(ERRORS)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Exceeds maximum queue size", QueueFull),
+        ("Request timeout expired", QueueTimeout),
+        ("Stub process 'generate_0_0' is not healthy.", TritonLMError),
+        ("", TritonLMError),
+    ],
+)
+def test_tritons_own_errors_are_told_apart(prefix: str, text: str, kind: type[TritonLMError]) -> None:
+    received = from_wire(prefix + text)
+    assert type(received) is kind
+    assert received.message == text
+
+
+def test_an_unknown_code_is_an_internal_error() -> None:
+    received = from_wire("Something new. [code=from_the_future param=x]")
+    assert (type(received), received.message, received.param) == (TritonLMError, "Something new.", "x")
+
+
+def test_half_a_surrogate_pair_in_a_name_is_no_obstacle() -> None:
+    assert from_wire(InvalidRequest("Sorry", "\ud800").to_wire()).param == "?"
+
+
+def test_the_context_sentence_is_the_one_that_clients_match() -> None:
+    error = ContextLengthExceeded.of(512, 500, 20)
+    assert error.message == (
+        "This model's maximum context length is 512 tokens, however you requested 520 tokens (500 in your prompt; "
+        "20 for the completion). Please reduce your prompt; or completion length."
+    )
+    assert (error.http_status, error.code) == (400, "context_length_exceeded")

@@ -1,0 +1,397 @@
+"""Sampling is held to transformers' own filters, OpenAI's formula, and to giving each row its own result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine.logit_filters import DrawSettings, draw
+from engine.sampler import Sampled, SamplingState, sample, score_prompt, uniform
+from transformers.generation import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from tritonlm.contract import InvalidRequest, SamplingParameters
+
+VOCABULARY = 61  # odd, so that rows of a batch lie at different alignments
+DRAWS = 20_000
+
+FILTERS: list[dict[str, Any]] = [
+    {"temperature": 0.7},
+    {"temperature": 1.6},
+    {"top_k": 5},
+    {"top_k": 1},
+    {"top_p": 0.6},
+    {"top_p": 0.05},
+    {"min_p": 0.2},
+    {"temperature": 1.3, "top_k": 20, "top_p": 0.8},
+    {"temperature": 0.6, "top_p": 0.95, "min_p": 0.05},
+    {"temperature": 1.8, "top_k": 12, "min_p": 0.1},
+    {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.04},
+    {"top_k": -1, "top_p": 1.0, "min_p": 0.0},
+    {"top_k": 10_000},
+]
+
+
+def some_logits(rows: int, seed: int = 0, vocabulary: int = VOCABULARY, spread: float = 2.0) -> torch.Tensor:
+    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def state(
+    seed: int = 0, vocabulary: int = VOCABULARY, prompt: Sequence[int] = (1, 2), **parameters: Any
+) -> SamplingState:
+    return SamplingState(SamplingParameters(**parameters), seed, vocabulary, prompt)
+
+
+def only(sampled: Sequence[Sampled | None]) -> Sampled:
+    assert len(sampled) == 1
+    assert sampled[0] is not None
+    return sampled[0]
+
+
+def filtered(logits: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
+    """One row's probabilities after transformers' warpers, in the order in which `generate` applies them."""
+    wanted = SamplingParameters(**parameters)
+    warpers = LogitsProcessorList()
+    if wanted.temperature != 1:
+        warpers.append(TemperatureLogitsWarper(wanted.temperature))
+    if wanted.top_k > 0:
+        warpers.append(TopKLogitsWarper(wanted.top_k))
+    if wanted.top_p < 1:
+        warpers.append(TopPLogitsWarper(wanted.top_p))
+    if wanted.min_p > 0:
+        warpers.append(MinPLogitsWarper(wanted.min_p))
+    scores: torch.Tensor = warpers(torch.zeros(1, 1, dtype=torch.long), logits[None].clone())
+    return scores.double().softmax(-1)[0]
+
+
+def chi_square_p(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """How likely a deviation at least this large is; rare outcomes are counted together."""
+    expected = probabilities * counts.sum()
+    common = expected >= 5
+    observed = torch.cat([counts[common], counts[~common].sum()[None]]).double()
+    wanted = torch.cat([expected[common], expected[~common].sum()[None]])
+    if wanted[-1] < 5:
+        observed, wanted = observed[:-1], wanted[:-1]
+    if len(wanted) < 2:
+        return 1.0
+    statistic = ((observed - wanted) ** 2 / wanted).sum()
+    freedom = torch.tensor((len(wanted) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom, statistic / 2))
+
+
+def draw_many(logits: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
+    """How often each token came in many draws: positions 0, 1, 2 … of one sequence."""
+    one = state(seed=11, vocabulary=len(logits), **parameters)
+    counts = torch.zeros(len(logits))
+    batch = 1000
+    for start in range(0, DRAWS, batch):
+        uniforms = uniform([11] * batch, [0] * batch, range(start, start + batch))
+        tokens = draw(logits.expand(batch, -1), [one.settings] * batch, uniforms)
+        counts += torch.bincount(tokens, minlength=len(logits))
+    return counts
+
+
+@pytest.mark.parametrize("parameters", FILTERS, ids=str)
+def test_draws_follow_the_filtered_distribution(parameters: dict[str, Any]) -> None:
+    logits = some_logits(1)[0]
+    probabilities = filtered(logits, parameters)
+    counts = draw_many(logits, parameters)
+    assert not counts[probabilities == 0].any()
+    assert chi_square_p(counts, probabilities) > 0.001
+
+
+def test_the_chi_square_test_can_fail() -> None:
+    logits = some_logits(1)[0]
+    assert chi_square_p(draw_many(logits, {"temperature": 1.0}), filtered(logits, {"temperature": 1.05})) < 0.001
+
+
+def test_sample_draws_at_the_states_seed_choice_and_position() -> None:
+    logits = some_logits(1)
+    for choice in (0, 3):
+        one = state(seed=5, choice=choice)
+        for position in range(20):
+            wanted = draw(logits, [one.settings], uniform([5], [choice], [position]))
+            token = only(sample(logits, [one])).token_id
+            assert token == int(wanted)
+            one.append(token)
+
+
+def kept(logits: torch.Tensor, parameters: dict[str, Any]) -> set[int]:
+    """Which tokens a fine comb of uniforms can reach."""
+    one = state(vocabulary=len(logits), **parameters)
+    comb = (np.arange(4000) + 0.5) / 4000
+    return set(draw(logits.expand(len(comb), -1), [one.settings] * len(comb), comb).tolist())
+
+
+@pytest.mark.parametrize("parameters", FILTERS, ids=str)
+def test_as_many_are_kept_among_equals(parameters: dict[str, Any]) -> None:
+    """Few different logits: every border falls between equals. Which of them stay is left open by torch's sort."""
+    for seed in range(30):
+        logits = torch.randint(0, 4, (VOCABULARY,), generator=torch.Generator().manual_seed(seed)).float()
+        wanted = logits[filtered(logits, parameters) > 0]
+        assert logits[sorted(kept(logits, parameters))].sort().values.tolist() == wanted.sort().values.tolist()
+
+
+@pytest.mark.parametrize(("parameters", "count", "wanted"), [
+    ({"top_p": 0.9}, 10, set(range(1, 10))),
+    ({"top_p": 0.5}, 4, {2, 3}),
+    ({"top_p": 1e-9}, 10, {9}),
+    ({"top_k": 3}, 10, set(range(10))),
+    ({"min_p": 1.0}, 10, set(range(10))),
+])  # fmt: skip
+def test_equals(parameters: dict[str, Any], count: int, wanted: set[int]) -> None:
+    assert kept(torch.zeros(count), parameters) == wanted
+    assert len(wanted) == int((filtered(torch.zeros(count), parameters) > 0).sum())
+
+
+def test_a_draw_is_the_first_token_that_passes_the_uniform() -> None:
+    tokens = draw(torch.zeros(3, 2), [DrawSettings(1.0, 0, 1.0, 0.0)] * 3, np.array([0.4999999, 0.5, 0.5000001]))
+    assert tokens.tolist() == [0, 1, 1]
+
+
+def test_top_p_beyond_the_first_candidates() -> None:
+    logits = some_logits(1, vocabulary=5000, spread=0.5)[0]
+    reference = filtered(logits, {"top_p": 0.7})
+    one = DrawSettings(1.0, 0, 0.7, 0.0)
+    first, last = reference.nonzero()[0], reference.nonzero()[-1]
+    tokens = draw(logits.expand(2, -1), [one, one], np.array([1e-12, 1 - 1e-12]))
+    assert tokens.tolist() == [int(first), int(last)]
+
+
+def test_greedy_takes_the_first_best() -> None:
+    logits = torch.zeros(2, VOCABULARY)
+    logits[0, [7, 30]] = 1
+    for rows in (logits, logits.bfloat16()):
+        sampled = sample(rows, [state(temperature=0), state(temperature=0, top_p=0.1)])
+        assert [row.token_id for row in sampled if row] == [7, 0]
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    logits = some_logits(8)
+    states = [state(seed=row, temperature=1e-300) for row in range(8)]
+    assert [row.token_id for row in sample(logits, states) if row] == logits.argmax(-1).tolist()
+
+
+def test_repetition_penalty_is_transformers() -> None:
+    logits = some_logits(1)
+    prompt, generated = [3, 3, 8, 60], [5, 8]
+    reference = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + generated]), logits.clone())
+    one = SamplingState(SamplingParameters(repetition_penalty=1.7), 0, VOCABULARY, prompt, generated)
+    assert torch.equal(one.change(logits[0]), reference[0])
+
+
+def test_frequency_and_presence_penalty_are_openais() -> None:
+    logits = some_logits(1)[0]
+    generated = [5, 8, 5, 5]
+    parameters = SamplingParameters(frequency_penalty=0.4, presence_penalty=-0.3)
+    wanted = logits.clone()
+    for token in set(generated):
+        wanted[token] -= generated.count(token) * 0.4 + 1 * -0.3
+    changed = SamplingState(parameters, 0, VOCABULARY, [8, 9], generated).change(logits)
+    torch.testing.assert_close(changed, wanted, rtol=0, atol=1e-6)
+    untouched = [token for token in range(VOCABULARY) if token not in generated]
+    assert torch.equal(changed[untouched], logits[untouched])
+
+
+def test_bias_is_added_after_the_penalties() -> None:
+    logits = some_logits(1)[0]
+    wanted = logits.clone()
+    wanted[4] = (wanted[4] / 2 if wanted[4] > 0 else wanted[4] * 2) + 3.5
+    wanted[9] += -100
+    parameters = SamplingParameters(logit_bias={4: 3.5, 9: -100.0}, repetition_penalty=2.0)
+    assert torch.equal(SamplingState(parameters, 0, VOCABULARY, [4]).change(logits), wanted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_end_is_banned_before_min_tokens(temperature: float) -> None:
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, [3, 17, 20]] = torch.tensor([50.0, 60.0, 20.0])
+    parameters = SamplingParameters(temperature=temperature, min_tokens=2, max_tokens=9, stop_token_ids=(17,))
+    one = SamplingState(parameters, 1, VOCABULARY, [3], end_ids=[3, 10**9])
+    seen = []
+    for _ in range(3):
+        seen.append(only(sample(logits, [one])).token_id)
+        one.append(seen[-1])
+    assert seen == [20, 20, 17]
+
+
+@pytest.mark.parametrize(("parameters", "name"), [
+    ({"logit_bias": {VOCABULARY: 1.0}}, "logit_bias"),
+    ({"stop_token_ids": (VOCABULARY,)}, "stop_token_ids"),
+])  # fmt: skip
+def test_ids_outside_the_vocabulary_are_refused_by_name(parameters: dict[str, Any], name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name) as refused:
+        state(**parameters)
+    assert refused.value.param == name
+    with pytest.raises(InvalidRequest, match="resume_token_ids"):
+        SamplingState(SamplingParameters(), 0, VOCABULARY, [1], [VOCABULARY])
+
+
+def mixed_states(count: int) -> list[SamplingState]:
+    kinds: list[dict[str, Any]] = [
+        {}, {"temperature": 0}, {"temperature": 0.8, "top_p": 0.9, "logprobs": 4}, {"top_k": 7, "logprobs": 0},
+        {"min_p": 0.1, "repetition_penalty": 1.3, "presence_penalty": 0.2},
+        {"temperature": 0, "logprobs": 20, "frequency_penalty": 0.5},
+        {"logit_bias": {3: 5.0}, "top_k": 20, "top_p": 0.7}, {"min_tokens": 3, "stop_token_ids": (4, 5)},
+    ]  # fmt: skip
+    return [state(seed=1000 + row, prompt=[row % 50, 7], **kinds[row % len(kinds)]) for row in range(count)]
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 5003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_alone_and_among_31_others_gives_the_same_bits(vocabulary: int, dtype: torch.dtype) -> None:
+    states = [SamplingState(one.parameters, one.seed, vocabulary, [1, 2], end_ids=[0]) for one in mixed_states(32)]
+    for step in range(6):
+        logits = some_logits(32, seed=step, vocabulary=vocabulary).to(dtype)
+        together = sample(logits, states)
+        order = torch.randperm(32, generator=torch.Generator().manual_seed(step)).tolist()
+        shuffled = sample(logits[order], [states[row] for row in order])
+        for row, one in enumerate(states):
+            alone = only(sample(logits[row : row + 1].clone(), [one]))
+            assert alone == together[row] == shuffled[order.index(row)]
+            one.append(alone.token_id)
+
+
+def test_a_resumed_state_goes_on_as_the_first_would_have() -> None:
+    first = mixed_states(16)
+    generated: list[list[int]] = [[] for _ in first]
+    for step in range(8):
+        resumed = [
+            SamplingState(one.parameters, one.seed, VOCABULARY, [row % 50, 7], generated[row])
+            for row, one in enumerate(first)
+        ]
+        logits = some_logits(16, seed=step, spread=1.0)
+        sampled = sample(logits, first)
+        assert sample(logits, resumed) == sampled
+        for row, result in enumerate(sampled):
+            assert result is not None
+            first[row].append(result.token_id)
+            generated[row].append(result.token_id)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_row_of_bad_logits_fails_alone(poison: float) -> None:
+    states = mixed_states(16)
+    logits = some_logits(16)
+    wanted = sample(logits, states)
+    for row in range(16):
+        bad = logits.clone()
+        bad[row, 4] = poison
+        assert sample(bad, states) == [None if r == row else wanted[r] for r in range(16)]
+        bad[row] = -math.inf
+        assert sample(bad, states) == [None if r == row else wanted[r] for r in range(16)]
+
+
+def test_a_ban_of_everything_fails_the_row_alone() -> None:
+    everything = state(min_tokens=1, stop_token_ids=tuple(range(VOCABULARY)))
+    other = state(seed=3)
+    logits = some_logits(2)
+    assert sample(logits, [everything, other]) == [None, *sample(logits[1:], [other])]
+
+
+def test_minus_infinity_is_never_drawn() -> None:
+    logits = some_logits(1)[0]
+    logits[::2] = -math.inf
+    assert all(token % 2 for token in kept(logits, {"top_p": 0.99}))
+    assert all(token % 2 for token in kept(logits, {}))
+    assert draw(logits[None], [state().settings], np.array([2.0**-53])).tolist() == [1]
+
+
+@pytest.mark.parametrize("count", range(21))
+def test_logprobs_are_those_of_the_raw_logits(count: int) -> None:
+    logits = some_logits(3, seed=count)
+    states = [state(seed=row, logprobs=count, temperature=1.9, logit_bias={row: 9.0}) for row in range(3)]
+    reference = logits.log_softmax(-1)
+    for row, result in enumerate(sample(logits, states)):
+        assert result is not None
+        assert result.logprob is not None
+        assert result.logprob.token_id == result.token_id
+        assert result.logprob.logprob == pytest.approx(float(reference[row, result.token_id]), abs=1e-5)
+        best = reference[row].topk(count)
+        assert [token for token, _ in result.logprob.top] == best.indices.tolist()
+        assert [value for _, value in result.logprob.top] == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert dict(result.logprob.top).get(result.token_id, result.logprob.logprob) == result.logprob.logprob
+
+
+def test_logprobs_come_only_where_asked_for_and_list_equals_by_id() -> None:
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 5] = -0.0
+    asked, other = sample(logits, [state(temperature=0, logprobs=8), state(temperature=0)])
+    assert asked is not None
+    assert other is not None
+    assert other.logprob is None
+    assert asked.logprob is not None
+    assert [token for token, _ in asked.logprob.top] == list(range(8))
+    assert asked.logprob.top[0][1] == asked.logprob.logprob == pytest.approx(-math.log(VOCABULARY), abs=1e-6)
+
+
+def test_alternatives_are_no_more_than_the_vocabulary() -> None:
+    result = only(sample(torch.zeros(1, 4), [state(vocabulary=4, prompt=(), temperature=0, logprobs=20)]))
+    assert result.logprob is not None
+    assert len(result.logprob.top) == 4
+
+
+@pytest.mark.parametrize("alternatives", [0, 5])
+def test_a_prompt_is_scored_row_by_row(alternatives: int) -> None:
+    logits = some_logits(70).bfloat16()
+    next_ids = [row % VOCABULARY for row in range(70)]
+    scores = score_prompt(logits, next_ids, alternatives)
+    reference = logits.float().log_softmax(-1)
+    for row, score in enumerate(scores):
+        assert score is not None
+        assert score.token_id == next_ids[row]
+        assert score.logprob == pytest.approx(float(reference[row, next_ids[row]]), abs=1e-5)
+        assert len(score.top) == alternatives
+        assert score_prompt(logits[row : row + 1], [next_ids[row]], alternatives) == [score]
+        if alternatives and next_ids[row] == int(reference[row].argmax()):
+            assert score.logprob == max(value for _, value in score.top)
+    logits[3, 3] = math.nan
+    assert score_prompt(logits, next_ids, alternatives)[2:5] == [scores[2], None, scores[4]]
+    assert score_prompt(logits[:0], [], alternatives) == []
+
+
+def correlation(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
+    return float(np.corrcoef(left, right)[0, 1])
+
+
+def test_uniforms_are_uniform_and_their_neighbours_independent() -> None:
+    count = 100_000
+    still = [0] * count
+    seeds = range(-count // 2, count // 2)
+    for numbers in (
+        uniform([42] * count, still, range(count)),
+        uniform(seeds, still, still),
+        uniform(seeds, still, range(count)),
+        uniform([7] * count, range(count), still),
+    ):
+        assert numbers.dtype == np.float64
+        assert numbers.min() > 0
+        assert numbers.max() < 1
+        counts = torch.from_numpy(np.histogram(numbers, bins=200, range=(0, 1))[0])
+        assert chi_square_p(counts, torch.full((200,), 1 / 200, dtype=torch.float64)) > 0.001
+        assert abs(correlation(numbers[:-1], numbers[1:])) < 5 / math.sqrt(count)
+        # Neighbours together fill the square evenly.
+        square = np.histogram2d(numbers[:-1:2], numbers[1::2], bins=10, range=[(0, 1), (0, 1)])[0]
+        assert chi_square_p(torch.from_numpy(square.ravel()), torch.full((100,), 0.01, dtype=torch.float64)) > 0.001
+    one, other = (uniform([seed] * count, still, range(count)) for seed in (0, 1))
+    assert abs(correlation(one, other)) < 5 / math.sqrt(count)
+    assert abs(correlation(one[1:], other[:-1])) < 5 / math.sqrt(count)
+
+
+def test_uniforms_depend_on_nothing_but_their_three_numbers() -> None:
+    """Pinned values: a change here would break every seed that a caller has written down."""
+    numbers = uniform([0, 1, -1, 2**63 - 1, 42], [0, 0, 0, 1, 1023], [0, 0, 0, 5, 10**6])
+    assert [uniform([s], [c], [p])[0] for s, c, p in [(0, 0, 0), (1, 0, 0)]] == numbers[:2].tolist()
+    assert numbers.tolist() == [
+        0.3122295497459847, 0.6455473686277801, 0.3736932085852668, 0.16436448245596658, 0.47176242938865987
+    ]  # fmt: skip
+    assert len({*uniform([1, 2, 1, 2], [2, 1, 1, 2], [0, 0, 0, 0]).tolist(), *uniform([1, 1], [0, 2], [2, 2])}) == 6
