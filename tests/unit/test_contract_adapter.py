@@ -78,7 +78,7 @@ def test_codes_that_callers_rely_on() -> None:
         return made
 
     assert code(ContextLengthExceeded.of(1, 2, 3)) == TritonError.INVALID_ARG
-    assert code(NotOffered("no")) == TritonError.UNSUPPORTED
+    assert code(NotOffered("no")) == TritonError.INVALID_ARG
     assert code(ValueError("x")) == TritonError.INTERNAL
 
 

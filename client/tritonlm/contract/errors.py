@@ -70,7 +70,7 @@ class Draining(TritonLMError):
 
 
 class NotOffered(TritonLMError):
-    triton_code, http_status, openai_type, code = "UNSUPPORTED", 501, "not_implemented", "not_implemented"
+    triton_code, http_status, openai_type, code = "INVALID_ARG", 501, "not_implemented", "not_implemented"
 
 
 class Cancelled(TritonLMError):

@@ -95,6 +95,8 @@ class Engine:
     def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
         """Obey a command on the engine's own thread, between two steps: an answer proves that it is alive."""
         with self._wake:
+            if self._closing:
+                raise Draining("this model has been stopped")
             self._draining |= command.name == DRAIN
             self._inbox.append(lambda: self._answer_command(command, reply))
             self._wake.notify()
@@ -131,16 +133,21 @@ class Engine:
 
     def _run(self) -> None:
         while not self._closing:
-            try:
-                self.take_in()
-                if not self.step():
-                    self._wait_for_work()
-            except Exception as error:  # one broken step must not end the service
-                _log.exception("a step failed")
-                self._fail_running(f"the engine failed in this step ({type(error).__name__}); send the request again")
-        for request in self.scheduler.remove_where(lambda _: True):
-            self._deliver(request, request.answer.final(CANCELLED), last=True)
+            if not self.try_step():
+                self._wait_for_work()
+        self.take_in()  # what came in at the last moment gets its end too
+        self._cancel_where(lambda _: True)
         self._outbox.put(None)
+
+    def try_step(self) -> bool:
+        """Take in and step; a broken step fails the requests that ran in it, and must not end the service."""
+        try:
+            self.take_in()
+            return self.step()
+        except Exception as error:
+            _log.exception("a step failed")
+            self._fail_running(f"the engine failed in this step ({type(error).__name__}); send the request again")
+            return True
 
     def _wait_for_work(self) -> None:
         with self._wake:
@@ -172,6 +179,12 @@ class Engine:
         except TritonLMError as error:
             self._deliver(request, error, last=True)
             return
+        except Exception as error:
+            _log.exception("a request could not be taken in")
+            self._deliver(
+                request, EngineFailure(f"the engine could not take this request in ({type(error).__name__})"), last=True
+            )
+            return
         if request.answer.finish_reason:
             self._deliver(request, request.answer.final(request.answer.finish_reason), last=True)
         else:
@@ -182,13 +195,18 @@ class Engine:
         self._outbox.put(lambda: reply(report))
 
     def _obey(self, command: Command) -> dict[str, Any]:
-        if command.name == CANCEL:
-            found = self.scheduler.remove_where(lambda r: r.id == command.request_id)
-            for request in found:
-                self._counters["cancelled"] += 1
-                self._deliver(request, request.answer.final(CANCELLED), last=True)
-            return {"cancelled": len(found)}
-        return self.status()
+        return {"cancelled": self.cancel(command.request_id)} if command.name == CANCEL else self.status()
+
+    def cancel(self, request_id: str) -> int:
+        """End the requests of this id, wherever they are; how many there were."""
+        return self._cancel_where(lambda request: request.id == request_id)
+
+    def _cancel_where(self, condition: Callable[[Request], bool]) -> int:
+        found = self.scheduler.remove_where(condition)
+        for request in found:
+            self._counters["cancelled"] += 1
+            self._deliver(request, request.answer.final(CANCELLED), last=True)
+        return len(found)
 
     def status(self) -> dict[str, Any]:
         return {
@@ -293,7 +311,17 @@ class Engine:
 
     def _send(self) -> None:
         while (hand_over := self._outbox.get()) is not None:
-            try:
-                hand_over()
-            except Exception:  # noqa: PERF203 (its caller is gone; the others' chunks must go on)
-                _log.exception("a chunk could not be delivered")
+            self._hand_over(hand_over)
+
+    def deliver_now(self) -> None:
+        """Deliver what is ready, on the caller's thread: for those who step the engine themselves."""
+        while not self._outbox.empty():
+            hand_over = self._outbox.get()
+            assert hand_over is not None
+            self._hand_over(hand_over)
+
+    def _hand_over(self, hand_over: Callable[[], None]) -> None:
+        try:
+            hand_over()
+        except Exception:  # its caller is gone; the others' chunks must go on
+            _log.exception("a chunk could not be delivered")

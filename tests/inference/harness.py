@@ -1,0 +1,131 @@
+"""Drives an engine step by step in the test's own thread, and makes tiny random-weight models of every family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.model_runner import ModelRunner
+from engine.request import Request
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM
+from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TokenLogprob, TritonLMError
+
+VOCABULARY = 96
+_SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+    "initializer_range": 0.2,
+}  # fmt: skip
+_GROUPED = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256,
+             "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2},
+    "gpt_neox": {**_SMALL, "rotary_pct": 0.5},
+    "opt": {"vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 256, "word_embed_proj_dim": 32, "init_std": 0.2,
+            "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
+    "llama": _GROUPED,
+    "mistral": {**_GROUPED, "sliding_window": 24},
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+    "phi": {**_SMALL, "partial_rotary_factor": 0.5},
+    "gemma2": {**_GROUPED, "sliding_window": 24, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**_GROUPED, "sliding_window": 24, "query_pre_attn_scalar": 8},
+    "gpt_bigcode": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256,
+                    "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2},
+    "olmo2": _GROUPED,
+}  # fmt: skip
+
+
+def save_model(family: str, folder: Path) -> Path:
+    """A random-weight model of the family, float32, with as much of a tokenizer as the checks want to see."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0")).save(
+        str(folder / "tokenizer.json")
+    )
+    return folder
+
+
+@dataclass
+class Collected:
+    """What one request was given."""
+
+    items: list[Chunk | TritonLMError] = field(default_factory=list)
+    ends: list[bool] = field(default_factory=list)
+
+    def deliver(self, item: Chunk | TritonLMError, last: bool) -> None:
+        self.items.append(item)
+        self.ends.append(last)
+
+    @property
+    def error(self) -> TritonLMError:
+        """The one error that ended the request."""
+        assert self.ends.count(True) == 1
+        assert self.ends[-1]
+        assert isinstance(self.items[-1], TritonLMError), self.items
+        return self.items[-1]
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        assert self.ends.count(True) == 1
+        assert self.ends[-1], "nothing may follow the end"
+        found = [item for item in self.items if isinstance(item, Chunk)]
+        assert len(found) == len(self.items), self.items
+        assert [chunk.index for chunk in found] == list(range(len(found)))
+        return found
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for chunk in self.chunks for token in chunk.token_ids]
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        return [entry for chunk in self.chunks for entry in chunk.logprobs or []]
+
+    @property
+    def final(self) -> Chunk:
+        return self.chunks[-1]
+
+
+def make_engine(folder: Path, **settings: Any) -> Engine:
+    config = EngineConfig(**{"max_sequences": 32, "block_tokens": 4, **settings})
+    return Engine(ModelRunner(folder, config), config, lambda ids, _: "".join(f" {i}" for i in ids), ())
+
+
+def submit(
+    engine: Engine, prompt: list[int], stream: bool = False, request_id: str = "", **parameters: Any
+) -> Collected:
+    wanted = SamplingParameters.from_mapping(
+        {"max_tokens": 12, "temperature": 0, "seed": 7, "return_token_ids": True, **parameters}
+    )
+    collected = Collected()
+    request = Request(request_id, prompt, GenerationRequest(wanted, stream), collected.deliver)
+    engine.submit(request)
+    return collected
+
+
+def step(engine: Engine) -> bool:
+    """One step, its deliveries and the cache's invariants."""
+    engine.take_in()
+    worked = engine.step()
+    engine.deliver_now()
+    engine.pool.check()
+    return worked
+
+
+def run(engine: Engine, most_steps: int = 5000) -> None:
+    """Step until there is nothing left to do."""
+    for _ in range(most_steps):
+        if not step(engine):
+            assert engine.status()["running"] == engine.status()["waiting"] == 0
+            assert engine.pool.used == 0
+            return
+    raise AssertionError(f"still busy after {most_steps} steps: {engine.status()}")

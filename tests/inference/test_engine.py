@@ -1,0 +1,243 @@
+"""The engine's promises beside the right tokens: same seed same text, resume, limits, failures, refusals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine.engine import Engine
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+from tritonlm.contract import (
+    CheckpointError,
+    ContextLengthExceeded,
+    Draining,
+    EngineFailure,
+    InvalidRequest,
+    QueueFull,
+)
+from tritonlm.contract.control import DRAIN, PING, Command
+
+from .harness import VOCABULARY, Collected, make_engine, run, save_model, step, submit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("gpt2", tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture
+def engine(folder: Path) -> Engine:
+    return make_engine(folder)
+
+
+SEEDED = {"temperature": 1.0, "top_p": 0.95, "seed": 11, "max_tokens": 24, "presence_penalty": 0.5, "ignore_eos": True}
+
+
+def crowd(engine: Engine, count: int) -> list[Collected]:
+    draw = random.Random(2)
+    return [
+        submit(engine, [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 50))], temperature=1, seed=i)
+        for i in range(count)
+    ]
+
+
+def test_a_seed_gives_the_same_text_alone_and_among_31_others(engine: Engine) -> None:
+    alone = submit(engine, [5, 6, 7], **SEEDED)
+    run(engine)
+    crowd(engine, 16)
+    among = submit(engine, [5, 6, 7], **SEEDED)
+    crowd(engine, 15)
+    run(engine)
+    assert among.token_ids == alone.token_ids
+    assert among.final.seed == 11
+
+
+def test_choices_of_one_seed_differ(engine: Engine) -> None:
+    first, second = (submit(engine, [5, 6, 7], **SEEDED, choice=choice) for choice in (0, 1))
+    run(engine)
+    assert first.token_ids != second.token_ids
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_resume_at_every_cut_goes_on_as_if_nothing_had_happened(engine: Engine, temperature: int) -> None:
+    wanted = {**SEEDED, "temperature": temperature, "stop": [" 9 ", " 13"], "logprobs": 1}
+    whole = submit(engine, [5, 6, 7], **wanted)
+    run(engine)
+    ids, usage = whole.token_ids, whole.final.usage
+    for cut in range(len(ids)):
+        rest = submit(engine, [5, 6, 7], **wanted, resume_token_ids=ids[:cut])
+        run(engine)
+        assert ids[:cut] + rest.token_ids == ids
+        assert rest.final.finish_reason == whole.final.finish_reason
+        assert (rest.final.usage.prompt, rest.final.usage.completion) == (usage.prompt, usage.completion)
+        for entry, expected in zip(rest.logprobs, whole.logprobs[cut:], strict=True):
+            assert entry.token_id == expected.token_id
+            assert entry.logprob == pytest.approx(expected.logprob, abs=1e-4)
+
+
+def test_a_stream_leaves_token_by_token_and_adds_up(engine: Engine) -> None:
+    streamed = submit(engine, [5, 6, 7], stream=True, max_tokens=9)
+    whole = submit(engine, [5, 6, 7], max_tokens=9)
+    run(engine)
+    assert len(whole.chunks) == 1
+    assert len(streamed.chunks) >= 9
+    assert streamed.token_ids == whole.token_ids
+    assert [chunk.finish_reason for chunk in streamed.chunks[:-1]] == [""] * (len(streamed.chunks) - 1)
+    assert streamed.final.finish_reason == "length"
+
+
+def test_end_of_text_exactly_at_max_tokens_is_a_stop(engine: Engine) -> None:
+    free = submit(engine, [5, 6, 7], max_tokens=12)
+    run(engine)
+    ids = free.token_ids
+    length = max(count for count in range(1, len(ids) + 1) if ids[count - 1] not in ids[: count - 1])
+    ended = submit(engine, [5, 6, 7], max_tokens=length, stop_token_ids=[ids[length - 1]])
+    run(engine)
+    assert ended.token_ids == ids[:length]
+    assert ended.final.finish_reason == "stop"
+    assert ended.final.usage.completion == length > 1
+
+
+def test_echo_without_tokens_gives_the_prompt_and_its_scores(engine: Engine) -> None:
+    scored = submit(engine, [5, 6, 7, 8], max_tokens=0, echo=True, logprobs=0)
+    plain = submit(engine, [5, 6, 7, 8], max_tokens=0, echo=True)
+    run(engine)
+    assert [entry.token_id for entry in scored.logprobs] == [5, 6, 7, 8]
+    assert scored.final.usage.completion == plain.final.usage.completion == 0
+    assert scored.final.finish_reason == plain.final.finish_reason == "length"
+
+
+def test_the_request_past_places_and_queue_is_refused(folder: Path) -> None:
+    engine = make_engine(folder, max_sequences=4, max_queue_size=4)
+    taken = [submit(engine, [5, 6, 7]) for _ in range(8)]
+    with pytest.raises(QueueFull, match="Exceeds maximum queue size"):
+        submit(engine, [5, 6, 7])
+    run(engine)
+    assert len({tuple(answer.token_ids) for answer in taken}) == 1
+    submit(engine, [5, 6, 7])
+
+
+def test_priority_goes_before_arrival(engine: Engine) -> None:
+    for name, priority in (("third", 3), ("second", 2), ("also second", 2), ("first", 1)):
+        submit(engine, [5, 6, 7], priority=priority, request_id=name)
+    engine.take_in()
+    assert [request.id for request in engine.scheduler.waiting] == ["first", "second", "also second", "third"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parameters", "error"),
+    [
+        ([], {}, InvalidRequest),
+        ([VOCABULARY], {}, InvalidRequest),
+        ([5] * 250, {"max_tokens": 7}, ContextLengthExceeded),
+        ([5], {"resume_token_ids": list(range(12))}, InvalidRequest),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_work(
+    engine: Engine, prompt: list[int], parameters: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        submit(engine, prompt, **parameters)
+    assert not step(engine)
+
+
+def test_a_broken_step_fails_its_requests_and_the_next_ones_are_served(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = submit(engine, [5, 6, 7])
+    run(engine)
+    hurt = [submit(engine, [5, 6, 7], stream=True) for _ in range(3)]
+    step(engine)
+    forward = engine.runner.forward
+
+    def broken(*_: Any) -> torch.Tensor:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(engine.runner, "forward", broken)
+    assert engine.try_step()
+    engine.deliver_now()
+    monkeypatch.setattr(engine.runner, "forward", forward)
+    for answer in hurt:
+        assert isinstance(answer.error, EngineFailure)
+        assert "RuntimeError" in answer.error.message
+    engine.pool.check()
+    assert engine.pool.used == 0
+    again = submit(engine, [5, 6, 7])
+    run(engine)
+    assert again.token_ids == expected.token_ids
+
+
+def test_draining_refuses_the_new_and_ends_the_running(engine: Engine) -> None:
+    running = submit(engine, [5, 6, 7])
+    reports: list[dict[str, Any]] = []
+    engine.command(Command(DRAIN), reports.append)
+    with pytest.raises(Draining):
+        submit(engine, [5, 6, 7])
+    run(engine)
+    assert running.final.finish_reason == "length"
+    assert reports[0]["draining"]
+
+
+def test_threads_serve_answer_pings_and_end(engine: Engine, wait_for: Callable[[Callable[[], bool]], None]) -> None:
+    engine.start()
+    answer = submit(engine, [5, 6, 7], stream=True)
+    reports: list[dict[str, Any]] = []
+    engine.command(Command(PING), reports.append)
+    wait_for(lambda: bool(reports) and any(answer.ends))
+    cut = [submit(engine, [5, 6, 7], max_tokens=200) for _ in range(40)]
+    engine.close()
+    assert answer.final.finish_reason == "length"
+    assert {answer.final.finish_reason for answer in cut} == {"cancelled"}
+    for late in (lambda: submit(engine, [5, 6, 7]), lambda: engine.command(Command(PING), reports.append)):
+        with pytest.raises(Draining):
+            late()
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"deadline": 0.0, "queue_deadline": float("inf")}, "timeout"), ({"queue_deadline": 0.0}, "queue")],
+)
+def test_time_limits_end_a_request(engine: Engine, limits: dict[str, float], reason: str) -> None:
+    answer = submit(engine, [5, 6, 7], max_tokens=100)
+    engine.take_in()
+    (request,) = engine.scheduler.waiting
+    if reason == "timeout":
+        step(engine)
+    for name, moment in limits.items():
+        setattr(request, name, moment)
+    run(engine)
+    if reason == "timeout":
+        assert answer.final.finish_reason == "timeout"
+    else:
+        assert "timeout expired" in answer.error.message
+
+
+def test_numbers_that_are_not_finite_fail_the_request(tmp_path: Path) -> None:
+    folder = save_model("llama", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][:] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = make_engine(folder)
+    answers = [submit(engine, [5, 6, 7]) for _ in range(2)]
+    run(engine)
+    for answer in answers:
+        assert isinstance(answer.error, EngineFailure)
+        assert "not finite" in answer.error.message
+
+
+@pytest.mark.parametrize(("model_type", "fields"), [("t5", {"d_model": 16}), ("mamba", {"hidden_size": 16})])
+def test_an_unsupported_architecture_is_refused_in_a_sentence(
+    folder: Path, tmp_path: Path, model_type: str, fields: dict[str, Any]
+) -> None:
+    config = AutoConfig.for_model(model_type, vocab_size=VOCABULARY, max_position_embeddings=64, **fields)
+    config.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(CheckpointError) as refusal:
+        make_engine(tmp_path)
+    assert "\n" not in refusal.value.message

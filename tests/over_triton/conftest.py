@@ -1,0 +1,47 @@
+"""One Triton for all tests that need no settings of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .servers import ENGINE, LM, Server, copy_repository, edit, running
+
+PLACES = QUEUE = 4
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_repository(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_server(repository: Path) -> Iterator[Server]:
+    with running(repository) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Iterator[Server]:
+    """The shared Triton, which no test may leave with work in it."""
+    yield shared_server
+    assert shared_server.holds_nothing(), shared_server.status()
+
+
+@pytest.fixture(scope="session")
+def shared_small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    repository = copy_repository(tmp_path_factory.mktemp("small"))
+    edit(repository / ENGINE / "config.pbtxt", "max_queue_size: 256", f"max_queue_size: {QUEUE}")
+    (repository / LM / "1" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    with running(repository, max_sequences=PLACES) as server:
+        yield server
+
+
+@pytest.fixture
+def small_server(shared_small_server: Server) -> Iterator[Server]:
+    """A Triton with four places, a queue of four, and a chat template."""
+    yield shared_small_server
+    assert shared_small_server.holds_nothing(), shared_small_server.status()

@@ -1,0 +1,61 @@
+"""A thousand cancelled requests leave nothing behind: no request, no block, no memory."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+from tritonlm.contract.control import CANCEL
+
+from .caller import call
+from .servers import ENGINE, Server, wait_until
+
+pytestmark = pytest.mark.triton
+
+WAVES, IN_A_WAVE = 20, 50
+# Allocators and the interpreter have settled by then.
+SETTLED_AFTER = 4
+ALLOWED_GROWTH = 20 * 2**20
+
+
+def engine_process(server: Server) -> psutil.Process:
+    children = psutil.Process(server.process_id).children(recursive=True)
+    (found,) = [child for child in children if any(f"/{ENGINE}/1/model.py" in part for part in child.cmdline())]
+    return found
+
+
+def wave(server: Server, number: int) -> None:
+    """Half of them stream, and are cancelled when their first text is there; half are cancelled before."""
+    with contextlib.ExitStack() as stack:
+        calls = [
+            stack.enter_context(
+                call(
+                    server.grpc, f"{number}, {index} birds", stream=index % 2 == 0, request_id=f"{number}-{index}",
+                    max_tokens=480, ignore_eos=True,
+                )
+            )
+            for index in range(IN_A_WAVE)
+        ]  # fmt: skip
+        firsts = [[made.next()] if index % 2 == 0 else [] for index, made in enumerate(calls)]
+        wait_until(lambda: server.status()["running"] == IN_A_WAVE, "all of them run")
+        with ThreadPoolExecutor(8) as threads:
+            reports = list(threads.map(lambda made: server.command(CANCEL, made.id), calls))
+        assert reports == [{"cancelled": 1}] * IN_A_WAVE
+        for made, first in zip(calls, firsts, strict=True):
+            assert made.answer(*first).last.finish_reason == "cancelled"
+
+
+def test_a_thousand_cancelled_requests_leave_nothing_behind(server: Server) -> None:
+    engine = engine_process(server)
+    before = server.status()
+    memory = []
+    for number in range(WAVES):
+        wave(server, number)
+        memory.append(engine.memory_info().rss)
+    after = server.status()
+    assert after["cancelled"] - before["cancelled"] == WAVES * IN_A_WAVE
+    assert (after["running"], after["waiting"], after["blocks_used"]) == (0, 0, 0)
+    assert after["requests"] == sum(after[name] for name in ("finished", "cancelled", "timed_out"))
+    assert memory[-1] - memory[SETTLED_AFTER - 1] < ALLOWED_GROWTH
