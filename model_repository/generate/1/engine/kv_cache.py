@@ -41,6 +41,8 @@ class KVCache:
         slots = blocks * block_tokens
         self.keys = [torch.zeros(slots, s.heads, s.key_width, dtype=dtype, device=device) for s in layers]
         self.values = [torch.zeros(slots, s.heads, s.value_width, dtype=dtype, device=device) for s in layers]
+        self._gathered_keys = torch.empty(0, dtype=dtype, device=device)
+        self._gathered_values = torch.empty(0, dtype=dtype, device=device)
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put one row per token, (tokens, heads, width), into its slot."""
@@ -48,14 +50,11 @@ class KVCache:
         self.values[layer].index_copy_(0, slots, values)
 
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of (sequences, length) slots, as (sequences, heads, length, width)."""
-        shape = (*slots.shape, -1)
-        keys, values = self.keys[layer], self.values[layer]
-        flat = slots.reshape(-1)
-        return (
-            keys.index_select(0, flat).view(*shape[:2], *keys.shape[1:]).transpose(1, 2),
-            values.index_select(0, flat).view(*shape[:2], *values.shape[1:]).transpose(1, 2),
-        )
+        """The rows of (sequences, length) slots, as (sequences, heads, length, width); valid until the next read."""
+        # Into memory that stays: fresh pages for each layer of each step would cost more than the copy.
+        self._gathered_keys, keys = _gather(self.keys[layer], slots, self._gathered_keys)
+        self._gathered_values, values = _gather(self.values[layer], slots, self._gathered_values)
+        return keys, values
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero these blocks: numbers that are not finite must not reach a later owner through masked slots."""
@@ -63,6 +62,16 @@ class KVCache:
             run = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
             for tensor in (*self.keys, *self.values):
                 tensor[run].zero_()
+
+
+def _gather(rows: torch.Tensor, slots: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy the slots' rows into the memory, a larger one if need be; the memory, and its view as attention wants it."""
+    size = slots.numel() * rows[0].numel()
+    if memory.numel() < size:
+        memory = memory.new_empty(size + size // 4)
+    found = memory[:size].view(-1, *rows.shape[1:])
+    torch.index_select(rows, 0, slots.reshape(-1), out=found)
+    return memory, found.view(*slots.shape, *rows.shape[1:]).transpose(1, 2)
 
 
 def free_memory(device: torch.device) -> int:

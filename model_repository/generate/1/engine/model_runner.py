@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 
-from . import attention, flat_batch
+from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
 from .kv_cache import KVCache, LayerShape, blocks_by_need, free_memory
 from .scheduler import Slice
@@ -49,7 +49,7 @@ class ModelRunner:
         self.vocab_size = checkpoint.vocab_size
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         self._model = load_model(folder, self.dtype, self.device)
-        layers = probe(self._model, folder)
+        layers = prepare(self._model, folder)
         context = checkpoint.context_length
         if config.max_context_tokens:
             context = min(context, config.max_context_tokens)
@@ -121,8 +121,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 @torch.inference_mode()
-def probe(model: Any, folder: Path) -> list[LayerShape]:
-    """Run a few tokens through the model's own attention and through the registry's, and compare.
+def prepare(model: Any, folder: Path) -> list[LayerShape]:
+    """Give the model packed weights and our attention; compare a few tokens' logits before and after.
 
     This is how a family that does not follow the attention interface is found out before it can answer nonsense.
     """
@@ -135,6 +135,8 @@ def probe(model: Any, folder: Path) -> list[LayerShape]:
     try:
         model.set_attn_implementation("eager")
         expected = model(input_ids=ids, use_cache=False).logits
+        if packed_linear.is_possible(model.device, model.dtype):
+            packed_linear.pack(model)
         AttentionInterface.register(attention.NAME, stand_in)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)
