@@ -84,7 +84,8 @@ def missing_libraries(program: Path, environment: dict[str, str]) -> list[str]:
     return [line.split()[0] for line in listing.splitlines() if line.rstrip().endswith("not found")]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Assemble the backend and name its folder: for set-up."""
     try:
         print(assemble(find_installation()))
     except ServingError as error:

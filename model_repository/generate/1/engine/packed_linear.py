@@ -6,6 +6,8 @@ pace. The numbers are those of `torch.nn.functional.linear` up to the order of s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,7 +30,7 @@ class PackedLinear(nn.Module):
 
 def is_possible(device: torch.device, dtype: torch.dtype) -> bool:
     packable = dtype in (torch.float32, torch.bfloat16)
-    return device.type == "cpu" and packable and torch.backends.mkldnn.is_available()
+    return device.type == "cpu" and packable and torch._C._has_mkldnn
 
 
 @torch.inference_mode()
@@ -36,6 +38,7 @@ def pack(model: nn.Module) -> None:
     """Replace every linear layer of the model; a weight that only they used is freed."""
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415
 
+    layer: Any
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             if type(layer) is nn.Linear:
