@@ -304,6 +304,8 @@ class Engine:
                 request.deliver(item, last)
             finally:
                 request.in_delivery = False
+                if last:
+                    request.forget()
 
         self._outbox.put(hand_over)
 

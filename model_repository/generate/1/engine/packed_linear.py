@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 # The layout hardly depends on the number of rows: this one is good for decoding and for prompts.
 _ROWS = 32
@@ -24,8 +25,21 @@ class PackedLinear(nn.Module):
         self._bias = None if bias is None else bias.detach()
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """(1, rows, inputs) of the flat batch → (1, rows, outputs)."""
+        count = rows.shape[-2]
+        if (padding := rounded_up(count) - count) > 0:
+            rows = functional.pad(rows, (0, 0, 0, padding))
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
-        return result
+        return result[..., :count, :] if padding else result
+
+
+def rounded_up(count: int) -> int:
+    """The number of rows to compute: oneDNN compiles and keeps code for each number that it meets, so let it meet few.
+
+    1 to 8, then four steps to each power of two: 10, 12, 14, 16, 20, 24, 28, 32, 40 …
+    """
+    step = 1 << max((count - 1).bit_length() - 3, 0)
+    return -(-count // step) * step
 
 
 def is_possible(device: torch.device, dtype: torch.dtype) -> bool:

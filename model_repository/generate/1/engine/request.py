@@ -52,6 +52,10 @@ class Request:
     def __post_init__(self) -> None:
         self.ids = [*self.prompt_ids, *self.parameters.resume_token_ids]
 
+    def forget(self) -> None:
+        """Let go of what the answer held: it points back here, and its memory should not wait for a collector of cycles."""
+        self.answer = self.sampling = None
+
     @property
     def parameters(self) -> SamplingParameters:
         return self.wanted.parameters
