@@ -1,21 +1,28 @@
-"""The tables of model_repository/README.md, made from the contract. Run it to write them anew.
+"""The tables of model_repository/README.md and docs/settings.md, made from the code. Run it to write them anew.
 
     python tests/contract_tables.py
 
-A test holds the README to them.
+Tests hold both files to them.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from tritonlm.contract import SamplingParameters, tensors
-from tritonlm.contract.tensors import TensorSpec
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 
-README = Path(__file__).resolve().parents[1] / "model_repository" / "README.md"
+from engine.config import EngineConfig, environment_name  # noqa: E402
+from tritonlm.contract import SamplingParameters, tensors  # noqa: E402
+from tritonlm.contract.tensors import TensorSpec  # noqa: E402
+from tritonlm.serving.settings import Settings, env_name, option_name  # noqa: E402
+
+README = ROOT / "model_repository" / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 
 _WAYS = (
     ("caller → LM", tensors.LM_INPUTS),
@@ -43,14 +50,46 @@ def parameter_table() -> str:
     return _table(("parameter", "allowed", "default", "meaning"), rows)
 
 
-def with_tables(readme: str) -> str:
-    """The README's text with both tables as the contract has them now."""
-    for name, table in (("tensors", tensor_table()), ("parameters", parameter_table())):
-        parts = re.split(rf"(<!-- {name}: .*? -->\n)(.*?)(<!-- end -->)", readme, maxsplit=1, flags=re.DOTALL)
-        assert len(parts) == 5, f"the README needs a place for the table of {name}"
+def serve_table() -> str:
+    rows = []
+    for name, info in Settings.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        if isinstance(default, list):
+            default = ", ".join(Path(item).name for item in default)
+        shown = "–" if default is None else f"`{default}`"
+        rows.append((f"`{option_name(name)}`", f"`{env_name(name)}`", shown, str(info.description)))
+    return _table(("option", "variable", "default", "meaning"), rows)
+
+
+def engine_table() -> str:
+    policy = ("max_queue_size", "queue_seconds")
+    rows = [
+        (
+            "–" if spec.name in policy else f"`{spec.name}`",
+            f"`{environment_name(spec.name)}`",
+            f"`{spec.default:g}`" if isinstance(spec.default, float) else f"`{spec.default}`",
+            spec.metadata["meaning"],
+        )
+        for spec in fields(EngineConfig)
+    ]
+    return _table(("parameter", "variable", "default", "meaning"), rows)
+
+
+TABLES = {
+    README: {"tensors": tensor_table, "parameters": parameter_table},
+    SETTINGS: {"serve": serve_table, "engine": engine_table},
+}
+
+
+def with_tables(file: Path) -> str:
+    """The file's text with its tables as the code has them now."""
+    text = file.read_text(encoding="utf-8")
+    for name, table in TABLES[file].items():
+        parts = re.split(rf"(<!-- {name}: .*? -->\n)(.*?)(<!-- end -->)", text, maxsplit=1, flags=re.DOTALL)
+        assert len(parts) == 5, f"{file} needs a place for the table of {name}"
         before, begin, _, end, after = parts
-        readme = before + begin + table + end + after
-    return readme
+        text = before + begin + table() + end + after
+    return text
 
 
 def _shape(spec: TensorSpec) -> str:
@@ -66,4 +105,5 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in TABLES:
+        file.write_text(with_tables(file), encoding="utf-8")

@@ -82,3 +82,6 @@ class Logger:
     def log_error(cls, message: str) -> None:
         message.encode()
         cls.errors.append(message)
+
+
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract_tables import README, parameter_table, tensor_table, with_tables
+from contract_tables import README, TABLES, parameter_table, tensor_table, with_tables
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonlm.contract import SamplingParameters, tensors
@@ -140,9 +140,9 @@ def test_what_the_oldest_triton_cannot_parse_is_not_used(model: str) -> None:
     assert "max_inflight_requests" not in (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
 
 
-def test_the_readmes_tables_are_the_contracts() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert readme == with_tables(readme), "run: python tests/contract_tables.py"
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.name)
+def test_the_documents_tables_are_those_of_the_code(file: Path) -> None:
+    assert file.read_text(encoding="utf-8") == with_tables(file), "run: python tests/contract_tables.py"
 
 
 def test_the_tables_name_everything() -> None:

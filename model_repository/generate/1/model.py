@@ -97,10 +97,14 @@ class TritonPythonModel:
 
 
 def queue_policy(args: dict[str, str]) -> dict[str, str]:
-    """The queue policy of config.pbtxt in the engine's terms: the same numbers, where requests really wait."""
+    """The queue policy of config.pbtxt in the engine's terms: the same numbers, where requests really wait.
+
+    To Triton 0 means no limit; here every queue has a bound, the engine's own default.
+    """
     batching = json.loads(args["model_config"]).get("dynamic_batching", {})
     policy = batching.get("default_queue_policy", {})
-    return {
-        "max_queue_size": str(policy.get("max_queue_size", 0)),
-        "queue_seconds": str(int(policy.get("default_timeout_microseconds", 0)) / 1e6),
+    found = {
+        "max_queue_size": int(policy.get("max_queue_size", 0)),
+        "queue_seconds": int(policy.get("default_timeout_microseconds", 0)) / 1e6,
     }
+    return {name: str(value) for name, value in found.items() if value}

@@ -1,81 +1,80 @@
 """The engine's settings: from the model's config.pbtxt (string parameters), overridden by the environment.
 
-It knows names, ranges and defaults; what they mean for memory is decided where the model is known (`kv_cache`).
+It knows names, ranges, defaults and meanings, which docs/settings.md is held to; what they mean for memory is decided
+where the model is known (`kv_cache`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from tritonlm.contract import CheckpointError
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
 
-_CHOICES = {
-    "device": ("auto", "cpu", "cuda"),
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-}
-_LOWEST = {
-    "max_sequences": 1, "kv_cache_tokens": 0, "block_tokens": 1, "prefill_tokens": 1, "max_queue_size": 0,
-    "max_context_tokens": 0, "threads": 0, "max_seconds": 1, "queue_seconds": 0, "coalesce_milliseconds": 0,
-    "coalesce_above": 0,
-}  # fmt: skip
+
+def _one_of(*choices: str, meaning: str) -> Any:
+    return field(default=choices[0], metadata={"choices": choices, "meaning": meaning})
+
+
+def _number(default: float, meaning: str, lowest: float = 0) -> Any:
+    return field(default=default, metadata={"lowest": lowest, "meaning": meaning})
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    device: str = "auto"
-    dtype: str = "auto"
-    # Places: how many requests run together.
-    max_sequences: int = 64
-    # Requests that may wait for a place; the next one is refused. Triton's max_queue_size is the same number.
-    max_queue_size: int = 256
-    # Seconds that a request may wait for a place (0: no limit).
-    queue_seconds: float = 60.0
-    # Seconds that a request may take altogether.
-    max_seconds: float = 600.0
-    # Tokens that the KV cache holds (0: context × places, capped by free memory).
-    kv_cache_tokens: int = 0
-    # Lowers the checkpoint's context (0: as the checkpoint says).
-    max_context_tokens: int = 0
-    block_tokens: int = 16
-    # Prompt tokens computed in one step at most: a long prompt does not stop the others' decoding for long.
-    prefill_tokens: int = 512
-    # torch's threads (0: one per core that this process may use).
-    threads: int = 0
-    # With more running requests than this, chunks of a stream leave at most once in so many milliseconds.
-    coalesce_above: int = 8
-    coalesce_milliseconds: float = 40.0
+    device: str = _one_of("auto", "cpu", "cuda", meaning="where to compute; auto takes a GPU when there is one")
+    dtype: str = _one_of(
+        "auto", "float32", "bfloat16", "float16", meaning="number type of weights and cache; auto is the checkpoint's own"
+    )
+    max_sequences: int = _number(64, "places: how many requests run together", lowest=1)
+    max_queue_size: int = _number(256, "requests that may wait for a place; one more is refused (config.pbtxt's policy)")
+    queue_seconds: float = _number(60.0, "how long a request may wait for a place; 0: no limit (config.pbtxt's policy)")
+    max_seconds: float = _number(600.0, "how long a request may take altogether", lowest=1)
+    kv_cache_tokens: int = _number(0, "tokens in the KV cache; 0: context × places, capped by free memory")
+    max_context_tokens: int = _number(0, "lowers the checkpoint's context; 0: as the checkpoint says")
+    block_tokens: int = _number(16, "tokens in one block of the KV cache", lowest=1)
+    prefill_tokens: int = _number(512, "prompt tokens in one step at most: a long prompt must not stop the others", 1)
+    threads: int = _number(0, "torch's threads; 0: one for each core that the process may use")
+    coalesce_above: int = _number(8, "with more running requests than this, chunks of a stream are coalesced …")
+    coalesce_milliseconds: float = _number(40.0, "… to one in so many milliseconds")
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> EngineConfig:
         """Read the settings that are named here; the environment (TRITONLM_…) wins over the model's config."""
         config = cls()
         for spec in fields(cls):
-            variable = ENVIRONMENT_PREFIX + spec.name.upper()
+            variable = environment_name(spec.name)
             source, text = (
                 (variable, environment[variable])
                 if environment.get(variable)
                 else (f"config.pbtxt parameter {spec.name}", values.get(spec.name))
             )
             if text:
-                value: Any = _read(spec.name, text, source, type(getattr(config, spec.name)))
-                config = replace(config, **{spec.name: value})
+                value = _read(text, source, type(getattr(config, spec.name)), spec.metadata)
+                change: dict[str, Any] = {spec.name: value}
+                config = replace(config, **change)
         return config
 
 
-def _read(name: str, text: str, source: str, kind: type) -> str | int | float:
-    if name in _CHOICES:
-        if text not in _CHOICES[name]:
-            raise CheckpointError(f"{source} must be one of {', '.join(_CHOICES[name])} (got {text!r})")
+def environment_name(setting: str) -> str:
+    return ENVIRONMENT_PREFIX + setting.upper()
+
+
+def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> str | int | float:
+    if kind is str:
+        if text not in metadata["choices"]:
+            raise CheckpointError(f"{source} must be one of {', '.join(metadata['choices'])} (got {text!r})")
         return text
     try:
         value: int | float = int(text) if kind is int else float(text)
     except ValueError:
-        value = -1
-    if value < _LOWEST[name]:
-        raise CheckpointError(f"{source} must be a number of at least {_LOWEST[name]} (got {text!r})")
+        value = float("nan")
+    # No comparison holds for a NaN.
+    if not metadata["lowest"] <= value < float("inf"):
+        what = "a whole number" if kind is int else "a number"
+        raise CheckpointError(f"{source} must be {what} of at least {metadata['lowest']} (got {text!r})")
     return value

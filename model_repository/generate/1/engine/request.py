@@ -53,7 +53,7 @@ class Request:
         self.ids = [*self.prompt_ids, *self.parameters.resume_token_ids]
 
     def forget(self) -> None:
-        """Let go of what the answer held: it points back here, and its memory should not wait for a collector of cycles."""
+        """Let go of the answer: it points back here, and its memory should not wait for the collector of cycles."""
         self.answer = self.sampling = None
 
     @property

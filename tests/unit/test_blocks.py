@@ -1,0 +1,88 @@
+"""The block pool: who owns which block, and which prefix is found again."""
+
+from __future__ import annotations
+
+import pytest
+from engine.blocks import PADDING_BLOCK, BlockPool, BlockTable
+
+BLOCK = 4
+
+
+def filled(pool: BlockPool, ids: list[int]) -> BlockTable:
+    """A sequence whose tokens are all computed and known."""
+    table = pool.match(ids)
+    pool.hold(table.blocks)
+    table.blocks += pool.take(pool.blocks_for(len(ids)) - len(table.blocks))
+    pool.publish(table, ids, len(ids))
+    pool.check()
+    return table
+
+
+def test_a_prefix_is_found_again_by_full_blocks_and_never_whole() -> None:
+    pool = BlockPool(9, BLOCK)
+    ids = list(range(10))
+    blocks = list(filled(pool, ids).blocks)
+    assert pool.match([*ids, 99]).blocks == blocks[:2]
+    assert pool.match(ids[:8]).blocks == blocks[:1], "the last token's logits have to be computed"
+    assert pool.match([99, *ids]).blocks == []
+    assert PADDING_BLOCK not in blocks
+
+
+def test_the_same_tokens_after_another_beginning_are_another_content() -> None:
+    pool = BlockPool(9, BLOCK)
+    filled(pool, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    assert pool.match([9, 9, 9, 9, 5, 6, 7, 8, 9]).blocks == []
+
+
+def test_released_blocks_stay_known_until_they_are_needed_oldest_and_deepest_first() -> None:
+    pool = BlockPool(5, BLOCK)
+    first, second = [1] * 8 + [0], [2] * 4 + [0]
+    for ids in (first, second):
+        pool.release(filled(pool, ids[:-1]))
+    assert (pool.used, pool.idle, pool.available) == (0, 3, 4)
+    pool.take(2)
+    # The free one and the tail of the oldest prefix are gone; its head and the younger prefix are still there.
+    assert len(pool.match(first).blocks) == 1
+    assert len(pool.match(second).blocks) == 1
+    pool.check()
+
+
+def test_a_found_block_is_not_evicted_while_it_is_held() -> None:
+    pool = BlockPool(3, BLOCK)
+    ids = [1] * 4 + [0]
+    pool.release(filled(pool, ids[:-1]))
+    table = pool.match(ids)
+    pool.hold(table.blocks)
+    assert pool.available == 1
+    assert pool.take(1) != table.blocks
+    pool.release(table)
+    assert pool.match(ids).blocks
+
+
+def test_twins_keep_their_own_blocks_and_one_content() -> None:
+    pool = BlockPool(9, BLOCK)
+    ids = [1, 2, 3, 4, 5]
+    tables = [BlockTable(pool.take(2)) for _ in range(2)]
+    for table in tables:
+        pool.publish(table, ids, len(ids))
+    assert tables[0].content == tables[1].content
+    assert not set(tables[0].blocks) & set(tables[1].blocks)
+    pool.release(tables[0])
+    pool.release(tables[1])
+    pool.check()
+    assert pool.idle == 1
+
+
+def test_after_a_failure_nothing_is_remembered() -> None:
+    pool = BlockPool(9, BLOCK)
+    pool.release(filled(pool, [1, 2, 3, 4, 5]))
+    pool.forget_idle()
+    pool.check()
+    assert pool.match([1, 2, 3, 4, 5]).blocks == []
+    assert pool.available == pool.total
+
+
+def test_more_than_there_is_cannot_be_taken() -> None:
+    pool = BlockPool(3, BLOCK)
+    with pytest.raises(AssertionError):
+        pool.take(3)

@@ -1,0 +1,189 @@
+"""`generate` as Triton would drive it, with a real engine and a tiny random-weight LM: FINAL once on every path."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.fake_pb_utils import InferenceRequest, InferenceResponse, TritonError
+from fakes.models import start_model
+from make_tiny_lm import make_checkpoint
+from tritonlm.contract import (
+    Chunk,
+    ContextLengthExceeded,
+    GenerationRequest,
+    InvalidRequest,
+    QueueFull,
+    SamplingParameters,
+    TritonLMError,
+)
+from tritonlm.contract.errors import from_wire
+from tritonlm.contract.tensors import CHUNK_TENSORS, CONTROL, PROMPT_IDS, REPORT, REQUEST
+
+FINAL = 1
+WAIT_SECONDS = 20.0
+
+
+class Sender:
+    """What one request was sent, in order."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[InferenceResponse, int]] = []
+
+    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+        self.sent.append((response, flags))
+
+    def wait(self) -> list[InferenceResponse]:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not self.sent or self.sent[-1][1] != FINAL:
+            assert time.monotonic() < deadline, "no end came"
+            time.sleep(0.005)
+        assert [flags for _, flags in self.sent[:-1]] == [0] * (len(self.sent) - 1)
+        return [response for response, _ in self.sent]
+
+    def chunks(self) -> list[Chunk]:
+        answers = self.wait()
+        assert [answer.error() for answer in answers] == [None] * len(answers)
+        return [
+            Chunk.from_arrays({tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()})
+            for answer in answers
+        ]
+
+    def error(self) -> TritonLMError:
+        (answer,) = self.wait()
+        found = answer.error()
+        assert found is not None
+        return from_wire(found.message())
+
+    def report(self) -> dict[str, Any]:
+        (answer,) = self.wait()
+        (tensor,) = answer.output_tensors()
+        report: dict[str, Any] = json.loads(REPORT.text(tensor.as_numpy()))
+        return report
+
+
+class DecoupledRequest(InferenceRequest):
+    def __init__(self, inputs: dict[str, Any], request_id: str = "", timeout: int = 0) -> None:
+        super().__init__(inputs, [spec.name for spec in (*CHUNK_TENSORS, REPORT)], request_id=request_id)
+        self.sender, self._timeout = Sender(), timeout
+
+    def get_response_sender(self) -> Sender:
+        return self.sender
+
+    def timeout(self) -> int:
+        return self._timeout
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("lm") / "tiny")
+
+
+@pytest.fixture
+def model(checkpoint: Path) -> Iterator[Any]:
+    started = start_model("generate", checkpoint, device="cpu", max_sequences="2")
+    yield started
+    started.finalize()
+
+
+def asked(prompt: list[int], stream: bool = False, request_id: str = "", timeout: int = 0, **parameters: Any) -> Any:
+    wanted = SamplingParameters.from_mapping({"max_tokens": 5, "temperature": 0, "seed": 1, **parameters})
+    request = GenerationRequest(wanted, stream).to_json()
+    inputs = {PROMPT_IDS.name: PROMPT_IDS.pack(prompt), REQUEST.name: REQUEST.pack(request)}
+    return DecoupledRequest(inputs, request_id, timeout)
+
+
+def command(name: str, request_id: str = "") -> DecoupledRequest:
+    return DecoupledRequest({CONTROL.name: CONTROL.pack(json.dumps({"command": name, "id": request_id}))})
+
+
+def test_a_request_is_answered_whole_or_in_chunks_by_the_same_tokens(model: Any) -> None:
+    whole, streamed = asked([5, 6, 7], return_token_ids=True), asked([5, 6, 7], stream=True, return_token_ids=True)
+    model.execute([whole, streamed])
+    (only,) = whole.sender.chunks()
+    chunks = streamed.sender.chunks()
+    assert [token for chunk in chunks for token in chunk.token_ids] == only.token_ids
+    assert len(only.token_ids) == only.usage.completion == 5
+    assert [chunk.finish_reason for chunk in chunks] == [""] * (len(chunks) - 1) + ["length"]
+
+
+def test_commands_are_answered_beside_requests(model: Any) -> None:
+    long, waiting = asked([5], max_tokens=400, ignore_eos=True, request_id="long"), command("ping")
+    model.execute([long, waiting])
+    assert waiting.sender.report()["places"] == 2
+    cancel = command("cancel", "long")
+    model.execute([cancel])
+    assert cancel.sender.report() == {"cancelled": 1}
+    assert long.sender.chunks()[-1].finish_reason == "cancelled"
+    status = command("status")
+    model.execute([status])
+    report = status.sender.report()
+    assert (report["running"], report["waiting"], report["blocks_used"]) == (0, 0, 0)
+
+
+BAD: dict[str, tuple[dict[str, Any], type[TritonLMError]]] = {
+    "nothing": ({}, InvalidRequest),
+    "no request": ({PROMPT_IDS.name: PROMPT_IDS.pack([5])}, InvalidRequest),
+    "no prompt": ({REQUEST.name: REQUEST.pack("{}")}, InvalidRequest),
+    "request is no JSON": ({PROMPT_IDS.name: PROMPT_IDS.pack([5]), REQUEST.name: REQUEST.pack("{")}, InvalidRequest),
+    "control is no JSON": ({CONTROL.name: CONTROL.pack("[")}, InvalidRequest),
+    "unknown command": ({CONTROL.name: CONTROL.pack('{"command": "dance"}')}, InvalidRequest),
+    "no UTF-8": ({CONTROL.name: np.array([[b"\xff"]], dtype=object)}, InvalidRequest),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_alone(model: Any, case: str) -> None:
+    inputs, kind = BAD[case]
+    bad, good = DecoupledRequest(inputs), asked([5])
+    model.execute([bad, good])
+    assert type(bad.sender.error()) is kind
+    assert good.sender.chunks()[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parameters", "kind"),
+    [([99999], {}, InvalidRequest), ([-1], {}, InvalidRequest), ([5], {"max_tokens": 512}, ContextLengthExceeded)],
+)
+def test_what_does_not_fit_the_checkpoint_is_refused(
+    model: Any, prompt: list[int], parameters: dict[str, Any], kind: type[TritonLMError]
+) -> None:
+    bad = asked(prompt, **parameters)
+    model.execute([bad])
+    assert type(bad.sender.error()) is kind
+    (answer,) = bad.sender.wait()
+    assert answer.error().code() == TritonError.INVALID_ARG  # type: ignore[union-attr]
+
+
+def test_the_queue_policy_of_the_config_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONLM_MAX_QUEUE_SIZE", "2")
+    model = start_model("generate", checkpoint, device="cpu", max_sequences="2")
+    try:
+        requests = [asked([5], max_tokens=300, ignore_eos=True) for _ in range(6)]
+        model.execute(requests)
+        assert [type(request.sender.error()) for request in requests[4:]] == [QueueFull, QueueFull]
+    finally:
+        model.finalize()
+    for request in requests[:4]:
+        assert request.sender.chunks()[-1].finish_reason in ("length", "cancelled")
+
+
+def test_tritons_own_timeout_bounds_the_wait_for_a_place(model: Any) -> None:
+    running = [asked([5], max_tokens=500, ignore_eos=True, request_id="r") for _ in range(2)]
+    late = asked([5], timeout=1000)
+    model.execute([*running, late])
+    assert late.sender.error().code == "queue_timeout"
+    model.execute([command("cancel", "r")])
+
+
+def test_finalize_ends_what_runs(checkpoint: Path) -> None:
+    model = start_model("generate", checkpoint, device="cpu", max_sequences="2")
+    requests = [asked([5], max_tokens=500, ignore_eos=True) for _ in range(4)]
+    model.execute(requests)
+    model.finalize()
+    assert [request.sender.chunks()[-1].finish_reason for request in requests] == ["cancelled"] * 4

@@ -1,0 +1,60 @@
+"""The layering table holds here, and a breach of each kind of rule is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import check_layers
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_this_repository_keeps_to_the_table() -> None:
+    assert check_layers.check(ROOT) == []
+
+
+def test_every_rule_covers_files_that_exist_or_are_to_come() -> None:
+    to_come = {
+        "client/tritonlm/client.py", "client/tritonlm/stream.py", "client/tritonlm/client/**/*.py",
+        "client/tritonlm/transport.py", "client/tritonlm/gateway/**/*.py", "load_tests/**/*.py",
+    }  # fmt: skip
+    for rule in check_layers.RULES:
+        for pattern in rule.files:
+            assert list(ROOT.glob(pattern)) or pattern in to_come, f"no file matches {pattern}"
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "said"),
+    [
+        ("model_repository/generate/1/engine/engine.py", "import triton_python_backend_utils", "speaks token ids"),
+        ("model_repository/generate/1/engine/engine.py", "from tritonlm import serving", "speaks token ids"),
+        ("model_repository/generate/1/engine/scheduler.py", "def f():\n    import torch", "plain Python"),
+        ("model_repository/generate/1/engine/scheduler.py", "from .helper import x", "through"),
+        ("model_repository/tokenize/1/model.py", "from torch import nn", "thin adapter"),
+        ("client/tritonlm/contract/chunk.py", "import pydantic", "standard library and numpy"),
+        ("client/tritonlm/serving/triton.py", "import torch", "processes, not tensors"),
+    ],
+)
+def test_a_breach_is_told_with_file_line_and_reason(tmp_path: Path, file: str, source: str, said: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    (path.parent / "helper.py").write_text("import torch\n", encoding="utf-8")
+    path.write_text(f'"""A module."""\n{source}\n', encoding="utf-8")
+    breaches = [breach for breach in check_layers.check(tmp_path) if breach.startswith(f"{file}:")]
+    assert len(breaches) == 1
+    assert said in breaches[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("model_repository/generate/1/engine/engine.py", "from tritonlm.contract import Chunk\nimport torch"),
+        ("client/tritonlm/contract/chunk.py", "import json\nimport numpy as np\nfrom . import tensors"),
+    ],
+)
+def test_what_the_table_allows_passes(tmp_path: Path, file: str, source: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source, encoding="utf-8")
+    assert check_layers.check(tmp_path) == []

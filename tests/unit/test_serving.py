@@ -1,0 +1,166 @@
+"""What `tritonlm serve` finds out before Triton starts: one line each, with the remedy. Real ports and files."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from fakes.checkpoints import write_checkpoint
+from tritonlm.cli import app
+from tritonlm.serving import ServingError, Settings, preflight
+from tritonlm.serving.backend import PYTHON, Installation, assemble, find_installation, missing_libraries
+from tritonlm.serving.control import one_line, reachable_host
+from tritonlm.serving.paths import model_repository
+from tritonlm.serving.repository import find_language_model
+from tritonlm.serving.triton import triton_command, triton_environment
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The model repository, with a checkpoint that has no weights."""
+    copy = tmp_path / "models"
+    for model in ("tiny", "tokenize", "generate", "detokenize"):
+        (copy / model / "1").mkdir(parents=True)
+        shutil.copy(model_repository() / model / "config.pbtxt", copy / model)
+    write_checkpoint(copy / "tiny" / "1")
+    return copy
+
+
+def said(error: pytest.ExceptionInfo[Exception]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_busy_port_is_named_with_the_option_that_changes_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServingError) as error:
+            preflight.check_port("127.0.0.1", port, "HTTP", "http_port")
+    for part in (str(port), "in use", "--http-port", "TRITONLM_HTTP_PORT"):
+        assert part in said(error)
+    preflight.check_port("127.0.0.1", port, "HTTP", "http_port")
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ServingError, match=r"cannot listen on 192\.0\.2\.1:8000"):
+        preflight.check_port("192.0.2.1", 8000, "HTTP", "http_port")
+
+
+def test_too_little_shared_memory_is_told_in_numbers(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free // 2**20
+    with pytest.raises(ServingError) as error:
+        preflight.check_shared_memory(tmp_path, free + 1000)
+    assert f"{free + 1000} are needed" in said(error)
+    assert "--shm-size" in said(error)
+    with pytest.raises(ServingError, match="mount a tmpfs"):
+        preflight.check_shared_memory(tmp_path / "nowhere")
+
+
+def test_a_missing_libpython_is_told_with_the_package_that_brings_it(tmp_path: Path) -> None:
+    installation = find_installation()
+    backend = assemble(installation)
+    environment = triton_environment(installation, Settings())
+    preflight.check_libraries(installation, backend, environment)
+    # The stub as it would be on a machine without this library: it asks for one that no machine has.
+    library = f"libpython{PYTHON}.so".encode()
+    stub = (backend / "python" / preflight.STUB).read_bytes()
+    assert library in stub
+    (tmp_path / "python").mkdir()
+    broken = tmp_path / "python" / preflight.STUB
+    broken.write_bytes(stub.replace(library, library.replace(b"python", b"pythom")))
+    broken.chmod(0o755)
+    assert missing_libraries(broken, environment) == [f"libpythom{PYTHON}.so.1.0"]
+    broken.write_bytes(stub.replace(library, f"libpython{'9' * len(PYTHON)}.so".encode()))
+    with pytest.raises(ServingError) as error:
+        preflight.check_libraries(installation, tmp_path, environment)
+    assert f"apt-get install libpython{PYTHON}" in said(error)
+
+
+def test_the_backend_is_assembled_once() -> None:
+    backend = assemble(find_installation())
+    stamp = (backend / "python" / "STAMP").stat()
+    assert assemble(find_installation()) == backend
+    assert (backend / "python" / "STAMP").stat().st_mtime_ns == stamp.st_mtime_ns
+
+
+def test_a_wheel_without_this_pythons_stub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    with pytest.raises(ServingError, match="has no Python backend for Python"):
+        assemble(Installation(tmp_path, tmp_path, "0.0"))
+
+
+def test_an_lm_is_found_with_its_engine_and_its_checkpoint(repository: Path) -> None:
+    found = find_language_model("tiny", [repository.parent / "models"])
+    assert found.generate == "generate"
+    assert [checkpoint.folder for checkpoint in found.checkpoints] == [repository / "tiny" / "1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nothing", "there is no nothing/config.pbtxt in"),
+        ("generate", "generate is not a language model"),
+        ("../tiny", "is not a model's name"),
+        ("..", "is not a model's name"),
+    ],
+)
+def test_what_is_no_lm_is_refused(repository: Path, name: str, text: str) -> None:
+    with pytest.raises(ServingError, match=text) as error:
+        find_language_model(name, [repository])
+    said(error)
+
+
+def test_an_ensemble_without_an_engine_is_refused(repository: Path) -> None:
+    config = repository / "generate" / "config.pbtxt"
+    config.write_text(config.read_text(encoding="utf-8").replace('"control"', '"remote"'), encoding="utf-8")
+    with pytest.raises(ServingError, match="must have the input 'control', and 0 have it"):
+        find_language_model("tiny", [repository])
+
+
+def test_a_missing_repository_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="does not exist; give another with --model-repository"):
+        find_language_model("tiny", [tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("broken", ["config.json", "tokenizer.json", "weights"])
+def test_a_broken_checkpoint_ends_the_command_with_one_line_and_code_1(repository: Path, broken: str) -> None:
+    if broken != "weights":
+        (repository / "tiny" / "1" / broken).write_text("{", encoding="utf-8")
+    result = CliRunner().invoke(app, ["serve", "--model-repository", str(repository)])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "tiny/1" in line
+
+
+def test_a_bad_option_ends_the_command_with_code_2() -> None:
+    result = CliRunner().invoke(app, ["serve", "--device", "tpu"])
+    assert result.exit_code == 2
+    assert "--device (TRITONLM_DEVICE)" in result.stderr
+
+
+def test_triton_is_told_to_stay_on_the_given_address_and_to_load_nothing_unasked(tmp_path: Path) -> None:
+    settings = Settings(model_repository=[tmp_path], host="127.0.0.1", http_port=9000)
+    command = triton_command(tmp_path / "tritonserver", tmp_path, settings, "prefix-")
+    for flag in ("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1",
+                 "--http-port=9000", "--model-control-mode=explicit"):  # fmt: skip
+        assert flag in command
+
+
+@pytest.mark.parametrize(
+    ("host", "called"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.1.2.3", "10.1.2.3"), ("box", "box")],
+)
+def test_a_server_on_every_address_is_called_on_loopback(host: str, called: str) -> None:
+    assert reachable_host(host) == called
+
+
+def test_an_error_of_triton_becomes_one_line() -> None:
+    text = "failed to load, Internal: CheckpointError: no weights\n\nAt:\n  /a/secret/path.py(3): f\n"
+    assert one_line(text) == "failed to load, Internal: CheckpointError: no weights"
