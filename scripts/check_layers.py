@@ -60,11 +60,15 @@ RULES = (
         ("client/tritonlm/serving/**/*.py",), never=("torch", "fastapi", "tritonclient"), why="processes, not tensors"
     ),
     Rule(
-        ("client/tritonlm/client.py", "client/tritonlm/stream.py", "client/tritonlm/client/**/*.py"),
-        never=("fastapi", "torch", "tritonclient"),
+        tuple(f"client/tritonlm/{name}.py" for name in ("client", "sync", "stream", "sequences", "results", "types")),
+        never=("fastapi", "torch", "grpc", "tritonclient", "tokenizers"),
         why="the client reaches Triton through its transport",
     ),
-    Rule(("client/tritonlm/transport.py",), never=("fastapi", "torch"), why="the client installs without them"),
+    Rule(
+        ("client/tritonlm/transport/**/*.py",),
+        never=("fastapi", "torch", "tokenizers"),
+        why="the client installs without them",
+    ),
     Rule(
         ("client/tritonlm/gateway/**/*.py",),
         never=("torch", "tritonclient", "tokenizers"),

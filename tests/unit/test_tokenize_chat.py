@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.checkpoints import END, byte_level_tokenizer, write_checkpoint
+from fakes.checkpoints import CONTEXT, END, byte_level_tokenizer, write_checkpoint
 from fakes.models import start_model
 from fakes.tokenize_calls import accepted, refused
 from tritonlm.contract import CheckpointError, InvalidRequest, NotOffered
@@ -48,6 +48,10 @@ class TestChat:
         assert self.text(model, chat(("user", "hello"), ("assistant", "猫"))) == (
             f"{END}user: hello\nassistant: 猫\nassistant:"
         )
+
+    def test_a_chat_may_fill_the_context_when_max_tokens_is_not_sent(self, model: Any) -> None:
+        ids, request = accepted(model, messages=chat(("user", "x")))
+        assert request.parameters.max_tokens == CONTEXT - len(ids)
 
     def test_text_parts_are_joined(self, model: Any) -> None:
         parts = [{"type": "text", "text": "the"}, {"type": "text", "text": "fox"}]

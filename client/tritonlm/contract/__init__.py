@@ -13,10 +13,13 @@ from .errors import (
     Draining,
     EngineFailure,
     InvalidRequest,
+    ModelNotFound,
     NotOffered,
     QueueFull,
     QueueTimeout,
+    TimedOut,
     TritonLMError,
+    Unavailable,
 )
 from .parameters import SamplingParameters
 from .request import GenerationRequest
@@ -31,11 +34,14 @@ __all__ = [
     "EngineFailure",
     "GenerationRequest",
     "InvalidRequest",
+    "ModelNotFound",
     "NotOffered",
     "QueueFull",
     "QueueTimeout",
     "SamplingParameters",
+    "TimedOut",
     "TokenLogprob",
     "TritonLMError",
+    "Unavailable",
     "Usage",
 ]

@@ -69,6 +69,20 @@ class Draining(TritonLMError):
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "draining"
 
 
+class ModelNotFound(TritonLMError):
+    triton_code, http_status, openai_type, code = "NOT_FOUND", 404, "invalid_request_error", "model_not_found"
+
+
+class Unavailable(TritonLMError):
+    """Nobody answers: Triton is not there, lost its connection, or has not loaded the model."""
+
+    triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "unavailable"
+
+
+class TimedOut(TritonLMError):
+    triton_code, http_status, openai_type, code = "UNAVAILABLE", 504, "server_error", "timeout"
+
+
 class NotOffered(TritonLMError):
     triton_code, http_status, openai_type, code = "INVALID_ARG", 501, "not_implemented", "not_implemented"
 
@@ -83,6 +97,9 @@ ERRORS: tuple[type[TritonLMError], ...] = (
     QueueFull,
     QueueTimeout,
     Draining,
+    ModelNotFound,
+    Unavailable,
+    TimedOut,
     NotOffered,
     Cancelled,
     EngineFailure,
@@ -93,6 +110,7 @@ _BY_CODE = {error.code: error for error in ERRORS}
 _TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<param>\S+))?\]$", re.DOTALL)
 # What Triton itself puts in front of an ensemble's or a queue's error.
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
+_UNKNOWN_MODEL = re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$")
 
 
 def from_wire(text: str) -> TritonLMError:
@@ -105,4 +123,8 @@ def from_wire(text: str) -> TritonLMError:
         return QueueFull(text)
     if "Request timeout expired" in text:
         return QueueTimeout(text)
+    if found := _UNKNOWN_MODEL.search(text):
+        if found["why"] == "is not found":
+            return ModelNotFound(f"the model {found['name']!r} does not exist", "model")
+        return Unavailable(f"the model {found['name']!r} is not loaded", "model")
     return TritonLMError(text)

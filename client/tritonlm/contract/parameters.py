@@ -105,7 +105,7 @@ class SamplingParameters:
     """One request's parameters. `None` stands for "not sent" wherever that differs from every value."""
 
     max_tokens: int | None = _parameter(
-        _integer(0, MAX_TOKENS_LIMIT), "tokens to generate at most; 0 only with echo; not sent: 16, or what fits",
+        _integer(0, MAX_TOKENS_LIMIT), "tokens to generate at most; 0 only with echo; not sent: 16 (chat: what fits)",
         allowed="0 …",
     )  # fmt: skip
     min_tokens: int = _parameter(

@@ -46,12 +46,14 @@ class Limits:
                     param,
                 )
 
-    def settle(self, parameters: SamplingParameters, prompt_tokens: int) -> SamplingParameters:
+    def settle(
+        self, parameters: SamplingParameters, prompt_tokens: int, *, is_chat: bool = False
+    ) -> SamplingParameters:
         """The parameters with nothing left open (`max_tokens`, `seed`), once they fit this model and prompt."""
         self.check_vocabulary(parameters.logit_bias, "logit_bias")
         self.check_vocabulary(parameters.stop_token_ids, "stop_token_ids")
         self.check_vocabulary(parameters.resume_token_ids, "resume_token_ids")
-        max_tokens = self._max_tokens(parameters.max_tokens, prompt_tokens)
+        max_tokens = self._max_tokens(parameters.max_tokens, prompt_tokens, is_chat)
         resumed = len(parameters.resume_token_ids)
         if resumed and resumed >= max_tokens:
             raise InvalidRequest(
@@ -63,10 +65,11 @@ class Limits:
         seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         return replace(parameters, max_tokens=max_tokens, seed=seed)
 
-    def _max_tokens(self, asked: int | None, prompt_tokens: int) -> int:
+    def _max_tokens(self, asked: int | None, prompt_tokens: int, is_chat: bool) -> int:
         free = self.context - prompt_tokens
         # At least one token, if only so that the refusal has something to name.
-        wanted = max(1, min(DEFAULT_MAX_TOKENS, free)) if asked is None else asked
+        default = max(1, free if is_chat else min(DEFAULT_MAX_TOKENS, free))
+        wanted = default if asked is None else asked
         if wanted > free:
             raise ContextLengthExceeded.of(self.context, prompt_tokens, wanted)
         return wanted

@@ -31,7 +31,7 @@ class RequestReader:
         self._limits.check_vocabulary(prompt_ids, param)
         if parameters.truncate_prompt_tokens is not None:
             prompt_ids = prompt_ids[-parameters.truncate_prompt_tokens :]
-        parameters = self._limits.settle(parameters, len(prompt_ids))
+        parameters = self._limits.settle(parameters, len(prompt_ids), is_chat=MESSAGES.name in inputs)
         stream = _flag(inputs, STREAM.name, default=False)
         exclude_prompt = _flag(inputs, EXCLUDE_INPUT.name, default=stream)
         return prompt_ids, GenerationRequest(parameters, stream, parameters.echo or not exclude_prompt)

@@ -55,6 +55,7 @@ class Engine:
         self.pool = BlockPool(runner.blocks, config.block_tokens)
         self.scheduler = Scheduler(self.pool, config.max_sequences, config.prefill_tokens)
         self._counters = dict.fromkeys(COUNTERS, 0)
+        self._created = int(time.time())
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._unfinished = 0
@@ -214,6 +215,7 @@ class Engine:
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
             "draining": self._draining,
+            "created": self._created,
             "places": self.config.max_sequences,
             "preemptions": self.scheduler.preemptions,
             "blocks": self.pool.total,

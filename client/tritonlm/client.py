@@ -1,0 +1,323 @@
+"""`AsyncClient`: language models on one or several Tritons, called as with OpenAI's library.
+
+It knows calls, retries and which Triton to ask; what crosses the connection is the transport's matter, what OpenAI's
+objects look like `results`'. `sync.Client` is the same with blocking calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from tritonlm.contract import (
+    Draining,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    TritonLMError,
+    Unavailable,
+)
+from tritonlm.contract.control import CANCEL, PING, STATUS, Command
+from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
+from tritonlm.results import ChatBuilder, CompletionBuilder
+from tritonlm.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_prompts
+from tritonlm.stream import AsyncStream, Merged
+from tritonlm.transport import Call, Listed, Prompt, Transport
+from tritonlm.types import ChatCompletion, ChatCompletionChunk, Completion, Health, Model, ModelList, Piece
+
+T = TypeVar("T")
+DEFAULT_URL = "127.0.0.1:8001"
+# Nothing has been computed when these come: asking again, or somewhere else, is safe.
+_RETRIED = (Unavailable, Draining, QueueFull)
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
+# How long a Triton that did not answer is asked last.
+_AVOIDED_SECONDS = 5.0
+
+
+class AsyncClient:
+    """A context; or call `close`."""
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] = DEFAULT_URL,
+        *,
+        timeout: float = 600.0,
+        connect_timeout: float = 5.0,
+        max_retries: int = 2,
+        transports: Sequence[Transport] | None = None,
+    ) -> None:
+        if transports is None:
+            from tritonlm.transport.grpc_transport import GrpcTransport  # noqa: PLC0415 (tests bring their own)
+
+            addresses = [urls] if isinstance(urls, str) else list(urls)
+            transports = [GrpcTransport(address.removeprefix("grpc://"), connect_timeout) for address in addresses]
+        if not transports:
+            raise ValueError("urls must name at least one Triton, such as 127.0.0.1:8001")
+        self._transports = list(transports)
+        self._turns = itertools.count()
+        self._avoided: dict[str, float] = {}
+        self._timeout, self._max_retries = timeout, max_retries
+        # Calls under way by their id: which Triton has which sequence.
+        self._running: dict[str, dict[str, Transport]] = {}
+        self._models_of_running: dict[str, str] = {}
+        self.completions = Completions(self)
+        self.chat = Chat(self)
+        self.models = Models(self)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(transport.close() for transport in self._transports))
+
+    async def generate(
+        self, model: str, prompt: str | Sequence[int], *, request_id: str | None = None, timeout: float | None = None,
+        **parameters: Any,
+    ) -> AsyncStream[Piece]:  # fmt: skip
+        """The pieces of one answer, as the engine gives them: text, ids, log-probabilities, usage."""
+        plan = completion_plan(
+            model, prompt, stream=True, request_id=request_id, timeout=timeout or self._timeout, **parameters
+        )
+        if len(plan.calls) != 1:
+            raise InvalidRequest("generate takes one prompt; use completions.create for several", "prompt")
+        return await self._stream(plan, lambda _, piece: piece, lambda: None)
+
+    async def cancel(self, request_id: str, model: str | None = None) -> int:
+        """End a call of this client by its id; or, with the model, an engine's request by its own id."""
+        if found := self._running.get(request_id):
+            owner = self._models_of_running[request_id]
+            cancels = [self._cancel(transport, owner, sequence) for sequence, transport in found.items()]
+        elif model is not None:
+            cancels = [self._cancel(transport, model, request_id) for transport in self._transports]
+        else:
+            return 0
+        return sum(await asyncio.gather(*cancels))
+
+    async def _cancel(self, transport: Transport, model: str, request_id: str) -> int:
+        return int((await transport.command(model, Command(CANCEL, request_id)))["cancelled"])
+
+    async def status(self, model: str) -> dict[str, Any]:
+        """The counters of the LM's engine: places, running, waiting, blocks …"""
+        return await self._anywhere(lambda transport: transport.command(model, Command(STATUS)))
+
+    async def tokenize(self, model: str, text: str) -> list[int]:
+        return await self._anywhere(lambda transport: transport.tokenize(model, Prompt(text=text)))
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        (prompt,) = read_prompts(list(ids), "ids")
+        if prompt.input_ids is None:
+            raise InvalidRequest("ids must be a list of token ids", "ids")
+        found = prompt.input_ids
+        return await self._anywhere(lambda transport: transport.detokenize(model, found))
+
+    async def health(self) -> Health:
+        """Whether a Triton answers, and which LMs' engines do."""
+        live = await asyncio.gather(*(transport.is_live() for transport in self._transports))
+        ready: set[str] = set()
+        for transport in (transport for transport, lives in zip(self._transports, live, strict=True) if lives):
+            ready |= {listed.name for listed in await _listed(transport) if await _answers(transport, listed)}
+        return Health(live=any(live), ready=bool(ready), models=sorted(ready))
+
+    # What the namespaces share.
+
+    async def _whole(self, plan: Plan) -> list[list[Piece]]:
+        """All answers, complete. The first error ends the others."""
+        merged = await self._start(plan)
+        answers: list[list[Piece]] = [[] for _ in plan.calls]
+        try:
+            while (found := await merged.next()) is not None:
+                answers[found[0]].append(found[1])
+        finally:
+            self._forget(plan)
+            await merged.close()
+        return answers
+
+    async def _stream(
+        self, plan: Plan, make: Callable[[int, Piece], T], at_end: Callable[[], T | None]
+    ) -> AsyncStream[T]:
+        merged = await self._start(plan)
+        return AsyncStream(plan.id, merged, make, at_end, lambda: self._forget(plan))
+
+    async def _start(self, plan: Plan) -> Merged:
+        self._running[plan.id] = {}
+        self._models_of_running[plan.id] = plan.model
+        merged = Merged([self._pieces(plan, call) for call in plan.calls])
+        try:
+            await merged.start()
+        except BaseException:
+            self._forget(plan)
+            await merged.close()
+            raise
+        return merged
+
+    def _forget(self, plan: Plan) -> None:
+        self._running.pop(plan.id, None)
+        self._models_of_running.pop(plan.id, None)
+
+    async def _pieces(self, plan: Plan, call: Call) -> AsyncGenerator[Piece, None]:
+        """One sequence's pieces, asked for again while nothing has come and asking again is safe."""
+        for attempt in itertools.count():
+            transport = self._next_transport()
+            self._running.get(plan.id, {})[call.request_id] = transport
+            source, begun = transport.generate(call), False
+            try:
+                async for piece in source:
+                    begun = True
+                    yield piece
+                return
+            except _RETRIED as error:
+                if isinstance(error, (Unavailable, Draining)):
+                    self._avoided[transport.url] = time.monotonic() + _AVOIDED_SECONDS
+                if begun or attempt >= self._max_retries:
+                    raise
+            except InvalidRequest as error:
+                raise _in_our_words(error) from None
+            finally:
+                await source.aclose()
+            await asyncio.sleep(_pause(attempt))
+
+    async def _anywhere(self, ask: Callable[[Transport], Awaitable[T]]) -> T:
+        """A small question, to the next Triton that answers it."""
+        for attempt in itertools.count():
+            transport = self._next_transport()
+            try:
+                return await ask(transport)
+            except Unavailable:
+                self._avoided[transport.url] = time.monotonic() + _AVOIDED_SECONDS
+                if attempt >= self._max_retries:
+                    raise
+            await asyncio.sleep(_pause(attempt))
+        raise AssertionError("unreachable")
+
+    def _next_transport(self) -> Transport:
+        """By turns, those that did not answer lately last."""
+        turn, count, now = next(self._turns), len(self._transports), time.monotonic()
+        order = [self._transports[(turn + offset) % count] for offset in range(count)]
+        return min(order, key=lambda transport: max(self._avoided.get(transport.url, 0.0) - now, 0.0))
+
+
+def _in_our_words(error: InvalidRequest) -> InvalidRequest:
+    """Triton's inputs have other names than the arguments that they came from."""
+    if error.param in (TEXT_INPUT.name, INPUT_IDS.name):
+        return type(error)(error.message.replace(error.param, "prompt", 1), "prompt")
+    return error
+
+
+def _pause(attempt: int) -> float:
+    return min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _LONGEST_PAUSE_SECONDS)
+
+
+class Completions:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self, model: str, prompt: PromptArgument, **arguments: Any
+    ) -> Completion | AsyncStream[Completion]:
+        """As OpenAI's: n, best_of, echo, logprobs, stop, stream, stream_options …, and every sampling parameter."""
+        plan = completion_plan(model, prompt, **_with_timeout(self._client, arguments))
+        builder = CompletionBuilder(plan)
+        if plan.stream:
+            return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder))
+        return builder.whole(await self._client._whole(plan))
+
+
+class Chat:
+    def __init__(self, client: AsyncClient) -> None:
+        self.completions = ChatCompletions(client)
+
+
+class ChatCompletions:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
+        """As OpenAI's, through the checkpoint's chat template; NotOffered where it has none."""
+        plan = chat_plan(model, messages, **_with_timeout(self._client, arguments))
+        builder = ChatBuilder(plan)
+        if plan.stream:
+            return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder))
+        return builder.whole(await self._client._whole(plan))
+
+
+def _with_timeout(client: AsyncClient, arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments if arguments.get("timeout") is not None else {**arguments, "timeout": client._timeout}
+
+
+@overload
+def _usage_at_end(plan: Plan, builder: CompletionBuilder) -> Callable[[], Completion | None]: ...
+@overload
+def _usage_at_end(plan: Plan, builder: ChatBuilder) -> Callable[[], ChatCompletionChunk | None]: ...
+def _usage_at_end(plan: Plan, builder: CompletionBuilder | ChatBuilder) -> Callable[[], Any]:
+    return lambda: builder.usage_chunk() if plan.include_usage else None
+
+
+class Models:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self) -> ModelList:
+        """The language models of all Tritons; a model that is ready anywhere is ready."""
+        found: dict[str, Model] = {}
+        for transport in self._client._transports:
+            for listed in await transport.models():
+                model = await _describe(transport, listed)
+                if listed.name not in found or model.state == "ready":
+                    found[listed.name] = model
+        return ModelList(data=sorted(found.values(), key=lambda model: model.id))
+
+    async def retrieve(self, model: str) -> Model:
+        for found in (await self.list()).data:
+            if found.id == model:
+                return found
+        raise ModelNotFound(f"the model {model!r} does not exist", "model")
+
+    async def load(self, model: str, timeout: float = 600.0) -> Model:
+        await asyncio.gather(*(transport.load(model, timeout) for transport in self._client._transports))
+        return await self.retrieve(model)
+
+    async def unload(self, model: str) -> Model:
+        await asyncio.gather(*(transport.unload(model) for transport in self._client._transports))
+        return await self.retrieve(model)
+
+
+async def _describe(transport: Transport, listed: Listed) -> Model:
+    if not listed.ready:
+        return Model(id=listed.name, created=0, state="unavailable", reason=listed.reason or "not loaded")
+    try:
+        report = await transport.command(listed.name, Command(STATUS))
+    except TritonLMError as error:
+        return Model(id=listed.name, created=0, state="unavailable", reason=error.message)
+    return Model(
+        id=listed.name,
+        created=report["created"],
+        state="ready",
+        max_model_len=report["context_length"],
+        device=report["device"],
+        dtype=report["dtype"],
+        places=report["places"],
+        running=report["running"],
+        waiting=report["waiting"],
+    )
+
+
+async def _listed(transport: Transport) -> list[Listed]:
+    try:
+        return await transport.models()
+    except TritonLMError:
+        return []
+
+
+async def _answers(transport: Transport, listed: Listed) -> bool:
+    try:
+        return listed.ready and bool(await transport.command(listed.name, Command(PING)))
+    except TritonLMError:
+        return False

@@ -1,0 +1,69 @@
+"""How the client reaches a Triton: the interface, which tests may fill otherwise, and the call that goes through it.
+
+`grpc_transport` is the real one, and the only room that knows tritonclient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tritonlm.contract.control import Command
+from tritonlm.types import Piece
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, or token ids, or a chat as JSON: exactly one of them."""
+
+    text: str | None = None
+    input_ids: tuple[int, ...] | None = None
+    messages: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One sequence to generate."""
+
+    model: str
+    request_id: str
+    prompt: Prompt
+    parameters: dict[str, Any] = field(default_factory=dict)
+    stream: bool = False
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A language model in Triton's repository."""
+
+    name: str
+    ready: bool
+    reason: str = ""
+
+
+class Transport(Protocol):
+    """One Triton. Every method raises errors of `tritonlm.contract.errors` alone."""
+
+    url: str
+
+    def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+        """The sequence's pieces, the last with a finish reason. Closed earlier, it cancels the request."""
+        ...
+
+    async def command(self, model: str, command: Command) -> dict[str, Any]: ...
+
+    async def tokenize(self, model: str, prompt: Prompt) -> list[int]: ...
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str: ...
+
+    async def models(self) -> list[Listed]: ...
+
+    async def load(self, model: str, timeout: float) -> None: ...
+
+    async def unload(self, model: str) -> None: ...
+
+    async def is_live(self) -> bool: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,232 @@
+"""One Triton over gRPC: one channel, one bidirectional stream per request.
+
+Whoever leaves a stream early has the engine cancel its request: Triton does not tell a running ensemble that its
+caller is gone. The cancel and the draining of the stream go on in the background, bounded in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tritonlm.contract import Chunk, ModelNotFound, TimedOut, TritonLMError, Unavailable, tensors
+from tritonlm.contract.control import CANCEL, Command
+from tritonlm.contract.errors import from_wire
+from tritonlm.contract.tensors import TensorSpec
+from tritonlm.types import Piece
+
+from . import Call, Listed, Prompt
+from .wire import Outputs, infer_request, piece_of
+
+_COMMAND_SECONDS = 5.0
+# The engine keeps a request's time limit itself; this is for a Triton that has stopped answering.
+_GRACE_SECONDS = 10.0
+_ABANDON_SECONDS = 30.0
+_FIRST_CANCEL_SECONDS, _LAST_CANCEL_SECONDS = 0.02, 1.0
+_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The models that an LM ties together."""
+
+    tokenize: str
+    generate: str
+    detokenize: str
+
+
+class GrpcTransport:
+    def __init__(self, url: str, connect_timeout: float) -> None:
+        self.url = url
+        self._connect_timeout = connect_timeout
+        self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._parts: dict[str, Parts] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Let the cancels that are under way come through, then close the channel."""
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=_ABANDON_SECONDS)
+        await self._channel.close()
+
+    async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+        inputs = {**_prompt(call.prompt), tensors.STREAM: call.stream, tensors.EXCLUDE_INPUT: True}
+        inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout})
+        request = infer_request(call.model, inputs, tensors.LM_OUTPUTS, call.request_id)
+        stream = self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS)
+        ended = False
+        try:
+            with _grpc_errors(self.url):
+                async for message in stream:
+                    if message.error_message:
+                        ended = True
+                        raise from_wire(message.error_message)
+                    piece = piece_of(message.infer_response)
+                    ended = bool(piece.finish_reason)
+                    yield piece
+                    if ended:
+                        return
+                ended = True
+                raise Unavailable(f"Triton at {self.url} ended the stream before the answer's end")
+        except TritonLMError as error:
+            # Out of time is not over: the engine may still be at it.
+            ended = ended or not isinstance(error, TimedOut)
+            raise
+        finally:
+            if not ended:
+                self._in_background(self._abandon(call, stream))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _abandon(self, call: Call, stream: Any) -> None:
+        """Cancel until the stream has ended: the first cancel may come before the request itself."""
+        drained = asyncio.ensure_future(_drain(stream))
+        pause, deadline = _FIRST_CANCEL_SECONDS, asyncio.get_running_loop().time() + _ABANDON_SECONDS
+        try:
+            while not drained.done() and asyncio.get_running_loop().time() < deadline:
+                with contextlib.suppress(TritonLMError):
+                    await self.command(call.model, Command(CANCEL, call.request_id))
+                await asyncio.wait([drained], timeout=pause)
+                pause = min(2 * pause, _LAST_CANCEL_SECONDS)
+        finally:
+            drained.cancel()
+            stream.cancel()
+
+    async def command(self, model: str, command: Command) -> dict[str, Any]:
+        parts = await self._parts_of(model)
+        request = infer_request(parts.generate, {tensors.CONTROL: command.to_json()}, [tensors.REPORT])
+        with _grpc_errors(self.url):
+            async for message in self._stub.ModelStreamInfer(_once(request), timeout=_COMMAND_SECONDS):
+                if message.error_message:
+                    raise from_wire(message.error_message)
+                report: dict[str, Any] = json.loads(Outputs(message.infer_response).text(tensors.REPORT))
+                return report
+        raise Unavailable(f"the engine of {model!r} at {self.url} gave no answer to {command.name!r}")
+
+    async def tokenize(self, model: str, prompt: Prompt) -> list[int]:
+        parts = await self._parts_of(model)
+        # The smallest of all requests: nothing but the prompt has to fit.
+        inputs = {**_prompt(prompt), tensors.SAMPLING_PARAMETERS: json.dumps({"max_tokens": 0, "echo": True})}
+        return (await self._infer(parts.tokenize, inputs, tensors.PROMPT_IDS)).numbers(tensors.PROMPT_IDS)
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        parts = await self._parts_of(model)
+        chunk = Chunk(0, list(ids), len(ids), 0, 0, skip_special_tokens=False)
+        inputs: dict[TensorSpec, object] = {}
+        for spec, array in chunk.to_arrays().items():
+            inputs[spec] = spec.text(array) if spec.dtype == "STRING" else [int(value) for value in array.reshape(-1)]
+        return (await self._infer(parts.detokenize, inputs, tensors.TEXT_OUTPUT)).text(tensors.TEXT_OUTPUT)
+
+    async def _infer(self, model: str, inputs: Mapping[TensorSpec, object], output: TensorSpec) -> Outputs:
+        with _grpc_errors(self.url):
+            return Outputs(
+                await self._stub.ModelInfer(infer_request(model, inputs, [output]), timeout=_COMMAND_SECONDS)
+            )
+
+    async def _parts_of(self, model: str) -> Parts:
+        if model not in self._parts:
+            config = await self._config(model)
+            by_input = {name: step.model_name for step in config.ensemble_scheduling.step for name in step.input_map}
+            try:
+                self._parts[model] = Parts(
+                    by_input[tensors.TEXT_INPUT.name],
+                    by_input[tensors.PROMPT_IDS.name],
+                    by_input[tensors.WINDOW_IDS.name],
+                )
+            except KeyError:
+                raise ModelNotFound(f"{model!r} is not a language model", "model") from None
+        return self._parts[model]
+
+    async def _config(self, model: str) -> Any:
+        with _grpc_errors(self.url):
+            request = service_pb2.ModelConfigRequest(name=model)
+            return (await self._stub.ModelConfig(request, timeout=_COMMAND_SECONDS)).config
+
+    async def models(self) -> list[Listed]:
+        with _grpc_errors(self.url):
+            index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=_COMMAND_SECONDS)
+        found = []
+        for entry in index.models:
+            ready = entry.state == "READY"
+            if ready and not (await self._config(entry.name)).HasField("ensemble_scheduling"):
+                continue
+            found.append(Listed(entry.name, ready, entry.reason))
+        # What is not loaded does not tell what it is: parts of LMs are left out by their names.
+        parts = {part for model in found if model.ready for part in _names(await self._parts_of(model.name))}
+        return [model for model in found if model.name not in parts and not _is_part(model.name)]
+
+    async def load(self, model: str, timeout: float) -> None:
+        self._parts.pop(model, None)
+        with _grpc_errors(self.url):
+            await self._stub.RepositoryModelLoad(
+                service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout
+            )
+
+    async def unload(self, model: str) -> None:
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
+        request.parameters["unload_dependents"].bool_param = True
+        with _grpc_errors(self.url):
+            await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS)
+
+    async def is_live(self) -> bool:
+        try:
+            answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=self._connect_timeout)
+        except grpc.RpcError:
+            return False
+        return bool(answer.live)
+
+
+def _names(parts: Parts) -> tuple[str, str, str]:
+    return (parts.tokenize, parts.generate, parts.detokenize)
+
+
+def _is_part(name: str) -> bool:
+    """The trio's names, by themselves or behind an LM's name."""
+    return name.rpartition("-")[2] in ("tokenize", "generate", "detokenize")
+
+
+def _prompt(prompt: Prompt) -> dict[TensorSpec, object]:
+    given: dict[TensorSpec, object | None] = {
+        tensors.TEXT_INPUT: prompt.text, tensors.INPUT_IDS: prompt.input_ids, tensors.MESSAGES: prompt.messages
+    }  # fmt: skip
+    return {spec: value for spec, value in given.items() if value is not None}
+
+
+async def _once(request: Any) -> AsyncIterator[Any]:
+    yield request
+
+
+async def _drain(stream: Any) -> None:
+    with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
+        async for _ in stream:
+            pass
+
+
+@contextlib.contextmanager
+def _grpc_errors(url: str) -> Iterator[None]:
+    """Errors of the connection and of Triton's own calls as errors of the contract."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        code, details = error.code(), error.details() or ""
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise TimedOut(f"Triton at {url} does not answer in time") from None
+        if code == grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
+            raise Unavailable(f"no Triton answers at {url}") from None
+        if code == grpc.StatusCode.CANCELLED:
+            raise Unavailable(f"the connection to Triton at {url} was closed") from None
+        found = from_wire(details)
+        if type(found) is TritonLMError and code == grpc.StatusCode.UNAVAILABLE:
+            raise Unavailable(f"lost the connection to Triton at {url}") from None
+        raise found from None

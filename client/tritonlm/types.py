@@ -1,0 +1,177 @@
+"""What the client gives back: OpenAI's objects, field by field, as types that print well.
+
+It knows shapes only; `completions` and `chat` fill them, the gateway writes them as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length"]
+
+
+class Result(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class CachedTokens(Result):
+    cached_tokens: int = 0
+
+
+class CompletionUsage(Result):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens = CachedTokens()
+
+
+class CompletionLogprobs(Result):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Result):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] | None = Field(None, description="the generated ids, with return_token_ids")
+    seed: int | None = Field(None, description="the seed that was used, given or drawn")
+
+
+class Completion(Result):
+    """A whole completion, or one chunk of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | None = None
+
+
+class TopLogprob(Result):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChatLogprobs(Result):
+    content: list[ChatTokenLogprob]
+
+
+class ChatMessage(Result):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Result):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] | None = None
+    seed: int | None = None
+
+
+class ChatCompletion(Result):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+
+
+class ChatDelta(Result):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Result):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] | None = None
+    seed: int | None = None
+
+
+class ChatCompletionChunk(Result):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: CompletionUsage | None = None
+
+
+class Model(Result):
+    """A language model and, where it is ready, what its engine tells of it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tritonlm"
+    state: Literal["ready", "loading", "unavailable"]
+    reason: str | None = None
+    max_model_len: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    places: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+
+
+class ModelList(Result):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(Result):
+    """`live`: a Triton answers. `ready`: it has a language model whose engine answers its ping."""
+
+    live: bool
+    ready: bool
+    models: list[str]
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """One token's log-probability with its best alternatives, as `detokenize` names them."""
+
+    token_id: int
+    token: str
+    logprob: float | None
+    bytes: list[int] | None
+    # Where the token begins, in characters from the beginning of this piece's text.
+    offset: int
+    top: tuple[TopLogprob, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One response of one sequence: new text, and what it cost so far."""
+
+    index: int
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    seed: int
+    token_ids: list[int]
+    logprobs: list[Logprob] | None

@@ -1,0 +1,162 @@
+"""A Triton that is not there: answers made of the request alone, at any speed, with any trouble. In place of gRPC.
+
+An answer's tokens are words drawn from (prompt, seed, choice), so that equal requests get equal texts. Pieces split
+characters of one word at random places, as releases do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from tritonlm.contract import ModelNotFound, NotOffered, SamplingParameters, TritonLMError
+from tritonlm.contract.control import CANCEL, PING, Command
+from tritonlm.transport import Call, Listed, Prompt
+from tritonlm.types import Logprob, Piece, TopLogprob
+
+LM = "fake"
+WORDS = [" the", " fox", " saw", " a", " naïve", " 猫", " 👍🏽", " and", ".", "\n"]
+
+
+class FakeTransport:
+    def __init__(self, url: str = "fake:1", pause: float = 0.0) -> None:
+        self.url, self.pause = url, pause
+        self.calls: list[Call] = []
+        self.running: set[str] = set()
+        self.cancelled: list[str] = []
+        # Raised for the next calls, one each, instead of an answer.
+        self.trouble: list[TritonLMError] = []
+        # Raised after so many pieces of the next call.
+        self.breaks_after: tuple[int, TritonLMError] | None = None
+        self.live = True
+        self.loaded = True
+        self.has_chats = True
+
+    async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+        self.calls.append(call)
+        if call.model != LM:
+            raise ModelNotFound(f"the model {call.model!r} does not exist", "model")
+        if call.prompt.messages is not None and not self.has_chats:
+            raise NotOffered("this model has no chat template; use /v1/completions", "messages")
+        if self.trouble:
+            raise self.trouble.pop(0)
+        self.running.add(call.request_id)
+        ended = False
+        try:
+            for number, made in enumerate(answer(call)):
+                await asyncio.sleep(self.pause)
+                piece = cancelled(made) if call.request_id in self.cancelled else made
+                if self.breaks_after and self.breaks_after[0] == number:
+                    ended = True
+                    raise self.breaks_after[1]
+                ended = bool(piece.finish_reason)
+                yield piece
+                if ended:
+                    return
+        finally:
+            self.running.discard(call.request_id)
+            if not ended:
+                self.cancelled.append(call.request_id)
+
+    async def command(self, model: str, command: Command) -> dict[str, Any]:
+        if model != LM:
+            raise ModelNotFound(f"the model {model!r} does not exist", "model")
+        if command.name == CANCEL:
+            found = command.request_id in self.running
+            self.cancelled += [command.request_id] if found else []
+            return {"cancelled": int(found)}
+        assert command.name in (PING, "status")
+        return {
+            "created": 1, "context_length": 512, "device": "cpu", "dtype": "float32", "places": 64,
+            "running": len(self.running), "waiting": 0,
+        }  # fmt: skip
+
+    async def tokenize(self, model: str, prompt: Prompt) -> list[int]:
+        return list((prompt.text or "").encode())
+
+    async def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        return bytes(ids).decode()
+
+    async def models(self) -> list[Listed]:
+        return [Listed(LM, self.loaded)]
+
+    async def load(self, model: str, timeout: float) -> None:
+        self.loaded = True
+
+    async def unload(self, model: str) -> None:
+        self.loaded = False
+
+    async def is_live(self) -> bool:
+        return self.live
+
+    async def close(self) -> None:
+        pass
+
+
+def cancelled(piece: Piece) -> Piece:
+    return Piece(piece.index, "", "cancelled", 1, 0, 0, piece.seed, [], None)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    if prompt.text is not None:
+        return prompt.text
+    if prompt.input_ids is not None:
+        return "".join(chr(32 + token_id % 90) for token_id in prompt.input_ids)
+    return "".join(message["content"] for message in json.loads(prompt.messages or "[]"))
+
+
+def answer(call: Call) -> list[Piece]:
+    """All pieces of the answer to a call."""
+    wanted = SamplingParameters.from_mapping(call.parameters)
+    prompt = prompt_text(call.prompt)
+    draw = random.Random(f"{prompt}-{wanted.seed}-{wanted.choice if wanted.temperature else 0}")
+    limit = 16 if wanted.max_tokens is None else wanted.max_tokens
+    words = [draw.choice(WORDS) for _ in range(limit)]
+    text, reason = "".join(words), "length"
+    for stop in wanted.stop:
+        if stop in text:
+            text, reason = text[: text.index(stop)], "stop"
+    # The tokens that the text needed.
+    used = next((n for n in range(len(words) + 1) if len("".join(words[:n])) >= len(text)), len(words))
+    words = words[:used]
+    entries = [_entry(word, wanted.logprobs or 0, draw) for word in words]
+    shown = text
+    if wanted.echo:
+        shown = prompt + text
+        entries = [_entry(prompt, 0, draw, first=True), *entries]
+    if not call.stream:
+        return [_piece(0, shown, reason, prompt, used, wanted, words, entries)]
+    cuts = sorted({*(draw.randrange(len(shown) + 1) for _ in range(3)), 0, len(shown)})
+    if len(cuts) == 1:
+        return [_piece(0, "", reason, prompt, used, wanted, words, entries)]
+    pieces = []
+    for index, (start, end) in enumerate(itertools.pairwise(cuts)):
+        last = end == len(shown)
+        tail = (words, entries) if last else ([], [])
+        pieces.append(_piece(index, shown[start:end], reason if last else "", prompt, used, wanted, *tail, start))
+    return pieces
+
+
+def _entry(word: str, alternatives: int, draw: random.Random, first: bool = False) -> Logprob:
+    tops = tuple(TopLogprob(token=f" top{n}", logprob=-0.5 - n, bytes=[n]) for n in range(alternatives))
+    return Logprob(1, word, None if first else -draw.random() * 3, list(word.encode()), 0, tops)
+
+
+def _piece(
+    index: int, text: str, reason: str, prompt: str, used: int, wanted: SamplingParameters, words: list[str],
+    entries: list[Logprob], start: int = 0,
+) -> Piece:  # fmt: skip
+    placed, position = [], -start
+    for entry in entries:
+        placed.append(Logprob(entry.token_id, entry.token, entry.logprob, entry.bytes, position, entry.top))
+        position += len(entry.token)
+    return Piece(
+        index=index, text=text, finish_reason=reason, prompt_tokens=max(1, len(prompt.split())), completion_tokens=used,
+        cached_tokens=0, seed=wanted.seed or 0,
+        token_ids=[WORDS.index(word) for word in words] if wanted.return_token_ids else [],
+        logprobs=placed if wanted.logprobs is not None else None,
+    )  # fmt: skip
