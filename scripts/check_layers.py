@@ -71,7 +71,7 @@ RULES = (
     ),
     Rule(
         ("client/tritonlm/gateway/**/*.py",),
-        never=("torch", "tritonclient", "tokenizers"),
+        never=("torch", "grpc", "tritonclient", "tokenizers"),
         why="the gateway knows AsyncClient",
     ),
     Rule(

@@ -26,7 +26,16 @@ from tritonlm.results import ChatBuilder, CompletionBuilder
 from tritonlm.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_prompts
 from tritonlm.stream import AsyncStream, Merged
 from tritonlm.transport import Call, Listed, Prompt, Transport
-from tritonlm.types import ChatCompletion, ChatCompletionChunk, Completion, Health, Model, ModelList, Piece
+from tritonlm.types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionUsage,
+    Health,
+    Model,
+    ModelList,
+    Piece,
+)
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
@@ -139,10 +148,14 @@ class AsyncClient:
         return answers
 
     async def _stream(
-        self, plan: Plan, make: Callable[[int, Piece], T], at_end: Callable[[], T | None]
+        self,
+        plan: Plan,
+        make: Callable[[int, Piece], T],
+        at_end: Callable[[], T | None],
+        usage: Callable[[], CompletionUsage | None] = lambda: None,
     ) -> AsyncStream[T]:
         merged = await self._start(plan)
-        return AsyncStream(plan.id, merged, make, at_end, lambda: self._forget(plan))
+        return AsyncStream(plan.id, merged, make, at_end, lambda: self._forget(plan), usage)
 
     async def _start(self, plan: Plan) -> Merged:
         self._running[plan.id] = {}
@@ -224,7 +237,7 @@ class Completions:
         plan = completion_plan(model, prompt, **_with_timeout(self._client, arguments))
         builder = CompletionBuilder(plan)
         if plan.stream:
-            return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder))
+            return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage)
         return builder.whole(await self._client._whole(plan))
 
 
@@ -244,7 +257,7 @@ class ChatCompletions:
         plan = chat_plan(model, messages, **_with_timeout(self._client, arguments))
         builder = ChatBuilder(plan)
         if plan.stream:
-            return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder))
+            return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage)
         return builder.whole(await self._client._whole(plan))
 
 

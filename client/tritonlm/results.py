@@ -28,6 +28,8 @@ from tritonlm.types import (
     Piece,
 )
 
+_TEXT, _CHAT, _CHAT_CHUNK = "text_completion", "chat.completion", "chat.completion.chunk"
+
 
 class _Builder:
     """What completions and chats share: order, ends, usage."""
@@ -57,13 +59,18 @@ class _Builder:
     def usage(self) -> CompletionUsage:
         return usage_of(self.plan, self._last)
 
-    def _ids(self, pieces: Sequence[Piece]) -> list[int] | None:
-        if not self.plan.parameters.return_token_ids:
-            return None
-        return [token_id for piece in pieces for token_id in piece.token_ids]
+    def _extras(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """Our extensions: the seed with each answer's end, token ids where they were asked for."""
+        extras: dict[str, Any] = {"seed": pieces[-1].seed} if pieces[-1].finish_reason else {}
+        if self.plan.parameters.return_token_ids:
+            extras["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
+        return extras
 
-    def _common(self) -> dict[str, Any]:
-        return {"id": self.plan.id, "created": self.plan.created, "model": self.plan.model}
+    def _common(self, kind: str) -> dict[str, Any]:
+        return {"id": self.plan.id, "object": kind, "created": self.plan.created, "model": self.plan.model}
+
+    def _no_usage_yet(self) -> dict[str, Any]:
+        return {"usage": None} if self.plan.include_usage else {}
 
 
 class CompletionBuilder(_Builder):
@@ -74,13 +81,12 @@ class CompletionBuilder(_Builder):
             text=piece.text,
             logprobs=self._logprobs(piece.logprobs, offset),
             finish_reason=_reason(piece),
-            token_ids=self._ids([piece]),
-            seed=piece.seed if piece.finish_reason else None,
+            **self._extras([piece]),
         )
-        return Completion.model_construct(**self._common(), choices=[choice])
+        return Completion.model_construct(**self._common(_TEXT), choices=[choice], **self._no_usage_yet())
 
     def usage_chunk(self) -> Completion:
-        return Completion(**self._common(), choices=[], usage=self.usage)
+        return Completion(**self._common(_TEXT), choices=[], usage=self.usage)
 
     def whole(self, answers: Sequence[Sequence[Piece]]) -> Completion:
         choices = [self._choice(index, pieces) for index, pieces in enumerate(answers)]
@@ -91,7 +97,7 @@ class CompletionBuilder(_Builder):
             # Without best_of the order is the choices' own.
             kept += best if self.plan.each > self.plan.n else group
         return Completion(
-            **self._common(),
+            **self._common(_TEXT),
             choices=[choices[old].model_copy(update={"index": new}) for new, old in enumerate(kept)],
             usage=self.usage,
         )
@@ -105,8 +111,7 @@ class CompletionBuilder(_Builder):
             text="".join(part.text for part in parts),
             logprobs=_joined(logprobs) if logprobs else None,
             finish_reason=last.finish_reason,
-            token_ids=self._ids(pieces),
-            seed=last.seed,
+            **self._extras(pieces),
         )
 
     def _logprobs(self, entries: Sequence[Logprob] | None, offset: int) -> CompletionLogprobs | None:
@@ -149,22 +154,24 @@ def _mean_logprob(pieces: Sequence[Piece]) -> float:
 class ChatBuilder(_Builder):
     def chunk(self, sequence: int, piece: Piece) -> ChatCompletionChunk:
         self._take(sequence, piece)
+        first: dict[str, Any] = {"role": "assistant"} if piece.index == 0 else {}
         choice = ChatChunkChoice.model_construct(
             index=sequence,
-            delta=ChatDelta.model_construct(role="assistant" if piece.index == 0 else None, content=piece.text),
+            delta=ChatDelta.model_construct(**first, content=piece.text),
             logprobs=self._logprobs(piece.logprobs),
             finish_reason=_reason(piece),
-            token_ids=self._ids([piece]),
-            seed=piece.seed if piece.finish_reason else None,
+            **self._extras([piece]),
         )
-        return ChatCompletionChunk.model_construct(**self._common(), choices=[choice])
+        return ChatCompletionChunk.model_construct(
+            **self._common(_CHAT_CHUNK), choices=[choice], **self._no_usage_yet()
+        )
 
     def usage_chunk(self) -> ChatCompletionChunk:
-        return ChatCompletionChunk(**self._common(), choices=[], usage=self.usage)
+        return ChatCompletionChunk(**self._common(_CHAT_CHUNK), choices=[], usage=self.usage)
 
     def whole(self, answers: Sequence[Sequence[Piece]]) -> ChatCompletion:
         choices = [self._choice(index, pieces) for index, pieces in enumerate(answers)]
-        return ChatCompletion(**self._common(), choices=choices, usage=self.usage)
+        return ChatCompletion(**self._common(_CHAT), choices=choices, usage=self.usage)
 
     def _choice(self, sequence: int, pieces: Sequence[Piece]) -> ChatChoice:
         for piece in pieces:
@@ -172,11 +179,10 @@ class ChatBuilder(_Builder):
         entries = [entry for piece in pieces for entry in piece.logprobs or []]
         return ChatChoice(
             index=sequence,
-            message=ChatMessage(content="".join(piece.text for piece in pieces)),
+            message=ChatMessage(role="assistant", content="".join(piece.text for piece in pieces), refusal=None),
             logprobs=self._logprobs(entries),
             finish_reason=_reason(pieces[-1]),
-            token_ids=self._ids(pieces),
-            seed=pieces[-1].seed,
+            **self._extras(pieces),
         )
 
     def _logprobs(self, entries: Sequence[Logprob] | None) -> ChatLogprobs | None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Generic, TypeVar
 
-from tritonlm.types import Piece
+from tritonlm.types import CompletionUsage, Piece
 
 T = TypeVar("T")
 Source = AsyncGenerator[Piece, None]
@@ -108,8 +108,11 @@ class AsyncStream(Generic[T]):
         make: Callable[[int, Piece], T],
         at_end: Callable[[], T | None],
         when_closed: Callable[[], None],
+        usage: Callable[[], CompletionUsage | None] = lambda: None,
     ) -> None:
         self.request_id = request_id
+        # Tokens so far.
+        self.usage = usage
         self._merged, self._make, self._at_end, self._when_closed = merged, make, at_end, when_closed
         self._ended = False
 

@@ -5,6 +5,7 @@ It knows shapes only; `completions` and `chat` fill them, the gateway writes the
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +17,19 @@ FinishReason = Literal["stop", "length"]
 class Result(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
     def to_dict(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        found: dict[str, Any] = json.loads(self.to_json())
+        return found
+
+
+class Answer(Result):
+    """In JSON it has the fields that were given, as OpenAI's: what was not asked for is left out, not null."""
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude_unset=True)
 
 
 class CachedTokens(Result):
@@ -47,7 +59,7 @@ class CompletionChoice(Result):
     seed: int | None = Field(None, description="the seed that was used, given or drawn")
 
 
-class Completion(Result):
+class Completion(Answer):
     """A whole completion, or one chunk of a streamed one."""
 
     id: str
@@ -87,7 +99,7 @@ class ChatChoice(Result):
     seed: int | None = None
 
 
-class ChatCompletion(Result):
+class ChatCompletion(Answer):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -110,7 +122,7 @@ class ChatChunkChoice(Result):
     seed: int | None = None
 
 
-class ChatCompletionChunk(Result):
+class ChatCompletionChunk(Answer):
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int

@@ -1,0 +1,46 @@
+"""The gateway's application: settings and a client in, an ASGI app out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
+
+import tritonlm
+from tritonlm.client import AsyncClient
+
+from . import errors
+from .middleware import REQUEST_ID, Surroundings
+from .routes import openai, tools
+from .settings import GatewaySettings
+
+
+def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await client.close()
+
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="tritonlm",
+        version=tritonlm.__version__,
+        description="Language models on Triton, with OpenAI's API.",
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    app.include_router(openai.router(client, settings))
+    app.include_router(tools.router(client))
+    if settings.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_allow_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            expose_headers=[REQUEST_ID],
+        )
+    app.add_middleware(Surroundings, max_body_bytes=settings.max_body_bytes)
+    return app

@@ -1,0 +1,91 @@
+"""What surrounds every request: its id, the limit on its body, its line in the log, its counters.
+
+Plain ASGI, so that nothing buffers a stream. It knows no routes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tritonlm.types import CompletionUsage
+
+from . import metrics
+
+_log = logging.getLogger("tritonlm.access")
+REQUEST_ID = "x-request-id"
+_SANE_ID = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+
+
+@dataclass
+class Context:
+    """What is known of a request beside HTTP; routes add to it."""
+
+    request_id: str
+    started: float = field(default_factory=time.monotonic)
+    model: str = ""
+    usage: CompletionUsage | None = None
+    first_byte: float | None = None
+    client_left: bool = False
+
+
+def context_of(scope: Scope) -> Context:
+    found = scope["state"]["context"]
+    assert isinstance(found, Context)
+    return found
+
+
+class Surroundings:
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app, self._max_body_bytes = app, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        context = Context(given if _SANE_ID.fullmatch(given) else secrets.token_hex(12))
+        scope.setdefault("state", {})["context"] = context
+        read, status = 0, 500
+
+        async def bounded_receive() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max_body_bytes:
+                raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
+            return message
+
+        async def marked_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = context.request_id
+            elif context.first_byte is None:
+                context.first_byte = time.monotonic()
+            await send(message)
+
+        try:
+            await self._app(scope, bounded_receive, marked_send)
+        finally:
+            _finish(scope, context, 499 if context.client_left else status)
+
+
+def _finish(scope: Scope, context: Context, status: int) -> None:
+    seconds = time.monotonic() - context.started
+    # The route's pattern, not the path: paths are anybody's.
+    route = getattr(scope.get("route"), "path", "other")
+    first = None if context.first_byte is None else context.first_byte - context.started
+    metrics.record(route, context.model, status, seconds, first, context.usage)
+    said = f"{scope['method']} {scope['path']!r} {status} {seconds:.3f} s"
+    if context.usage is not None and seconds > 0:
+        tokens = context.usage.completion_tokens
+        said += f", {context.usage.prompt_tokens} in, {tokens} out, {tokens / seconds:.1f} tok/s"
+    _log.info("%s [%s]", said, context.request_id)

@@ -1,0 +1,1 @@
+"""The gateway's routes, a file per kind. Each parses, calls the client and answers."""

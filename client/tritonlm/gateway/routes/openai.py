@@ -1,0 +1,59 @@
+"""OpenAI's routes: completions, chats, models; and the honest refusal of embeddings."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from tritonlm.client import AsyncClient
+from tritonlm.contract import NotOffered, TritonLMError
+from tritonlm.types import ChatCompletion, Completion, Model, ModelList
+
+from ..answers import answer, as_json
+from ..errors import RESPONSES
+from ..middleware import context_of
+from ..schemas import ChatRequest, CompletionRequest
+from ..settings import GatewaySettings
+
+
+def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=RESPONSES)
+
+    @routes.post("/completions", responses={200: {"model": Completion, "content": {"text/event-stream": {}}}})
+    async def complete(body: CompletionRequest, request: Request) -> Response:  # type: ignore[valid-type]
+        """Continue a text. With `stream`, server-sent events."""
+        call = client.completions.create(
+            **body.arguments(),  # type: ignore[attr-defined]
+            request_id=context_of(request.scope).request_id,
+            timeout=settings.request_seconds,
+        )
+        return await answer(request, body.model, call, settings.ping_seconds)  # type: ignore[attr-defined]
+
+    @routes.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}})
+    async def chat(body: ChatRequest, request: Request) -> Response:  # type: ignore[valid-type]
+        """Answer a chat, through the checkpoint's chat template; 501 where it has none."""
+        call = client.chat.completions.create(
+            **body.arguments(),  # type: ignore[attr-defined]
+            request_id=context_of(request.scope).request_id,
+            timeout=settings.request_seconds,
+        )
+        try:
+            return await answer(request, body.model, call, settings.ping_seconds)  # type: ignore[attr-defined]
+        except NotOffered as error:
+            raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
+
+    @routes.post("/embeddings", responses={501: RESPONSES[501]})
+    async def embed() -> Response:
+        """Not offered yet."""
+        error: TritonLMError = NotOffered("embeddings are not offered by this server; use /v1/completions")
+        raise error
+
+    @routes.get("/models", response_model=ModelList)
+    async def models() -> Response:
+        return as_json(await client.models.list())
+
+    @routes.get("/models/{name:path}", response_model=Model)
+    async def model(name: str) -> Response:
+        return as_json(await client.models.retrieve(name))
+
+    return routes

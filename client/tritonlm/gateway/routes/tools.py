@@ -1,0 +1,99 @@
+"""Routes beside OpenAI's: tokens, health, metrics, and what is here."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
+
+import tritonlm
+from tritonlm.client import AsyncClient
+from tritonlm.contract import InvalidRequest, TritonLMError
+
+from .. import metrics
+from ..errors import RESPONSES, RETRY_AFTER_SECONDS
+from ..schemas import DetokenizeRequest, TokenizeRequest
+
+
+class Tokens(BaseModel):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+
+
+class Text(BaseModel):
+    prompt: str
+
+
+class HealthReport(BaseModel):
+    status: str
+    live: bool
+    ready: bool
+    models: list[str]
+
+
+def router(client: AsyncClient) -> APIRouter:
+    routes = APIRouter(tags=["tools"])
+
+    @routes.post("/tokenize", response_model=Tokens, responses=RESPONSES)
+    async def tokenize(body: TokenizeRequest) -> Tokens:
+        """A text's token ids."""
+        if body.add_special_tokens is False:
+            raise InvalidRequest(
+                "add_special_tokens can only be true: the tokenizer adds its own", "add_special_tokens"
+            )
+        ids = await client.tokenize(body.model, body.prompt)
+        return Tokens(
+            count=len(ids), max_model_len=(await client.models.retrieve(body.model)).max_model_len, tokens=ids
+        )
+
+    @routes.post("/detokenize", response_model=Text, responses=RESPONSES)
+    async def detokenize(body: DetokenizeRequest) -> Text:
+        """Token ids' text."""
+        return Text(prompt=await client.detokenize(body.model, body.tokens))
+
+    @routes.get("/health/live")
+    async def live() -> dict[str, str]:
+        """The gateway answers."""
+        return {"status": "ok"}
+
+    @routes.get("/health", response_model=HealthReport, responses={503: {"model": HealthReport}})
+    @routes.get("/healthz", response_model=HealthReport, responses={503: {"model": HealthReport}})
+    @routes.get("/health/ready", response_model=HealthReport, responses={503: {"model": HealthReport}})
+    async def ready() -> Response:
+        """A language model is loaded and its engine answers: 200; else 503."""
+        found = await client.health()
+        status = "ok" if found.ready else "no language model answers" if found.live else "no Triton answers"
+        report = HealthReport(status=status, live=found.live, ready=found.ready, models=found.models)
+        headers = {} if found.ready else {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return JSONResponse(report.model_dump(), 200 if found.ready else 503, headers)
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def exposition() -> Response:
+        """Prometheus' format."""
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @routes.get("/")
+    async def overview() -> dict[str, object]:
+        """What this is and where to go."""
+        try:
+            models = [model.id for model in (await client.models.list()).data if model.state == "ready"]
+        except TritonLMError:
+            models = []
+        return {
+            "service": "tritonlm",
+            "version": tritonlm.__version__,
+            "status": "running" if models else "no language model is loaded",
+            "models": models,
+            "documentation": "/docs",
+            "endpoints": {
+                "POST /v1/completions": "continue a text",
+                "POST /v1/chat/completions": "answer a chat",
+                "GET /v1/models": "the language models",
+                "GET /health": "whether a language model answers",
+                "GET /metrics": "counters in Prometheus' format",
+                "GET /docs": "interactive documentation",
+            },
+        }
+
+    return routes

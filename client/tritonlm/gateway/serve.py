@@ -1,0 +1,34 @@
+"""Runs the gateway in this process until a signal; running requests get their time to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import uvicorn
+
+from tritonlm.client import AsyncClient
+
+from .app import create_app
+from .settings import GatewaySettings
+
+
+def serve(settings: GatewaySettings) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: GatewaySettings) -> None:
+    # Retries are the caller's: a gateway that tried again would hide a full queue and double the load.
+    client = AsyncClient(settings.triton, timeout=settings.request_seconds, max_retries=0)
+    config = uvicorn.Config(
+        create_app(client, settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        # The middleware writes one line per request itself.
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        server_header=False,
+    )
+    await uvicorn.Server(config).serve()

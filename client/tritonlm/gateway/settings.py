@@ -1,0 +1,46 @@
+"""The settings of `tritonlm gateway`: names, ranges, defaults and meanings, written once.
+
+Each is an option, an environment variable and a row of docs/settings.md. It does not know what they do.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "TRITONLM_"
+
+
+def _also(name: str, plain: str) -> AliasChoices:
+    """Our variable's name, and the one that an older system had for the same thing."""
+    return AliasChoices(name, f"{PREFIX}{name.upper()}", plain)
+
+
+class GatewaySettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, populate_by_name=True)
+
+    triton: Annotated[list[str], NoDecode] = Field(
+        default_factory=lambda: ["127.0.0.1:8001"],
+        min_length=1,
+        description="gRPC address of a Triton; may be repeated (comma-separated in the environment).",
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on.")
+    port: int = Field(8080, ge=1, le=65535, description="Port that the gateway listens on.")
+    request_seconds: float = Field(
+        600, gt=0, le=86_400, description="How long a request may take, unless it asks for less."
+    )
+    max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body that is read.")
+    ping_seconds: float = Field(15, gt=0, description="A stream without text for so long sends a comment.")
+    drain_seconds: float = Field(30, ge=0, description="How long running requests may go on after the signal to stop.")
+    cors_allow_origins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        validation_alias=_also("cors_allow_origins", "CORS_ALLOW_ORIGINS"),
+        description="Origins whose pages may call the gateway (comma-separated in the environment); * for all.",
+    )
+
+    @field_validator("triton", "cors_allow_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -1,0 +1,56 @@
+"""A gateway on a real socket, over a transport that is not Triton."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import uvicorn
+from fakes.fake_transport import FakeTransport
+from tritonlm import AsyncClient
+from tritonlm.gateway.app import create_app
+from tritonlm.gateway.settings import GatewaySettings
+
+WAIT_SECONDS = 20.0
+
+
+@dataclass
+class Gateway:
+    url: str
+    http: httpx.Client
+    transport: FakeTransport
+
+    def post(self, path: str, **body: object) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    transport = FakeTransport()
+    settings = GatewaySettings(max_body_bytes=20_000, cors_allow_origins=["http://page.example"], ping_seconds=0.2)
+    app = create_app(AsyncClient(transports=[transport], max_retries=0), settings)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not server.started:
+        assert time.monotonic() < deadline, "the gateway does not start"
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=url, timeout=WAIT_SECONDS, trust_env=False) as http:
+            yield Gateway(url, http, transport)
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_SECONDS)

@@ -1,0 +1,257 @@
+"""The gateway's HTTP: events, errors, headers, limits, and the end of what nobody waits for."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from typing import Any
+
+import httpx
+import pytest
+from fakes.fake_transport import LM
+from tritonlm.contract import (
+    ContextLengthExceeded,
+    Draining,
+    EngineFailure,
+    QueueFull,
+    QueueTimeout,
+    TimedOut,
+    TritonLMError,
+    Unavailable,
+)
+
+from .conftest import Gateway
+
+CHAT = [{"role": "user", "content": "x"}]
+
+
+def events(text: str) -> list[str]:
+    """The data of all events; nothing but data and comments may be there."""
+    found = []
+    for block in text.split("\n\n"):
+        if block and not block.startswith(":"):
+            assert block.startswith("data: ")
+            assert "\n" not in block
+            found.append(block.removeprefix("data: "))
+    return found
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert response.headers["x-request-id"]
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+def test_events_are_one_line_of_json_each_and_done(gateway: Gateway) -> None:
+    response = gateway.post("/v1/completions", model=LM, prompt="a", stream=True, seed=1)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    *chunks, done = events(response.text)
+    assert done == "[DONE]"
+    read = [json.loads(chunk) for chunk in chunks]
+    assert all("usage" not in chunk for chunk in read)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in read] == [None] * (len(read) - 1) + ["length"]
+
+
+def test_usage_is_null_until_its_own_chunk(gateway: Gateway) -> None:
+    body = {"model": LM, "messages": CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last, _ = [
+        json.loads(event) if event != "[DONE]" else event
+        for event in events(gateway.post("/v1/chat/completions", **body).text)
+    ]
+    assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] > 0
+    assert "role" not in chunks[1]["choices"][0]["delta"]
+
+
+def test_a_quiet_stream_is_kept_alive_by_comments(gateway: Gateway) -> None:
+    gateway.transport.pause = 0.7
+    text = gateway.post("/v1/completions", model=LM, prompt="a", stream=True, seed=1, max_tokens=3).text
+    assert ": ping" in text
+    assert events(text)[-1] == "[DONE]"
+
+
+def test_a_failure_in_mid_stream_is_an_event_and_the_end(gateway: Gateway) -> None:
+    gateway.transport.breaks_after = (1, EngineFailure("the engine failed"))
+    response = gateway.post("/v1/completions", model=LM, prompt="a b c", stream=True, seed=1, max_tokens=40)
+    assert response.status_code == 200
+    assert json.loads(events(response.text)[-1])["error"]["code"] == "engine_failure"
+
+
+TROUBLE: list[tuple[TritonLMError, int, str, str]] = [
+    (ContextLengthExceeded.of(1, 2, 3), 400, "invalid_request_error", "context_length_exceeded"),
+    (QueueFull("full"), 429, "rate_limit_exceeded", "queue_full"),
+    (QueueTimeout("late"), 503, "server_error", "queue_timeout"),
+    (Draining("stops"), 503, "server_error", "draining"),
+    (Unavailable("gone"), 503, "server_error", "unavailable"),
+    (TimedOut("late"), 504, "server_error", "timeout"),
+    (EngineFailure("broken"), 500, "server_error", "engine_failure"),
+]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("trouble", "status", "kind", "code"), TROUBLE, ids=[row[3] for row in TROUBLE])
+def test_trouble_before_the_first_byte_has_its_status(
+    gateway: Gateway, trouble: TritonLMError, status: int, kind: str, code: str, stream: bool
+) -> None:
+    gateway.transport.trouble = [trouble]
+    response = gateway.post("/v1/completions", model=LM, prompt="a", stream=stream)
+    found = error_of(response)
+    assert (response.status_code, found["type"], found["code"]) == (status, kind, code)
+    assert ("retry-after" in response.headers) == (status in (429, 503))
+
+
+BAD: list[tuple[str, dict[str, Any], str | None]] = [
+    ("/v1/completions", {"prompt": "a"}, "model"),
+    ("/v1/completions", {"model": LM}, "prompt"),
+    ("/v1/completions", {"model": LM, "prompt": 5}, "prompt"),
+    ("/v1/completions", {"model": LM, "prompt": ["a", 1]}, "prompt"),
+    ("/v1/completions", {"model": LM, "prompt": []}, "prompt"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "max_tokens": "5"}, "max_tokens"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "max_tokens": 0}, "max_tokens"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "heat": 1}, "heat"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "suffix": "b"}, "suffix"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "logprobs": 21}, "logprobs"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "stream_options": {}}, "stream_options"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "timeout": 3}, "timeout"),
+    ("/v1/completions", {"model": LM, "prompt": "a", "request_id": "x"}, "request_id"),
+    ("/v1/chat/completions", {"model": LM, "messages": []}, "messages"),
+    ("/v1/chat/completions", {"model": LM, "messages": CHAT, "tools": [{}]}, "tools"),
+    ("/v1/chat/completions", {"model": LM, "messages": CHAT, "top_logprobs": 2}, "top_logprobs"),
+    ("/detokenize", {"model": LM, "tokens": ["a"]}, "tokens"),
+    ("/tokenize", {"model": LM, "prompt": "a", "add_special_tokens": False}, "add_special_tokens"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), BAD, ids=[f"{path} {param}" for path, _, param in BAD])
+def test_bad_bodies_are_refused_by_name(gateway: Gateway, path: str, body: dict[str, Any], param: str) -> None:
+    response = gateway.post(path, **body)
+    found = error_of(response)
+    assert (response.status_code, found["type"], found["param"]) == (400, "invalid_request_error", param)
+    assert not gateway.transport.calls
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'"text"', b"\xff", b""])
+def test_what_is_no_json_object_is_refused(gateway: Gateway, content: bytes) -> None:
+    response = gateway.http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert error_of(response)["type"] == "invalid_request_error"
+
+
+def test_null_is_as_if_it_had_not_been_sent(gateway: Gateway) -> None:
+    body = {"model": LM, "prompt": "a", "seed": 1}
+    nulls = dict.fromkeys(("stop", "n", "logprobs", "stream", "user", "best_of", "suffix", "max_tokens", "logit_bias"))
+    plain, with_nulls = (gateway.post("/v1/completions", **body, **more).json() for more in ({}, nulls))
+    assert with_nulls["choices"] == plain["choices"]
+
+
+def test_unknown_urls_and_methods_are_told(gateway: Gateway) -> None:
+    missing = gateway.http.get("/v2/nothing")
+    assert (missing.status_code, error_of(missing)["type"]) == (404, "invalid_request_error")
+    wrong = gateway.http.get("/v1/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    error_of(wrong)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_body_that_is_too_large_is_not_read(gateway: Gateway, chunked: bool) -> None:
+    body = json.dumps({"model": LM, "prompt": "x" * 30_000}).encode()
+    headers = {"content-type": "application/json"}
+    content: Any = (body[start : start + 1000] for start in range(0, len(body), 1000)) if chunked else body
+    response = gateway.http.post("/v1/completions", content=content, headers=headers)
+    assert (response.status_code, error_of(response)["type"]) == (413, "invalid_request_error")
+
+
+@pytest.mark.parametrize(("given", "kept"), [("abc-1:2", True), ("x" * 129, False), ("a b", False), ("", False)])
+def test_a_sane_request_id_is_kept_and_any_other_replaced(gateway: Gateway, given: str, kept: bool) -> None:
+    for path in ("/health/live", "/nowhere"):
+        found = gateway.http.get(path, headers={"x-request-id": given}).headers["x-request-id"]
+        assert (found == given) == kept
+        assert found
+
+
+def test_pages_of_allowed_origins_may_call(gateway: Gateway) -> None:
+    asked = {"origin": "http://page.example", "access-control-request-method": "POST",
+             "access-control-request-headers": "authorization"}  # fmt: skip
+    allowed = gateway.http.options("/v1/completions", headers=asked)
+    assert allowed.headers["access-control-allow-origin"] == "http://page.example"
+    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+    answered = gateway.http.get("/v1/models", headers={"origin": "http://page.example"})
+    assert "x-request-id" in answered.headers["access-control-expose-headers"]
+    other = gateway.http.get("/v1/models", headers={"origin": "http://other.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_chat_without_a_template_is_sent_to_completions(gateway: Gateway) -> None:
+    gateway.transport.has_chats = False
+    response = gateway.post("/v1/chat/completions", model=LM, messages=CHAT)
+    assert response.status_code == 501
+    assert response.headers["x-should-retry"] == "false"
+    assert "/v1/completions" in error_of(response)["message"]
+
+
+def test_health_tells_what_answers(gateway: Gateway) -> None:
+    for path in ("/health", "/healthz", "/health/ready"):
+        assert gateway.http.get(path).json() == {"status": "ok", "live": True, "ready": True, "models": [LM]}
+    gateway.transport.loaded = False
+    for path in ("/health", "/healthz", "/health/ready"):
+        response = gateway.http.get(path)
+        assert (response.status_code, response.json()["ready"]) == (503, False)
+        assert response.headers["retry-after"]
+    assert gateway.http.get("/health/live").status_code == 200
+
+
+def test_documentation_needs_no_network(gateway: Gateway) -> None:
+    page = gateway.http.get("/docs").text
+    assert "swagger-ui-bundle.js" in page
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+    assert gateway.http.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
+    paths = gateway.http.get("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/health"} <= set(paths)
+
+
+def test_the_first_page_names_the_endpoints(gateway: Gateway) -> None:
+    found = gateway.http.get("/").json()
+    assert found["models"] == [LM]
+    for endpoint in found["endpoints"]:
+        method, path = endpoint.split()
+        response = gateway.http.request(method, path)
+        assert response.status_code in (200, 400)
+
+
+def test_tokens_there_and_back(gateway: Gateway) -> None:
+    found = gateway.post("/tokenize", model=LM, prompt="héllo").json()
+    assert found["count"] == len(found["tokens"])
+    assert gateway.post("/detokenize", model=LM, tokens=found["tokens"]).json() == {"prompt": "héllo"}
+
+
+def test_metrics_count_by_route_model_and_status_and_by_no_strangers_words(gateway: Gateway) -> None:
+    gateway.post("/v1/completions", model=LM, prompt="a", max_tokens=4)
+    gateway.post("/v1/completions", model="stranger", prompt="a")
+    gateway.http.get("/stranger")
+    text = gateway.http.get("/metrics").text
+    assert 'tritonlm_requests_total{model="fake",route="/v1/completions",status="200"}' in text
+    assert 'tritonlm_tokens_total{kind="completion",model="fake"}' in text
+    assert "stranger" not in text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_nobody_waits_for_is_cancelled(gateway: Gateway, stream: bool) -> None:
+    gateway.transport.pause = 0.05
+    body = json.dumps({"model": LM, "prompt": "a", "n": 3, "stream": stream, "max_tokens": 60}).encode()
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        head = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        raw.sendall("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        if stream:
+            raw.recv(100)
+        else:
+            gateway.wait_until(lambda: len(gateway.transport.running) == 3)
+    gateway.wait_until(lambda: not gateway.transport.running)
+    assert len(set(gateway.transport.cancelled)) == 3
