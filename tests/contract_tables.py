@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from pydantic_settings import BaseSettings
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 
 from engine.config import EngineConfig, environment_name  # noqa: E402
 from tritonlm.contract import SamplingParameters, tensors  # noqa: E402
 from tritonlm.contract.tensors import TensorSpec  # noqa: E402
+from tritonlm.gateway.settings import GatewaySettings  # noqa: E402
 from tritonlm.serving.settings import Settings, env_name, option_name  # noqa: E402
 
 README = ROOT / "model_repository" / "README.md"
@@ -51,12 +54,20 @@ def parameter_table() -> str:
 
 
 def serve_table() -> str:
+    return _settings_table(Settings)
+
+
+def gateway_table() -> str:
+    return _settings_table(GatewaySettings)
+
+
+def _settings_table(kind: type[BaseSettings]) -> str:
     rows = []
-    for name, info in Settings.model_fields.items():
+    for name, info in kind.model_fields.items():
         default = info.get_default(call_default_factory=True)
         if isinstance(default, list):
             default = ", ".join(Path(item).name for item in default)
-        shown = "–" if default is None else f"`{default}`"
+        shown = "–" if default in (None, "") else f"`{default}`"
         rows.append((f"`{option_name(name)}`", f"`{env_name(name)}`", shown, str(info.description)))
     return _table(("option", "variable", "default", "meaning"), rows)
 
@@ -77,7 +88,7 @@ def engine_table() -> str:
 
 TABLES = {
     README: {"tensors": tensor_table, "parameters": parameter_table},
-    SETTINGS: {"serve": serve_table, "engine": engine_table},
+    SETTINGS: {"serve": serve_table, "gateway": gateway_table, "engine": engine_table},
 }
 
 

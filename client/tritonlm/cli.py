@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic_settings import BaseSettings
 
 from tritonlm import __version__
 from tritonlm.contract import TritonLMError
+from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
 from tritonlm.serving import serve as serve_until_stopped
-from tritonlm.serving.settings import env_name, option_name
+from tritonlm.serving.preflight import check_port
+from tritonlm.serving.settings import env_name, option_name, read_any
 
 # Plain help and errors: they read the same in a log as on a terminal.
 app = typer.Typer(
@@ -23,13 +26,19 @@ app = typer.Typer(
 )
 
 
-def _setting(field: str, metavar: str | None = None) -> Any:
+def _setting(field: str, metavar: str | None = None, *names: str, kind: type[BaseSettings] = Settings) -> Any:
     """The option of a setting, told as the settings tell it."""
-    info = Settings.model_fields[field]
+    info = kind.model_fields[field]
     default = info.get_default(call_default_factory=True)
     shown = ", ".join(map(str, default)) if isinstance(default, list) else default
     tail = f"(env {env_name(field)}" + (f", default {shown})" if default is not None else ")")
-    return typer.Option(option_name(field), help=f"{info.description} {tail}", metavar=metavar, show_default=False)
+    return typer.Option(
+        *(names or [option_name(field)]), help=f"{info.description} {tail}", metavar=metavar, show_default=False
+    )
+
+
+def _gateway_setting(field: str, metavar: str) -> Any:
+    return _setting(field, metavar, kind=GatewaySettings)
 
 
 def _show_version(wanted: bool) -> None:
@@ -52,6 +61,9 @@ def main(
 def serve(
     *,
     host: Annotated[str | None, _setting("host", "ADDRESS")] = None,
+    port: Annotated[str | None, _setting("port", "PORT")] = None,
+    gateway: Annotated[bool | None, _setting("gateway", None, "--gateway/--no-gateway")] = None,
+    triton_host: Annotated[str | None, _setting("triton_host", "ADDRESS")] = None,
     http_port: Annotated[str | None, _setting("http_port", "PORT")] = None,
     grpc_port: Annotated[str | None, _setting("grpc_port", "PORT")] = None,
     metrics_port: Annotated[str | None, _setting("metrics_port", "PORT")] = None,
@@ -65,7 +77,7 @@ def serve(
     load_seconds: Annotated[str | None, _setting("load_seconds", "SECONDS")] = None,
     drain_seconds: Annotated[str | None, _setting("drain_seconds", "SECONDS")] = None,
 ) -> None:
-    """Start a local Triton, load language models into it and serve until Ctrl-C or SIGTERM."""
+    """Start a local Triton and the gateway, load language models and serve until Ctrl-C or SIGTERM."""
     given = dict(locals())
     try:
         settings = read_settings(given)
@@ -77,6 +89,34 @@ def serve(
     except (ServingError, TritonLMError, OSError) as error:
         terminal.explain(error)
         raise typer.Exit(1) from None
+
+
+@app.command("gateway")
+def run_gateway(
+    *,
+    triton: Annotated[list[str] | None, _gateway_setting("triton", "HOST:PORT")] = None,
+    host: Annotated[str | None, _gateway_setting("host", "ADDRESS")] = None,
+    port: Annotated[str | None, _gateway_setting("port", "PORT")] = None,
+    request_seconds: Annotated[str | None, _gateway_setting("request_seconds", "SECONDS")] = None,
+    max_body_bytes: Annotated[str | None, _gateway_setting("max_body_bytes", "BYTES")] = None,
+    ping_seconds: Annotated[str | None, _gateway_setting("ping_seconds", "SECONDS")] = None,
+    drain_seconds: Annotated[str | None, _gateway_setting("drain_seconds", "SECONDS")] = None,
+    cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,
+) -> None:
+    """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""
+    given = dict(locals())
+    try:
+        from tritonlm.gateway.serve import serve as serve_gateway  # noqa: PLC0415 (an extra; Triton needs none of it)
+    except ModuleNotFoundError as missing:
+        terminal.explain(ServingError(f"{missing.name} is missing; pip install 'tritonlm[gateway]'"))
+        raise typer.Exit(1) from None
+    try:
+        settings = read_any(GatewaySettings, given)
+        check_port(settings.host, settings.port, "the gateway", "port")
+    except ServingError as error:
+        terminal.explain(error)
+        raise typer.Exit(2) from None
+    serve_gateway(settings)
 
 
 if __name__ == "__main__":

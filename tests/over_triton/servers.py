@@ -57,13 +57,13 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def free_ports() -> dict[str, int]:
-    """Three ports that nobody listens on, as settings."""
+    """Ports that nobody listens on, as settings."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
         for opened in sockets:
             opened.bind(("127.0.0.1", 0))
         numbers = [opened.getsockname()[1] for opened in sockets]
-    return dict(zip(("http_port", "grpc_port", "metrics_port"), numbers, strict=True))
+    return dict(zip(("port", "http_port", "grpc_port", "metrics_port"), numbers, strict=True))
 
 
 def copy_repository(folder: Path, **checkpoint: Any) -> Path:
@@ -98,12 +98,19 @@ def edit(file: Path, old: str, new: str) -> None:
 def running(repository: Path, **settings: Any) -> Iterator[Server]:
     """A Triton that has loaded the LM; computing in float32 on the CPU, so that texts can be compared."""
     chosen = Settings(
-        **{"model_repository": [repository], "device": "cpu", "dtype": "float32", **free_ports(), **settings}
+        **{
+            "model_repository": [repository],
+            "gateway": False,
+            "device": "cpu",
+            "dtype": "float32",
+            **free_ports(),
+            **settings,
+        }
     )
     _, triton = prepare(chosen)
-    with contextlib.ExitStack() as stack, TritonControl(chosen.host, chosen.http_port) as control:
+    with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
         start(triton, control)
         control.load(LM, LOAD_SECONDS)
         with httpx.Client(base_url=control.url, timeout=WAIT_SECONDS, trust_env=False) as http:
-            yield Server(f"{chosen.host}:{chosen.grpc_port}", http, control, triton.process_id)
+            yield Server(f"{chosen.triton_host}:{chosen.grpc_port}", http, control, triton.process_id)

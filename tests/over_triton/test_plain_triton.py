@@ -26,7 +26,7 @@ def tritonserver(repository: Path, ports: dict[str, int], log: Path) -> Iterator
         str(installation.binary),
         f"--model-repository={repository}",
         f"--backend-directory={assemble(installation)}",
-        *(f"--{name.replace('_', '-')}={port}" for name, port in ports.items()),
+        *(f"--{name.replace('_', '-')}={port}" for name, port in ports.items() if name != "port"),
     ]
     libraries = os.pathsep.join(str(folder) for folder in installation.library_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

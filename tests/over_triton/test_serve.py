@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import psutil
 import pytest
 from tritonlm.contract import Draining
@@ -88,7 +90,7 @@ def lives(process: psutil.Process) -> bool:
 def leaving_nothing(serve: Serve) -> Iterator[None]:
     """Inside, the server ends: with exit code 0, without a process or a file of it left."""
     family = psutil.Process(serve.process.pid).children(recursive=True)
-    assert len(family) >= 4, "tritonserver and its three model processes"
+    assert len(family) >= 5, "the gateway, tritonserver and its three model processes"
     assert serve.shared_memory()
     yield
     assert serve.process.wait(WAIT_SECONDS) == 0, serve.output.read_text()
@@ -112,6 +114,43 @@ def test_sigterm_lets_running_streams_end_first(slow_repository: Path, tmp_path:
             assert answer.last.finish_reason == "length"
             assert answer.last.usage.completion == LONG["max_tokens"]
         assert answers[0].text == answers[1].text == answers[2].text
+
+
+def test_the_gateway_answers_beside_triton_and_drains_with_it(slow_repository: Path, tmp_path: Path) -> None:
+    with serving(slow_repository, tmp_path) as serve:
+        assert f"http://127.0.0.1:{serve.ports['port']}/v1" in serve.output.read_text()
+        url = f"http://127.0.0.1:{serve.ports['port']}"
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as sdk:
+            assert [model.id for model in sdk.models.list()] == ["tiny"]
+            wanted: dict[str, Any] = {"model": "tiny", "prompt": "Once", "temperature": 0}
+            whole = sdk.completions.create(**wanted, max_tokens=20)
+            stream = sdk.completions.create(**wanted, max_tokens=480, stream=True, extra_body={"ignore_eos": True})
+            begun = next(iter(stream)).choices[0].text
+            with leaving_nothing(serve):
+                serve.process.terminate()
+                wait_until(lambda: serve.status()["draining"], "the engine refuses new requests")
+                with pytest.raises(openai.InternalServerError) as refused:
+                    sdk.completions.create(**wanted)
+                assert refused.value.status_code == 503
+                text = begun + "".join(chunk.choices[0].text for chunk in stream)
+    assert text.startswith(whole.choices[0].text)
+    assert len(text) > 2 * len(whole.choices[0].text)
+
+
+def test_a_caller_that_leaves_frees_its_places(slow_repository: Path, tmp_path: Path) -> None:
+    with serving(slow_repository, tmp_path) as serve:
+        url = f"http://127.0.0.1:{serve.ports['port']}/v1/completions"
+        body = {"model": "tiny", "prompt": "Once", "n": 3, "max_tokens": 480, "ignore_eos": True}
+        with httpx.Client(timeout=60, trust_env=False) as http:
+            with http.stream("POST", url, json={**body, "stream": True}) as response:
+                lines = response.iter_lines()
+                next(lines)
+                wait_until(lambda: serve.status()["running"] == 3, "all of them run")
+            wait_until(lambda: serve.status()["running"] == 0, "none of them runs")
+            with pytest.raises(httpx.ReadTimeout):
+                http.post(url, json=body, timeout=0.5)
+            wait_until(lambda: serve.status()["running"] == 0, "none of them runs")
+            assert serve.status()["cancelled"] == 6
 
 
 def test_sigterm_waits_no_longer_than_told(slow_repository: Path, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ _PORTS = {"http_port": "HTTP", "grpc_port": "gRPC", "metrics_port": "metrics"}
 
 def check_ports(settings: Settings) -> None:
     for field, purpose in _PORTS.items():
-        check_port(settings.host, getattr(settings, field), purpose, field)
+        check_port(settings.triton_host, getattr(settings, field), purpose, field)
+    if settings.gateway:
+        check_port(settings.host, settings.port, "the gateway", "port")
 
 
 def check_port(host: str, port: int, purpose: str, field: str) -> None:
@@ -42,7 +44,7 @@ def check_port(host: str, port: int, purpose: str, field: str) -> None:
             raise ServingError(
                 f"port {port} ({purpose}) needs privileges; choose one above 1023 with {option_name(field)}"
             ) from None
-        raise ServingError(f"cannot listen on {host}:{port} ({purpose}): {error.strerror}; see --host") from None
+        raise ServingError(f"cannot listen on {host}:{port} ({purpose}): {error.strerror}") from None
 
 
 def check_shared_memory(folder: Path = SHARED_MEMORY, needed_mb: int = SHARED_MEMORY_NEEDED_MB) -> None:

@@ -7,7 +7,7 @@ its variable, a variable over the default. This file does not know what Triton d
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -26,7 +26,10 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address that Triton listens on.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on.")
+    port: Port = Field(8080, description="Port that the gateway listens on.")
+    gateway: bool = Field(True, description="Whether to start the gateway; without it there is Triton alone.")
+    triton_host: str = Field("127.0.0.1", min_length=1, description="Address that Triton listens on.")
     http_port: Port = Field(8000, description="Triton's HTTP port.")
     grpc_port: Port = Field(8001, description="Triton's gRPC port.")
     metrics_port: Port = Field(8002, description="Port of Triton's Prometheus metrics.")
@@ -64,8 +67,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Settings:
-        if len({self.http_port, self.grpc_port, self.metrics_port}) < 3:
-            raise ValueError("http_port, grpc_port and metrics_port must be three different ports")
+        ports = [self.http_port, self.grpc_port, self.metrics_port, *([self.port] if self.gateway else [])]
+        if len(set(ports)) < len(ports):
+            raise ValueError("port, http_port, grpc_port and metrics_port must be different ports")
         return self
 
     def engine_environment(self) -> dict[str, str]:
@@ -83,10 +87,18 @@ def env_name(field: str) -> str:
     return ENV_PREFIX + field.upper()
 
 
+Kind = TypeVar("Kind", bound=BaseSettings)
+
+
 def read_settings(given: dict[str, object]) -> Settings:
+    return read_any(Settings, given)
+
+
+def read_any(kind: type[Kind], given: dict[str, object]) -> Kind:
     """Settings from the options that were given and the environment; ServingError names the first bad one."""
+    values: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, [])}
     try:
-        return Settings(**{name: value for name, value in given.items() if value not in (None, [])})  # type: ignore[arg-type]
+        return kind(**values)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         message = problem["msg"].removeprefix("Value error, ")

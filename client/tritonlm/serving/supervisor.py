@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,14 +18,17 @@ from tritonlm.contract.control import DRAIN, STATUS, Command
 
 from . import preflight, terminal
 from .backend import assemble, find_installation
+from .child import Child
 from .control import TritonControl
 from .errors import ServingError
+from .gateway import LocalGateway
 from .repository import LanguageModel
 from .settings import Settings
 from .triton import LocalTriton, triton_environment
 
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+_WATCH_SECONDS = 0.25
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,12 +40,19 @@ def serve(settings: Settings) -> None:
     """Serve until a signal asks to stop; ServingError says why serving could not begin or go on."""
     with contextlib.suppress(StopRequested), stop_signals():
         models, triton = prepare(settings)
-        with stopping(triton), TritonControl(settings.host, settings.http_port) as control:
+        gateway = LocalGateway(settings) if settings.gateway else None
+        children: list[Child] = [triton, *([gateway] if gateway else [])]
+        with stopping(children), TritonControl(settings.triton_host, settings.http_port) as control:
+            # Both at once: the gateway is there long before the first model is.
+            if gateway:
+                gateway.start()
             start(triton, control)
             reports = {model.name: load(model, triton, control, settings.load_seconds) for model in models}
+            if gateway:
+                gateway.wait_until_live()
             print(terminal.banner(settings, reports, triton.log), flush=True)
             try:
-                raise triton.wait()
+                watch(children)
             except StopRequested:
                 drain(models, triton, control, settings.drain_seconds)
 
@@ -94,6 +104,15 @@ def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seco
         raise ServingError(f"lost the connection to Triton while loading {model.name}: {error}") from None
 
 
+def watch(children: Sequence[Child]) -> NoReturn:
+    """Wait until one of them ends of itself, and tell of the crash."""
+    while True:
+        for child in children:
+            if not child.is_running():
+                raise child.crash()
+        time.sleep(_WATCH_SECONDS)
+
+
 def drain(models: list[LanguageModel], triton: LocalTriton, control: TritonControl, seconds: float) -> None:
     """Refuse new requests and wait, at most this long, until the running ones have ended."""
     deadline = time.monotonic() + seconds
@@ -120,14 +139,16 @@ def _is_busy(report: dict[str, Any] | None) -> bool:
 
 
 @contextlib.contextmanager
-def stopping(triton: LocalTriton) -> Iterator[None]:
-    """Whatever happens inside, Triton is stopped after it, and no further signal interrupts that (it is bounded)."""
+def stopping(children: Sequence[Child]) -> Iterator[None]:
+    """Whatever happens inside, they are stopped after it, and no further signal interrupts that (it is bounded)."""
     try:
         yield
     finally:
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        triton.stop()
+        # The last one first: whoever asks before whoever is asked.
+        for child in reversed(children):
+            child.stop()
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def explain(error: Exception) -> None:
 
 def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Path | None) -> str:
     """What is served and where, with two lines to copy; `reports` holds each LM's engine status."""
-    host = reachable_host(settings.host)
+    triton = reachable_host(settings.triton_host)
     lines = ["", "tritonlm is serving"]
     for name, report in reports.items():
         lines.append(
@@ -49,16 +49,26 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
             f"context {report.get('context_length', '?')}, {report.get('places', '?')} places, "
             f"KV cache of {report.get('kv_cache_tokens', '?')} tokens"
         )
+    gateway = f"{reachable_host(settings.host)}:{settings.port}"
+    if settings.gateway:
+        lines += [f"  API      http://{gateway}/v1", f"  docs     http://{gateway}/docs"]
     lines += [
-        f"  HTTP     http://{host}:{settings.http_port}",
-        f"  gRPC     {host}:{settings.grpc_port}",
-        f"  metrics  http://{host}:{settings.metrics_port}/metrics",
+        f"  Triton   http://{triton}:{settings.http_port}, gRPC {triton}:{settings.grpc_port}, "
+        f"metrics http://{triton}:{settings.metrics_port}/metrics",
         f"  log      {log if log is not None else 'standard error'}",
         "",
         "Try it (Ctrl-C stops the server):",
     ]
-    prompt = {"text_input": "Once upon a time", "max_tokens": 20, "temperature": 0}
-    url = f"{host}:{settings.http_port}/v2/models/{next(iter(reports))}"
-    lines.append(f"  curl -N {url}/generate_stream -d '{json.dumps({**prompt, 'stream': True})}'")
-    lines.append(f"  curl {url}/generate -d '{json.dumps(prompt)}'")
+    name = next(iter(reports))
+    prompt: dict[str, object] = {"max_tokens": 20, "temperature": 0}
+    if settings.gateway:
+        body = {"model": name, "prompt": "Once upon a time", **prompt}
+        json_type = "-H 'Content-Type: application/json'"
+        lines.append(f"  curl {gateway}/v1/completions {json_type} -d '{json.dumps(body)}'")
+        lines.append(f"  curl -N {gateway}/v1/completions {json_type} -d '{json.dumps({**body, 'stream': True})}'")
+    else:
+        body = {"text_input": "Once upon a time", **prompt}
+        url = f"{triton}:{settings.http_port}/v2/models/{name}"
+        lines.append(f"  curl -N {url}/generate_stream -d '{json.dumps({**body, 'stream': True})}'")
+        lines.append(f"  curl {url}/generate -d '{json.dumps(body)}'")
     return "\n".join(lines) + "\n"

@@ -1,0 +1,110 @@
+"""A process of ours: started, watched, ended, and never outliving the supervisor. It does not know what runs in it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from .errors import ServingError
+
+_PR_SET_PDEATHSIG = 1
+_LOG_LINES_SHOWN = 12
+
+
+class Child:
+    """A context: inside it the process runs, after it nothing of it is left."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path | None,
+        exit_seconds: float,
+    ) -> None:
+        """Without a log file its output goes to our own stderr."""
+        self.name, self.command, self.environment = name, list(command), dict(environment)
+        self.log, self.exit_seconds = log, exit_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Child:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        assert self._process is None, f"{self.name} is started once"
+        with contextlib.ExitStack() as stack:
+            output = None
+            if self.log is not None:
+                self.log.parent.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(self.log.open("wb"))
+            self._process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output if output is not None else sys.stderr,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches the supervisor alone, and one signal reaches the whole group.
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (no thread of ours runs yet)
+            )
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def crash(self) -> ServingError:
+        """What to tell of a process that ended although nobody stopped it."""
+        assert self._process is not None, f"{self.name} was not started"
+        code = self._process.returncode
+        how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        if self.log is None:
+            return ServingError(f"{self.name} ended unexpectedly ({how}); its log is above")
+        return ServingError(f"{self.name} ended unexpectedly ({how}); the end of {self.log}:", self._log_end())
+
+    def _log_end(self) -> str:
+        assert self.log is not None, "there is no log file"
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join([line for line in lines if line.strip()][-_LOG_LINES_SHOWN:])
+
+    def stop(self) -> None:
+        """End the process, politely first. Takes a bounded time; may be called twice."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=self.exit_seconds)
+        # Its own children live in its group; after a crash they would live on.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _die_with(supervisor: int) -> Callable[[], None]:
+    """For the child, before it becomes another program: ask the kernel for SIGTERM once the supervisor is gone."""
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != supervisor:  # it died before the kernel was asked
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask

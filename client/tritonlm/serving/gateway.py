@@ -1,0 +1,50 @@
+"""The gateway as a child of `tritonlm serve`: its command line, and when it answers. It imports nothing of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import httpx
+
+from . import paths
+from .child import Child
+from .control import reachable_host
+from .errors import ServingError
+from .settings import Settings
+
+_START_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+# Its requests have ended with the engines' by then; idle connections need no more.
+_EXIT_SECONDS = 5.0
+
+
+class LocalGateway(Child):
+    def __init__(self, settings: Settings) -> None:
+        triton = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
+        command = [
+            *(sys.executable, "-m", "tritonlm.cli", "gateway"),
+            *("--triton", triton, "--host", settings.host, "--port", str(settings.port)),
+            *("--drain-seconds", "1"),
+        ]
+        log = None if settings.log_level == "debug" else paths.cache() / "logs" / f"gateway-{settings.port}.log"
+        super().__init__("the gateway", command, os.environ, log, _EXIT_SECONDS)
+        self.url = f"http://{reachable_host(settings.host)}:{settings.port}"
+
+    def wait_until_live(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as http:
+            while not _is_live(http):
+                if not self.is_running():
+                    raise self.crash()
+                if time.monotonic() > deadline:
+                    raise ServingError(f"the gateway does not answer after {_START_SECONDS:.0f} s; see {self.log}")
+                time.sleep(_POLL_SECONDS)
+
+
+def _is_live(http: httpx.Client) -> bool:
+    try:
+        return http.get("/health/live").is_success
+    except httpx.TransportError:
+        return False
