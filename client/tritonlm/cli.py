@@ -101,6 +101,7 @@ def run_gateway(
     max_body_bytes: Annotated[str | None, _gateway_setting("max_body_bytes", "BYTES")] = None,
     ping_seconds: Annotated[str | None, _gateway_setting("ping_seconds", "SECONDS")] = None,
     drain_seconds: Annotated[str | None, _gateway_setting("drain_seconds", "SECONDS")] = None,
+    default_model: Annotated[str | None, _gateway_setting("default_model", "NAME")] = None,
     cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,
 ) -> None:
     """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""

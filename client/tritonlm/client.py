@@ -20,7 +20,7 @@ from tritonlm.contract import (
     TritonLMError,
     Unavailable,
 )
-from tritonlm.contract.control import CANCEL, PING, STATUS, Command
+from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 from tritonlm.results import ChatBuilder, CompletionBuilder
 from tritonlm.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_prompts
@@ -114,6 +114,19 @@ class AsyncClient:
     async def status(self, model: str) -> dict[str, Any]:
         """The counters of the LM's engine: places, running, waiting, blocks …"""
         return await self._anywhere(lambda transport: transport.command(model, Command(STATUS)))
+
+    async def about(self, model: str) -> dict[str, Any]:
+        """The LM's checkpoint: architecture, sizes, special tokens, chat template, training record."""
+        return await self._anywhere(lambda transport: transport.command(model, Command(ABOUT)))
+
+    async def progress(self, request_id: str) -> list[dict[str, Any]]:
+        """Where the sequences of a call of this client are: running or waiting, position, tokens so far."""
+        found = dict(self._running.get(request_id, {}))
+        model = self._models_of_running.get(request_id, "")
+        reports = await asyncio.gather(
+            *(transport.command(model, Command(FIND, sequence)) for sequence, transport in found.items())
+        )
+        return [entry for report in reports for entry in report["requests"]]
 
     async def tokenize(self, model: str, text: str) -> list[int]:
         return await self._anywhere(lambda transport: transport.tokenize(model, Prompt(text=text)))

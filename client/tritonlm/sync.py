@@ -130,6 +130,12 @@ class Client:
     def status(self, model: str) -> dict[str, Any]:
         return self._loop.run(self._client.status(model))
 
+    def about(self, model: str) -> dict[str, Any]:
+        return self._loop.run(self._client.about(model))
+
+    def progress(self, request_id: str) -> list[dict[str, Any]]:
+        return self._loop.run(self._client.progress(request_id))
+
     def tokenize(self, model: str, text: str) -> list[int]:
         return self._loop.run(self._client.tokenize(model, text))
 

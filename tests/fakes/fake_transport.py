@@ -14,12 +14,16 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from tritonlm.contract import ModelNotFound, NotOffered, SamplingParameters, TritonLMError
-from tritonlm.contract.control import CANCEL, PING, Command
+from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
 from tritonlm.transport import Call, Listed, Prompt
 from tritonlm.types import Logprob, Piece, TopLogprob
 
 LM = "fake"
 WORDS = [" the", " fox", " saw", " a", " naïve", " 猫", " 👍🏽", " and", ".", "\n"]
+ABOUT_LM = {
+    "architecture": "gpt2", "layers": 2, "width": 64, "vocab_size": 512, "special_tokens": {"eos_token": "<end>"},
+    "chat_template": None, "training": {"step": 2920, "val_loss": 0.2627},
+}  # fmt: skip
 
 
 class FakeTransport:
@@ -69,7 +73,12 @@ class FakeTransport:
             found = command.request_id in self.running
             self.cancelled += [command.request_id] if found else []
             return {"cancelled": int(found)}
-        assert command.name in (PING, "status")
+        if command.name == FIND:
+            state = {"state": "running", "position": 0, "completion_tokens": 1}
+            return {"requests": [state] if command.request_id in self.running else []}
+        if command.name == ABOUT:
+            return ABOUT_LM
+        assert command.name in (PING, STATUS)
         return {
             "created": 1, "context_length": 512, "device": "cpu", "dtype": "float32", "places": 64,
             "running": len(self.running), "waiting": 0,
@@ -113,7 +122,7 @@ def answer(call: Call) -> list[Piece]:
     """All pieces of the answer to a call."""
     wanted = SamplingParameters.from_mapping(call.parameters)
     prompt = prompt_text(call.prompt)
-    draw = random.Random(f"{prompt}-{wanted.seed}-{wanted.choice if wanted.temperature else 0}")
+    draw = random.Random(f"{prompt}-{wanted.seed}-{wanted.choice}" if wanted.temperature else prompt)
     limit = 16 if wanted.max_tokens is None else wanted.max_tokens
     words = [draw.choice(WORDS) for _ in range(limit)]
     text, reason = "".join(words), "length"

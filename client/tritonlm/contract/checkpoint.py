@@ -111,3 +111,19 @@ class Checkpoint:
             named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
             template = named.get("default")
         return template if isinstance(template, str) else None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What people ask about a checkpoint, ready for JSON."""
+        return {
+            "architecture": self.config.get("model_type"),
+            "layers": self._first_of("num_hidden_layers", "n_layer", "num_layers"),
+            "width": self._first_of("hidden_size", "n_embd", "d_model"),
+            "vocab_size": self.vocab_size,
+            "special_tokens": self.special_tokens,
+            "chat_template": self.chat_template,
+            "training": self._json("training.json"),
+        }
+
+    def _first_of(self, *names: str) -> Any:
+        return next((self.config[name] for name in names if name in self.config), None)

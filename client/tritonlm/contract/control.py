@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from .errors import InvalidRequest
 
 CANCEL = "cancel"  # {"command": "cancel", "id": request id} -> {"cancelled": how many requests had that id}
+ABOUT = "about"  # the checkpoint: architecture, sizes, special tokens, chat template, training record
 PING = "ping"  # answered by the engine's own thread: its answer is the heartbeat
 STATUS = "status"  # counters: places, running, waiting, blocks …
+FIND = "find"  # {"command": "find", "id": request id} -> {"requests": [{"state", "position", "completion_tokens"}, …]}
 DRAIN = "drain"  # refuse new requests from now on, let the others end
 
-COMMANDS = (CANCEL, PING, STATUS, DRAIN)
+COMMANDS = (ABOUT, CANCEL, FIND, PING, STATUS, DRAIN)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,6 @@ class Command:
             raise InvalidRequest('control must be a JSON object such as {"command": "ping"}', "control") from error
         if name not in COMMANDS:
             raise InvalidRequest(f"unknown command {str(name)[:60]!r}; known are {', '.join(COMMANDS)}", "control")
-        if not isinstance(request_id, str) or (name == CANCEL and not request_id):
-            raise InvalidRequest('cancel needs the request\'s id: {"command": "cancel", "id": "…"}', "control")
+        if not isinstance(request_id, str) or (name in (CANCEL, FIND) and not request_id):
+            raise InvalidRequest(f'{name} needs the request\'s id: {{"command": "{name}", "id": "…"}}', "control")
         return cls(name, request_id)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -15,33 +17,63 @@ from fastapi.responses import Response
 from sse_starlette import EventSourceResponse
 
 from tritonlm.stream import AsyncStream
-from tritonlm.types import ChatCompletion, Completion, Result
+from tritonlm.types import CompletionUsage, Result
 
 from .errors import body_of
+from .history import CANCELLED, COMPLETED, FAILED, PROCESSING, Entry
 from .middleware import Context, context_of
 
 # Closing goes on after the request's own task was cancelled; the set keeps it from being collected.
 _closing: set[asyncio.Task[None]] = set()
 
 
-async def answer(request: Request, model: str, call: Coroutine[Any, Any, Any], ping_seconds: float) -> Response:
+@dataclass(frozen=True)
+class Shape:
+    """How results are written: OpenAI's way unless a route has its own."""
+
+    whole: Callable[[Any, Context], str] = lambda result, _: str(result.to_json())
+    # None: nothing to send for this chunk.
+    chunk: Callable[[Any], str | None] = lambda chunk: str(chunk.to_json())
+    end: Callable[[Context], dict[str, str]] = lambda _: {"data": "[DONE]"}
+
+
+OPENAI = Shape()
+
+
+async def answer(
+    request: Request, model: str, call_id: str, call: Coroutine[Any, Any, Any], shape: Shape = OPENAI
+) -> Response:
     """Await the call while its caller is there; stream what is a stream."""
-    context = context_of(request.scope)
-    found = await _unless_caller_leaves(request, context, call)
+    context, history = context_of(request.scope), request.app.state.history
+    entry = history.begin(call_id, model)
+    try:
+        found = await _unless_caller_leaves(request, context, call)
+    except BaseException as error:
+        entry.end(CANCELLED if isinstance(error, asyncio.CancelledError) else FAILED)
+        raise
     if found is None:
+        entry.end(CANCELLED)
         return Response(status_code=499)
     # Only now: a name that no model has must not become a label of the metrics.
     context.model = model
     if isinstance(found, AsyncStream):
+        entry.status, entry.started = PROCESSING, time.time()
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return EventSourceResponse(_events(found, context), ping=ping_seconds, sep="\n", headers=headers)
-    assert isinstance(found, (Completion, ChatCompletion))
-    context.usage = found.usage
-    return as_json(found)
+        ping = request.app.state.settings.ping_seconds
+        return EventSourceResponse(_events(found, context, entry, shape), ping=ping, sep="\n", headers=headers)
+    _note_usage(context, entry, found.usage)
+    entry.end(COMPLETED)
+    return Response(shape.whole(found, context), media_type="application/json")
 
 
 def as_json(result: Result) -> Response:
     return Response(result.to_json(), media_type="application/json")
+
+
+def _note_usage(context: Context, entry: Entry, usage: CompletionUsage | None) -> None:
+    if usage is not None:
+        context.usage = usage
+        entry.prompt_tokens, entry.completion_tokens = usage.prompt_tokens, usage.completion_tokens
 
 
 async def _unless_caller_leaves(request: Request, context: Context, call: Coroutine[Any, Any, Any]) -> Any:
@@ -66,18 +98,24 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _events(stream: AsyncStream[Any], context: Context) -> AsyncIterator[dict[str, str]]:
-    ended = False
+async def _events(
+    stream: AsyncStream[Any], context: Context, entry: Entry, shape: Shape
+) -> AsyncIterator[dict[str, str]]:
+    status = CANCELLED
     try:
         async for chunk in stream:
-            yield {"data": chunk.to_json()}
-        ended = True
-        yield {"data": "[DONE]"}
+            if (data := shape.chunk(chunk)) is not None:
+                yield {"data": data}
+        status = COMPLETED
+        _note_usage(context, entry, stream.usage())
+        yield shape.end(context)
     except Exception as error:
-        ended = True
+        status = FAILED
         yield {"data": json.dumps(body_of(error))}
     finally:
-        context.usage, context.client_left = stream.usage(), not ended
+        _note_usage(context, entry, stream.usage())
+        entry.end(status)
+        context.client_left = status == CANCELLED
         task = asyncio.get_running_loop().create_task(stream.close())
         _closing.add(task)
         task.add_done_callback(_closing.discard)

@@ -13,8 +13,9 @@ import tritonlm
 from tritonlm.client import AsyncClient
 
 from . import errors
+from .history import History
 from .middleware import REQUEST_ID, Surroundings
-from .routes import openai, tools
+from .routes import older, openai, tools
 from .settings import GatewaySettings
 
 
@@ -31,9 +32,11 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         description="Language models on Triton, with OpenAI's API.",
         lifespan=lifespan,
     )
+    app.state.settings, app.state.history = settings, History()
     errors.install(app)
     app.include_router(openai.router(client, settings))
-    app.include_router(tools.router(client))
+    app.include_router(older.router(client, settings))
+    app.include_router(tools.router(client, settings))
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,

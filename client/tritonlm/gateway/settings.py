@@ -34,6 +34,9 @@ class GatewaySettings(BaseSettings):
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body that is read.")
     ping_seconds: float = Field(15, gt=0, description="A stream without text for so long sends a comment.")
     drain_seconds: float = Field(30, ge=0, description="How long running requests may go on after the signal to stop.")
+    default_model: str = Field(
+        "", description="The language model for routes that name none; empty: the first one that is ready."
+    )
     cors_allow_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         validation_alias=_also("cors_allow_origins", "CORS_ALLOW_ORIGINS"),

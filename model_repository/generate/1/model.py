@@ -44,7 +44,7 @@ class TritonPythonModel:
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-        self._engine = Engine(runner, self._config, decode, checkpoint.eos_token_ids)
+        self._engine = Engine(runner, self._config, decode, checkpoint.eos_token_ids, checkpoint.about)
         self._engine.start()
 
     def execute(self, requests: list[Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -9,7 +11,7 @@ from tritonlm.client import AsyncClient
 from tritonlm.contract import NotOffered, TritonLMError
 from tritonlm.types import ChatCompletion, Completion, Model, ModelList
 
-from ..answers import answer, as_json
+from ..answers import OPENAI, Shape, answer, as_json
 from ..errors import RESPONSES
 from ..middleware import context_of
 from ..schemas import ChatRequest, CompletionRequest
@@ -22,23 +24,16 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     @routes.post("/completions", responses={200: {"model": Completion, "content": {"text/event-stream": {}}}})
     async def complete(body: CompletionRequest, request: Request) -> Response:  # type: ignore[valid-type]
         """Continue a text. With `stream`, server-sent events."""
-        call = client.completions.create(
-            **body.arguments(),  # type: ignore[attr-defined]
-            request_id=context_of(request.scope).request_id,
-            timeout=settings.request_seconds,
-        )
-        return await answer(request, body.model, call, settings.ping_seconds)  # type: ignore[attr-defined]
+        return await complete_text(client, settings, request, body.arguments())  # type: ignore[attr-defined]
 
     @routes.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}})
     async def chat(body: ChatRequest, request: Request) -> Response:  # type: ignore[valid-type]
         """Answer a chat, through the checkpoint's chat template; 501 where it has none."""
-        call = client.chat.completions.create(
-            **body.arguments(),  # type: ignore[attr-defined]
-            request_id=context_of(request.scope).request_id,
-            timeout=settings.request_seconds,
-        )
+        arguments = body.arguments()  # type: ignore[attr-defined]
+        request_id = context_of(request.scope).request_id
+        call = client.chat.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
         try:
-            return await answer(request, body.model, call, settings.ping_seconds)  # type: ignore[attr-defined]
+            return await answer(request, arguments["model"], f"chatcmpl-{request_id}", call)
         except NotOffered as error:
             raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
 
@@ -57,3 +52,12 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
         return as_json(await client.models.retrieve(name))
 
     return routes
+
+
+async def complete_text(
+    client: AsyncClient, settings: GatewaySettings, request: Request, arguments: dict[str, Any], shape: Shape = OPENAI
+) -> Response:
+    """One completion, for this route and for those of older systems."""
+    request_id = context_of(request.scope).request_id
+    call = client.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
+    return await answer(request, arguments["model"], f"cmpl-{request_id}", call, shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
@@ -13,6 +15,8 @@ from tritonlm.contract import InvalidRequest, TritonLMError
 from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
 from ..schemas import DetokenizeRequest, TokenizeRequest
+from ..settings import GatewaySettings
+from .older import default_model
 
 
 class Tokens(BaseModel):
@@ -25,14 +29,27 @@ class Text(BaseModel):
     prompt: str
 
 
+class QueueReport(BaseModel):
+    running: int
+    waiting: int
+    places: int
+
+
 class HealthReport(BaseModel):
+    """`checkpoint`, `model`, `model_loaded` and `note` are what older systems' users look at."""
+
     status: str
     live: bool
     ready: bool
     models: list[str]
+    model_loaded: bool
+    checkpoint: str | None
+    model: str | None
+    note: str
+    queue: QueueReport | None
 
 
-def router(client: AsyncClient) -> APIRouter:
+def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter(tags=["tools"])
 
     @routes.post("/tokenize", response_model=Tokens, responses=RESPONSES)
@@ -52,6 +69,12 @@ def router(client: AsyncClient) -> APIRouter:
         """Token ids' text."""
         return Text(prompt=await client.detokenize(body.model, body.tokens))
 
+    @routes.get("/tokenizer_info", responses=RESPONSES)
+    async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
+        """The special tokens and the chat template, as a tokenizer's configuration has them."""
+        about = await client.about(model or await default_model(client, settings))
+        return {**about["special_tokens"], "chat_template": about["chat_template"], "vocab_size": about["vocab_size"]}
+
     @routes.get("/health/live")
     async def live() -> dict[str, str]:
         """The gateway answers."""
@@ -63,8 +86,20 @@ def router(client: AsyncClient) -> APIRouter:
     async def ready() -> Response:
         """A language model is loaded and its engine answers: 200; else 503."""
         found = await client.health()
-        status = "ok" if found.ready else "no language model answers" if found.live else "no Triton answers"
-        report = HealthReport(status=status, live=found.live, ready=found.ready, models=found.models)
+        note = "a language model is loaded and answers" if found.ready else "no language model answers"
+        model = await default_model(client, settings) if found.ready else None
+        status = await client.status(model) if model else None
+        report = HealthReport(
+            status="ok" if found.ready else "unavailable",
+            live=found.live,
+            ready=found.ready,
+            models=found.models,
+            model_loaded=found.ready,
+            checkpoint=model,
+            model=model,
+            note=note if found.live else "no Triton answers",
+            queue=QueueReport.model_validate(status) if status else None,
+        )
         headers = {} if found.ready else {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return JSONResponse(report.model_dump(), 200 if found.ready else 503, headers)
 
@@ -84,12 +119,17 @@ def router(client: AsyncClient) -> APIRouter:
             "service": "tritonlm",
             "version": tritonlm.__version__,
             "status": "running" if models else "no language model is loaded",
+            "checkpoint": models[0] if models else None,
             "models": models,
             "documentation": "/docs",
             "endpoints": {
                 "POST /v1/completions": "continue a text",
                 "POST /v1/chat/completions": "answer a chat",
+                "POST /generate": "generate text from a prompt",
+                "POST /chat": "answer a prompt",
                 "GET /v1/models": "the language models",
+                "GET /info": "the checkpoint",
+                "GET /queue": "what runs and waits",
                 "GET /health": "whether a language model answers",
                 "GET /metrics": "counters in Prometheus' format",
                 "GET /docs": "interactive documentation",

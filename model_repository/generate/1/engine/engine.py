@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from tritonlm.contract import (
     TokenLogprob,
     TritonLMError,
 )
-from tritonlm.contract.control import CANCEL, DRAIN, Command
+from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, Command
 
 from .answer import CANCELLED, TIMEOUT, Answer, Decode
 from .blocks import BlockPool
@@ -47,8 +47,17 @@ COUNTERS = (
 
 
 class Engine:
-    def __init__(self, runner: Runner, config: EngineConfig, decode: Decode, end_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        decode: Decode,
+        end_ids: Collection[int],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`about` is what the command of that name tells of the checkpoint."""
         self.runner = runner
+        self._about = dict(about or {})
         self.config = config
         self._decode = decode
         self._end_ids = end_ids
@@ -196,7 +205,21 @@ class Engine:
         self._outbox.put(lambda: reply(report))
 
     def _obey(self, command: Command) -> dict[str, Any]:
-        return {"cancelled": self.cancel(command.request_id)} if command.name == CANCEL else self.status()
+        if command.name == CANCEL:
+            return {"cancelled": self.cancel(command.request_id)}
+        if command.name == FIND:
+            return {"requests": self.find(command.request_id)}
+        return self._about if command.name == ABOUT else self.status()
+
+    def find(self, request_id: str) -> list[dict[str, Any]]:
+        """How far the requests of this id have come; `position` counts those that get a place before it."""
+        places = [("running", 0, request) for request in self.scheduler.running]
+        places += [("waiting", position, request) for position, request in enumerate(self.scheduler.waiting)]
+        return [
+            {"state": state, "position": position, "completion_tokens": request.generated}
+            for state, position, request in places
+            if request.id == request_id
+        ]
 
     def cancel(self, request_id: str) -> int:
         """End the requests of this id, wherever they are; how many there were."""
@@ -223,6 +246,7 @@ class Engine:
             "blocks_idle": self.pool.idle,
             "kv_cache_tokens": self.pool.total * self.pool.block_tokens,
             "context_length": self.runner.context_length,
+            "vocab_size": self.runner.vocab_size,
             "device": str(self.runner.device),
             "dtype": str(self.runner.dtype).removeprefix("torch."),
         }

@@ -1,0 +1,165 @@
+"""The routes of older systems: the requests that their documents show, answered with the fields that they show."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from fakes.fake_transport import ABOUT_LM, LM
+
+from .conftest import Gateway
+
+# Method, path, the body that the document sends, the fields that it shows in the answer.
+SHOWN: list[tuple[str, str, dict[str, Any] | None, set[str]]] = [
+    # a queue in front of a GPT-2
+    ("POST", "/completions", {"prompt": "The future of AI is", "max_tokens": 15, "temperature": 0.8},
+     {"id", "object", "created", "model", "choices", "usage"}),
+    ("POST", "/completions", {"prompt": "Once upon a time", "max_tokens": 10}, {"choices", "usage"}),
+    ("GET", "/queue", None, {"queue_size"}),
+    ("GET", "/health", None, {"status", "model", "queue"}),
+    ("GET", "/", None, {"endpoints"}),
+    # an inference server for checkpoints
+    ("POST", "/generate",
+     {"prompt": "123+456=", "max_tokens": 100, "temperature": 0.8, "top_k": None, "stop_on_newline": False},
+     {"prompt", "generated_text", "tokens_generated", "model"}),
+    ("POST", "/generate", {"prompt": "123+", "max_tokens": 30, "temperature": 0.0}, {"generated_text"}),
+    ("POST", "/generate", {"prompt": "H+B=", "max_tokens": 50, "temperature": 0.8, "top_k": 10}, {"generated_text"}),
+    ("POST", "/generate",
+     {"prompt": "123\n456\n", "max_tokens": 100, "temperature": 0.5, "stop_on_newline": True}, {"generated_text"}),
+    ("GET", "/health", None, {"status", "model_loaded", "checkpoint"}),
+    ("GET", "/info", None, {"checkpoint", "step", "val_loss", "model_layers", "model_dim", "vocab_size"}),
+    ("GET", "/", None, {"service", "version", "checkpoint", "status", "endpoints"}),
+    # a chat server
+    ("POST", "/chat", {"prompt": "What is machine learning?"},
+     {"prompt", "response", "tokens_generated", "time_seconds", "tokens_per_second"}),
+    ("POST", "/chat", {"prompt": "Explain quantum computing", "max_tokens": 256}, {"response"}),
+    ("POST", "/chat", {"prompt": "Write a creative story", "max_tokens": 200, "temperature": 0.7}, {"response"}),
+    ("GET", "/health", None, {"status", "model", "model_loaded", "note"}),
+    # a language model API
+    ("GET", "/api/status", None, {"status", "model_loaded", "device", "timestamp"}),
+    ("GET", "/api/models", None, {"pretrained_models", "trained_models"}),
+    ("POST", "/api/load_model", {"model_type": LM}, {"message"}),
+    ("POST", "/api/load_model", {"model_path": f"out/{LM}"}, {"message"}),
+    ("POST", "/api/generate", {"prompt": "Once upon a time", "max_new_tokens": 150, "temperature": 0.8, "top_k": 40},
+     {"prompt", "generated_text", "parameters"}),
+    # an OpenAI-compatible API over Hugging Face models
+    ("GET", "/v1/models", None, {"object", "data"}),
+    ("GET", "/healthz", None, {"status"}),
+    ("POST", "/v1/completions", {"model": LM, "prompt": "Write a haiku about fast APIs", "max_tokens": 64},
+     {"choices"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "body", "fields"), SHOWN, ids=[f"{row[0]} {row[1]}" for row in SHOWN])
+def test_what_the_documents_show_works(
+    gateway: Gateway, method: str, path: str, body: dict[str, Any] | None, fields: set[str]
+) -> None:
+    response = gateway.http.request(method, path, json=body)
+    assert response.status_code == 200, response.text
+    assert fields <= set(response.json())
+
+
+def test_generate_gives_the_prompt_and_its_continuation(gateway: Gateway) -> None:
+    found = gateway.post("/generate", prompt="123+456=", max_tokens=7).json()
+    assert found["generated_text"].startswith("123+456=")
+    assert len(found["generated_text"]) > len("123+456=")
+    assert (found["prompt"], found["model"]) == ("123+456=", LM)
+    (call,) = gateway.transport.calls
+    assert (call.parameters["max_tokens"], call.parameters["temperature"]) == (7, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sent"),
+    [
+        ("/generate", {"prompt": "a"}, {"max_tokens": 100, "temperature": 0.8}),
+        ("/generate", {"prompt": "a", "stop_on_newline": True}, {"stop": ["\n"]}),
+        ("/generate", {"prompt": "a", "top_k": 10}, {"top_k": 10}),
+        ("/chat", {"prompt": "a"}, {"max_tokens": 128, "temperature": 0.0}),
+        ("/api/generate", {"prompt": "a"}, {"max_tokens": 150, "temperature": 0.8, "top_k": 40}),
+    ],
+)
+def test_defaults_are_those_of_the_documents(
+    gateway: Gateway, path: str, body: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    assert gateway.post(path, **body).status_code == 200
+    assert sent.items() <= gateway.transport.calls[0].parameters.items()
+
+
+@pytest.mark.parametrize("path", ["/generate", "/chat", "/api/generate"])
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 2049}, "max_tokens"), ({"temperature": 2.1}, "temperature"),
+     ({"heat": 1}, "heat"), ({"prompt": 5}, "prompt")],
+)  # fmt: skip
+def test_ranges_are_those_of_the_documents(gateway: Gateway, path: str, change: dict[str, Any], param: str) -> None:
+    if path == "/api/generate":
+        change = {name.replace("max_tokens", "max_new_tokens"): value for name, value in change.items()}
+        param = param.replace("max_tokens", "max_new_tokens")
+    response = gateway.post(path, **{"prompt": "a", **change})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_a_chat_goes_through_the_template_where_there_is_one(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway.post("/chat", prompt="hello")
+    monkeypatch.setitem(ABOUT_LM, "chat_template", "{{ messages }}")
+    gateway.post("/chat", prompt="hello")
+    plain, templated = gateway.transport.calls
+    assert (plain.prompt.text, plain.prompt.messages) == ("hello", None)
+    assert json.loads(templated.prompt.messages or "") == [{"role": "user", "content": "hello"}]
+
+
+def test_a_streamed_chat_is_text_and_ends_with_its_speed(gateway: Gateway) -> None:
+    whole = gateway.post("/chat", prompt="hello", temperature=0).json()["response"]
+    text = gateway.post("/chat/stream", prompt="hello", temperature=0).text
+    *blocks, last = [block for block in text.split("\n\n") if block]
+    parts = ["\n".join(line.removeprefix("data: ") for line in block.split("\n")) for block in blocks]
+    assert "".join(parts) == whole
+    kind, data = last.split("\n")
+    assert kind == "event: done"
+    assert set(json.loads(data.removeprefix("data: "))) == {"tokens_generated", "time_seconds", "tokens_per_second"}
+
+
+def test_a_request_can_be_followed_by_its_id(gateway: Gateway) -> None:
+    found = gateway.post("/completions", prompt="a", max_tokens=5).json()
+    entry = gateway.http.get(f"/requests/{found['id']}").json()
+    assert (entry["status"], entry["completion_tokens"]) == ("completed", 5)
+    assert entry["finished"] >= entry["created"]
+
+    gateway.transport.pause = 0.2
+    with gateway.http.stream(
+        "POST", "/completions", json={"prompt": "a b", "stream": True}, headers={"x-request-id": "mine"}
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        entry = httpx.get(f"{gateway.url}/requests/cmpl-mine", trust_env=False).json()
+        assert (entry["status"], entry["finished"]) == ("processing", None)
+        list(lines)
+    assert gateway.http.get("/requests/cmpl-mine").json()["status"] == "completed"
+    assert gateway.http.get("/requests/nobody").status_code == 404
+    assert gateway.http.get("/queue").json()["requests"]["completed"] == 2
+
+
+def test_without_a_model_the_answer_is_503(gateway: Gateway) -> None:
+    gateway.transport.loaded = False
+    for path in ("/generate", "/chat", "/completions", "/api/generate"):
+        assert gateway.post(path, prompt="a").status_code == 503
+    assert gateway.http.get("/api/status").json()["model_loaded"] is False
+
+
+def test_what_is_not_offered_yet_says_so(gateway: Gateway) -> None:
+    body = {
+        "dataset": "shakesphere", "output_dir": "out/x", "model_type": "gpt2", "batch_size": 4, "learning_rate": 3e-5,
+        "max_iters": 20, "eval_interval": 5,
+    }  # fmt: skip
+    assert gateway.post("/api/train", **body).status_code == 501
+    assert gateway.post("/v1/embeddings", model=LM, input="a").status_code == 501
+    assert gateway.post("/api/load_model", model_type="nope").status_code == 404
+    assert gateway.post("/api/load_model").status_code == 400
+
+
+def test_tokenizer_info_has_what_evaluation_tools_ask_for(gateway: Gateway) -> None:
+    found = gateway.http.get("/tokenizer_info").json()
+    assert found["eos_token"] == "<end>"
+    assert "chat_template" in found
