@@ -75,6 +75,11 @@ RULES = (
         why="the gateway knows AsyncClient",
     ),
     Rule(
+        ("client/tritonlm/commands/**/*.py", "client/tritonlm/cli.py"),
+        never=("torch", "transformers", "tokenizers", "grpc", "tritonclient"),
+        why="a command is a client like any other",
+    ),
+    Rule(
         ("load_tests/**/*.py",),
         never=("tritonlm", "engine"),
         but=("tritonlm.client",),

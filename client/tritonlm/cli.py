@@ -9,6 +9,8 @@ import typer
 from pydantic_settings import BaseSettings
 
 from tritonlm import __version__
+from tritonlm.commands import doctor as machine
+from tritonlm.commands import models, text
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
@@ -20,7 +22,6 @@ from tritonlm.serving.settings import env_name, option_name, read_any
 app = typer.Typer(
     help="Serve Hugging Face causal language models from a Triton model repository.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -118,6 +119,15 @@ def run_gateway(
         terminal.explain(error)
         raise typer.Exit(2) from None
     serve_gateway(settings)
+
+
+app.command("list")(models.list_models)
+app.command()(models.status)
+app.command()(models.load)
+app.command()(models.unload)
+app.command()(text.generate)
+app.command()(text.chat)
+app.command()(machine.doctor)
 
 
 if __name__ == "__main__":

@@ -144,6 +144,14 @@ def test_what_is_no_json_object_is_refused(gateway: Gateway, content: bytes) -> 
     assert error_of(response)["type"] == "invalid_request_error"
 
 
+def test_a_body_as_curl_sends_it_is_taken_but_not_from_a_page(gateway: Gateway) -> None:
+    content = json.dumps({"model": LM, "prompt": "a"})
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert gateway.http.post("/v1/completions", content=content, headers=headers).status_code == 200
+    headers["origin"] = "http://other.example"
+    assert gateway.http.post("/v1/completions", content=content, headers=headers).status_code == 400
+
+
 def test_null_is_as_if_it_had_not_been_sent(gateway: Gateway) -> None:
     body = {"model": LM, "prompt": "a", "seed": 1}
     nulls = dict.fromkeys(("stop", "n", "logprobs", "stream", "user", "best_of", "suffix", "max_tokens", "logit_bias"))

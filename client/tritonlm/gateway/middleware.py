@@ -53,6 +53,7 @@ class Surroundings:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         context = Context(given if _SANE_ID.fullmatch(given) else secrets.token_hex(12))
         scope.setdefault("state", {})["context"] = context
+        _take_curls_word(scope)
         read, status = 0, 500
 
         async def bounded_receive() -> Message:
@@ -76,6 +77,17 @@ class Surroundings:
             await self._app(scope, bounded_receive, marked_send)
         finally:
             _finish(scope, context, 499 if context.client_left else status)
+
+
+def _take_curls_word(scope: Scope) -> None:
+    """`curl -d` calls every body a form. Ours are JSON, so take it as that; but not from a browser's page.
+
+    A page could send a form to this machine without asking; a page's request has an origin.
+    """
+    headers = MutableHeaders(scope=scope)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if scope["method"] == "POST" and "origin" not in headers and kind in ("", "application/x-www-form-urlencoded"):
+        headers["content-type"] = "application/json"
 
 
 def _finish(scope: Scope, context: Context, status: int) -> None:

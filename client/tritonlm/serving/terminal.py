@@ -63,9 +63,8 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
     prompt: dict[str, object] = {"max_tokens": 20, "temperature": 0}
     if settings.gateway:
         body = {"model": name, "prompt": "Once upon a time", **prompt}
-        json_type = "-H 'Content-Type: application/json'"
-        lines.append(f"  curl {gateway}/v1/completions {json_type} -d '{json.dumps(body)}'")
-        lines.append(f"  curl -N {gateway}/v1/completions {json_type} -d '{json.dumps({**body, 'stream': True})}'")
+        lines.append(f"  curl {gateway}/v1/completions -d '{json.dumps(body)}'")
+        lines.append(f"  curl -N {gateway}/v1/completions -d '{json.dumps({**body, 'stream': True})}'")
     else:
         body = {"text_input": "Once upon a time", **prompt}
         url = f"{triton}:{settings.http_port}/v2/models/{name}"

@@ -1,0 +1,65 @@
+"""What the commands share: the way to Triton, output for people and for scripts, exit codes that mean something."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tritonlm.contract import InvalidRequest, ModelNotFound, TritonLMError, Unavailable
+from tritonlm.serving import ServingError, terminal
+from tritonlm.sync import Client
+
+FAILED, MISUSED, UNREACHABLE = 1, 2, 3
+# Colours and boxes on a terminal only; rich sees to it.
+console = Console()
+notes = Console(stderr=True)
+
+Triton = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--triton",
+        metavar="HOST:PORT",
+        envvar="TRITONLM_TRITON",
+        help="gRPC address of a Triton; may be repeated (default 127.0.0.1:8001)",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON for scripts instead of a table.")]
+
+
+@contextlib.contextmanager
+def connected(triton: list[str] | None) -> Iterator[Client]:
+    """A client; its errors become one line and an exit code."""
+    try:
+        with Client([part for address in triton or ["127.0.0.1:8001"] for part in address.split(",")]) as client:
+            yield client
+    except (TritonLMError, ServingError) as error:
+        terminal.explain(error)
+        raise typer.Exit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def exit_code(error: Exception) -> int:
+    if isinstance(error, Unavailable):
+        return UNREACHABLE
+    return MISUSED if isinstance(error, (InvalidRequest, ModelNotFound)) else FAILED
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def model_or_first(client: Client, model: str | None) -> str:
+    """The model that was named, or the first one that is ready."""
+    if model is not None:
+        return model
+    for found in client.models.list().data:
+        if found.state == "ready":
+            return found.id
+    raise Unavailable("no language model is loaded; see tritonlm list")

@@ -1,0 +1,67 @@
+"""`tritonlm doctor`: looks at the machine and says what to fix. It changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+
+import typer
+
+from tritonlm.contract import TritonLMError
+from tritonlm.serving import ServingError, Settings, preflight, read_settings
+from tritonlm.serving.backend import assemble, find_installation
+from tritonlm.serving.triton import triton_environment
+
+from .common import FAILED, AsJson, console, print_json
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check what `tritonlm serve` needs; exit code 1 where something has to be fixed."""
+    settings = read_settings({})
+    found = [_look(name, check) for name, check in _checks(settings).items()]
+    if as_json:
+        print_json([{"check": name, "ok": ok, "finding": finding} for name, ok, finding in found])
+    else:
+        for name, ok, finding in found:
+            console.print(f"[{'green' if ok else 'red'}]{'ok ' if ok else 'fix'}[/] {name}: ", end="")
+            console.print(finding, highlight=False, markup=False)
+    if not all(ok for _, ok, _ in found):
+        raise typer.Exit(FAILED)
+
+
+def _look(name: str, check: Callable[[], str]) -> tuple[str, bool, str]:
+    try:
+        return name, True, check()
+    except (ServingError, TritonLMError) as error:
+        return name, False, str(error)
+
+
+def _checks(settings: Settings) -> dict[str, Callable[[], str]]:
+    def machine() -> str:
+        if platform.system() != "Linux" or platform.machine() != "x86_64":
+            raise ServingError(
+                f"Triton's wheel is for Linux on x86-64, not {platform.system()} on {platform.machine()}"
+            )
+        return f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+
+    def triton() -> str:
+        installation = find_installation()
+        backend = assemble(installation)
+        preflight.check_libraries(installation, backend, triton_environment(installation, settings))
+        return f"nvidia-pytriton {installation.version} with all its libraries"
+
+    def ports() -> str:
+        preflight.check_ports(settings)
+        return f"{settings.port}, {settings.http_port}, {settings.grpc_port}, {settings.metrics_port} are free"
+
+    def shared_memory() -> str:
+        preflight.check_shared_memory()
+        return "enough free"
+
+    def checkpoints() -> str:
+        return ", ".join(model.name for model in preflight.check_language_models(settings))
+
+    return {
+        "machine": machine, "Triton": triton, "ports": ports, "/dev/shm": shared_memory, "checkpoints": checkpoints
+    }  # fmt: skip

@@ -1,0 +1,78 @@
+"""`tritonlm list, status, load, unload`: which language models there are, and how they are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tritonlm.types import Model
+
+from .common import FAILED, AsJson, Triton, connected, console, notes, print_json
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="the language model")]
+_COUNTERS = (
+    "running",
+    "waiting",
+    "finished",
+    "cancelled",
+    "failed",
+    "refused",
+    "generated_tokens",
+    "blocks_used",
+    "blocks",
+)
+
+
+def list_models(triton: Triton = None, as_json: AsJson = False) -> None:
+    """List the language models and their state."""
+    with connected(triton) as client:
+        found = client.models.list().data
+    if as_json:
+        print_json([model.to_dict() for model in found])
+        return
+    table = Table("model", "state", "context", "device", "dtype", "running", "waiting", "places")
+    for model in found:
+        table.add_row(*_row(model))
+    console.print(table)
+
+
+def _row(model: Model) -> list[str]:
+    numbers = (model.max_model_len, model.device, model.dtype, model.running, model.waiting, model.places)
+    state = model.state if model.reason is None else f"{model.state}: {model.reason}"
+    return [model.id, state, *("–" if value is None else str(value) for value in numbers)]
+
+
+def status(triton: Triton = None, as_json: AsJson = False) -> None:
+    """Tell whether Triton and its engines answer, and what they do. Exit code 1 where none is ready."""
+    with connected(triton) as client:
+        health = client.health()
+        reports = {name: client.status(name) for name in health.models}
+    if as_json:
+        print_json({**health.to_dict(), "engines": reports})
+    else:
+        console.print(f"Triton {'answers' if health.live else 'does not answer'}; {len(reports)} language models ready")
+        for name, report in reports.items():
+            table = Table("counter", name)
+            for counter in _COUNTERS:
+                table.add_row(counter.replace("_", " "), str(report[counter]))
+            console.print(table)
+    if not health.ready:
+        raise typer.Exit(FAILED)
+
+
+def load(name: Name, triton: Triton = None, as_json: AsJson = False) -> None:
+    """Load a language model."""
+    with connected(triton) as client, notes.status(f"loading {name} …"):
+        client.models.retrieve(name)
+        model = client.models.load(name)
+    print_json(model.to_dict()) if as_json else console.print(f"{name} is {model.state}")
+
+
+def unload(name: Name, triton: Triton = None, as_json: AsJson = False) -> None:
+    """Unload a language model."""
+    with connected(triton) as client, notes.status(f"unloading {name} …"):
+        client.models.retrieve(name)
+        model = client.models.unload(name)
+    print_json(model.to_dict()) if as_json else console.print(f"{name} is {model.state}")

@@ -1,0 +1,83 @@
+"""`tritonlm …` against a real Triton: what people and scripts see, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tritonlm.cli import app
+from typer.testing import CliRunner, Result
+
+from .servers import LM, Server
+
+pytestmark = pytest.mark.triton
+
+
+def tritonlm(server: Server, *words: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, [*words, "--triton", server.grpc], input=stdin)
+
+
+def test_models_are_listed_for_people_and_for_scripts(server: Server) -> None:
+    assert LM in tritonlm(server, "list").stdout
+    (model,) = json.loads(tritonlm(server, "list", "--json").stdout)
+    assert (model["id"], model["state"]) == (LM, "ready")
+    status = json.loads(tritonlm(server, "status", "--json").stdout)
+    assert status["engines"][LM]["places"] == 64
+    assert "1 language models ready" in tritonlm(server, "status").stdout
+
+
+def test_a_text_is_continued_from_an_argument_and_from_standard_input(server: Server) -> None:
+    wanted = ("--max-tokens", "12", "--temperature", "0")
+    given = tritonlm(server, "generate", "Once upon", *wanted)
+    piped = tritonlm(server, "generate", "-", *wanted, stdin="Once upon")
+    whole = json.loads(tritonlm(server, "generate", "Once upon", *wanted, "--json").stdout)
+    assert given.exit_code == 0
+    assert given.stdout == piped.stdout == whole["choices"][0]["text"] + "\n"
+
+
+def test_a_chat_goes_on_and_obeys_its_commands(small_server: Server) -> None:
+    said = "Once\n/system Be brief.\nAnd?\n/clear\n/help\n/quit\nnever\n"
+    result = tritonlm(small_server, "chat", "--max-tokens", "4", "--temperature", "0", stdin=said)
+    assert result.exit_code == 0, result.output
+    assert "/quit leaves" in result.stderr
+
+
+def test_a_chat_survives_a_message_that_does_not_fit(small_server: Server) -> None:
+    result = tritonlm(small_server, "chat", "--max-tokens", "400", stdin=f"{'birds ' * 200}\n/quit\n")
+    assert result.exit_code == 0
+    assert "maximum context length" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("generate", "a", "--temperature", "3"), 2, "temperature must be"),
+        (("generate", "a", "--model", "nope"), 2, "does not exist"),
+        (("load", "nope"), 2, "does not exist"),
+        (("chat",), 1, "chat template"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(server: Server, words: tuple[str, ...], code: int, said: str) -> None:
+    result = tritonlm(server, *words, stdin="hello\n")
+    assert result.exit_code == code
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert said in line
+
+
+def test_where_no_triton_is_the_exit_code_is_3() -> None:
+    result = CliRunner().invoke(app, ["list", "--triton", "127.0.0.1:9"])
+    assert (result.exit_code, result.stderr) == (3, "error: no Triton answers at 127.0.0.1:9\n")
+
+
+def test_a_model_is_unloaded_and_loaded(small_server: Server) -> None:
+    assert "unavailable" in tritonlm(small_server, "unload", LM).stdout
+    assert "ready" in tritonlm(small_server, "load", LM).stdout
+
+
+def test_the_doctor_looks_at_everything() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    found = {row["check"]: row["ok"] for row in json.loads(result.stdout)}
+    assert set(found) == {"machine", "Triton", "ports", "/dev/shm", "checkpoints"}
+    assert found["Triton"]
+    assert found["checkpoints"]
+    assert result.exit_code == (0 if all(found.values()) else 1)
