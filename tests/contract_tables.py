@@ -33,7 +33,7 @@ _WAYS = (
     ("tokenize → generate", tensors.TOKENIZE_OUTPUTS),
     ("generate → detokenize", tensors.CHUNK_TENSORS),
     ("caller → generate", (tensors.CONTROL,)),
-    ("generate → caller", (tensors.REPORT,)),
+    ("generate → caller", (tensors.REPORT, tensors.EMBEDDING)),
 )
 
 

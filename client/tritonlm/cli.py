@@ -74,6 +74,7 @@ def serve(
     load: Annotated[list[str] | None, _setting("load", "NAME")] = None,
     max_sequences: Annotated[str | None, _setting("max_sequences", "N")] = None,
     kv_cache_tokens: Annotated[str | None, _setting("kv_cache_tokens", "N")] = None,
+    enable_embeddings: Annotated[bool | None, _setting("enable_embeddings")] = None,
     log_level: Annotated[str | None, _setting("log_level", "debug|info|warning|error")] = None,
     load_seconds: Annotated[str | None, _setting("load_seconds", "SECONDS")] = None,
     drain_seconds: Annotated[str | None, _setting("drain_seconds", "SECONDS")] = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
@@ -22,15 +23,17 @@ from tritonlm.contract import (
 )
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
+from tritonlm.embeddings import embeddings_of, read_inputs
 from tritonlm.results import ChatBuilder, CompletionBuilder
 from tritonlm.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_prompts
 from tritonlm.stream import AsyncStream, Merged
-from tritonlm.transport import Call, Listed, Prompt, Transport
+from tritonlm.transport import Call, Embedded, Listed, Prompt, Transport
 from tritonlm.types import (
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
     CompletionUsage,
+    Embeddings,
     Health,
     Model,
     ModelList,
@@ -74,6 +77,7 @@ class AsyncClient:
         self._models_of_running: dict[str, str] = {}
         self.completions = Completions(self)
         self.chat = Chat(self)
+        self.embeddings = EmbeddingCalls(self)
         self.models = Models(self)
 
     async def __aenter__(self) -> AsyncClient:
@@ -276,6 +280,46 @@ class ChatCompletions:
 
 def _with_timeout(client: AsyncClient, arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments if arguments.get("timeout") is not None else {**arguments, "timeout": client._timeout}
+
+
+class EmbeddingCalls:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def create(
+        self,
+        model: str,
+        input: Any,  # noqa: A002 (OpenAI's name)
+        *,
+        encoding_format: str | None = None,
+        dimensions: int | None = None,
+        user: str | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """Mean-pooled last hidden states, at length one; NotOffered where the server has them switched off."""
+        prompts, written = read_inputs(input, encoding_format, dimensions, user)
+        root = f"embd-{request_id or ''}-{secrets.token_hex(4)}"
+        calls = [
+            Call(model, f"{root}-{index}", prompt, timeout=timeout or self._client._timeout)
+            for index, prompt in enumerate(prompts)
+        ]
+        # The first error ends the others: what is left of them is cancelled.
+        tasks = [asyncio.ensure_future(self._one(call)) for call in calls]
+        try:
+            found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return embeddings_of(model, found, written)
+
+    async def _one(self, call: Call) -> Embedded:
+        try:
+            return await self._client._anywhere(lambda transport: transport.embed(call))
+        except InvalidRequest as error:
+            if error.param in (TEXT_INPUT.name, INPUT_IDS.name, "prompt"):
+                raise type(error)(error.message.replace(error.param, "input", 1), "input") from None
+            raise
 
 
 @overload

@@ -65,7 +65,7 @@ def completion_plan(
         raise InvalidRequest(
             "suffix is not possible: this model has no fill-in-the-middle tokens; leave it out", "suffix"
         )
-    _check_text("user", user)
+    check_text("user", user)
     streamed, include_usage = read_stream(stream, stream_options)
     count = _count("n", n, 1)
     each = _count("best_of", best_of, count)
@@ -104,7 +104,7 @@ def chat_plan(
         raise InvalidRequest("messages must be a list of at least one message", "messages")
     if "echo" in parameters:
         raise InvalidRequest("echo is not offered for chats; use completions", "echo")
-    _check_text("user", user)
+    check_text("user", user)
     streamed, include_usage = read_stream(stream, stream_options)
     if max_tokens is not None and max_completion_tokens is not None and max_tokens != max_completion_tokens:
         raise InvalidRequest(
@@ -153,7 +153,7 @@ class _Common:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise InvalidRequest("model must name a language model; models.list() tells which there are", "model")
-        _check_text("request_id", self.request_id)
+        check_text("request_id", self.request_id)
         if (
             isinstance(self.timeout, bool)
             or not isinstance(self.timeout, (int, float))
@@ -251,7 +251,7 @@ def _count(name: str, value: Any, default: int) -> int:
     return value
 
 
-def _check_text(name: str, value: Any) -> None:
+def check_text(name: str, value: Any) -> None:
     if value is not None and not (isinstance(value, str) and len(value) <= 256):
         raise InvalidRequest(f"{name} must be a string of at most 256 characters", name)
 

@@ -15,7 +15,7 @@ from tritonlm.client import DEFAULT_URL, AsyncClient
 from tritonlm.sequences import PromptArgument
 from tritonlm.stream import AsyncStream
 from tritonlm.transport import Transport
-from tritonlm.types import ChatCompletion, ChatCompletionChunk, Completion, Health, Model, ModelList, Piece
+from tritonlm.types import ChatCompletion, ChatCompletionChunk, Completion, Embeddings, Health, Model, ModelList, Piece
 
 T = TypeVar("T")
 _CLOSE_SECONDS = 40.0
@@ -107,6 +107,7 @@ class Client:
             raise
         self.completions = Completions(self)
         self.chat = Chat(self)
+        self.embeddings = EmbeddingCalls(self)
         self.models = Models(self)
 
     def __enter__(self) -> Client:
@@ -169,6 +170,14 @@ class ChatCompletions:
     ) -> ChatCompletion | Stream[ChatCompletionChunk]:
         found = self._client._loop.run(self._client._client.chat.completions.create(model, messages, **arguments))
         return Stream(self._client._loop, found) if isinstance(found, AsyncStream) else found
+
+
+class EmbeddingCalls:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, model: str, input: Any, **arguments: Any) -> Embeddings:  # noqa: A002 (OpenAI's name)
+        return self._client._loop.run(self._client._client.embeddings.create(model, input, **arguments))
 
 
 class Models:

@@ -131,6 +131,25 @@ class ChatCompletionChunk(Answer):
     usage: CompletionUsage | None = None
 
 
+class EmbeddingItem(Result):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    # Numbers, or their base64 (32-bit floats, little end first).
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Result):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Result):
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Model(Result):
     """A language model and, where it is ready, what its engine tells of it."""
 

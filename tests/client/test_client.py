@@ -197,6 +197,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "retrieve": lambda client: client.models.retrieve(LM),
     "status": lambda client: client.status(LM),
     "health": lambda client: client.health(),
+    "embeddings": lambda client: client.embeddings.create(LM, ["a", "b c"]),
     "tokenize": lambda client: client.tokenize(LM, "abc"),
     "refusal": lambda client: client.completions.create(LM, "a", top_p=2),
     "unknown": lambda client: client.models.retrieve("nope"),

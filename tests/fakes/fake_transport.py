@@ -15,7 +15,7 @@ from typing import Any
 
 from tritonlm.contract import ModelNotFound, NotOffered, SamplingParameters, TritonLMError
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
-from tritonlm.transport import Call, Listed, Prompt
+from tritonlm.transport import Call, Embedded, Listed, Prompt
 from tritonlm.types import Logprob, Piece, TopLogprob
 
 LM = "fake"
@@ -39,6 +39,7 @@ class FakeTransport:
         self.live = True
         self.loaded = True
         self.has_chats = True
+        self.has_embeddings = True
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         self.calls.append(call)
@@ -65,6 +66,15 @@ class FakeTransport:
             self.running.discard(call.request_id)
             if not ended:
                 self.cancelled.append(call.request_id)
+
+    async def embed(self, call: Call) -> Embedded:
+        self.calls.append(call)
+        if call.model != LM:
+            raise ModelNotFound(f"the model {call.model!r} does not exist", "model")
+        if not self.has_embeddings:
+            raise NotOffered("embeddings are off; start the server with TRITONLM_ENABLE_EMBEDDINGS=true")
+        text = prompt_text(call.prompt)
+        return Embedded([float(len(text)), 0.5], max(1, len(text.split())))
 
     async def command(self, model: str, command: Command) -> dict[str, Any]:
         if model != LM:

@@ -154,7 +154,10 @@ def test_what_is_not_offered_yet_says_so(gateway: Gateway) -> None:
         "max_iters": 20, "eval_interval": 5,
     }  # fmt: skip
     assert gateway.post("/api/train", **body).status_code == 501
-    assert gateway.post("/v1/embeddings", model=LM, input="a").status_code == 501
+    gateway.transport.has_embeddings = False
+    refused = gateway.post("/v1/embeddings", model=LM, input="a")
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (501, "false")
+    assert "ENABLE_EMBEDDINGS" in refused.json()["error"]["message"]
     assert gateway.post("/api/load_model", model_type="nope").status_code == 404
     assert gateway.post("/api/load_model").status_code == 400
 

@@ -57,7 +57,18 @@ def test_models(sdk: openai.OpenAI) -> None:
     assert sdk.models.retrieve(LM).owned_by == "tritonlm"
 
 
-def test_errors_have_the_sdks_classes(sdk: openai.OpenAI) -> None:
+def test_embeddings_by_the_sdks_own_encoding_and_as_numbers(sdk: openai.OpenAI) -> None:
+    found = sdk.embeddings.create(model=LM, input=["a b", "abc"])
+    assert [item.embedding for item in found.data] == [[3.0, 0.5], [3.0, 0.5]]
+    assert found.usage.prompt_tokens == 3
+    numbers = sdk.embeddings.create(model=LM, input="abcd", encoding_format="float")
+    assert numbers.data[0].embedding == [4.0, 0.5]
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.embeddings.create(model=LM, input="a", dimensions=8)
+    assert refused.value.param == "dimensions"
+
+
+def test_errors_have_the_sdks_classes(gateway: Gateway, sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         sdk.completions.create(model=LM, prompt="a", temperature=3)
     assert (bad.value.param, bad.value.code, bad.value.type) == (
@@ -70,6 +81,7 @@ def test_errors_have_the_sdks_classes(sdk: openai.OpenAI) -> None:
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         sdk.models.retrieve("a/b")
+    gateway.transport.has_embeddings = False
     with pytest.raises(openai.InternalServerError) as refused:
         sdk.embeddings.create(model=LM, input="a")
     assert refused.value.status_code == 501

@@ -10,17 +10,22 @@ from typing import Any
 import pytest
 import torch
 from engine.engine import Engine
+from engine.request import Request
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from tritonlm.contract import (
     CheckpointError,
     ContextLengthExceeded,
     Draining,
     EngineFailure,
+    GenerationRequest,
     InvalidRequest,
+    NotOffered,
     QueueFull,
+    SamplingParameters,
 )
 from tritonlm.contract.control import DRAIN, PING, Command
+from tritonlm.contract.embedding import Embedding
 
 from .harness import VOCABULARY, Collected, make_engine, run, save_model, step, submit
 
@@ -241,3 +246,31 @@ def test_an_unsupported_architecture_is_refused_in_a_sentence(
     with pytest.raises(CheckpointError) as refusal:
         make_engine(tmp_path)
     assert "\n" not in refusal.value.message
+
+
+@pytest.mark.parametrize("pool", [{}, {"kv_cache_tokens": 96, "max_context_tokens": 96}])
+def test_an_embedding_is_the_mean_of_the_last_hidden_states_at_length_one(folder: Path, pool: dict[str, int]) -> None:
+    engine = make_engine(folder, enable_embeddings=True, prefill_tokens=8, **pool)
+    prompts = [[5], list(range(3, 40)), [7] * 21]
+    beside = submit(engine, [5, 6, 7], max_tokens=30)
+    wanted = SamplingParameters.from_mapping({"max_tokens": 0, "echo": True, "seed": 0})
+    found = [Collected() for _ in prompts]
+    for prompt, collected in zip(prompts, found, strict=True):
+        engine.submit(Request("", prompt, GenerationRequest(wanted, embed=True), collected.deliver))
+    run(engine)
+    assert beside.final.usage.completion == 30
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for prompt, collected in zip(prompts, found, strict=True):
+        (item,) = collected.items
+        assert isinstance(item, Embedding)
+        with torch.no_grad():
+            hidden = model.base_model(torch.tensor([prompt])).last_hidden_state[0].mean(0)
+        expected = torch.nn.functional.normalize(hidden, dim=0).tolist()
+        assert item.vector == pytest.approx(expected, abs=1e-5)
+        assert item.usage.prompt == len(prompt)
+
+
+def test_embeddings_are_refused_where_they_are_off(engine: Engine) -> None:
+    wanted = SamplingParameters.from_mapping({"max_tokens": 0, "echo": True, "seed": 0})
+    with pytest.raises(NotOffered, match="TRITONLM_ENABLE_EMBEDDINGS"):
+        engine.submit(Request("", [5], GenerationRequest(wanted, embed=True), Collected().deliver))

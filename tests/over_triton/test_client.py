@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tritonlm.stream import AsyncStream
 from tritonlm.sync import Stream
 from tritonlm.types import Completion
 
-from .servers import LM, Server, wait_until
+from .servers import LM, Server, copy_repository, running, wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -138,6 +139,22 @@ def test_64_mixed_calls_at_once_get_what_they_get_alone(server: Server) -> None:
         alone = [whole(client.completions.create(LM, **arguments)).choices[0].text for arguments in wanted]
     together = [found.choices[0].text for found in asyncio.run(asyncio.wait_for(crowd(), 60))]
     assert together == alone * 4
+
+
+def test_embeddings_are_off_until_they_are_switched_on(server: Server, tmp_path: Path) -> None:
+    with Client(server.grpc) as client, pytest.raises(NotOffered, match="TRITONLM_ENABLE_EMBEDDINGS"):
+        client.embeddings.create(LM, "a")
+    with running(copy_repository(tmp_path), enable_embeddings=True) as switched_on, Client(switched_on.grpc) as client:
+        found = client.embeddings.create(LM, ["Once upon", "Once upon", "Two"])
+        first, same, other = (item.embedding for item in found.data)
+        assert first == same != other
+        assert isinstance(first, list)
+        assert len(first) == 64
+        assert sum(value * value for value in first) == pytest.approx(1, abs=1e-5)
+        with pytest.raises(InvalidRequest) as refused:
+            client.embeddings.create(LM, [99999])
+        assert refused.value.param == "input"
+        assert switched_on.holds_nothing()
 
 
 def test_models_are_listed_with_what_their_engines_tell(server: Server) -> None:

@@ -18,6 +18,8 @@ class GenerationRequest:
     stream: bool = False
     # The prompt's text comes first in the answer's text (`echo`, or `exclude_input_in_output` false).
     include_prompt: bool = False
+    # Not a text but the prompt's embedding is wanted.
+    embed: bool = False
 
     def to_json(self) -> str:
         return json.dumps(
@@ -25,6 +27,7 @@ class GenerationRequest:
                 "parameters": self.parameters.to_mapping(),
                 "stream": self.stream,
                 "include_prompt": self.include_prompt,
+                **({"embed": True} if self.embed else {}),
             }
         )
 
@@ -33,8 +36,9 @@ class GenerationRequest:
         try:
             fields = json.loads(text)
             parameters, stream, include = fields["parameters"], bool(fields["stream"]), bool(fields["include_prompt"])
-        except (ValueError, KeyError, TypeError) as error:
+            embed = bool(fields.get("embed", False))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest(
                 'request must be a JSON object with "parameters", "stream" and "include_prompt"', "request"
             ) from error
-        return cls(SamplingParameters.from_mapping(parameters), stream, include)
+        return cls(SamplingParameters.from_mapping(parameters), stream, include, embed)

@@ -13,7 +13,13 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
 
-NUMPY_TYPE: dict[str, type] = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}
+NUMPY_TYPE: dict[str, type] = {
+    "STRING": object,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+    "FP32": np.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ REQUEST = TensorSpec("request", "STRING", (1,), "the validated request, as JSON"
 # generate, beside the ensemble: cancel, ping, status, drain
 CONTROL = TensorSpec("control", "STRING", (1,), "a command to the engine, as JSON", optional=True)
 REPORT = TensorSpec("report", "STRING", (1,), "the engine's answer to a command, as JSON")
+EMBEDDING = TensorSpec("embedding", "FP32", (-1,), "the prompt as a vector of length one, for a request with embed")
 
 # generate -> detokenize
 WINDOW_IDS = TensorSpec("window_ids", "INT32", (-1,), "token ids whose text holds the chunk's text", ragged=True)
@@ -88,6 +95,6 @@ TOKENIZE_INPUTS = LM_INPUTS
 TOKENIZE_OUTPUTS = tuple(replace(spec, optional=False, ragged=False) for spec in (PROMPT_IDS, REQUEST))
 CHUNK_TENSORS = (WINDOW_IDS, WINDOW_CUT, TOKEN_LOGPROBS, *PASSED_ON)
 GENERATE_INPUTS = (PROMPT_IDS, REQUEST, CONTROL)
-GENERATE_OUTPUTS = (*(replace(spec, ragged=False) for spec in CHUNK_TENSORS), REPORT)
+GENERATE_OUTPUTS = (*(replace(spec, ragged=False) for spec in CHUNK_TENSORS), REPORT, EMBEDDING)
 DETOKENIZE_INPUTS = CHUNK_TENSORS
 DETOKENIZE_OUTPUTS = tuple(replace(spec, ragged=False) for spec in LM_OUTPUTS)

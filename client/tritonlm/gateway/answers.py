@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from sse_starlette import EventSourceResponse
 
 from tritonlm.stream import AsyncStream
-from tritonlm.types import CompletionUsage, Result
+from tritonlm.types import CompletionUsage, EmbeddingUsage, Result
 
 from .errors import body_of
 from .history import CANCELLED, COMPLETED, FAILED, PROCESSING, Entry
@@ -70,7 +70,10 @@ def as_json(result: Result) -> Response:
     return Response(result.to_json(), media_type="application/json")
 
 
-def _note_usage(context: Context, entry: Entry, usage: CompletionUsage | None) -> None:
+def _note_usage(context: Context, entry: Entry, usage: CompletionUsage | EmbeddingUsage | None) -> None:
+    if isinstance(usage, EmbeddingUsage):
+        tokens = usage.prompt_tokens
+        usage = CompletionUsage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
     if usage is not None:
         context.usage = usage
         entry.prompt_tokens, entry.completion_tokens = usage.prompt_tokens, usage.completion_tokens

@@ -6,7 +6,7 @@ The sampling parameters' fields are made from the contract, so that no name is w
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -66,6 +66,14 @@ class _Chat(_Common):
 
 CompletionRequest: type[_Completion] = create_model("CompletionRequest", __base__=_Completion, **_sampling_fields())
 ChatRequest: type[_Chat] = create_model("ChatRequest", __base__=_Chat, **_sampling_fields("echo", "logprobs"))
+
+
+class EmbeddingRequest(Body):
+    model: str = Field(description="the language model's name")
+    input: str | list[str] | list[int] | list[list[int]] = Field(description="a text, several, or their token ids")
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="how the vectors are written")
+    dimensions: int | None = Field(None, description="refused: the vectors have one size")
+    user: str | None = Field(None, description="an identifier of the end user")
 
 
 class TokenizeRequest(Body):

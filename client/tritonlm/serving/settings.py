@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from . import paths
@@ -24,7 +24,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, populate_by_name=True)
 
     host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on.")
     port: Port = Field(8080, description="Port that the gateway listens on.")
@@ -54,6 +54,13 @@ class Settings(BaseSettings):
     kv_cache_tokens: int | None = Field(
         None, ge=1, description="Tokens that the KV cache holds; sized from context and free memory if unset."
     )
+    enable_embeddings: bool = Field(
+        False,
+        validation_alias=AliasChoices(
+            "enable_embeddings", f"{ENV_PREFIX}ENABLE_EMBEDDINGS", "ENABLE_EMBEDDINGS_BACKEND"
+        ),
+        description="Whether the language models embed prompts (/v1/embeddings).",
+    )
     log_level: LogLevel = Field("info", description="Detail of the log; debug also shows Triton's log on stderr.")
     load_seconds: float = Field(600, gt=0, description="How long one language model may take to load and answer.")
     drain_seconds: float = Field(
@@ -74,7 +81,7 @@ class Settings(BaseSettings):
 
     def engine_environment(self) -> dict[str, str]:
         """The variables through which the engine's process learns what it was asked for; unset means its default."""
-        asked = ("device", "dtype", "max_sequences", "kv_cache_tokens", "log_level")
+        asked = ("device", "dtype", "max_sequences", "kv_cache_tokens", "enable_embeddings", "log_level")
         values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}
 

@@ -35,6 +35,14 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """A prompt as a vector of length one, and how many tokens it had."""
+
+    vector: list[float]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Listed:
     """A language model in Triton's repository."""
 
@@ -51,6 +59,8 @@ class Transport(Protocol):
     def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         """The sequence's pieces, the last with a finish reason. Closed earlier, it cancels the request."""
         ...
+
+    async def embed(self, call: Call) -> Embedded: ...
 
     async def command(self, model: str, command: Command) -> dict[str, Any]: ...
 

@@ -16,13 +16,22 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tritonlm.contract import Chunk, ModelNotFound, TimedOut, TritonLMError, Unavailable, tensors
+from tritonlm.contract import (
+    Chunk,
+    GenerationRequest,
+    ModelNotFound,
+    SamplingParameters,
+    TimedOut,
+    TritonLMError,
+    Unavailable,
+    tensors,
+)
 from tritonlm.contract.control import CANCEL, Command
 from tritonlm.contract.errors import from_wire
 from tritonlm.contract.tensors import TensorSpec
 from tritonlm.types import Piece
 
-from . import Call, Listed, Prompt
+from . import Call, Embedded, Listed, Prompt
 from .wire import Outputs, infer_request, piece_of
 
 _COMMAND_SECONDS = 5.0
@@ -80,6 +89,33 @@ class GrpcTransport:
             # Out of time is not over: the engine may still be at it.
             ended = ended or not isinstance(error, TimedOut)
             raise
+        finally:
+            if not ended:
+                self._in_background(self._abandon(call, stream))
+
+    async def embed(self, call: Call) -> Embedded:
+        """Straight to `generate`: the ensemble's outputs are those of a text."""
+        ids, parts = await self.tokenize(call.model, call.prompt), await self._parts_of(call.model)
+        parameters = SamplingParameters(max_tokens=0, echo=True, seed=0, timeout=call.timeout)
+        wanted = GenerationRequest(parameters, embed=True).to_json()
+        request = infer_request(
+            parts.generate,
+            {tensors.PROMPT_IDS: ids, tensors.REQUEST: wanted},
+            [tensors.EMBEDDING, tensors.USAGE],
+            call.request_id,
+        )
+        stream = self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS)
+        ended = False
+        try:
+            with _grpc_errors(self.url):
+                async for message in stream:
+                    ended = True
+                    if message.error_message:
+                        raise from_wire(message.error_message)
+                    outputs = Outputs(message.infer_response)
+                    vector = [float(value) for value in outputs.numbers(tensors.EMBEDDING)]
+                    return Embedded(vector, outputs.numbers(tensors.USAGE)[0])
+            raise Unavailable(f"Triton at {self.url} ended the stream without an embedding")
         finally:
             if not ended:
                 self._in_background(self._abandon(call, stream))

@@ -17,7 +17,7 @@ from tritonlm.contract.tensors import TensorSpec
 from tritonlm.types import Logprob, Piece, TopLogprob
 
 _WIRE_TYPE = {"STRING": "BYTES"}
-_FORMAT = {"INT32": "i", "INT64": "q", "BOOL": "?"}
+_FORMAT = {"INT32": "i", "INT64": "q", "BOOL": "?", "FP32": "f"}
 
 
 def infer_request(

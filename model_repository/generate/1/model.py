@@ -13,7 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
-from tritonlm.contract import Checkpoint, Chunk, GenerationRequest, InvalidRequest, TritonLMError
+from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, TritonLMError
 from tritonlm.contract.adapter import (
     checkpoint_folder,
     error_response,
@@ -28,7 +28,7 @@ from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
 from .engine.config import EngineConfig
 from .engine.engine import Engine
 from .engine.model_runner import ModelRunner
-from .engine.request import Request
+from .engine.request import Item, Request
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -78,7 +78,7 @@ class TritonPythonModel:
     def _make(
         self, request: Any, prompt_ids: list[int], asked: GenerationRequest, sender: Any, wanted: list[str]
     ) -> Request:
-        def deliver(item: Chunk | TritonLMError, last: bool) -> None:
+        def deliver(item: Item, last: bool) -> None:
             if isinstance(item, TritonLMError):
                 answer = error_response(pb_utils, item)
             else:

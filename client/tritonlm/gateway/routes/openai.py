@@ -1,4 +1,4 @@
-"""OpenAI's routes: completions, chats, models; and the honest refusal of embeddings."""
+"""OpenAI's routes: completions, chats, embeddings, models."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from tritonlm.client import AsyncClient
-from tritonlm.contract import NotOffered, TritonLMError
-from tritonlm.types import ChatCompletion, Completion, Model, ModelList
+from tritonlm.contract import NotOffered
+from tritonlm.types import ChatCompletion, Completion, Embeddings, Model, ModelList
 
 from ..answers import OPENAI, Shape, answer, as_json
 from ..errors import RESPONSES
 from ..middleware import context_of
-from ..schemas import ChatRequest, CompletionRequest
+from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from ..settings import GatewaySettings
 
 
@@ -37,11 +37,12 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
         except NotOffered as error:
             raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
 
-    @routes.post("/embeddings", responses={501: RESPONSES[501]})
-    async def embed() -> Response:
-        """Not offered yet."""
-        error: TritonLMError = NotOffered("embeddings are not offered by this server; use /v1/completions")
-        raise error
+    @routes.post("/embeddings", responses={200: {"model": Embeddings}})
+    async def embed(body: EmbeddingRequest, request: Request) -> Response:
+        """Texts as vectors: mean-pooled last hidden states, at length one; 501 where they are switched off."""
+        request_id = context_of(request.scope).request_id
+        call = client.embeddings.create(**body.arguments(), request_id=request_id, timeout=settings.request_seconds)
+        return await answer(request, body.model, f"embd-{request_id}", call)
 
     @routes.get("/models", response_model=ModelList)
     async def models() -> Response:

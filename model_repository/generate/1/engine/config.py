@@ -38,6 +38,7 @@ class EngineConfig:
     max_context_tokens: int = _number(0, "lowers the checkpoint's context; 0: as the checkpoint says")
     block_tokens: int = _number(16, "tokens in one block of the KV cache", lowest=1)
     prefill_tokens: int = _number(512, "prompt tokens in one step at most: a long prompt must not stop the others", 1)
+    enable_embeddings: bool = field(default=False, metadata={"meaning": "whether prompts are embedded: true or false"})
     threads: int = _number(0, "torch's threads; 0: one for each core that the process may use")
     coalesce_above: int = _number(8, "with more running requests than this, chunks of a stream are coalesced …")
     coalesce_milliseconds: float = _number(40.0, "… to one in so many milliseconds")
@@ -64,7 +65,11 @@ def environment_name(setting: str) -> str:
     return ENVIRONMENT_PREFIX + setting.upper()
 
 
-def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> str | int | float:
+def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> str | int | float | bool:
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise CheckpointError(f"{source} must be true or false (got {text!r})")
+        return text.lower() in ("true", "1")
     if kind is str:
         if text not in metadata["choices"]:
             raise CheckpointError(f"{source} must be one of {', '.join(metadata['choices'])} (got {text!r})")

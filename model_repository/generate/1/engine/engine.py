@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from tritonlm.contract import (
-    Chunk,
     ContextLengthExceeded,
     Draining,
     EngineFailure,
     InvalidRequest,
+    NotOffered,
     QueueFull,
     QueueTimeout,
     TokenLogprob,
@@ -28,11 +28,12 @@ from tritonlm.contract import (
 )
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, Command
 
-from .answer import CANCELLED, TIMEOUT, Answer, Decode
+from .answer import CANCELLED, STOP, TIMEOUT, Answer, Decode
 from .blocks import BlockPool
 from .config import EngineConfig
-from .model_runner import Runner
-from .request import Request
+from .embedding import PooledPrompt
+from .model_runner import Computed, Runner
+from .request import Item, Request
 from .sampler import SamplingState, sample, score_prompt
 from .scheduler import Scheduler, Slice
 
@@ -113,6 +114,8 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         wanted, context = request.parameters, self.runner.context_length
+        if request.wanted.embed and not self.config.enable_embeddings:
+            raise NotOffered("embeddings are off; start the server with TRITONLM_ENABLE_EMBEDDINGS=true")
         if not request.prompt_ids:
             raise InvalidRequest("prompt_ids must hold at least one token id", "prompt_ids")
         if max(request.prompt_ids) >= self.runner.vocab_size or min(request.prompt_ids) < 0:
@@ -135,8 +138,8 @@ class Engine:
         plan = self.scheduler.plan()
         if not plan:
             return False
-        logits = self.runner.forward(plan)
-        self._advance(plan, logits)
+        computed = self.runner.forward(plan)
+        self._advance(plan, computed)
         self._release_chunks()
         self._counters["steps"] += 1
         return True
@@ -180,6 +183,10 @@ class Engine:
         wanted = request.parameters
         assert wanted.seed is not None
         self._counters["requests"] += 1
+        if request.wanted.embed:
+            request.answer = PooledPrompt(request)
+            self.scheduler.add(request)
+            return
         try:
             request.answer = Answer(request, self._decode, self._end_ids)
             request.sampling = SamplingState(
@@ -251,14 +258,22 @@ class Engine:
             "dtype": str(self.runner.dtype).removeprefix("torch."),
         }
 
-    def _advance(self, plan: Sequence[Slice], logits: torch.Tensor) -> None:
-        """Give every slice its rows: score prompts, sample next tokens, end what has ended."""
+    def _advance(self, plan: Sequence[Slice], computed: Computed) -> None:
+        """Give every slice its rows: pool or score prompts, sample next tokens, end what has ended."""
+        logits = computed.logits
         row, sampling_rows, sampling = 0, [], []
         for piece in plan:
             request = piece.request
             if not request.started_answering:
                 self._counters["prompt_tokens"] += piece.count
             self.scheduler.advance(piece)
+            if request.wanted.embed:
+                request.answer.add(piece.start, computed.hidden[row : row + piece.count])
+                row += piece.count
+                if piece.samples:
+                    self._counters["finished"] += 1
+                    self._end(request, request.answer.final(STOP))
+                continue
             if request.scores_prompt:
                 self._score_prompt(piece, logits[row : row + piece.count])
                 row += piece.count
@@ -307,7 +322,7 @@ class Engine:
             if not request.in_delivery and (chunk := request.answer.chunk(interval)):
                 self._deliver(request, chunk, last=False)
 
-    def _end(self, request: Request, item: Chunk | TritonLMError) -> None:
+    def _end(self, request: Request, item: Item) -> None:
         self.scheduler.remove(request)
         self._deliver(request, item, last=True)
 
@@ -316,7 +331,7 @@ class Engine:
             self._deliver(request, EngineFailure(message), last=True)
         self.pool.forget_idle()
 
-    def _deliver(self, request: Request, item: Chunk | TritonLMError, *, last: bool) -> None:
+    def _deliver(self, request: Request, item: Item, *, last: bool) -> None:
         request.in_delivery = True
         if isinstance(item, TritonLMError):
             self._counters["failed"] += 1

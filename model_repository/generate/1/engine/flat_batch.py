@@ -62,7 +62,7 @@ def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: 
     for piece in plan:
         first_rows.append(len(ids))
         ids += piece.request.ids[piece.start : piece.start + piece.count]
-        if piece.request.scores_prompt:
+        if piece.request.needs_every_row:
             logit_rows += range(first_rows[-1], len(ids))
         elif piece.samples:
             logit_rows.append(len(ids) - 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,15 @@ _PROBE_TOKENS = 8
 _NOT_SERVED = "serve a decoder-only model whose attention follows transformers' attention interface"
 
 
+@dataclass(frozen=True)
+class Computed:
+    """Rows for each slice that samples (the last), or for all of a slice that needs every row, in the plan's order."""
+
+    logits: torch.Tensor
+    # What the logits were made of.
+    hidden: torch.Tensor
+
+
 class Runner(Protocol):
     """What the engine needs of a runner."""
 
@@ -33,7 +43,7 @@ class Runner(Protocol):
     blocks: int
     context_length: int
 
-    def forward(self, plan: Sequence[Slice]) -> torch.Tensor: ...
+    def forward(self, plan: Sequence[Slice]) -> Computed: ...
 
     def clear(self, blocks: Sequence[int]) -> None: ...
 
@@ -61,11 +71,13 @@ class ModelRunner:
             free_memory(self.device),
         )
         self.context_length = min(context, (self.blocks - 1) * config.block_tokens)
+        self._hidden = torch.empty(0)
+        self._model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
         self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device)
 
     @torch.inference_mode()
-    def forward(self, plan: Sequence[Slice]) -> torch.Tensor:
-        """Compute the plan's slices; one row of logits for each slice that samples (or for all rows it scores)."""
+    def forward(self, plan: Sequence[Slice]) -> Computed:
+        """Compute the plan's slices."""
         batch = flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device)
         output = self._model(
             input_ids=batch.input_ids,
@@ -74,8 +86,10 @@ class ModelRunner:
             logits_to_keep=batch.logit_rows,
             paged=attention.Paged(batch, self._cache),
         )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return Computed(output.logits[0], self._hidden[0])
+
+    def _keep_hidden(self, _: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._hidden = inputs[0]
 
     def clear(self, blocks: Sequence[int]) -> None:
         self._cache.clear(blocks)

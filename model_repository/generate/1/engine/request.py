@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TritonLMError
+from tritonlm.contract.embedding import Embedding
 
 from .blocks import BlockTable
 
 # What goes to the caller: chunks, of which the last has a finish reason, or one error. `last` marks the end.
-Deliver = Callable[[Chunk | TritonLMError, bool], None]
+Item = Chunk | Embedding | TritonLMError
+Deliver = Callable[[Item, bool], None]
 
 _numbers = itertools.count()
 
@@ -75,6 +77,11 @@ class Request:
         return len(self.ids) - len(self.prompt_ids)
 
     @property
+    def needs_every_row(self) -> bool:
+        """Whether something is wanted of every token of the prompt: then all of them have to be computed."""
+        return self.scores_prompt or self.wanted.embed
+
+    @property
     def scores_prompt(self) -> bool:
-        """Whether the prompt's log-probabilities are wanted: then every one of its tokens has to be computed."""
+        """Whether the prompt's log-probabilities are wanted."""
         return self.parameters.echo and self.parameters.logprobs is not None

@@ -106,7 +106,7 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.places:
             return None
         request = self.waiting[0]
-        if not request.scores_prompt:
+        if not request.needs_every_row:
             request.table = self.pool.match(request.ids)
             if self._is_being_computed(self.pool.key_after(request.table, request.ids)):
                 request.table = type(request.table)()
