@@ -73,10 +73,9 @@ def _settings_table(kind: type[BaseSettings]) -> str:
 
 
 def engine_table() -> str:
-    policy = ("max_queue_size", "queue_seconds")
     rows = [
         (
-            "–" if spec.name in policy else f"`{spec.name}`",
+            f"`{spec.name}`",
             f"`{environment_name(spec.name)}`",
             f"`{spec.default:g}`" if isinstance(spec.default, float) else f"`{spec.default}`",
             spec.metadata["meaning"],

@@ -34,7 +34,7 @@ def server(shared_server: Server) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def shared_small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository = copy_repository(tmp_path_factory.mktemp("small"))
-    edit(repository / ENGINE / "config.pbtxt", "max_queue_size: 256", f"max_queue_size: {QUEUE}")
+    edit(repository / ENGINE / "config.pbtxt", 'string_value: "256"', f'string_value: "{QUEUE}"')
     (repository / LM / "1" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     with running(repository, max_sequences=PLACES) as server:
         yield server

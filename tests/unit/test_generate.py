@@ -160,7 +160,7 @@ def test_what_does_not_fit_the_checkpoint_is_refused(
     assert answer.error().code() == TritonError.INVALID_ARG  # type: ignore[union-attr]
 
 
-def test_the_queue_policy_of_the_config_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queues_limit_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONLM_MAX_QUEUE_SIZE", "2")
     model = start_model("generate", checkpoint, device="cpu", max_sequences="2")
     try:

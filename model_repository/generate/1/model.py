@@ -1,8 +1,7 @@
 """Triton's side of `generate`: requests and commands in, chunks and reports out, FINAL exactly once on every path.
 
 It knows tensors and response senders; what becomes of a request is the engine's matter. `execute` hands over and
-returns: the requests wait in the engine, where they can be cancelled and timed out, under the queue policy that
-config.pbtxt names.
+returns: the requests wait in the engine's own bounded queue, where they can be cancelled and timed out.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = checkpoint_folder(args)
-        self._config = EngineConfig.from_strings({**queue_policy(args), **model_parameters(args)})
+        self._config = EngineConfig.from_strings(model_parameters(args))
         runner = ModelRunner(folder, self._config)
         checkpoint = Checkpoint(folder)
         tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
@@ -94,17 +93,3 @@ class TritonPythonModel:
         return Request(
             request.request_id(), prompt_ids, asked, deliver, queue_deadline=now + queue_seconds, deadline=now + seconds
         )
-
-
-def queue_policy(args: dict[str, str]) -> dict[str, str]:
-    """The queue policy of config.pbtxt in the engine's terms: the same numbers, where requests really wait.
-
-    To Triton 0 means no limit; here every queue has a bound, the engine's own default.
-    """
-    batching = json.loads(args["model_config"]).get("dynamic_batching", {})
-    policy = batching.get("default_queue_policy", {})
-    found = {
-        "max_queue_size": int(policy.get("max_queue_size", 0)),
-        "queue_seconds": int(policy.get("default_timeout_microseconds", 0)) / 1e6,
-    }
-    return {name: str(value) for name, value in found.items() if value}

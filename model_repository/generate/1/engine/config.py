@@ -31,8 +31,8 @@ class EngineConfig:
         "auto", "float32", "bfloat16", "float16", meaning="number type of weights and cache; auto: the checkpoint's"
     )
     max_sequences: int = _number(64, "places: how many requests run together", lowest=1)
-    max_queue_size: int = _number(256, "requests that may wait for a place (from the queue policy)")
-    queue_seconds: float = _number(60.0, "how long a request may wait for a place (from the queue policy); 0: no limit")
+    max_queue_size: int = _number(256, "requests that may wait for a place; one more is refused")
+    queue_seconds: float = _number(60.0, "how long a request may wait for a place; 0: no limit")
     max_seconds: float = _number(600.0, "how long a request may take altogether", lowest=1)
     kv_cache_tokens: int = _number(0, "tokens in the KV cache; 0: context × places, capped by free memory")
     max_context_tokens: int = _number(0, "lowers the checkpoint's context; 0: as the checkpoint says")
