@@ -33,7 +33,8 @@ def server(shared_server: Server) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def shared_small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    repository = copy_repository(tmp_path_factory.mktemp("small"))
+    # Deep enough that a full context takes seconds: who is to be found running must not have ended.
+    repository = copy_repository(tmp_path_factory.mktemp("small"), n_layer=12, n_embd=192)
     edit(repository / ENGINE / "config.pbtxt", 'string_value: "256"', f'string_value: "{QUEUE}"')
     (repository / LM / "1" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     with running(repository, max_sequences=PLACES) as server:
@@ -42,6 +43,6 @@ def shared_small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 @pytest.fixture
 def small_server(shared_small_server: Server) -> Iterator[Server]:
-    """A Triton with four places, a queue of four, and a chat template."""
+    """A Triton with four places, a queue of four, a chat template, and a slower LM."""
     yield shared_small_server
     assert shared_small_server.holds_nothing(), shared_small_server.status()

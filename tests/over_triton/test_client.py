@@ -87,12 +87,13 @@ def test_chats_go_through_the_template(small_server: Server, server: Server) -> 
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_leaving_frees_the_engines_places(server: Server, stream: bool) -> None:
+def test_leaving_frees_the_engines_places(small_server: Server, stream: bool) -> None:
     async def leave() -> None:
-        async with AsyncClient(server.grpc) as client:
+        async with AsyncClient(small_server.grpc) as client:
             wanted: dict[str, Any] = {"n": 4, "max_tokens": 480, "ignore_eos": True, "stream": stream}
             task = asyncio.create_task(client.completions.create(LM, "Once", **wanted))
             while (await client.status(LM))["running"] < 4:
+                assert stream or not task.done()
                 await asyncio.sleep(0.005)
             if stream:
                 found = await task
@@ -103,10 +104,10 @@ def test_leaving_frees_the_engines_places(server: Server, stream: bool) -> None:
                 with pytest.raises(asyncio.CancelledError):
                     await task
 
-    before = server.status()["cancelled"]
+    before = small_server.status()["cancelled"]
     asyncio.run(asyncio.wait_for(leave(), 60))
-    wait_until(server.holds_nothing, "places and blocks are free")
-    assert server.status()["cancelled"] - before == 4
+    wait_until(small_server.holds_nothing, "places and blocks are free")
+    assert small_server.status()["cancelled"] - before == 4
 
 
 def test_a_queued_request_is_cancelled_when_its_caller_leaves(small_server: Server) -> None:
