@@ -62,6 +62,34 @@ def test_a_seed_gives_the_same_text_alone_and_among_31_others(engine: Engine) ->
     assert among.final.seed == 11
 
 
+def test_logits_are_the_same_bit_for_bit_whoever_runs_beside(folder: Path) -> None:
+    """Long contexts of many lengths: one draw in ten thousand would tell two orders of summation apart."""
+    engine = make_engine(folder, max_sequences=64, prefill_tokens=2048)
+    kept: dict[int, list[torch.Tensor]] = {}
+    forward = engine.runner.forward
+
+    def watched(plan: Any) -> Any:
+        computed = forward(plan)
+        for row, piece in enumerate(piece for piece in plan if piece.samples):
+            kept.setdefault(piece.request.number, []).append(computed.logits[row].clone())
+        return computed
+
+    engine.runner.forward = watched  # type: ignore[method-assign]
+    prompts = [[seed + 3, 7, 9] for seed in range(4)]
+    for prompt in prompts:
+        submit(engine, prompt, temperature=1, seed=1, max_tokens=200, ignore_eos=True)
+        run(engine)
+    alone = [kept.pop(number) for number in sorted(kept)]
+    for prompt in prompts:
+        submit(engine, prompt, temperature=1, seed=1, max_tokens=200, ignore_eos=True)
+    crowd(engine, 40)
+    run(engine)
+    among = [kept[number] for number in sorted(kept)][: len(prompts)]
+    for one, other in zip(alone, among, strict=True):
+        assert len(one) == len(other) == 200
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_choices_of_one_seed_differ(engine: Engine) -> None:
     first, second = (submit(engine, [5, 6, 7], **SEEDED, choice=choice) for choice in (0, 1))
     run(engine)

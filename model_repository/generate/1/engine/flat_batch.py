@@ -16,6 +16,10 @@ import torch
 from .blocks import PADDING_BLOCK
 from .scheduler import Slice
 
+# Attended lengths are multiples of this many tokens, as vector units compute: then the padding after a sequence does
+# not change the order in which its numbers are summed, and its logits are the same alone as among longer ones.
+LENGTH_STEP = 16
+
 
 @dataclass
 class AttentionGroup:
@@ -75,7 +79,8 @@ def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: 
     groups = []
     for members in _grouped(plan, block_tokens):
         count = plan[members[0]].count
-        length = max(_length(plan[i]) for i in members)
+        longest = max(_length(plan[i]) for i in members)
+        length = -(-longest // LENGTH_STEP) * LENGTH_STEP
         table = np.full((len(members), length), PADDING_BLOCK * block_tokens, dtype=np.int64)
         for row, i in enumerate(members):
             table[row, : _length(plan[i])] = _slots_of(plan[i], block_tokens)

@@ -36,8 +36,10 @@ class PackedLinear(nn.Module):
 def rounded_up(count: int) -> int:
     """The number of rows to compute: oneDNN compiles and keeps code for each number that it meets, so let it meet few.
 
-    1 to 8, then four steps to each power of two: 10, 12, 14, 16, 20, 24, 28, 32, 40 …
+    2 to 8, then four steps to each power of two: 10, 12, 14, 16, 20, 24, 28, 32, 40 … Never 1: a single row may be
+    summed in another order than the same row among others.
     """
+    count = max(count, 2)
     step = 1 << max((count - 1).bit_length() - 3, 0)
     return -(-count // step) * step
 
