@@ -146,8 +146,10 @@ def _joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
 
 
 def _mean_logprob(pieces: Sequence[Piece]) -> float:
-    """The answer's mean log-probability per token; the prompt's entries, which all answers share, count as well."""
-    values = [entry.logprob for piece in pieces for entry in piece.logprobs or [] if entry.logprob is not None]
+    """The answer's mean log-probability per generated token; with echo the prompt's entries come before those."""
+    generated = pieces[-1].completion_tokens
+    entries = [entry for piece in pieces for entry in piece.logprobs or []]
+    values = [entry.logprob for entry in entries[len(entries) - generated :] if entry.logprob is not None]
     return sum(values) / len(values) if values else float("-inf")
 
 

@@ -168,8 +168,8 @@ class _Common:
                 f"prompts × choices must be at most {MAX_SEQUENCES} (got {len(prompts) * self.each}); send fewer",
                 "n" if self.each > 1 else "prompt",
             )
-        # One seed for all: choices differ by their number, and the whole call can be repeated.
-        parameters = {"seed": secrets.randbits(63)} | self.parameters
+        # Choices share a seed and differ by their number; each prompt has its own, so that equal prompts differ too.
+        seeds = [self.parameters.get("seed", secrets.randbits(63)) for _ in prompts]
         # The engine cancels by id: unique even where a caller sends the same id twice.
         root = f"{self.id}-{secrets.token_hex(4)}"
         return [
@@ -177,7 +177,11 @@ class _Common:
                 self.model,
                 f"{root}-{index}",
                 prompt,
-                parameters | ({"choice": index % self.each} if index % self.each else {}),
+                {
+                    **self.parameters,
+                    "seed": seeds[index // self.each],
+                    **({"choice": index % self.each} if index % self.each else {}),
+                },
                 self.stream,
                 self.timeout,
             )

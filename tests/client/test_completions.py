@@ -64,6 +64,19 @@ def test_choices_share_the_seed_and_differ_by_their_number() -> None:
     assert [choice.text for choice in again.choices] == [choice.text for choice in found.choices]
 
 
+def test_equal_prompts_get_different_answers_unless_a_seed_is_given() -> None:
+    first, second = run(complete(["same", "same"], max_tokens=12)).choices
+    assert first.text != second.text
+    first, second = run(complete(["same", "same"], max_tokens=12, seed=1)).choices
+    assert first.text == second.text
+
+
+def test_best_of_with_echo_looks_at_the_answers_tokens_alone() -> None:
+    plain = run(complete(n=1, best_of=5, seed=5, max_tokens=6)).choices[0].text
+    echoed = run(complete("Once upon", n=1, best_of=5, seed=5, max_tokens=6, echo=True)).choices[0].text
+    assert echoed == "Once upon" + plain
+
+
 def test_usage_counts_a_prompt_once() -> None:
     found = run(complete("one two three", n=4, max_tokens=2))
     assert found.usage is not None

@@ -70,11 +70,11 @@ class GrpcTransport:
         inputs = {**_prompt(call.prompt), tensors.STREAM: call.stream, tensors.EXCLUDE_INPUT: True}
         inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout})
         request = infer_request(call.model, inputs, tensors.LM_OUTPUTS, call.request_id)
-        stream = self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS)
+        stream = _Responses(self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS))
         ended = False
         try:
             with _grpc_errors(self.url):
-                async for message in stream:
+                while (message := await stream.next()) is not None:
                     if message.error_message:
                         ended = True
                         raise from_wire(message.error_message)
@@ -104,11 +104,11 @@ class GrpcTransport:
             [tensors.EMBEDDING, tensors.USAGE],
             call.request_id,
         )
-        stream = self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS)
+        stream = _Responses(self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS))
         ended = False
         try:
             with _grpc_errors(self.url):
-                async for message in stream:
+                while (message := await stream.next()) is not None:
                     ended = True
                     if message.error_message:
                         raise from_wire(message.error_message)
@@ -125,7 +125,7 @@ class GrpcTransport:
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _abandon(self, call: Call, stream: Any) -> None:
+    async def _abandon(self, call: Call, stream: _Responses) -> None:
         """Cancel until the stream has ended: the first cancel may come before the request itself."""
         drained = asyncio.ensure_future(_drain(stream))
         pause, deadline = _FIRST_CANCEL_SECONDS, asyncio.get_running_loop().time() + _ABANDON_SECONDS
@@ -243,9 +243,35 @@ async def _once(request: Any) -> AsyncIterator[Any]:
     yield request
 
 
-async def _drain(stream: Any) -> None:
+class _Responses:
+    """The responses of one stream. Whoever is cancelled while waiting leaves the stream whole, to be drained.
+
+    A cancelled read would cut the call itself, and to Triton that means a `detokenize` that is born cancelled.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._reading: asyncio.Future[Any] | None = None
+
+    async def next(self) -> Any:
+        """The next response; None after the last."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._call.read())
+        reading = self._reading
+        try:
+            message = await asyncio.shield(reading)
+        finally:
+            if reading.done():
+                self._reading = None
+        return None if message is grpc.aio.EOF else message
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+async def _drain(stream: _Responses) -> None:
     with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
-        async for _ in stream:
+        while await stream.next() is not None:
             pass
 
 

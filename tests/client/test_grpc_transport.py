@@ -1,0 +1,63 @@
+"""The gRPC transport against a server that is no Triton: what it does when its caller leaves at a bad moment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonlm.contract.tensors import REPORT
+from tritonlm.transport import Call, Prompt
+from tritonlm.transport.grpc_transport import GrpcTransport, Parts
+
+
+class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Knows the request only at the third cancel, as an engine that has not been handed it yet."""
+
+    def __init__(self) -> None:
+        self.cancels, self.was_cut = 0, False
+        self.known = asyncio.Event()
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802 (the protocol's name)
+        request = await requests.__anext__()
+        if request.model_name == "generate":
+            self.cancels += 1
+            if self.cancels == 3:
+                self.known.set()
+            report = json.dumps({"cancelled": int(self.cancels == 3)}).encode()
+            answer = service_pb2.ModelStreamInferResponse()
+            answer.infer_response.outputs.add(name=REPORT.name, datatype="BYTES", shape=[1, 1])
+            answer.infer_response.raw_output_contents.append(len(report).to_bytes(4, "little") + report)
+            yield answer
+            return
+        try:
+            await self.known.wait()
+        except asyncio.CancelledError:
+            self.was_cut = True
+            raise
+
+
+def test_a_caller_that_leaves_while_it_waits_has_its_request_cancelled_and_its_stream_drained() -> None:
+    async def leave() -> Server:
+        service, server = Server(), grpc.aio.server()
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        transport = GrpcTransport(f"127.0.0.1:{port}", 5.0)
+        transport._parts["lm"] = Parts("tokenize", "generate", "detokenize")
+        pieces = transport.generate(Call("lm", "r", Prompt(text="x"), {}, True, 20.0))
+        reading = asyncio.ensure_future(pieces.__anext__())
+        await asyncio.sleep(0.1)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await transport.close()
+        await server.stop(0)
+        return service
+
+    service = asyncio.run(asyncio.wait_for(leave(), 20))
+    assert service.cancels >= 3
+    assert not service.was_cut
