@@ -18,6 +18,7 @@ from tritonlm.contract import (
     InvalidRequest,
     ModelNotFound,
     QueueFull,
+    TimedOut,
     TritonLMError,
     Unavailable,
 )
@@ -132,8 +133,10 @@ class AsyncClient:
         )
         return [entry for report in reports for entry in report["requests"]]
 
-    async def tokenize(self, model: str, text: str) -> list[int]:
-        return await self._anywhere(lambda transport: transport.tokenize(model, Prompt(text=text)))
+    async def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """A text's token ids, of any number: more than the context holds are told all the same."""
+        prompt = Prompt(text=text)
+        return await self._anywhere(lambda transport: transport.tokenize(model, prompt, add_special_tokens))
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         (prompt,) = read_prompts(list(ids), "ids")
@@ -336,12 +339,18 @@ class Models:
 
     async def list(self) -> ModelList:
         """The language models of all Tritons; a model that is ready anywhere is ready."""
+        transports = self._client._transports
+        answers = await asyncio.gather(*map(_described, transports), return_exceptions=True)
         found: dict[str, Model] = {}
-        for transport in self._client._transports:
-            for listed in await transport.models():
-                model = await _describe(transport, listed)
-                if listed.name not in found or model.state == "ready":
-                    found[listed.name] = model
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                # One that is down does not hide what the others serve.
+                if not isinstance(answer, (Unavailable, TimedOut)) or all(map(_failed, answers)):
+                    raise answer
+                continue
+            for model in answer:
+                if model.id not in found or model.state == "ready":
+                    found[model.id] = model
         return ModelList(data=sorted(found.values(), key=lambda model: model.id))
 
     async def retrieve(self, model: str) -> Model:
@@ -357,6 +366,14 @@ class Models:
     async def unload(self, model: str) -> Model:
         await asyncio.gather(*(transport.unload(model) for transport in self._client._transports))
         return await self.retrieve(model)
+
+
+def _failed(answer: object) -> bool:
+    return isinstance(answer, BaseException)
+
+
+async def _described(transport: Transport) -> list[Model]:
+    return [await _describe(transport, listed) for listed in await transport.models()]
 
 
 async def _describe(transport: Transport, listed: Listed) -> Model:

@@ -41,7 +41,9 @@ class Merged:
             except StopAsyncIteration:
                 self._running = 0
             return
-        self._tasks = [asyncio.create_task(self._pump(*numbered)) for numbered in enumerate(self._sources)]
+        self._tasks = [
+            asyncio.create_task(_pump(self._queue, number, source)) for number, source in enumerate(self._sources)
+        ]
         heard: set[int] = set()
         patience: float | None = None
         try:
@@ -57,16 +59,6 @@ class Merged:
         except BaseException:
             await self.close()
             raise
-
-    async def _pump(self, number: int, source: Source) -> None:
-        try:
-            async for piece in source:
-                await self._queue.put((number, piece))
-            await self._queue.put((number, None))
-        except Exception as error:
-            await self._queue.put((number, error))
-        finally:
-            await source.aclose()
 
     async def next(self) -> tuple[int, Piece] | None:
         """The next piece and the number of its source; None after the last."""
@@ -96,6 +88,24 @@ class Merged:
             # A source that never began has nothing to close.
             with contextlib.suppress(RuntimeError):
                 await source.aclose()
+
+    def __del__(self) -> None:
+        """Dropped without a close: the loop ends the pumps, as it does with a lone generator that is dropped."""
+        pending = [task for task in self._tasks if not task.done()]
+        if pending and not (loop := pending[0].get_loop()).is_closed():
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in pending])
+
+
+async def _pump(queue: asyncio.Queue[_Item], number: int, source: Source) -> None:
+    # Not a method: a reference to the stream would keep it from noticing that it was dropped.
+    try:
+        async for piece in source:
+            await queue.put((number, piece))
+        await queue.put((number, None))
+    except Exception as error:
+        await queue.put((number, error))
+    finally:
+        await source.aclose()
 
 
 class AsyncStream(Generic[T]):

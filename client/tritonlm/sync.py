@@ -137,8 +137,8 @@ class Client:
     def progress(self, request_id: str) -> list[dict[str, Any]]:
         return self._loop.run(self._client.progress(request_id))
 
-    def tokenize(self, model: str, text: str) -> list[int]:
-        return self._loop.run(self._client.tokenize(model, text))
+    def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self._loop.run(self._client.tokenize(model, text, add_special_tokens=add_special_tokens))
 
     def detokenize(self, model: str, ids: Sequence[int]) -> str:
         return self._loop.run(self._client.detokenize(model, ids))

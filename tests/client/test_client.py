@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
@@ -183,6 +184,36 @@ def test_models_and_health_tell_what_is_there() -> None:
             assert await client.detokenize(LM, await client.tokenize(LM, "héllo")) == "héllo"
 
     run(ask())
+
+
+def test_a_triton_that_is_down_does_not_hide_what_the_others_serve() -> None:
+    async def ask() -> None:
+        up, down = FakeTransport("up:1"), FakeTransport("down:1")
+        down.down = True
+        async with AsyncClient(transports=[down, up]) as client:
+            assert [model.id for model in (await client.models.list()).data] == [LM]
+            assert (await client.models.retrieve(LM)).state == "ready"
+            up.down = True
+            with pytest.raises(Unavailable):
+                await client.models.list()
+
+    run(ask())
+
+
+def test_a_stream_that_is_dropped_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    async def drop() -> None:
+        transport = FakeTransport(pause=0.001)
+        async with AsyncClient(transports=[transport]) as client:
+            stream = await stream_of(client, n=3)
+            await stream.__anext__()
+            del stream
+            gc.collect()
+            while transport.running:
+                await asyncio.sleep(0.001)
+            gc.collect()
+
+    run(drop())
+    assert caplog.records == []
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonlm.contract import Unavailable
 from tritonlm.contract.tensors import REPORT
 from tritonlm.transport import Call, Prompt
 from tritonlm.transport.grpc_transport import GrpcTransport, Parts
@@ -61,3 +63,16 @@ def test_a_caller_that_leaves_while_it_waits_has_its_request_cancelled_and_its_s
     service = asyncio.run(asyncio.wait_for(leave(), 20))
     assert service.cancels >= 3
     assert not service.was_cut
+
+
+def test_a_host_that_takes_connections_and_says_nothing_is_given_up() -> None:
+    async def call() -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            transport = GrpcTransport(f"127.0.0.1:{silent.getsockname()[1]}", 0.3)
+            with pytest.raises(Unavailable):
+                await transport.models()
+            await transport.close()
+
+    asyncio.run(asyncio.wait_for(call(), 20))

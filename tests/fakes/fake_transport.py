@@ -13,13 +13,13 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from tritonlm.contract import ModelNotFound, NotOffered, SamplingParameters, TritonLMError
+from tritonlm.contract import ModelNotFound, NotOffered, SamplingParameters, TritonLMError, Unavailable
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
 from tritonlm.transport import Call, Embedded, Listed, Prompt
 from tritonlm.types import Logprob, Piece, TopLogprob
 
 LM = "fake"
-WORDS = [" the", " fox", " saw", " a", " naïve", " 猫", " 👍🏽", " and", ".", "\n"]
+WORDS = [" the", " fox", " saw", " a", " naïve", " 猫", " 👍🏽", " and", ".", "\n", "\u2028", "\x85"]
 ABOUT_LM = {
     "architecture": "gpt2", "layers": 2, "width": 64, "vocab_size": 512, "special_tokens": {"eos_token": "<end>"},
     "chat_template": None, "training": {"step": 2920, "val_loss": 0.2627},
@@ -37,6 +37,8 @@ class FakeTransport:
         # Raised after so many pieces of the next call.
         self.breaks_after: tuple[int, TritonLMError] | None = None
         self.live = True
+        # As after a crash: nothing answers.
+        self.down = False
         self.loaded = True
         self.has_chats = True
         self.has_embeddings = True
@@ -94,13 +96,15 @@ class FakeTransport:
             "running": len(self.running), "waiting": 0,
         }  # fmt: skip
 
-    async def tokenize(self, model: str, prompt: Prompt) -> list[int]:
-        return list((prompt.text or "").encode())
+    async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
+        return [*([0] if add_special_tokens else []), *(prompt.text or "").encode()]
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
-        return bytes(ids).decode()
+        return bytes(filter(None, ids)).decode()
 
     async def models(self) -> list[Listed]:
+        if self.down:
+            raise Unavailable(f"no Triton answers at {self.url}")
         return [Listed(LM, self.loaded)]
 
     async def load(self, model: str, timeout: float) -> None:

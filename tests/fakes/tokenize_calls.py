@@ -35,6 +35,15 @@ def answers(model: Any, *requests: InferenceRequest) -> list[tuple[list[int], Ge
     return found
 
 
+def ids_of(model: Any, parameters: dict[str, object] | None = None, **inputs: Any) -> list[int]:
+    """As a caller that wants the output prompt_ids alone."""
+    arrays = {name: SPECS[name].pack(value) for name, value in inputs.items()}
+    (answer,) = model.execute([InferenceRequest(arrays, [PROMPT_IDS.name], parameters)])
+    assert answer.error() is None, answer.error().message()
+    (tensor,) = answer.output_tensors()
+    return [int(token_id) for token_id in tensor.as_numpy().reshape(-1)]
+
+
 def accepted(
     model: Any, parameters: dict[str, object] | None = None, **inputs: Any
 ) -> tuple[list[int], GenerationRequest]:

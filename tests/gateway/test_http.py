@@ -58,6 +58,20 @@ def test_events_are_one_line_of_json_each_and_done(gateway: Gateway) -> None:
     assert [chunk["choices"][0]["finish_reason"] for chunk in read] == [None] * (len(read) - 1) + ["length"]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_readers_that_know_unicodes_line_ends_find_every_event_whole(gateway: Gateway, seed: int) -> None:
+    body = {"model": LM, "prompt": "a", "seed": seed, "max_tokens": 40, "return_token_ids": True}
+    whole = gateway.post("/v1/completions", **body).json()["choices"][0]["text"]
+    text = ""
+    with gateway.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        for line in response.iter_lines():
+            assert not line or line.startswith("data: ")
+            if line.startswith("data: {"):
+                text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+    assert text == whole
+    assert {"\u2028", "\x85"} & set(text)
+
+
 def test_usage_is_null_until_its_own_chunk(gateway: Gateway) -> None:
     body = {"model": LM, "messages": CHAT, "stream": True, "stream_options": {"include_usage": True}}
     *chunks, last, _ = [
@@ -125,7 +139,7 @@ BAD: list[tuple[str, dict[str, Any], str | None]] = [
     ("/v1/chat/completions", {"model": LM, "messages": CHAT, "tools": [{}]}, "tools"),
     ("/v1/chat/completions", {"model": LM, "messages": CHAT, "top_logprobs": 2}, "top_logprobs"),
     ("/detokenize", {"model": LM, "tokens": ["a"]}, "tokens"),
-    ("/tokenize", {"model": LM, "prompt": "a", "add_special_tokens": False}, "add_special_tokens"),
+    ("/tokenize", {"model": LM, "prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),
 ]
 
 
@@ -238,6 +252,8 @@ def test_the_first_page_names_the_endpoints(gateway: Gateway) -> None:
 def test_tokens_there_and_back(gateway: Gateway) -> None:
     found = gateway.post("/tokenize", model=LM, prompt="héllo").json()
     assert found["count"] == len(found["tokens"])
+    plain = gateway.post("/tokenize", prompt="héllo", add_special_tokens=False).json()
+    assert plain["tokens"] == found["tokens"][1:]
     assert gateway.post("/detokenize", model=LM, tokens=found["tokens"]).json() == {"prompt": "héllo"}
 
 

@@ -52,6 +52,13 @@ def test_an_address_of_another_machine_is_refused() -> None:
         preflight.check_port("192.0.2.1", 8000, "HTTP", "http_port")
 
 
+@pytest.mark.parametrize("host", ["a" * 300, "no host", ".."])
+def test_what_is_no_host_is_one_line(host: str) -> None:
+    with pytest.raises(ServingError) as error:
+        preflight.check_port(host, 8000, "HTTP", "http_port")
+    assert host in said(error)
+
+
 def test_too_little_shared_memory_is_told_in_numbers(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free // 2**20
     with pytest.raises(ServingError) as error:

@@ -15,7 +15,7 @@ import pytest
 from fakes.checkpoints import CONTEXT, END, TEXT, byte_level_tokenizer, write_checkpoint
 from fakes.fake_pb_utils import InferenceRequest, Logger
 from fakes.models import REPOSITORY, load_module, start_model
-from fakes.tokenize_calls import SPECS, accepted, answers, refused, request_of
+from fakes.tokenize_calls import SPECS, accepted, answers, ids_of, refused, request_of
 from tokenizers import Tokenizer, processors
 from tritonlm.contract import (
     Checkpoint,
@@ -140,6 +140,20 @@ class TestPrompts:
         request = InferenceRequest({"text_input": SPECS["text_input"].pack("a")}, ["request"])
         (answer,) = model.execute([request])
         assert [tensor.name() for tensor in answer.output_tensors()] == ["request"]
+
+    def test_who_wants_the_ids_alone_gets_any_number_of_them(self, model: Any, start: Start) -> None:
+        assert ids_of(model, text_input="fox " * CONTEXT) == byte_level_tokenizer().encode("fox " * CONTEXT).ids
+        assert ids_of(start(bos_token=None), {"max_tokens": 9 * CONTEXT}, input_ids=[1]) == [1]
+
+    def test_a_text_can_do_without_the_tokenizers_special_tokens(self, start: Start) -> None:
+        tokenizer = byte_level_tokenizer()
+        end = tokenizer.token_to_id(END)
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, end)])
+        model = start(tokenizer)
+        plain = tokenizer.encode("the fox", add_special_tokens=False).ids
+        assert accepted(model, {"add_special_tokens": False}, text_input="the fox")[0] == plain
+        assert refused(model, {"add_special_tokens": False}, text_input="").param == "text_input"
+        assert refused(model, {"add_special_tokens": False}, input_ids=plain).param == "add_special_tokens"
 
 
 class TestLimits:

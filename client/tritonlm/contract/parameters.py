@@ -161,6 +161,9 @@ class SamplingParameters:
     truncate_prompt_tokens: int | None = _parameter(
         _integer(1, MAX_TOKENS_LIMIT), "keep only the last so many tokens of the prompt", allowed="1 …"
     )
+    add_special_tokens: bool = _parameter(
+        _boolean, "begin and end a text prompt with the tokenizer's own special tokens", True, allowed="true, false"
+    )
     return_token_ids: bool = _parameter(_boolean, "fill the output token_ids", False, allowed="true, false")
     resume_token_ids: tuple[int, ...] = _parameter(
         _token_ids(MAX_TOKENS_LIMIT), "tokens that an earlier try generated: go on after them", (),

@@ -23,6 +23,8 @@ from .errors import body_of
 from .history import CANCELLED, COMPLETED, FAILED, PROCESSING, Entry
 from .middleware import Context, context_of
 
+# What Unicode calls a line's end and JSON does not escape: many readers of events would cut a line there.
+_LINE_ENDS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 # Closing goes on after the request's own task was cancelled; the set keeps it from being collected.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -33,7 +35,7 @@ class Shape:
 
     whole: Callable[[Any, Context], str] = lambda result, _: str(result.to_json())
     # None: nothing to send for this chunk.
-    chunk: Callable[[Any], str | None] = lambda chunk: str(chunk.to_json())
+    chunk: Callable[[Any], str | None] = lambda chunk: str(chunk.to_json()).translate(_LINE_ENDS)
     end: Callable[[Context], dict[str, str]] = lambda _: {"data": "[DONE]"}
 
 

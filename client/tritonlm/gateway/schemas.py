@@ -65,7 +65,9 @@ class _Chat(_Common):
 
 
 CompletionRequest: type[_Completion] = create_model("CompletionRequest", __base__=_Completion, **_sampling_fields())
-ChatRequest: type[_Chat] = create_model("ChatRequest", __base__=_Chat, **_sampling_fields("echo", "logprobs"))
+ChatRequest: type[_Chat] = create_model(
+    "ChatRequest", __base__=_Chat, **_sampling_fields("echo", "logprobs", "add_special_tokens")
+)
 
 
 class EmbeddingRequest(Body):
@@ -77,11 +79,11 @@ class EmbeddingRequest(Body):
 
 
 class TokenizeRequest(Body):
-    model: str = Field(description="the language model's name")
+    model: str | None = Field(None, description="the language model; the default one, if it is not named")
     prompt: str = Field(description="the text to turn into token ids")
     add_special_tokens: bool | None = Field(None, description="whether the tokens that begin a text are added")
 
 
 class DetokenizeRequest(Body):
-    model: str = Field(description="the language model's name")
+    model: str | None = Field(None, description="the language model; the default one, if it is not named")
     tokens: list[int] = Field(description="the ids to turn into text", min_length=1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from tritonlm.client import AsyncClient
 
@@ -15,10 +17,15 @@ from .settings import GatewaySettings
 
 def serve(settings: GatewaySettings) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal once more after its orderly end, for whoever else may wait for it: nobody does.
+        signal.signal(number, lambda *_: None)
     asyncio.run(_serve(settings))
 
 
 async def _serve(settings: GatewaySettings) -> None:
+    # By itself that library ends every stream at the signal; uvicorn gives them their time instead.
+    AppStatus.disable_automatic_graceful_drain()
     # Retries are the caller's: a gateway that tried again would hide a full queue and double the load.
     client = AsyncClient(settings.triton, timeout=settings.request_seconds, max_retries=0)
     config = uvicorn.Config(

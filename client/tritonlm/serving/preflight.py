@@ -36,6 +36,8 @@ def check_port(host: str, port: int, purpose: str, field: str) -> None:
             # A port whose last connections are still closing is free for a server.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+    except UnicodeError:
+        raise ServingError(f"{host!r} is no host name or address ({purpose})") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             remedy = f"stop what listens there, or choose another with {option_name(field)} ({env_name(field)})"

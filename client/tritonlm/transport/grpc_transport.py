@@ -55,7 +55,9 @@ class GrpcTransport:
     def __init__(self, url: str, connect_timeout: float) -> None:
         self.url = url
         self._connect_timeout = connect_timeout
-        self._channel = grpc.aio.insecure_channel(url, options=_OPTIONS)
+        # How long one attempt to connect may take; without it a host that does not answer holds a call up for 20 s.
+        patience = ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000))
+        self._channel = grpc.aio.insecure_channel(url, options=[*_OPTIONS, patience])
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._parts: dict[str, Parts] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -150,10 +152,12 @@ class GrpcTransport:
                 return report
         raise Unavailable(f"the engine of {model!r} at {self.url} gave no answer to {command.name!r}")
 
-    async def tokenize(self, model: str, prompt: Prompt) -> list[int]:
+    async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         parts = await self._parts_of(model)
-        # The smallest of all requests: nothing but the prompt has to fit.
-        inputs = {**_prompt(prompt), tensors.SAMPLING_PARAMETERS: json.dumps({"max_tokens": 0, "echo": True})}
+        # Without the output `request` nothing is asked of the engine, and the prompt may have any length.
+        inputs = _prompt(prompt)
+        if not add_special_tokens:
+            inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({"add_special_tokens": False})
         return (await self._infer(parts.tokenize, inputs, tensors.PROMPT_IDS)).numbers(tensors.PROMPT_IDS)
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:

@@ -35,8 +35,11 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         # Each request stands alone: the others of the batch may belong to other callers.
         try:
-            prompt_ids, wanted = self._reader.read(inputs_of(request), flat_parameters(request))
+            inputs, flat, outputs = inputs_of(request), flat_parameters(request), request.requested_output_names()
+            if REQUEST.name not in outputs:
+                return response(pb_utils, {PROMPT_IDS: PROMPT_IDS.pack(self._reader.read_ids(inputs, flat))}, outputs)
+            prompt_ids, wanted = self._reader.read(inputs, flat)
             arrays = {PROMPT_IDS: PROMPT_IDS.pack(prompt_ids), REQUEST: REQUEST.pack(wanted.to_json())}
-            return response(pb_utils, arrays, request.requested_output_names())
+            return response(pb_utils, arrays, outputs)
         except Exception as error:
             return error_response(pb_utils, error)

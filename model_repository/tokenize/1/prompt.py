@@ -26,15 +26,25 @@ class RequestReader:
 
     def read(self, inputs: Mapping[str, Array], flat: Mapping[str, Any]) -> tuple[list[int], GenerationRequest]:
         """The prompt's ids and the validated request; `flat` are Triton's request parameters."""
-        parameters = SamplingParameters.from_json(text_of(SAMPLING_PARAMETERS, inputs) or "", flat)
-        prompt_ids, param = self._encoder.encode(inputs)
-        self._limits.check_vocabulary(prompt_ids, param)
+        parameters, prompt_ids = self._read_prompt(inputs, flat)
         if parameters.truncate_prompt_tokens is not None:
             prompt_ids = prompt_ids[-parameters.truncate_prompt_tokens :]
         parameters = self._limits.settle(parameters, len(prompt_ids), is_chat=MESSAGES.name in inputs)
         stream = _flag(inputs, STREAM.name, default=False)
         exclude_prompt = _flag(inputs, EXCLUDE_INPUT.name, default=stream)
         return prompt_ids, GenerationRequest(parameters, stream, parameters.echo or not exclude_prompt)
+
+    def read_ids(self, inputs: Mapping[str, Array], flat: Mapping[str, Any]) -> list[int]:
+        """The prompt's ids alone, of any number: nothing is to be generated."""
+        return self._read_prompt(inputs, flat)[1]
+
+    def _read_prompt(
+        self, inputs: Mapping[str, Array], flat: Mapping[str, Any]
+    ) -> tuple[SamplingParameters, list[int]]:
+        parameters = SamplingParameters.from_json(text_of(SAMPLING_PARAMETERS, inputs) or "", flat)
+        prompt_ids, param = self._encoder.encode(inputs, parameters.add_special_tokens)
+        self._limits.check_vocabulary(prompt_ids, param)
+        return parameters, prompt_ids
 
 
 class PromptEncoder:
@@ -46,22 +56,26 @@ class PromptEncoder:
         bos_token = checkpoint.special_tokens.get("bos_token")
         self._bos_id: int | None = self._tokenizer.token_to_id(bos_token) if bos_token else None
 
-    def encode(self, inputs: Mapping[str, Array]) -> tuple[list[int], str]:
+    def encode(self, inputs: Mapping[str, Array], add_special_tokens: bool = True) -> tuple[list[int], str]:
         """The ids of the one prompt among the inputs, and the name of the input that it came from."""
         given = [name for name in _PROMPTS if name in inputs]
         if len(given) != 1:
             found = f"got {' and '.join(given)}" if given else "got none"
             raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} is needed ({found})", (given or _PROMPTS)[0])
         name = given[0]
+        if name != TEXT_INPUT.name and not add_special_tokens:
+            raise InvalidRequest(
+                "add_special_tokens is for a prompt that is a text; ids and chats get none anyway", "add_special_tokens"
+            )
         if name == INPUT_IDS.name:
             return self.from_ids([int(token_id) for token_id in inputs[name].reshape(-1)]), name
         if name == TEXT_INPUT.name:
-            return self.from_text(text_of(TEXT_INPUT, inputs) or ""), name
+            return self.from_text(text_of(TEXT_INPUT, inputs) or "", add_special_tokens), name
         return self.from_messages(text_of(MESSAGES, inputs) or ""), name
 
-    def from_text(self, text: str) -> list[int]:
-        ids = self._encode(text, TEXT_INPUT.name, add_special_tokens=True)
-        if not ids and self._bos_id is not None:
+    def from_text(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = self._encode(text, TEXT_INPUT.name, add_special_tokens)
+        if not ids and self._bos_id is not None and add_special_tokens:
             ids = [self._bos_id]
         if not ids:
             raise InvalidRequest("text_input is empty, and this model has no token to begin a text with", "text_input")

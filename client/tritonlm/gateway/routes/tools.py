@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 import tritonlm
 from tritonlm.client import AsyncClient
-from tritonlm.contract import InvalidRequest, TritonLMError
+from tritonlm.contract import TritonLMError
 
 from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
@@ -55,19 +55,15 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     @routes.post("/tokenize", response_model=Tokens, responses=RESPONSES)
     async def tokenize(body: TokenizeRequest) -> Tokens:
         """A text's token ids."""
-        if body.add_special_tokens is False:
-            raise InvalidRequest(
-                "add_special_tokens can only be true: the tokenizer adds its own", "add_special_tokens"
-            )
-        ids = await client.tokenize(body.model, body.prompt)
-        return Tokens(
-            count=len(ids), max_model_len=(await client.models.retrieve(body.model)).max_model_len, tokens=ids
-        )
+        model = body.model or await default_model(client, settings)
+        ids = await client.tokenize(model, body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        return Tokens(count=len(ids), max_model_len=(await client.models.retrieve(model)).max_model_len, tokens=ids)
 
     @routes.post("/detokenize", response_model=Text, responses=RESPONSES)
     async def detokenize(body: DetokenizeRequest) -> Text:
         """Token ids' text."""
-        return Text(prompt=await client.detokenize(body.model, body.tokens))
+        model = body.model or await default_model(client, settings)
+        return Text(prompt=await client.detokenize(model, body.tokens))
 
     @routes.get("/tokenizer_info", responses=RESPONSES)
     async def tokenizer_info(model: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""`tritonlm gateway` as a process of its own, in front of a Triton that the tests have started."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from .servers import WAIT_SECONDS, free_ports, wait_until
+
+
+@dataclass(frozen=True)
+class Gateway:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def lives(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return httpx.get(f"{self.url}/health/live", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+
+@contextlib.contextmanager
+def gateway_to(triton: str, folder: Path, *options: str) -> Iterator[Gateway]:
+    port, log = free_ports()["port"], folder / "gateway.log"
+    command = [sys.executable, "-m", "tritonlm.cli", "gateway", "--triton", triton, "--port", str(port), *options]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    found = Gateway(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_until(found.lives, "the gateway answers")
+        yield found
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(WAIT_SECONDS)
+        process.kill()
+        process.wait(WAIT_SECONDS)
