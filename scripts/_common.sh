@@ -2,6 +2,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.setup-complete
+dev_stamp=.venv/.dev-setup-complete
 tiny_lm=model_repository/tiny/1
 
 fail() {
@@ -26,4 +27,17 @@ setup_is_current() {
 
 ensure_setup() {
     setup_is_current || scripts/setup
+}
+
+# What the checks and the tests need beside it.
+dev_fingerprint() {
+    { fingerprint; cat requirements-dev.lock; } | sha256sum
+}
+
+dev_setup_is_current() {
+    setup_is_current && [[ -f $dev_stamp && "$(<"$dev_stamp")" == "$(dev_fingerprint)" ]]
+}
+
+ensure_dev_setup() {
+    dev_setup_is_current || scripts/setup --dev
 }

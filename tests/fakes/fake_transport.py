@@ -13,12 +13,21 @@ import random
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from tritonlm.contract import ModelNotFound, NotOffered, SamplingParameters, TritonLMError, Unavailable
+from tritonlm.contract import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    NotOffered,
+    SamplingParameters,
+    TritonLMError,
+    Unavailable,
+)
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
 from tritonlm.transport import Call, Embedded, Listed, Prompt
 from tritonlm.types import Logprob, Piece, TopLogprob
 
 LM = "fake"
+CONTEXT = 512
 WORDS = [" the", " fox", " saw", " a", " naïve", " 猫", " 👍🏽", " and", ".", "\n", "\u2028", "\x85"]
 ABOUT_LM = {
     "architecture": "gpt2", "layers": 2, "width": 64, "vocab_size": 512, "special_tokens": {"eos_token": "<end>"},
@@ -45,12 +54,13 @@ class FakeTransport:
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         self.calls.append(call)
-        if call.model != LM:
-            raise ModelNotFound(f"the model {call.model!r} does not exist", "model")
+        self._find(call.model)
         if call.prompt.messages is not None and not self.has_chats:
             raise NotOffered("this model has no chat template; use /v1/completions", "messages")
         if self.trouble:
             raise self.trouble.pop(0)
+        if (wanted := call.parameters.get("max_tokens") or 0) > CONTEXT:
+            raise ContextLengthExceeded.of(CONTEXT, 1, wanted)
         self.running.add(call.request_id)
         ended = False
         try:
@@ -69,18 +79,20 @@ class FakeTransport:
             if not ended:
                 self.cancelled.append(call.request_id)
 
+    def _find(self, model: str) -> None:
+        if model != LM:
+            raise ModelNotFound(f"the model {model!r} does not exist", "model")
+
     async def embed(self, call: Call) -> Embedded:
         self.calls.append(call)
-        if call.model != LM:
-            raise ModelNotFound(f"the model {call.model!r} does not exist", "model")
+        self._find(call.model)
         if not self.has_embeddings:
             raise NotOffered("embeddings are off; start the server with TRITONLM_ENABLE_EMBEDDINGS=true")
         text = prompt_text(call.prompt)
         return Embedded([float(len(text)), 0.5], max(1, len(text.split())))
 
     async def command(self, model: str, command: Command) -> dict[str, Any]:
-        if model != LM:
-            raise ModelNotFound(f"the model {model!r} does not exist", "model")
+        self._find(model)
         if command.name == CANCEL:
             found = command.request_id in self.running
             self.cancelled += [command.request_id] if found else []
@@ -92,15 +104,17 @@ class FakeTransport:
             return ABOUT_LM
         assert command.name in (PING, STATUS)
         return {
-            "created": 1, "context_length": 512, "device": "cpu", "dtype": "float32", "places": 64,
+            "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "places": 64,
             "running": len(self.running), "waiting": 0,
         }  # fmt: skip
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
+        self._find(model)
         return [*([0] if add_special_tokens else []), *(prompt.text or "").encode()]
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
-        return bytes(filter(None, ids)).decode()
+        self._find(model)
+        return bytes(token_id % 256 for token_id in ids if token_id).decode("utf-8", "replace")
 
     async def models(self) -> list[Listed]:
         if self.down:
@@ -129,7 +143,10 @@ def prompt_text(prompt: Prompt) -> str:
         return prompt.text
     if prompt.input_ids is not None:
         return "".join(chr(32 + token_id % 90) for token_id in prompt.input_ids)
-    return "".join(message["content"] for message in json.loads(prompt.messages or "[]"))
+    contents = [message.get("content") for message in json.loads(prompt.messages or "[]")]
+    if not all(isinstance(content, str) for content in contents):
+        raise InvalidRequest("messages[0].content must be a string", "messages[0].content")
+    return "".join(contents)
 
 
 def answer(call: Call) -> list[Piece]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -36,9 +38,15 @@ class Gateway:
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
+    with running_gateway(max_body_bytes=20_000) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running_gateway(**settings: Any) -> Iterator[Gateway]:
     transport = FakeTransport()
-    settings = GatewaySettings(max_body_bytes=20_000, cors_allow_origins=["http://page.example"], ping_seconds=0.2)
-    app = create_app(AsyncClient(transports=[transport], max_retries=0), settings)
+    chosen = GatewaySettings(cors_allow_origins=["http://page.example"], ping_seconds=0.2, **settings)
+    app = create_app(AsyncClient(transports=[transport], max_retries=0), chosen)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -7,9 +7,9 @@ to fail early. Limits that need a checkpoint (context, vocabulary) are checked w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import InvalidRequest
 
@@ -18,8 +18,16 @@ MAX_STOP_CHARACTERS = 256
 MAX_LIST = 1024
 MAX_TOKENS_LIMIT = 1_000_000
 
-# A reader takes (name, value) and returns the value in its canonical form, or raises InvalidRequest.
-Reader = Callable[[str, Any], Any]
+Schema = dict[str, Any]
+
+
+class Reader(Protocol):
+    """Returns a value in its canonical form, or raises InvalidRequest; its JSON schema says the same to machines."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    def __call__(self, name: str, value: Any) -> Any: ...
 
 
 def _refuse(name: str, expected: str, value: object) -> InvalidRequest:
@@ -32,65 +40,106 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= 60 else shown[:60] + "…"
 
 
-def _integer(low: int, high: int, expected: str | None = None) -> Reader:
-    def read(name: str, value: Any) -> int:
+@dataclass(frozen=True)
+class _Integer:
+    low: int
+    high: int
+    expected: str = ""
+
+    @property
+    def schema(self) -> Schema:
+        return {"type": "integer", "minimum": self.low, "maximum": self.high}
+
+    def __call__(self, name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _refuse(name, expected or f"an integer from {low} to {high}", value)
+        if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
+            raise _refuse(name, self.expected or f"an integer from {self.low} to {self.high}", value)
         return value
 
-    return read
 
+@dataclass(frozen=True)
+class _Number:
+    low: float
+    high: float
+    open_low: bool = False
 
-def _number(low: float, high: float, open_low: bool = False) -> Reader:
-    def read(name: str, value: Any) -> float:
+    @property
+    def schema(self) -> Schema:
+        return {"type": "number", "exclusiveMinimum" if self.open_low else "minimum": self.low, "maximum": self.high}
+
+    def __call__(self, name: str, value: Any) -> float:
         valid = isinstance(value, (int, float)) and not isinstance(value, bool)
         # No comparison holds for a NaN.
-        if not valid or not low <= value <= high or (open_low and value == low):
-            bound = f"above {low:g}" if open_low else f"from {low:g}"
-            raise _refuse(name, f"a number {bound} to {high:g}", value)
+        if not valid or not self.low <= value <= self.high or (self.open_low and value == self.low):
+            bound = f"above {self.low:g}" if self.open_low else f"from {self.low:g}"
+            raise _refuse(name, f"a number {bound} to {self.high:g}", value)
         return float(value)
 
-    return read
+
+@dataclass(frozen=True)
+class _Boolean:
+    schema: Schema = field(default_factory=lambda: {"type": "boolean"})
+
+    def __call__(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise _refuse(name, "true or false", value)
+        return value
 
 
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _refuse(name, "true or false", value)
-    return value
+@dataclass(frozen=True)
+class _Stops:
+    @property
+    def schema(self) -> Schema:
+        stop = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+        return {"anyOf": [stop, {"type": "array", "items": stop, "minItems": 1, "maxItems": MAX_STOPS}]}
+
+    def __call__(self, name: str, value: Any) -> tuple[str, ...]:
+        stops = [value] if isinstance(value, str) else value
+        valid = isinstance(stops, (list, tuple)) and 1 <= len(stops) <= MAX_STOPS
+        if not valid or not all(isinstance(s, str) and 1 <= len(s) <= MAX_STOP_CHARACTERS for s in stops):
+            expected = f"a string or a list of 1 to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+            raise _refuse(name, expected, value)
+        return tuple(stops)
 
 
-def _stops(name: str, value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    valid = isinstance(stops, (list, tuple)) and 1 <= len(stops) <= MAX_STOPS
-    if not valid or not all(isinstance(s, str) and 1 <= len(s) <= MAX_STOP_CHARACTERS for s in stops):
-        expected = f"a string or a list of 1 to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
-        raise _refuse(name, expected, value)
-    return tuple(stops)
+@dataclass(frozen=True)
+class _TokenIds:
+    limit: int
 
+    @property
+    def schema(self) -> Schema:
+        return {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": self.limit}
 
-def _token_ids(limit: int) -> Reader:
-    def read(name: str, value: Any) -> tuple[int, ...]:
-        valid = isinstance(value, (list, tuple)) and len(value) <= limit
+    def __call__(self, name: str, value: Any) -> tuple[int, ...]:
+        valid = isinstance(value, (list, tuple)) and len(value) <= self.limit
         if not valid or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value):
-            raise _refuse(name, f"a list of at most {limit} token ids", value)
+            raise _refuse(name, f"a list of at most {self.limit} token ids", value)
         return tuple(value)
 
-    return read
 
+@dataclass(frozen=True)
+class _Biases:
+    bias: _Number = _Number(-100, 100)
 
-def _biases(name: str, value: Any) -> dict[int, float]:
-    expected = f"an object of at most {MAX_LIST} token ids, each with a number from -100 to 100"
-    if not isinstance(value, Mapping) or len(value) > MAX_LIST:
-        raise _refuse(name, expected, value)
-    biases: dict[int, float] = {}
-    for key, bias in value.items():
-        digits = str(key)
-        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10):
+    @property
+    def schema(self) -> Schema:
+        ids = {"pattern": "^[0-9]{1,10}$"}
+        return {
+            "type": "object", "propertyNames": ids, "additionalProperties": self.bias.schema, "maxProperties": MAX_LIST
+        }  # fmt: skip
+
+    def __call__(self, name: str, value: Any) -> dict[int, float]:
+        expected = f"an object of at most {MAX_LIST} token ids, each with a number from -100 to 100"
+        if not isinstance(value, Mapping) or len(value) > MAX_LIST:
             raise _refuse(name, expected, value)
-        biases[int(digits)] = _number(-100, 100)(name, bias)
-    return biases
+        biases: dict[int, float] = {}
+        for key, bias in value.items():
+            digits = str(key)
+            if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10):
+                raise _refuse(name, expected, value)
+            biases[int(digits)] = self.bias(name, bias)
+        return biases
 
 
 def _parameter(reader: Reader, meaning: str, default: Any = None, *, allowed: str) -> Any:
@@ -105,73 +154,73 @@ class SamplingParameters:
     """One request's parameters. `None` stands for "not sent" wherever that differs from every value."""
 
     max_tokens: int | None = _parameter(
-        _integer(0, MAX_TOKENS_LIMIT), "tokens to generate at most; 0 only with echo; not sent: 16 (chat: what fits)",
+        _Integer(0, MAX_TOKENS_LIMIT), "tokens to generate at most; 0 only with echo; not sent: 16 (chat: what fits)",
         allowed="0 …",
     )  # fmt: skip
     min_tokens: int = _parameter(
-        _integer(0, MAX_TOKENS_LIMIT), "no end of text and no stop before this many tokens", 0, allowed="0 … max_tokens"
+        _Integer(0, MAX_TOKENS_LIMIT), "no end of text and no stop before this many tokens", 0, allowed="0 … max_tokens"
     )
-    temperature: float = _parameter(_number(0, 2), "0 is greedy; higher is more random", 1.0, allowed="0 … 2")
+    temperature: float = _parameter(_Number(0, 2), "0 is greedy; higher is more random", 1.0, allowed="0 … 2")
     top_k: int = _parameter(
-        _integer(-1, MAX_TOKENS_LIMIT), "sample among the k likeliest tokens; 0 or -1: all", 0, allowed="-1 …"
+        _Integer(-1, MAX_TOKENS_LIMIT), "sample among the k likeliest tokens; 0 or -1: all", 0, allowed="-1 …"
     )
     top_p: float = _parameter(
-        _number(0, 1, open_low=True), "sample among the likeliest tokens of this total probability", 1.0,
+        _Number(0, 1, open_low=True), "sample among the likeliest tokens of this total probability", 1.0,
         allowed="above 0 … 1",
     )  # fmt: skip
     min_p: float = _parameter(
-        _number(0, 1), "leave out tokens below this share of the likeliest one's probability", 0.0, allowed="0 … 1"
+        _Number(0, 1), "leave out tokens below this share of the likeliest one's probability", 0.0, allowed="0 … 1"
     )
     repetition_penalty: float = _parameter(
-        _number(0, 10, open_low=True), "divides the score of tokens seen in prompt and answer", 1.0,
+        _Number(0, 10, open_low=True), "divides the score of tokens seen in prompt and answer", 1.0,
         allowed="above 0 … 10",
     )  # fmt: skip
     presence_penalty: float = _parameter(
-        _number(-2, 2), "taken off the score of each token already generated", 0.0, allowed="-2 … 2"
+        _Number(-2, 2), "taken off the score of each token already generated", 0.0, allowed="-2 … 2"
     )
     frequency_penalty: float = _parameter(
-        _number(-2, 2), "taken off once for each time the token was generated", 0.0, allowed="-2 … 2"
+        _Number(-2, 2), "taken off once for each time the token was generated", 0.0, allowed="-2 … 2"
     )
     logit_bias: dict[int, float] = _parameter(
-        _biases, "added to the scores of these token ids", {}, allowed="{id: -100 … 100}"
+        _Biases(), "added to the scores of these token ids", {}, allowed="{id: -100 … 100}"
     )
     seed: int | None = _parameter(
-        _integer(-(2**63), 2**63 - 1, "a 64-bit integer"), "same seed, same text; not sent: one is drawn and reported",
+        _Integer(-(2**63), 2**63 - 1, "a 64-bit integer"), "same seed, same text; not sent: one is drawn and reported",
         allowed="64-bit",
     )  # fmt: skip
     choice: int = _parameter(
-        _integer(0, 1023), "which of several answers to the same prompt and seed this is", 0, allowed="0 … 1023"
+        _Integer(0, 1023), "which of several answers to the same prompt and seed this is", 0, allowed="0 … 1023"
     )
     stop: tuple[str, ...] = _parameter(
-        _stops, "strings that end the text; they are not part of it", (), allowed="a string or 1 … 16 of them"
+        _Stops(), "strings that end the text; they are not part of it", (), allowed="a string or 1 … 16 of them"
     )
     stop_token_ids: tuple[int, ...] = _parameter(
-        _token_ids(MAX_LIST), "token ids that end the text", (), allowed="list of ids"
+        _TokenIds(MAX_LIST), "token ids that end the text", (), allowed="list of ids"
     )
-    ignore_eos: bool = _parameter(_boolean, "go on after end of text", False, allowed="true, false")
+    ignore_eos: bool = _parameter(_Boolean(), "go on after end of text", False, allowed="true, false")
     skip_special_tokens: bool = _parameter(
-        _boolean, "leave special tokens out of the text", True, allowed="true, false"
+        _Boolean(), "leave special tokens out of the text", True, allowed="true, false"
     )
     logprobs: int | None = _parameter(
-        _integer(0, 20), "log-probabilities of the tokens, with this many alternatives", allowed="0 … 20"
+        _Integer(0, 20), "log-probabilities of the tokens, with this many alternatives", allowed="0 … 20"
     )
     echo: bool = _parameter(
-        _boolean, "the prompt first, with its log-probabilities if asked for", False, allowed="true, false"
+        _Boolean(), "the prompt first, with its log-probabilities if asked for", False, allowed="true, false"
     )
     truncate_prompt_tokens: int | None = _parameter(
-        _integer(1, MAX_TOKENS_LIMIT), "keep only the last so many tokens of the prompt", allowed="1 …"
+        _Integer(1, MAX_TOKENS_LIMIT), "keep only the last so many tokens of the prompt", allowed="1 …"
     )
     add_special_tokens: bool = _parameter(
-        _boolean, "begin and end a text prompt with the tokenizer's own special tokens", True, allowed="true, false"
+        _Boolean(), "begin and end a text prompt with the tokenizer's own special tokens", True, allowed="true, false"
     )
-    return_token_ids: bool = _parameter(_boolean, "fill the output token_ids", False, allowed="true, false")
+    return_token_ids: bool = _parameter(_Boolean(), "fill the output token_ids", False, allowed="true, false")
     resume_token_ids: tuple[int, ...] = _parameter(
-        _token_ids(MAX_TOKENS_LIMIT), "tokens that an earlier try generated: go on after them", (),
+        _TokenIds(MAX_TOKENS_LIMIT), "tokens that an earlier try generated: go on after them", (),
         allowed="list of ids",
     )  # fmt: skip
-    priority: int = _parameter(_integer(1, 3), "1 is served first, 3 last", 2, allowed="1, 2, 3")
+    priority: int = _parameter(_Integer(1, 3), "1 is served first, 3 last", 2, allowed="1, 2, 3")
     timeout: float | None = _parameter(
-        _number(0, 86_400, open_low=True), "seconds that the whole request may take", allowed="above 0 … 86400"
+        _Number(0, 86_400, open_low=True), "seconds that the whole request may take", allowed="above 0 … 86400"
     )
 
     def __post_init__(self) -> None:

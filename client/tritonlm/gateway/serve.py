@@ -25,7 +25,7 @@ def serve(settings: GatewaySettings) -> None:
 
 async def _serve(settings: GatewaySettings) -> None:
     # By itself that library ends every stream at the signal; uvicorn gives them their time instead.
-    AppStatus.disable_automatic_graceful_drain()
+    AppStatus.enable_automatic_graceful_drain = False
     # Retries are the caller's: a gateway that tried again would hide a full queue and double the load.
     client = AsyncClient(settings.triton, timeout=settings.request_seconds, max_retries=0)
     config = uvicorn.Config(

@@ -17,16 +17,19 @@ from ..middleware import context_of
 from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from ..settings import GatewaySettings
 
+# What `stream` adds to a route's answers.
+STREAMED: dict[str, Any] = {"content": {"text/event-stream": {}}}
+
 
 def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=RESPONSES)
 
-    @routes.post("/completions", responses={200: {"model": Completion, "content": {"text/event-stream": {}}}})
+    @routes.post("/completions", responses={200: {"model": Completion, **STREAMED}})
     async def complete(body: CompletionRequest, request: Request) -> Response:  # type: ignore[valid-type]
         """Continue a text. With `stream`, server-sent events."""
         return await complete_text(client, settings, request, body.arguments())  # type: ignore[attr-defined]
 
-    @routes.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}})
+    @routes.post("/chat/completions", responses={200: {"model": ChatCompletion, **STREAMED}})
     async def chat(body: ChatRequest, request: Request) -> Response:  # type: ignore[valid-type]
         """Answer a chat, through the checkpoint's chat template; 501 where it has none."""
         arguments = body.arguments()  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
 from ..schemas import DetokenizeRequest, TokenizeRequest
 from ..settings import GatewaySettings
-from .older import default_model
+from .older.common import default_model
 
 
 class Tokens(BaseModel):

@@ -1,0 +1,136 @@
+"""A language model API: GET /api/status, GET /api/models, POST /api/load_model, POST /api/generate, POST /api/train."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from tritonlm.client import AsyncClient
+from tritonlm.contract import InvalidRequest, NotOffered
+from tritonlm.types import Completion
+
+from ...answers import Shape
+from ...middleware import Context
+from ...schemas import Body, Integer
+from ...settings import GatewaySettings
+from ..openai import complete_text
+from .common import MaxTokens, Temperature, TopK, default_model
+
+
+class GenerateRequest(Body):
+    prompt: str = Field(description="the text to continue")
+    max_new_tokens: MaxTokens = 150
+    temperature: Temperature = 0.8
+    top_k: TopK = 40
+
+
+class Parameters(BaseModel):
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+
+
+class Generated(BaseModel):
+    prompt: str
+    generated_text: str = Field(description="the prompt and its continuation")
+    parameters: Parameters
+
+
+class LoadRequest(Body):
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_path: str | None = Field(None, description="the language model's name, or a path that ends in it")
+    model_type: str | None = Field(None, description="the language model's name")
+
+
+class Message(BaseModel):
+    message: str
+
+
+class Status(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    status: str
+    model_loaded: bool
+    device: str | None
+    timestamp: float
+
+
+class TrainedModel(BaseModel):
+    name: str
+    path: str
+    config: dict[str, Any] = Field(description="its training record")
+
+
+class Models(BaseModel):
+    pretrained_models: list[str]
+    trained_models: list[TrainedModel]
+
+
+class TrainRequest(Body):
+    model_config = ConfigDict(protected_namespaces=())
+
+    dataset: str
+    output_dir: str
+    model_type: str | None = None
+    batch_size: Integer | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    max_iters: Integer | None = Field(None, ge=1)
+    eval_interval: Integer | None = Field(None, ge=1)
+
+
+def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings) -> None:
+    @routes.get("/api/status")
+    async def status() -> Status:
+        """Whether a model is loaded, and where it computes."""
+        ready = [model for model in (await client.models.list()).data if model.state == "ready"]
+        device = ready[0].device if ready else None
+        return Status(status="online", model_loaded=bool(ready), device=device, timestamp=time.time())
+
+    @routes.get("/api/models")
+    async def models() -> Models:
+        """All language models, those of our own training by themselves."""
+        found = (await client.models.list()).data
+        trained = {}
+        for model in found:
+            record = (await client.about(model.id))["training"] if model.state == "ready" else {}
+            if record:
+                trained[model.id] = TrainedModel(name=model.id, path=model.id, config=record)
+        return Models(
+            pretrained_models=[model.id for model in found if model.id not in trained],
+            trained_models=list(trained.values()),
+        )
+
+    @routes.post("/api/load_model")
+    async def load_model(body: LoadRequest) -> Message:
+        """Load a language model by its name."""
+        if (body.model_path is None) == (body.model_type is None):
+            raise InvalidRequest("exactly one of model_path and model_type is needed", "model_path")
+        name = (body.model_type or body.model_path or "").rstrip("/").rpartition("/")[2]
+        await client.models.retrieve(name)
+        await client.models.load(name)
+        return Message(message="Model loaded successfully")
+
+    @routes.post("/api/generate", responses={200: {"model": Generated}})
+    async def generate(body: GenerateRequest, request: Request) -> Response:
+        """The prompt and its continuation as one text, with the parameters that were used."""
+        arguments: dict[str, Any] = {
+            "model": await default_model(client, settings), "prompt": body.prompt, "max_tokens": body.max_new_tokens,
+            "temperature": body.temperature, "top_k": body.top_k,
+        }  # fmt: skip
+
+        def whole(found: Completion, _: Context) -> str:
+            parameters = Parameters(**body.model_dump(exclude={"prompt"}))
+            text = body.prompt + found.choices[0].text
+            return Generated(prompt=body.prompt, generated_text=text, parameters=parameters).model_dump_json()
+
+        return await complete_text(client, settings, request, arguments, Shape(whole=whole))
+
+    @routes.post("/api/train")
+    async def train(body: TrainRequest) -> Message:
+        """Not offered yet."""
+        raise NotOffered(f"this server does not train yet; nothing was started for {body.dataset[:64]!r}")
