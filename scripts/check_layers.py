@@ -60,7 +60,10 @@ RULES = (
         ("client/tritonlm/serving/**/*.py",), never=("torch", "fastapi", "tritonclient"), why="processes, not tensors"
     ),
     Rule(
-        tuple(f"client/tritonlm/{name}.py" for name in ("client", "sync", "stream", "sequences", "results", "types")),
+        tuple(
+            f"client/tritonlm/{name}.py"
+            for name in ("client", "models", "sync", "stream", "sequences", "results", "types")
+        ),
         never=("fastapi", "torch", "grpc", "tritonclient", "tokenizers"),
         why="the client reaches Triton through its transport",
     ),

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings
 
 from tritonlm import __version__
 from tritonlm.commands import doctor as machine
-from tritonlm.commands import models, text
+from tritonlm.commands import models, registry, text
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
@@ -71,7 +71,11 @@ def serve(
     device: Annotated[str | None, _setting("device", "auto|cpu|cuda")] = None,
     dtype: Annotated[str | None, _setting("dtype", "auto|float32|bfloat16|float16")] = None,
     model_repository: Annotated[list[Path] | None, _setting("model_repository", "FOLDER")] = None,
+    registry: Annotated[Path | None, _setting("registry", "FILE")] = None,
+    checkpoint: Annotated[list[str] | None, _setting("checkpoint", "[NAME=]FOLDER")] = None,
     load: Annotated[list[str] | None, _setting("load", "NAME")] = None,
+    reload: Annotated[bool | None, _setting("reload", None, "--reload/--no-reload")] = None,
+    max_context_tokens: Annotated[str | None, _setting("max_context_tokens", "N")] = None,
     max_sequences: Annotated[str | None, _setting("max_sequences", "N")] = None,
     kv_cache_tokens: Annotated[str | None, _setting("kv_cache_tokens", "N")] = None,
     enable_embeddings: Annotated[bool | None, _setting("enable_embeddings")] = None,
@@ -104,6 +108,11 @@ def run_gateway(
     ping_seconds: Annotated[str | None, _gateway_setting("ping_seconds", "SECONDS")] = None,
     drain_seconds: Annotated[str | None, _gateway_setting("drain_seconds", "SECONDS")] = None,
     default_model: Annotated[str | None, _gateway_setting("default_model", "NAME")] = None,
+    load_on_demand: Annotated[
+        bool | None, _setting("load_on_demand", None, "--load-on-demand/--no-load-on-demand", kind=GatewaySettings)
+    ] = None,
+    load_seconds: Annotated[str | None, _gateway_setting("load_seconds", "SECONDS")] = None,
+    max_loading_requests: Annotated[str | None, _gateway_setting("max_loading_requests", "N")] = None,
     cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,
 ) -> None:
     """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""
@@ -126,7 +135,11 @@ app.command("list")(models.list_models)
 app.command()(models.status)
 app.command()(models.load)
 app.command()(models.unload)
+app.command()(registry.add)
+app.command()(registry.remove)
 app.command()(text.generate)
+app.command()(text.complete)
+app.command()(text.embed)
 app.command()(text.chat)
 app.command()(machine.doctor)
 

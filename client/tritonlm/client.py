@@ -16,19 +16,17 @@ from typing import Any, TypeVar, overload
 from tritonlm.contract import (
     Draining,
     InvalidRequest,
-    ModelNotFound,
     QueueFull,
-    TimedOut,
-    TritonLMError,
     Unavailable,
 )
-from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
+from tritonlm.contract.control import ABOUT, CANCEL, FIND, STATUS, Command
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 from tritonlm.embeddings import embeddings_of, read_inputs
+from tritonlm.models import Models, answering
 from tritonlm.results import ChatBuilder, CompletionBuilder
 from tritonlm.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_prompts
 from tritonlm.stream import AsyncStream, Merged
-from tritonlm.transport import Call, Embedded, Listed, Prompt, Transport
+from tritonlm.transport import Call, Embedded, Prompt, Transport
 from tritonlm.types import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -36,8 +34,6 @@ from tritonlm.types import (
     CompletionUsage,
     Embeddings,
     Health,
-    Model,
-    ModelList,
     Piece,
 )
 
@@ -79,7 +75,7 @@ class AsyncClient:
         self.completions = Completions(self)
         self.chat = Chat(self)
         self.embeddings = EmbeddingCalls(self)
-        self.models = Models(self)
+        self.models = Models(self._transports)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -150,7 +146,7 @@ class AsyncClient:
         live = await asyncio.gather(*(transport.is_live() for transport in self._transports))
         ready: set[str] = set()
         for transport in (transport for transport, lives in zip(self._transports, live, strict=True) if lives):
-            ready |= {listed.name for listed in await _listed(transport) if await _answers(transport, listed)}
+            ready |= await answering(transport)
         return Health(live=any(live), ready=bool(ready), models=sorted(ready))
 
     # What the namespaces share.
@@ -331,80 +327,3 @@ def _usage_at_end(plan: Plan, builder: CompletionBuilder) -> Callable[[], Comple
 def _usage_at_end(plan: Plan, builder: ChatBuilder) -> Callable[[], ChatCompletionChunk | None]: ...
 def _usage_at_end(plan: Plan, builder: CompletionBuilder | ChatBuilder) -> Callable[[], Any]:
     return lambda: builder.usage_chunk() if plan.include_usage else None
-
-
-class Models:
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self) -> ModelList:
-        """The language models of all Tritons; a model that is ready anywhere is ready."""
-        transports = self._client._transports
-        answers = await asyncio.gather(*map(_described, transports), return_exceptions=True)
-        found: dict[str, Model] = {}
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                # One that is down does not hide what the others serve.
-                if not isinstance(answer, (Unavailable, TimedOut)) or all(map(_failed, answers)):
-                    raise answer
-                continue
-            for model in answer:
-                if model.id not in found or model.state == "ready":
-                    found[model.id] = model
-        return ModelList(data=sorted(found.values(), key=lambda model: model.id))
-
-    async def retrieve(self, model: str) -> Model:
-        for found in (await self.list()).data:
-            if found.id == model:
-                return found
-        raise ModelNotFound(f"the model {model!r} does not exist", "model")
-
-    async def load(self, model: str, timeout: float = 600.0) -> Model:
-        await asyncio.gather(*(transport.load(model, timeout) for transport in self._client._transports))
-        return await self.retrieve(model)
-
-    async def unload(self, model: str) -> Model:
-        await asyncio.gather(*(transport.unload(model) for transport in self._client._transports))
-        return await self.retrieve(model)
-
-
-def _failed(answer: object) -> bool:
-    return isinstance(answer, BaseException)
-
-
-async def _described(transport: Transport) -> list[Model]:
-    return [await _describe(transport, listed) for listed in await transport.models()]
-
-
-async def _describe(transport: Transport, listed: Listed) -> Model:
-    if not listed.ready:
-        return Model(id=listed.name, created=0, state="unavailable", reason=listed.reason or "not loaded")
-    try:
-        report = await transport.command(listed.name, Command(STATUS))
-    except TritonLMError as error:
-        return Model(id=listed.name, created=0, state="unavailable", reason=error.message)
-    return Model(
-        id=listed.name,
-        created=report["created"],
-        state="ready",
-        max_model_len=report["context_length"],
-        device=report["device"],
-        dtype=report["dtype"],
-        places=report["places"],
-        running=report["running"],
-        waiting=report["waiting"],
-    )
-
-
-async def _listed(transport: Transport) -> list[Listed]:
-    try:
-        return await transport.models()
-    except TritonLMError:
-        return []
-
-
-async def _answers(transport: Transport, listed: Listed) -> bool:
-    try:
-        return listed.ready and bool(await transport.command(listed.name, Command(PING)))
-    except TritonLMError:
-        return False

@@ -17,6 +17,7 @@ from tritonlm.contract import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotFound,
+    NotLoaded,
     NotOffered,
     SamplingParameters,
     TritonLMError,
@@ -49,6 +50,8 @@ class FakeTransport:
         # As after a crash: nothing answers.
         self.down = False
         self.loaded = True
+        self.loads, self.load_seconds = 0, 0.0
+        self.load_trouble: TritonLMError | None = None
         self.has_chats = True
         self.has_embeddings = True
 
@@ -82,6 +85,8 @@ class FakeTransport:
     def _find(self, model: str) -> None:
         if model != LM:
             raise ModelNotFound(f"the model {model!r} does not exist", "model")
+        if not self.loaded:
+            raise NotLoaded(f"the model {model!r} is not loaded", "model")
 
     async def embed(self, call: Call) -> Embedded:
         self.calls.append(call)
@@ -105,7 +110,7 @@ class FakeTransport:
         assert command.name in (PING, STATUS)
         return {
             "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "places": 64,
-            "running": len(self.running), "waiting": 0,
+            "running": len(self.running), "waiting": 0, "stale": "",
         }  # fmt: skip
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
@@ -122,6 +127,10 @@ class FakeTransport:
         return [Listed(LM, self.loaded)]
 
     async def load(self, model: str, timeout: float) -> None:
+        self.loads += 1
+        await asyncio.sleep(self.load_seconds)
+        if self.load_trouble is not None:
+            raise self.load_trouble
         self.loaded = True
 
     async def unload(self, model: str) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fakes.fake_transport import ABOUT_LM, LM
 
-from .conftest import Gateway
+from .conftest import Gateway, running_gateway
 
 # Method, path, the body that the document sends, the fields that it shows in the answer.
 SHOWN: list[tuple[str, str, dict[str, Any] | None, set[str]]] = [
@@ -141,7 +141,12 @@ def test_a_request_can_be_followed_by_its_id(gateway: Gateway) -> None:
     assert gateway.http.get("/queue").json()["requests"]["completed"] == 2
 
 
-def test_without_a_model_the_answer_is_503(gateway: Gateway) -> None:
+def test_without_a_model_the_answer_is_503() -> None:
+    with running_gateway(load_on_demand=False) as gateway:
+        check_refusals_without_a_model(gateway)
+
+
+def check_refusals_without_a_model(gateway: Gateway) -> None:
     gateway.transport.loaded = False
     for path in ("/generate", "/chat", "/completions", "/api/generate"):
         assert gateway.post(path, prompt="a").status_code == 503

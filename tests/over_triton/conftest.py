@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import ENGINE, LM, Server, copy_repository, edit, running
+from .servers import ENGINE, LM, Server, copy_repository, running
 
 PLACES = QUEUE = 4
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -35,7 +35,8 @@ def server(shared_server: Server) -> Iterator[Server]:
 def shared_small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Deep enough that a full context takes seconds: who is to be found running must not have ended.
     repository = copy_repository(tmp_path_factory.mktemp("small"), n_layer=12, n_embd=192)
-    edit(repository / ENGINE / "config.pbtxt", 'string_value: "256"', f'string_value: "{QUEUE}"')
+    with (repository / ENGINE / "config.pbtxt").open("a") as config:
+        config.write(f'parameters {{ key: "max_queue_size" value: {{ string_value: "{QUEUE}" }} }}\n')
     (repository / LM / "1" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     with running(repository, max_sequences=PLACES) as server:
         yield server

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 from tritonlm.contract.control import STATUS, Command
 from tritonlm.serving import Settings, paths
+from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.control import TritonControl
 from tritonlm.serving.supervisor import prepare, start
 
@@ -75,23 +76,18 @@ def copy_repository(folder: Path, **checkpoint: Any) -> Path:
         return names if Path(parent) == made else [name for name in names if name == "__pycache__"]
 
     shutil.copytree(paths.model_repository(), repository, ignore=ignored)
-    _make_checkpoint(repository / LM / "1", **checkpoint)
+    make_checkpoint(repository / LM / "1", **checkpoint)
     return repository
 
 
-def _make_checkpoint(folder: Path, **options: Any) -> None:
+def make_checkpoint(folder: Path, **options: Any) -> None:
     script = paths.model_repository().parent / "scripts" / "make_tiny_lm.py"
     spec = importlib.util.spec_from_file_location(script.stem, script)
     assert spec is not None and spec.loader is not None, f"{script} is no module"  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.make_checkpoint(folder, **options)
-
-
-def edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text(encoding="utf-8")
-    assert text.count(old) == 1, f"{file} must hold {old!r} once"
-    file.write_text(text.replace(old, new), encoding="utf-8")
+    made: Path = module.make_checkpoint(folder, **options)
+    return made
 
 
 @contextlib.contextmanager
@@ -107,7 +103,7 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
             **settings,
         }
     )
-    _, triton = prepare(chosen)
+    _, triton = prepare(chosen, catalogue(chosen))
     with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
         start(triton, control)

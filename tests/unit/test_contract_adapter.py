@@ -11,16 +11,17 @@ from fakes import fake_pb_utils
 from fakes.fake_pb_utils import InferenceRequest, Logger, TritonError
 from tritonlm.contract import CheckpointError, ContextLengthExceeded, InvalidRequest, NotOffered, TritonLMError
 from tritonlm.contract.adapter import (
-    checkpoint_folder,
     error_response,
     flat_parameters,
     inputs_of,
     model_parameters,
+    named_checkpoint,
     response,
     text_of,
 )
 from tritonlm.contract.errors import ERRORS, from_wire
 from tritonlm.contract.tensors import INPUT_IDS, SEED, STREAM, TEXT_INPUT, TEXT_OUTPUT, Array
+from tritonlm.hub import checkpoint_folder
 
 
 def request_of(parameters: dict[str, object] | None = None, **inputs: Array) -> InferenceRequest:
@@ -106,6 +107,7 @@ def test_the_models_parameters_and_its_checkpoint(tmp_path: Path) -> None:
 
     given = args({"parameters": {"checkpoint": {"string_value": "../tiny/1"}, "threads": {"string_value": "2"}}})
     assert model_parameters(given) == {"checkpoint": "../tiny/1", "threads": "2"}
+    assert named_checkpoint(given) == "../tiny/1"
     assert checkpoint_folder(given) == (tmp_path / "tiny" / "1").resolve()
     nothing_named: list[dict[str, object]] = [
         {},
@@ -114,4 +116,4 @@ def test_the_models_parameters_and_its_checkpoint(tmp_path: Path) -> None:
     ]
     for parameters in nothing_named:
         with pytest.raises(CheckpointError, match="names no checkpoint"):
-            checkpoint_folder(args(parameters))
+            named_checkpoint(args(parameters))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonlm.contract import ContextLengthExceeded, InvalidRequest, QueueFull, QueueTimeout, TritonLMError
+from tritonlm.contract import (
+    CheckpointError,
+    ContextLengthExceeded,
+    InvalidRequest,
+    QueueFull,
+    QueueTimeout,
+    TritonLMError,
+)
 from tritonlm.contract.errors import ERRORS, from_wire
 
 PREFIXES = ("", "in ensemble 'tiny', ", "[request id: r2] ", "in ensemble 'my-lm', [request id: <id_unknown>] ")
@@ -58,3 +65,13 @@ def test_the_context_sentence_is_the_one_that_clients_match() -> None:
         "20 for the completion). Please reduce your prompt; or completion length."
     )
     assert (error.http_status, error.code) == (400, "context_length_exceeded")
+
+
+def test_a_checkpoint_that_does_not_load_is_told_without_the_places_in_the_code() -> None:
+    text = (
+        "load failed for model 'lm': ensemble 'lm' depends on 'lm-generate' which has no loaded version. Model "
+        "'lm-generate' loading failed with error: version 1 is at UNAVAILABLE state: Internal: CheckpointError: "
+        "checkpoint /x has no config.json\n\nAt:\n  /a/secret/path.py(3): f\n;\n"
+    )
+    found = from_wire(text)
+    assert (type(found), found.message) == (CheckpointError, "checkpoint /x has no config.json")

@@ -7,12 +7,12 @@ from engine.config import EngineConfig
 from tritonlm.contract import CheckpointError
 
 
-def test_the_environment_wins_over_the_config_and_the_config_over_the_default() -> None:
+def test_the_models_config_wins_over_the_environment_and_that_over_the_default() -> None:
     config = EngineConfig.from_strings(
         {"max_sequences": "3", "block_tokens": "8", "unknown": "x"},
         {"TRITONLM_MAX_SEQUENCES": "5", "TRITONLM_MAX_SECONDS": "1.5", "TRITONLM_THREADS": ""},
     )
-    assert (config.max_sequences, config.block_tokens, config.max_seconds) == (5, 8, 1.5)
+    assert (config.max_sequences, config.block_tokens, config.max_seconds) == (3, 8, 1.5)
     assert config.threads == EngineConfig().threads
 
 

@@ -210,25 +210,27 @@ class TestLimits:
         error = refused(start(settings={"max_context_tokens": "10"}), {"max_tokens": 1}, input_ids=[1] * 10)
         assert "maximum context length is 10 tokens" in error.message
 
-    def test_the_context_is_never_raised_and_the_environment_goes_first(self) -> None:
+    def test_the_context_is_never_raised_and_the_models_own_limit_goes_first(self) -> None:
         limits = load_module("tokenize", "limits")
         checkpoint = Checkpoint(Path("nowhere"))
         checkpoint.__dict__.update(vocab_size=10, context_length=64)
 
         def context(config: str, environment: dict[str, str]) -> int:
-            found: int = limits.Limits.of(checkpoint, {"max_context_tokens": config}, environment).context
+            settings = {"max_context_tokens": config} if config else {}
+            found: int = limits.Limits.of(checkpoint, settings, environment).context
             return found
 
         variable = "TRITONLM_MAX_CONTEXT_TOKENS"
         assert context("0", {}) == 64
         assert context("1000", {}) == 64
-        assert context("20", {variable: "30"}) == 30
+        assert context("20", {variable: "30"}) == 20
+        assert context("", {variable: "30"}) == 30
         assert context("20", {variable: ""}) == 20
         for bad in ("-1", "many", "1.5", "²"):
             with pytest.raises(CheckpointError, match="max_context_tokens"):
                 context(bad, {})
             with pytest.raises(CheckpointError, match=variable):
-                context("0", {variable: bad})
+                context("", {variable: bad})
 
 
 class TestCanonicalRequest:

@@ -11,6 +11,7 @@ import typer
 from tritonlm.contract import TritonLMError
 from tritonlm.serving import ServingError, Settings, preflight, read_settings
 from tritonlm.serving.backend import assemble, find_installation
+from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.triton import triton_environment
 
 from .common import FAILED, AsJson, console, print_json
@@ -60,7 +61,9 @@ def _checks(settings: Settings) -> dict[str, Callable[[], str]]:
         return "enough free"
 
     def checkpoints() -> str:
-        return ", ".join(model.name for model in preflight.check_language_models(settings))
+        found = catalogue(settings)
+        models = preflight.check_language_models(found.load, found.repositories)
+        return ", ".join(model.name for model in models)
 
     return {
         "machine": machine, "Triton": triton, "ports": ports, "/dev/shm": shared_memory, "checkpoints": checkpoints

@@ -62,8 +62,19 @@ def status(triton: Triton = None, as_json: AsJson = False) -> None:
         raise typer.Exit(FAILED)
 
 
-def load(name: Name, triton: Triton = None, as_json: AsJson = False) -> None:
-    """Load a language model."""
+def load(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="the language model")] = None,
+    triton: Triton = None,
+    as_json: AsJson = False,
+    model_type: Annotated[str | None, typer.Option("--model_type", hidden=True)] = None,
+    model_path: Annotated[str | None, typer.Option("--model_path", hidden=True)] = None,
+) -> None:
+    """Load a language model; where its checkpoint has changed on disk, that takes the loaded one's place."""
+    # An older system's command line has options for the name.
+    given = name or model_type or (model_path or "").rstrip("/").rpartition("/")[2]
+    if not given:
+        raise typer.BadParameter("name a language model; tritonlm list shows them")
+    name = given
     with connected(triton) as client, notes.status(f"loading {name} …"):
         client.models.retrieve(name)
         model = client.models.load(name)

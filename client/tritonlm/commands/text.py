@@ -1,7 +1,8 @@
-"""`tritonlm generate, chat`: text from a language model, streamed to the terminal."""
+"""`tritonlm generate, complete, embed, chat`: text and vectors from a language model."""
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated, Any
 
@@ -16,10 +17,11 @@ from .common import AsJson, Triton, connected, model_or_first, notes, print_json
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="the language model; default: the first ready one")
 ]
-MaxTokens = Annotated[int | None, typer.Option(help="tokens to generate at most")]
+# Beside our own spelling that of an older system's command line.
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "--max_tokens", help="tokens to generate at most")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default 1")]
 TopP = Annotated[float | None, typer.Option(help="sample among the likeliest tokens of this total probability")]
-TopK = Annotated[int | None, typer.Option(help="sample among the k likeliest tokens")]
+TopK = Annotated[int | None, typer.Option("--top-k", "--top_k", help="sample among the k likeliest tokens")]
 Seed = Annotated[int | None, typer.Option(help="same seed, same text")]
 Stop = Annotated[list[str] | None, typer.Option(help="a text that ends the answer; may be repeated")]
 _HELP = "/clear forgets the chat, /system TEXT sets the system message, /model NAME changes the model, /quit leaves"
@@ -38,8 +40,10 @@ def generate(
     stop: Stop = None,
     triton: Triton = None,
     as_json: AsJson = False,
+    prompt_option: Annotated[str | None, typer.Option("--prompt", hidden=True)] = None,
 ) -> None:
     """Continue a text; the answer streams to standard output."""
+    prompt = prompt_option if prompt is None else prompt
     text = sys.stdin.read() if prompt in (None, "-") else prompt
     wanted: dict[str, Any] = {
         "prompt": text, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
@@ -56,6 +60,58 @@ def generate(
             for chunk in stream:
                 _write(chunk.choices[0].text)
         _write("\n")
+
+
+def complete(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT…", help="without one: a line each from stdin"),
+    ] = None,
+    model: ModelOption = None,
+    n: Annotated[int | None, typer.Option("-n", help="answers to each")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    echo: Annotated[bool, typer.Option("--echo", help="the prompt first")] = False,
+    logprobs: Annotated[int | None, typer.Option(help="with --json: with so many alternatives")] = None,
+    triton: Triton = None,
+    as_json: AsJson = False,
+) -> None:
+    """Complete several texts together; one answer a line (line breaks as \\n), or OpenAI's object with --json."""
+    wanted: dict[str, Any] = {
+        "n": n, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed,
+        "stop": stop or None, "echo": echo or None, "logprobs": logprobs,
+    }  # fmt: skip
+    texts = prompts or sys.stdin.read().splitlines()
+    with connected(triton) as client:
+        found = client.completions.create(model_or_first(client, model), texts, **wanted)
+        assert isinstance(found, Completion)
+        if as_json:
+            print_json(found.to_dict())
+            return
+        for choice in found.choices:
+            _write(choice.text.replace("\\", "\\\\").replace("\n", "\\n") + "\n")
+
+
+def embed(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT…", help="without one: a line each from stdin")
+    ] = None,
+    model: ModelOption = None,
+    triton: Triton = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn texts into vectors: one JSON list a line, or OpenAI's object with --json."""
+    with connected(triton) as client:
+        found = client.embeddings.create(model_or_first(client, model), texts or sys.stdin.read().splitlines())
+    if as_json:
+        print_json(found.to_dict())
+        return
+    for item in found.data:
+        print(json.dumps(item.embedding))
 
 
 def chat(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,9 +83,9 @@ def model_parameters(args: Mapping[str, str]) -> dict[str, str]:
     return {name: value["string_value"] for name, value in parameters.items()}
 
 
-def checkpoint_folder(args: Mapping[str, str]) -> Path:
-    """The checkpoint that a model's config.pbtxt names, relative to the model's own folder."""
+def named_checkpoint(args: Mapping[str, str]) -> str:
+    """The checkpoint as a model's config.pbtxt names it (see `tritonlm.hub`)."""
     named = model_parameters(args).get("checkpoint")
     if not named:
         raise CheckpointError('config.pbtxt names no checkpoint; add the parameter "checkpoint", such as ../tiny/1')
-    return (Path(args["model_repository"]) / named).resolve()
+    return named

@@ -5,7 +5,9 @@ It knows file names and JSON fields. It does not load weights or tokenizers: eac
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 from .errors import CheckpointError
 
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+# What stands before an id on the Hugging Face Hub where a folder could be named.
+HUB = "hf://"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -34,6 +38,15 @@ class Checkpoint:
                 "save it with save_pretrained(safe_serialization=True)"
             )
         _ = self.config, self.vocab_size, self.context_length
+
+    def fingerprint(self) -> str:
+        """Changes when a file of the checkpoint does; it reads no file's content."""
+        try:
+            found = [(entry.name, entry.stat()) for entry in os.scandir(self.folder) if entry.is_file()]
+        except OSError:
+            found = []
+        seen = repr(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name

@@ -15,9 +15,10 @@ ABOUT = "about"  # the checkpoint: architecture, sizes, special tokens, chat tem
 PING = "ping"  # answered by the engine's own thread: its answer is the heartbeat
 STATUS = "status"  # counters: places, running, waiting, blocks …
 FIND = "find"  # {"command": "find", "id": request id} -> {"requests": [{"state", "position", "completion_tokens"}, …]}
-DRAIN = "drain"  # refuse new requests from now on, let the others end
+DRAIN = "drain"  # refuse new requests from now on, let the others end: the server stops
+RETIRE = "retire"  # the same, because the checkpoint on disk is to take this one's place; refused while that is broken
 
-COMMANDS = (ABOUT, CANCEL, FIND, PING, STATUS, DRAIN)
+COMMANDS = (ABOUT, CANCEL, FIND, PING, STATUS, DRAIN, RETIRE)
 
 
 @dataclass(frozen=True)

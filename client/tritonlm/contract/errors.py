@@ -74,9 +74,15 @@ class ModelNotFound(TritonLMError):
 
 
 class Unavailable(TritonLMError):
-    """Nobody answers: Triton is not there, lost its connection, or has not loaded the model."""
+    """Nobody answers: Triton is not there, or lost its connection."""
 
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "unavailable"
+
+
+class NotLoaded(Unavailable):
+    """The model is there and is not loaded, or is just being replaced: loading it, or waiting, helps."""
+
+    code = "not_loaded"
 
 
 class TimedOut(TritonLMError):
@@ -99,6 +105,7 @@ ERRORS: tuple[type[TritonLMError], ...] = (
     Draining,
     ModelNotFound,
     Unavailable,
+    NotLoaded,
     TimedOut,
     NotOffered,
     Cancelled,
@@ -110,7 +117,10 @@ _BY_CODE = {error.code: error for error in ERRORS}
 _TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<param>\S+))?\]$", re.DOTALL)
 # What Triton itself puts in front of an ensemble's or a queue's error.
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
+_TRITONS_OWN = {"Exceeds maximum queue size": QueueFull, "Request timeout expired": QueueTimeout}
 _UNKNOWN_MODEL = re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$")
+# A model that refuses to load: Triton tells the exception with the places in the code where it came from.
+_CHECKPOINT = re.compile(r"\bCheckpointError: (?P<message>.*?)(?:\s+At:\s.*)?$", re.DOTALL)
 
 
 def from_wire(text: str) -> TritonLMError:
@@ -119,12 +129,13 @@ def from_wire(text: str) -> TritonLMError:
     if found := _TAIL.match(text):
         error = _BY_CODE.get(found["code"], TritonLMError)
         return error(found["message"], unquote(found["param"]) if found["param"] else None)
-    if "Exceeds maximum queue size" in text:
-        return QueueFull(text)
-    if "Request timeout expired" in text:
-        return QueueTimeout(text)
+    for words, refusal in _TRITONS_OWN.items():
+        if words in text:
+            return refusal(text)
     if found := _UNKNOWN_MODEL.search(text):
-        if found["why"] == "is not found":
-            return ModelNotFound(f"the model {found['name']!r} does not exist", "model")
-        return Unavailable(f"the model {found['name']!r} is not loaded", "model")
+        missing = found["why"] == "is not found"
+        kind, why = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")
+        return kind(f"the model {found['name']!r} {why}", "model")
+    if found := _CHECKPOINT.search(text):
+        return CheckpointError(found["message"])
     return TritonLMError(text)

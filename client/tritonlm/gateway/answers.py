@@ -43,13 +43,13 @@ OPENAI = Shape()
 
 
 async def answer(
-    request: Request, model: str, call_id: str, call: Coroutine[Any, Any, Any], shape: Shape = OPENAI
+    request: Request, model: str, call_id: str, make: Callable[[], Coroutine[Any, Any, Any]], shape: Shape = OPENAI
 ) -> Response:
-    """Await the call while its caller is there; stream what is a stream."""
+    """Await the call while its caller is there, its model loaded first if need be; stream what is a stream."""
     context, history = context_of(request.scope), request.app.state.history
     entry = history.begin(call_id, model)
     try:
-        found = await _unless_caller_leaves(request, context, call)
+        found = await _unless_caller_leaves(request, context, request.app.state.loader.call(model, make))
     except BaseException as error:
         entry.end(CANCELLED if isinstance(error, asyncio.CancelledError) else FAILED)
         raise

@@ -14,6 +14,7 @@ from tritonlm.client import AsyncClient
 
 from . import errors
 from .history import History
+from .loading import Loader
 from .middleware import REQUEST_ID, Surroundings
 from .routes import older, openai, tools
 from .settings import GatewaySettings
@@ -23,6 +24,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await app.state.loader.close()
         await client.close()
 
     app = FastAPIOffline(
@@ -33,6 +35,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings, app.state.history = settings, History()
+    app.state.loader = Loader(client, settings)
     errors.install(app)
     app.include_router(openai.router(client, settings))
     app.include_router(older.router(client, settings))

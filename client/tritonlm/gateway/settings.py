@@ -37,6 +37,9 @@ class GatewaySettings(BaseSettings):
     default_model: str = Field(
         "", description="The language model for routes that name none; empty: the first one that is ready."
     )
+    load_on_demand: bool = Field(True, description="Whether a language model is loaded at its first request.")
+    load_seconds: float = Field(600, gt=0, le=86_400, description="How long such a request waits for its model.")
+    max_loading_requests: int = Field(256, ge=1, description="Requests that may wait so; one more gets a 503.")
     cors_allow_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         validation_alias=_also("cors_allow_origins", "CORS_ALLOW_ORIGINS"),

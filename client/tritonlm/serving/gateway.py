@@ -21,12 +21,13 @@ _EXIT_SECONDS = 5.0
 
 
 class LocalGateway(Child):
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, default_model: str) -> None:
         triton = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
         command = [
             *(sys.executable, "-m", "tritonlm.cli", "gateway"),
             *("--triton", triton, "--host", settings.host, "--port", str(settings.port)),
             *("--drain-seconds", "1"),
+            *(("--default-model", default_model) if default_model else ()),
         ]
         log = None if settings.log_level == "debug" else paths.cache() / "logs" / f"gateway-{settings.port}.log"
         super().__init__("the gateway", command, os.environ, log, _EXIT_SECONDS)

@@ -21,3 +21,10 @@ def cache() -> Path:
     if in_checkout():
         return _CHECKOUT / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm"
+
+
+def registry() -> Path:
+    """The registry that `tritonlm add` writes unless it is told another."""
+    if in_checkout():
+        return _CHECKOUT / "models.yaml"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tritonlm" / "models.yaml"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from .backend import PYTHON, STUB, Installation, missing_libraries
@@ -72,8 +73,8 @@ def check_libraries(installation: Installation, backend: Path, environment: dict
             raise ServingError(f"{program.name} needs {library}, which is missing; run scripts/setup again")
 
 
-def check_language_models(settings: Settings) -> list[LanguageModel]:
-    found = [find_language_model(name, settings.model_repository) for name in dict.fromkeys(settings.load)]
+def check_language_models(names: Sequence[str], repositories: Sequence[Path]) -> list[LanguageModel]:
+    found = [find_language_model(name, repositories) for name in names]
     for model in found:
         for checkpoint in model.checkpoints:
             checkpoint.check()

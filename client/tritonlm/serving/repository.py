@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritonlm.contract import Checkpoint
+from tritonlm.contract.checkpoint import HUB
 from tritonlm.contract.tensors import CONTROL
 
 from .errors import ServingError
@@ -39,7 +40,9 @@ def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageMode
         part_config = _config(part, repositories)
         if _CONTROL_INPUT.search(part_config):
             engines.append(part)
-        if found := _CHECKPOINT.search(part_config):
+        found = _CHECKPOINT.search(part_config)
+        # What is on the Hub is fetched, and then checked, by the model itself.
+        if found and not found[1].startswith(HUB):
             # The parameter is relative to the model's own folder, which may itself be a link.
             folder = _folder(part, repositories) / found[1]
             checkpoints[folder.resolve()] = Checkpoint(folder.resolve())
@@ -48,7 +51,7 @@ def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageMode
             f"{name} is not a language model: one of its parts ({', '.join(parts)}) must have the input "
             f"{CONTROL.name!r}, and {len(engines)} have it"
         )
-    if not checkpoints:
+    if not checkpoints and not any(_CHECKPOINT.search(_config(part, repositories)) for part in parts):
         raise ServingError(f"none of {name}'s parts ({', '.join(parts)}) names a checkpoint in its config.pbtxt")
     return LanguageModel(name, engines[0], tuple(checkpoints.values()))
 

@@ -23,6 +23,11 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+def _also(name: str, plain: str) -> AliasChoices:
+    """Our option's and variable's name, and the variable that an older system had for the same thing."""
+    return AliasChoices(name, f"{ENV_PREFIX}{name.upper()}", plain)
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, populate_by_name=True)
 
@@ -33,18 +38,38 @@ class Settings(BaseSettings):
     http_port: Port = Field(8000, description="Triton's HTTP port.")
     grpc_port: Port = Field(8001, description="Triton's gRPC port.")
     metrics_port: Port = Field(8002, description="Port of Triton's Prometheus metrics.")
-    device: Device = Field("auto", description="Where the engine computes; auto takes a GPU when there is one.")
+    device: Device = Field(
+        "auto",
+        validation_alias=_also("device", "DEFAULT_DEVICE"),
+        description="Where language models compute that do not say so themselves; auto takes a GPU when there is one.",
+    )
     dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
+    max_context_tokens: int | None = Field(
+        None,
+        ge=1,
+        validation_alias=_also("max_context_tokens", "MAX_CONTEXT_TOKENS"),
+        description="Longest context of language models that do not say so themselves; the checkpoint's if unset.",
+    )
     model_repository: Annotated[list[Path], NoDecode] = Field(
         default_factory=lambda: [paths.model_repository()],
         min_length=1,
         description="Model repository; may be repeated (comma-separated in the environment).",
     )
-    load: Annotated[list[str], NoDecode] = Field(
-        default_factory=lambda: ["tiny"],
-        min_length=1,
-        description="Language model to load; may be repeated (comma-separated in the environment).",
+    registry: Path | None = Field(
+        None,
+        validation_alias=_also("registry", "MODEL_REGISTRY_PATH"),
+        description="YAML or JSON file that names more language models; default: the one that tritonlm add writes.",
     )
+    checkpoint: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Checkpoint folder to serve under its own name, or NAME=FOLDER; may be repeated.",
+    )
+    load: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Language model to load at once, the others at their first request; may be repeated. Default: "
+        "each --checkpoint and what the registry preloads, else the bundled one.",
+    )
+    reload: bool = Field(False, description="Whether a checkpoint that changes on disk takes the loaded one's place.")
     max_sequences: int | None = Field(
         None,
         ge=1,
@@ -56,9 +81,7 @@ class Settings(BaseSettings):
     )
     enable_embeddings: bool = Field(
         False,
-        validation_alias=AliasChoices(
-            "enable_embeddings", f"{ENV_PREFIX}ENABLE_EMBEDDINGS", "ENABLE_EMBEDDINGS_BACKEND"
-        ),
+        validation_alias=_also("enable_embeddings", "ENABLE_EMBEDDINGS_BACKEND"),
         description="Whether the language models embed prompts (/v1/embeddings).",
     )
     log_level: LogLevel = Field("info", description="Detail of the log; debug also shows Triton's log on stderr.")
@@ -67,7 +90,7 @@ class Settings(BaseSettings):
         30, ge=0, description="How long running requests may go on after the signal to stop, before they are cut off."
     )
 
-    @field_validator("model_repository", "load", mode="before")
+    @field_validator("model_repository", "load", "checkpoint", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -81,7 +104,10 @@ class Settings(BaseSettings):
 
     def engine_environment(self) -> dict[str, str]:
         """The variables through which the engine's process learns what it was asked for; unset means its default."""
-        asked = ("device", "dtype", "max_sequences", "kv_cache_tokens", "enable_embeddings", "log_level")
+        asked = (
+            "device", "dtype", "max_context_tokens", "max_sequences", "kv_cache_tokens", "enable_embeddings",
+            "log_level",
+        )  # fmt: skip
         values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}
 
@@ -111,5 +137,13 @@ def read_any(kind: type[Kind], given: dict[str, object]) -> Kind:
         message = problem["msg"].removeprefix("Value error, ")
         if not problem["loc"]:
             raise ServingError(message) from None
-        field = str(problem["loc"][0])
+        field = _field_of(kind, str(problem["loc"][0]))
         raise ServingError(f"{option_name(field)} ({env_name(field)}): {message}, got {problem['input']!r}") from None
+
+
+def _field_of(kind: type[BaseSettings], name: str) -> str:
+    """A field's own name, where pydantic tells the name of a variable."""
+    for field, info in kind.model_fields.items():
+        if isinstance(info.validation_alias, AliasChoices) and name in info.validation_alias.choices:
+            return field
+    return name

@@ -18,10 +18,12 @@ from tritonlm.contract.control import DRAIN, STATUS, Command
 
 from . import preflight, terminal
 from .backend import assemble, find_installation
+from .catalogue import Catalogue, catalogue
 from .child import Child
 from .control import TritonControl
 from .errors import ServingError
 from .gateway import LocalGateway
+from .reloader import Reloader
 from .repository import LanguageModel
 from .settings import Settings
 from .triton import LocalTriton, triton_environment
@@ -39,8 +41,9 @@ class StopRequested(BaseException):
 def serve(settings: Settings) -> None:
     """Serve until a signal asks to stop; ServingError says why serving could not begin or go on."""
     with contextlib.suppress(StopRequested), stop_signals():
-        models, triton = prepare(settings)
-        gateway = LocalGateway(settings) if settings.gateway else None
+        found = catalogue(settings)
+        models, triton = prepare(settings, found)
+        gateway = LocalGateway(settings, found.default) if settings.gateway else None
         children: list[Child] = [triton, *([gateway] if gateway else [])]
         with stopping(children), TritonControl(settings.triton_host, settings.http_port) as control:
             # Both at once: the gateway is there long before the first model is.
@@ -52,20 +55,20 @@ def serve(settings: Settings) -> None:
                 gateway.wait_until_live()
             print(terminal.banner(settings, reports, triton.log), flush=True)
             try:
-                watch(children)
+                watch(children, Reloader(settings) if settings.reload else None)
             except StopRequested:
                 drain(models, triton, control, settings.drain_seconds)
 
 
-def prepare(settings: Settings) -> tuple[list[LanguageModel], LocalTriton]:
+def prepare(settings: Settings, found: Catalogue) -> tuple[list[LanguageModel], LocalTriton]:
     """Everything that can be checked before a process is started."""
-    models = preflight.check_language_models(settings)
+    models = preflight.check_language_models(found.load, found.repositories)
     preflight.check_ports(settings)
     preflight.check_shared_memory()
     installation = find_installation()
     backend = assemble(installation)
     preflight.check_libraries(installation, backend, triton_environment(installation, settings))
-    return models, LocalTriton(settings, installation, backend)
+    return models, LocalTriton(settings, installation, backend, found.repositories)
 
 
 def start(triton: LocalTriton, control: TritonControl) -> None:
@@ -104,9 +107,11 @@ def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seco
         raise ServingError(f"lost the connection to Triton while loading {model.name}: {error}") from None
 
 
-def watch(children: Sequence[Child]) -> NoReturn:
+def watch(children: Sequence[Child], reloader: Reloader | None = None) -> NoReturn:
     """Wait until one of them ends of itself, and tell of the crash."""
     while True:
+        if reloader:
+            reloader.look()
         for child in children:
             if not child.is_running():
                 raise child.crash()

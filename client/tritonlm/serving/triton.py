@@ -38,6 +38,8 @@ def triton_environment(installation: Installation, settings: Settings) -> dict[s
     environment = {
         # Spinning OpenMP threads starve the other processes when cores are few.
         "OMP_WAIT_POLICY": "passive",
+        # A model's folder must not change by being loaded: Triton would take it for a new one at the next load.
+        "PYTHONPYCACHEPREFIX": str(paths.cache() / "bytecode"),
         **os.environ,
         **settings.engine_environment(),
     }
@@ -53,10 +55,12 @@ def triton_environment(installation: Installation, settings: Settings) -> dict[s
     return environment
 
 
-def triton_command(binary: Path, backend: Path, settings: Settings, shared_memory_prefix: str) -> list[str]:
+def triton_command(
+    binary: Path, backend: Path, settings: Settings, repositories: Sequence[Path], shared_memory_prefix: str
+) -> list[str]:
     return [
         str(binary),
-        *(f"--model-repository={folder.resolve()}" for folder in settings.model_repository),
+        *(f"--model-repository={folder.resolve()}" for folder in repositories),
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
         f"--backend-directory={backend}",
@@ -73,12 +77,14 @@ def triton_command(binary: Path, backend: Path, settings: Settings, shared_memor
 class LocalTriton(Child):
     """Triton, and what it leaves in /dev/shm."""
 
-    def __init__(self, settings: Settings, installation: Installation, backend: Path) -> None:
+    def __init__(
+        self, settings: Settings, installation: Installation, backend: Path, repositories: Sequence[Path]
+    ) -> None:
         # Unique per run, so that clearing up never touches another Triton's regions.
         self.shared_memory_prefix = f"tritonlm-{os.getpid()}-{secrets.token_hex(4)}-"
         super().__init__(
             "Triton",
-            triton_command(installation.binary, backend, settings, self.shared_memory_prefix),
+            triton_command(installation.binary, backend, settings, repositories, self.shared_memory_prefix),
             triton_environment(installation, settings),
             # At debug level the log goes to our own stderr instead.
             None if settings.log_level == "debug" else paths.cache() / "logs" / f"triton-{settings.http_port}.log",

@@ -49,6 +49,7 @@ class Listed:
     name: str
     ready: bool
     reason: str = ""
+    loading: bool = False
 
 
 class Transport(Protocol):

@@ -20,6 +20,7 @@ from tritonlm.contract import (
     Chunk,
     GenerationRequest,
     ModelNotFound,
+    NotLoaded,
     SamplingParameters,
     TimedOut,
     TritonLMError,
@@ -176,16 +177,10 @@ class GrpcTransport:
 
     async def _parts_of(self, model: str) -> Parts:
         if model not in self._parts:
-            config = await self._config(model)
-            by_input = {name: step.model_name for step in config.ensemble_scheduling.step for name in step.input_map}
-            try:
-                self._parts[model] = Parts(
-                    by_input[tensors.TEXT_INPUT.name],
-                    by_input[tensors.PROMPT_IDS.name],
-                    by_input[tensors.WINDOW_IDS.name],
-                )
-            except KeyError:
-                raise ModelNotFound(f"{model!r} is not a language model", "model") from None
+            found = _parts_in(await self._config(model))
+            if found is None:
+                raise ModelNotFound(f"{model!r} is not a language model", "model")
+            self._parts[model] = found
         return self._parts[model]
 
     async def _config(self, model: str) -> Any:
@@ -196,14 +191,21 @@ class GrpcTransport:
     async def models(self) -> list[Listed]:
         with _grpc_errors(self.url):
             index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=_COMMAND_SECONDS)
-        found = []
+        found, parts = [], set()
         for entry in index.models:
             ready = entry.state == "READY"
-            if ready and not (await self._config(entry.name)).HasField("ensemble_scheduling"):
-                continue
-            found.append(Listed(entry.name, ready, entry.reason))
+            try:
+                config = await self._config(entry.name) if ready else None
+            except (NotLoaded, ModelNotFound):
+                # It has been unloaded since.
+                ready, config = False, None
+            if config is not None:
+                tied = _parts_in(config)
+                if tied is None:
+                    continue
+                parts |= set(_names(tied))
+            found.append(Listed(entry.name, ready, entry.reason, entry.state == "LOADING"))
         # What is not loaded does not tell what it is: parts of LMs are left out by their names.
-        parts = {part for model in found if model.ready for part in _names(await self._parts_of(model.name))}
         return [model for model in found if model.name not in parts and not _is_part(model.name)]
 
     async def load(self, model: str, timeout: float) -> None:
@@ -225,6 +227,13 @@ class GrpcTransport:
         except grpc.RpcError:
             return False
         return bool(answer.live)
+
+
+def _parts_in(config: Any) -> Parts | None:
+    """The parts that a model ties together; None where it is no language model."""
+    by_input = {name: step.model_name for step in config.ensemble_scheduling.step for name in step.input_map}
+    inputs = (tensors.TEXT_INPUT.name, tensors.PROMPT_IDS.name, tensors.WINDOW_IDS.name)
+    return Parts(*(by_input[name] for name in inputs)) if by_input.keys() >= set(inputs) else None
 
 
 def _names(parts: Parts) -> tuple[str, str, str]:

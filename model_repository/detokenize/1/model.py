@@ -11,8 +11,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from tritonlm.contract import Checkpoint, Chunk
-from tritonlm.contract.adapter import checkpoint_folder, error_response, inputs_of, log_failure, response
+from tritonlm.contract.adapter import error_response, inputs_of, log_failure, response
 from tritonlm.contract.tensors import LOGPROBS, PASSED_ON, TEXT_OUTPUT, Array, TensorSpec
+from tritonlm.hub import checkpoint_folder
 
 from .detokenizer import Detokenizer
 

@@ -14,15 +14,15 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, TritonLMError
 from tritonlm.contract.adapter import (
-    checkpoint_folder,
     error_response,
     inputs_of,
     model_parameters,
     response,
     text_of,
 )
-from tritonlm.contract.control import Command
+from tritonlm.contract.control import RETIRE, STATUS, Command
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
+from tritonlm.hub import checkpoint_folder
 
 from .engine.config import EngineConfig
 from .engine.engine import Engine
@@ -34,10 +34,11 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        folder = checkpoint_folder(args)
+        folder = checkpoint_folder(args, weights=True)
         self._config = EngineConfig.from_strings(model_parameters(args))
         runner = ModelRunner(folder, self._config)
         checkpoint = Checkpoint(folder)
+        self._folder, self._loaded = folder, checkpoint.fingerprint()
         tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
 
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
@@ -61,18 +62,30 @@ class TritonPythonModel:
         arrays = inputs_of(request)
         control = text_of(CONTROL, arrays)
         if control is not None:
-            self._engine.command(
-                Command.from_json(control),
-                lambda report: sender.send(
-                    response(pb_utils, {REPORT: REPORT.pack(json.dumps(report))}, wanted), flags=FINAL
-                ),
-            )
+            self._obey(Command.from_json(control), sender, wanted)
             return
         text = text_of(REQUEST, arrays)
         if text is None or PROMPT_IDS.name not in arrays:
             raise InvalidRequest("generate needs prompt_ids and request, or control", "prompt_ids")
         prompt_ids = [int(token_id) for token_id in arrays[PROMPT_IDS.name].reshape(-1)]
         self._engine.submit(self._make(request, prompt_ids, GenerationRequest.from_json(text), sender, wanted))
+
+    def _obey(self, command: Command, sender: Any, wanted: list[str]) -> None:
+        if command.name == RETIRE:
+            # Better an old model than none: what is to replace it must be whole.
+            Checkpoint(self._folder).check()
+
+        def reply(report: dict[str, Any]) -> None:
+            if command.name == STATUS:
+                report = {**report, "stale": self._stale()}
+            sender.send(response(pb_utils, {REPORT: REPORT.pack(json.dumps(report))}, wanted), flags=FINAL)
+
+        self._engine.command(command, reply)
+
+    def _stale(self) -> str:
+        """Empty while the checkpoint on disk is the loaded one; else what it is like now."""
+        now = Checkpoint(self._folder).fingerprint()
+        return "" if now == self._loaded else now
 
     def _make(
         self, request: Any, prompt_ids: list[int], asked: GenerationRequest, sender: Any, wanted: list[str]

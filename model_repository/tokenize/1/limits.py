@@ -77,9 +77,9 @@ class Limits:
 
 def _lowered_context(settings: Mapping[str, str], environment: Mapping[str, str]) -> int:
     """0: as the checkpoint says."""
-    source, text = CONTEXT_VARIABLE, environment.get(CONTEXT_VARIABLE)
+    source, text = f"config.pbtxt parameter {CONTEXT_SETTING}", settings.get(CONTEXT_SETTING)
     if not text:
-        source, text = f"config.pbtxt parameter {CONTEXT_SETTING}", settings.get(CONTEXT_SETTING, "0")
+        source, text = CONTEXT_VARIABLE, environment.get(CONTEXT_VARIABLE) or "0"
     if not (text.isascii() and text.isdecimal()):
         raise CheckpointError(f"{source} must be a number of at least 0 (got {text!r})")
     return int(text)

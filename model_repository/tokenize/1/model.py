@@ -10,7 +10,6 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from tritonlm.contract import Checkpoint
 from tritonlm.contract.adapter import (
-    checkpoint_folder,
     error_response,
     flat_parameters,
     inputs_of,
@@ -18,6 +17,7 @@ from tritonlm.contract.adapter import (
     response,
 )
 from tritonlm.contract.tensors import PROMPT_IDS, REQUEST
+from tritonlm.hub import checkpoint_folder
 
 from .limits import Limits
 from .prompt import RequestReader

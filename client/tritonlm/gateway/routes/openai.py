@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -34,7 +35,10 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
         """Answer a chat, through the checkpoint's chat template; 501 where it has none."""
         arguments = body.arguments()  # type: ignore[attr-defined]
         request_id = context_of(request.scope).request_id
-        call = client.chat.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
+
+        def call() -> Coroutine[Any, Any, Any]:
+            return client.chat.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
+
         try:
             return await answer(request, arguments["model"], f"chatcmpl-{request_id}", call)
         except NotOffered as error:
@@ -44,16 +48,20 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     async def embed(body: EmbeddingRequest, request: Request) -> Response:
         """Texts as vectors: mean-pooled last hidden states, at length one; 501 where they are switched off."""
         request_id = context_of(request.scope).request_id
-        call = client.embeddings.create(**body.arguments(), request_id=request_id, timeout=settings.request_seconds)
+        wanted = {**body.arguments(), "request_id": request_id, "timeout": settings.request_seconds}
+
+        def call() -> Coroutine[Any, Any, Any]:
+            return client.embeddings.create(**wanted)
+
         return await answer(request, body.model, f"embd-{request_id}", call)
 
     @routes.get("/models", response_model=ModelList)
-    async def models() -> Response:
-        return as_json(await client.models.list())
+    async def models(request: Request) -> Response:
+        return as_json(request.app.state.loader.seen(await client.models.list()))
 
     @routes.get("/models/{name:path}", response_model=Model)
-    async def model(name: str) -> Response:
-        return as_json(await client.models.retrieve(name))
+    async def model(name: str, request: Request) -> Response:
+        return as_json(request.app.state.loader.state_of(await client.models.retrieve(name)))
 
     return routes
 
@@ -63,5 +71,8 @@ async def complete_text(
 ) -> Response:
     """One completion, for this route and for those of older systems."""
     request_id = context_of(request.scope).request_id
-    call = client.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
+
+    def call() -> Coroutine[Any, Any, Any]:
+        return client.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
+
     return await answer(request, arguments["model"], f"cmpl-{request_id}", call, shape)

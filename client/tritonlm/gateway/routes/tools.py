@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 
@@ -53,22 +53,26 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     routes = APIRouter(tags=["tools"])
 
     @routes.post("/tokenize", response_model=Tokens, responses=RESPONSES)
-    async def tokenize(body: TokenizeRequest) -> Tokens:
+    async def tokenize(body: TokenizeRequest, request: Request) -> Tokens:
         """A text's token ids."""
-        model = body.model or await default_model(client, settings)
-        ids = await client.tokenize(model, body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        model, special = body.model or await default_model(client, settings), body.add_special_tokens is not False
+        ids = await request.app.state.loader.call(
+            model, lambda: client.tokenize(model, body.prompt, add_special_tokens=special)
+        )
         return Tokens(count=len(ids), max_model_len=(await client.models.retrieve(model)).max_model_len, tokens=ids)
 
     @routes.post("/detokenize", response_model=Text, responses=RESPONSES)
-    async def detokenize(body: DetokenizeRequest) -> Text:
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Text:
         """Token ids' text."""
         model = body.model or await default_model(client, settings)
-        return Text(prompt=await client.detokenize(model, body.tokens))
+        text = await request.app.state.loader.call(model, lambda: client.detokenize(model, body.tokens))
+        return Text(prompt=text)
 
     @routes.get("/tokenizer_info", responses=RESPONSES)
-    async def tokenizer_info(model: str | None = None) -> dict[str, Any]:
+    async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
         """The special tokens and the chat template, as a tokenizer's configuration has them."""
-        about = await client.about(model or await default_model(client, settings))
+        name = model or await default_model(client, settings)
+        about = await request.app.state.loader.call(name, lambda: client.about(name))
         return {**about["special_tokens"], "chat_template": about["chat_template"], "vocab_size": about["vocab_size"]}
 
     @routes.get("/health/live")

@@ -1,4 +1,4 @@
-"""The engine's settings: from the model's config.pbtxt (string parameters), overridden by the environment.
+"""The engine's settings: from the model's config.pbtxt (string parameters), else from the environment (all models).
 
 It knows names, ranges, defaults and meanings, which docs/settings.md is held to; what they mean for memory is decided
 where the model is known (`kv_cache`).
@@ -45,14 +45,14 @@ class EngineConfig:
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> EngineConfig:
-        """Read the settings that are named here; the environment (TRITONLM_…) wins over the model's config."""
+        """Read the settings that are named here; the model's own config wins over the environment (TRITONLM_…)."""
         config = cls()
         for spec in fields(cls):
             variable = environment_name(spec.name)
             source, text = (
-                (variable, environment[variable])
-                if environment.get(variable)
-                else (f"config.pbtxt parameter {spec.name}", values.get(spec.name))
+                (f"config.pbtxt parameter {spec.name}", values[spec.name])
+                if values.get(spec.name)
+                else (variable, environment.get(variable))
             )
             if text:
                 value = _read(text, source, type(getattr(config, spec.name)), spec.metadata)

@@ -20,13 +20,14 @@ from tritonlm.contract import (
     Draining,
     EngineFailure,
     InvalidRequest,
+    NotLoaded,
     NotOffered,
     QueueFull,
     QueueTimeout,
     TokenLogprob,
     TritonLMError,
 )
-from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, Command
+from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, RETIRE, Command
 
 from .answer import CANCELLED, STOP, TIMEOUT, Answer, Decode
 from .blocks import BlockPool
@@ -40,6 +41,7 @@ from .scheduler import Scheduler, Slice
 _log = logging.getLogger("tritonlm.engine")
 _IDLE_SECONDS = 0.25
 _JOIN_SECONDS = 10.0
+_STOPPING = "this model is being stopped; send the request elsewhere or later"
 
 COUNTERS = (
     "requests", "finished", "cancelled", "timed_out", "failed", "refused", "steps", "prompt_tokens", "generated_tokens",
@@ -69,7 +71,8 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._unfinished = 0
-        self._draining = False
+        # What new requests are told once the engine takes no more.
+        self._refusal: TritonLMError | None = None
         self._closing = False
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -93,8 +96,8 @@ class Engine:
         """Take a request, or raise the error that refuses it. From here on its end will be delivered."""
         self._check(request)
         with self._wake:
-            if self._draining or self._closing:
-                raise self._refused(Draining("this model is being stopped; send the request elsewhere or later"))
+            if self._refusal is not None or self._closing:
+                raise self._refused(self._refusal or Draining(_STOPPING))
             if self._unfinished >= self.config.max_sequences + self.config.max_queue_size:
                 raise self._refused(
                     QueueFull(f"Exceeds maximum queue size: {self.config.max_queue_size} requests wait already; retry")
@@ -108,7 +111,10 @@ class Engine:
         with self._wake:
             if self._closing:
                 raise Draining("this model has been stopped")
-            self._draining |= command.name == DRAIN
+            if command.name == DRAIN:
+                self._refusal = Draining(_STOPPING)
+            elif command.name == RETIRE:
+                self._refusal = NotLoaded("this model is being replaced; send the request again in a moment", "model")
             self._inbox.append(lambda: self._answer_command(command, reply))
             self._wake.notify()
 
@@ -244,7 +250,7 @@ class Engine:
             **self._counters,
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
-            "draining": self._draining,
+            "draining": self._refusal is not None,
             "created": self._created,
             "places": self.config.max_sequences,
             "preemptions": self.scheduler.preemptions,

@@ -131,7 +131,16 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     except Exception as error:  # transformers raises whatever its loaders raise
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+    if device.type == "cpu":
+        own(model)
     return model.to(device).eval()
+
+
+@torch.inference_mode()
+def own(model: Any) -> None:
+    """Copy the weights out of the file that they are mapped from: a newer one written over it must not change ours."""
+    for weight in [*model.parameters(), *model.buffers()]:
+        weight.data = weight.data.clone()
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -37,18 +38,21 @@ class ChatAnswer(Speed):
 
 
 def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings) -> None:
-    async def call(body: ChatRequest, request: Request, shape: Shape, stream: bool) -> Response:
+    async def answered(body: ChatRequest, request: Request, shape: Shape, stream: bool) -> Response:
         model, request_id = await default_model(client, settings), context_of(request.scope).request_id
         wanted: dict[str, Any] = {
             "model": model, "max_tokens": body.max_tokens, "temperature": body.temperature, "stream": stream,
             "request_id": request_id, "timeout": settings.request_seconds,
         }  # fmt: skip
-        if (await client.about(model))["chat_template"] is None:
-            answered = client.completions.create(prompt=body.prompt, **wanted)
-            return await answer(request, model, f"cmpl-{request_id}", answered, shape)
-        messages = [{"role": "user", "content": body.prompt}]
-        chatted = client.chat.completions.create(messages=messages, **wanted)
-        return await answer(request, model, f"chatcmpl-{request_id}", chatted, shape)
+        about = await request.app.state.loader.call(model, lambda: client.about(model))
+
+        def call() -> Coroutine[Any, Any, Any]:
+            if about["chat_template"] is None:
+                return client.completions.create(prompt=body.prompt, **wanted)
+            return client.chat.completions.create(messages=[{"role": "user", "content": body.prompt}], **wanted)
+
+        kind = "cmpl" if about["chat_template"] is None else "chatcmpl"
+        return await answer(request, model, f"{kind}-{request_id}", call, shape)
 
     @routes.post("/chat", responses={200: {"model": ChatAnswer}})
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -59,7 +63,7 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
             speed = _speed(context).model_dump()
             return ChatAnswer(prompt=body.prompt, response=text, **speed).model_dump_json()
 
-        return await call(body, request, Shape(whole=whole), stream=False)
+        return await answered(body, request, Shape(whole=whole), stream=False)
 
     @routes.post(
         "/chat/stream",
@@ -76,7 +80,7 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
         def end(context: Context) -> dict[str, str]:
             return {"event": "done", "data": _speed(context).model_dump_json()}
 
-        return await call(body, request, Shape(chunk=chunk, end=end), stream=True)
+        return await answered(body, request, Shape(chunk=chunk, end=end), stream=True)
 
 
 def _speed(context: Context) -> Speed:

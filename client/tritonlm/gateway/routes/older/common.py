@@ -20,7 +20,9 @@ TopK = Annotated[Integer | None, Field(ge=1, description="sample among the k lik
 async def default_model(client: AsyncClient, settings: GatewaySettings) -> str:
     if settings.default_model:
         return settings.default_model
-    for model in (await client.models.list()).data:
-        if model.state == "ready":
-            return model.id
-    raise Unavailable("no language model is loaded", "model")
+    found = (await client.models.list()).data
+    # The first that is ready; where none is, the only one there is: it will be loaded.
+    ready = [model.id for model in found if model.state == "ready"] or [model.id for model in found if len(found) == 1]
+    if not ready:
+        raise Unavailable("no language model is loaded; name one in the field model", "model")
+    return ready[0]

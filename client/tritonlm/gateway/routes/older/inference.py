@@ -67,10 +67,10 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
         return await complete_text(client, settings, request, arguments, Shape(whole=whole))
 
     @routes.get("/info")
-    async def info() -> CheckpointInfo:
+    async def info(request: Request) -> CheckpointInfo:
         """The checkpoint: sizes, and what its training record tells."""
         model = await default_model(client, settings)
-        about = await client.about(model)
+        about = await request.app.state.loader.call(model, lambda: client.about(model))
         return CheckpointInfo(
             checkpoint=model,
             step=about["training"].get("step"),

@@ -1,0 +1,160 @@
+"""The registry: one YAML or JSON file that names language models and says how each is served.
+
+It reads, checks and edits the file. What an entry becomes in a model repository is `entries`' matter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from .errors import ServingError
+
+PARTS = ("tokenize", "generate", "detokenize")
+# A model's name is a folder's and a part of URLs.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_HUB_ID = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
+
+
+class Entry(BaseModel):
+    """A language model. What is not set is left to the settings of `tritonlm serve`, and to the engine after them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME, description="the language model's name in every API")
+    path: Path | None = Field(None, description="its checkpoint's folder, relative to the registry file")
+    hf_repo: str | None = Field(None, pattern=_HUB_ID, description="or its id on the Hugging Face Hub")
+    revision: str | None = Field(None, pattern=r"^[\w./-]{1,200}$", description="branch, tag or commit of hf_repo")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description="number type")
+    device: Literal["auto", "cpu", "cuda"] | None = Field(None, description="where it computes")
+    max_context_tokens: int | None = Field(None, ge=1, description="its longest context; never above the checkpoint's")
+    max_sequences: int | None = Field(None, ge=1, le=4096, description="places: sequences that run together")
+    kv_cache_tokens: int | None = Field(None, ge=1, description="tokens that its KV cache holds")
+    max_queue_size: int | None = Field(None, ge=0, description="requests that may wait for a place")
+    queue_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="how long one may wait")
+    preload: bool = Field(False, description="whether it is loaded at the start, and not at its first request")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Entry:
+        if (self.path is None) == (self.hf_repo is None):
+            raise ValueError("exactly one of path and hf_repo is needed")
+        if self.revision is not None and self.hf_repo is None:
+            raise ValueError("revision is for hf_repo; a path has none")
+        if self.name in PARTS or self.name.rpartition("-")[2] in PARTS:
+            raise ValueError(f"a name must not end in {', '.join(PARTS)}: the parts of a language model are named so")
+        return self
+
+    def engine_parameters(self) -> dict[str, str]:
+        """What its models' config.pbtxt says of it."""
+        names = (
+            "dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
+            "queue_seconds",
+        )  # fmt: skip
+        return {name: f"{value}" for name in names if (value := getattr(self, name)) is not None}
+
+
+def make_entry(**values: Any) -> Entry:
+    try:
+        return Entry(**values)
+    except ValidationError as error:
+        raise ServingError(_first_problem(error)) from None
+
+
+def read_registry(file: Path) -> list[Entry]:
+    """The entries, their paths made absolute; ServingError tells what is wrong and where."""
+    rows = _rows(_load(file), file)
+    entries: list[Entry] = []
+    for number, row in enumerate(rows):
+        try:
+            entry = Entry.model_validate(dict(row) if isinstance(row, dict) else row)
+        except ValidationError as error:
+            name = row.get("name", f"entry {number + 1}") if isinstance(row, dict) else f"entry {number + 1}"
+            raise ServingError(f"{file}: {name}: {_first_problem(error)}") from None
+        if any(entry.name == other.name for other in entries):
+            raise ServingError(f"{file}: two entries are named {entry.name}; rename one")
+        if entry.path is not None:
+            entry = entry.model_copy(update={"path": (file.parent / entry.path.expanduser()).resolve()})
+        entries.append(entry)
+    return entries
+
+
+def add_entry(file: Path, entry: Entry) -> None:
+    """Append an entry; what the file says besides stays as it is."""
+    with _editing(file) as rows:
+        if any(row["name"] == entry.name for row in rows):
+            raise ServingError(
+                f"{entry.name} is in {file} already; remove it first (tritonlm remove {entry.name}), or choose a name"
+            )
+        rows.append(entry.model_dump(mode="json", exclude_defaults=True))
+
+
+def remove_entry(file: Path, name: str) -> None:
+    with _editing(file) as rows:
+        found = [index for index, row in enumerate(rows) if row["name"] == name]
+        if not found:
+            known = ", ".join(str(row["name"]) for row in rows) or "none"
+            raise ServingError(f"{name} is not in {file}; registered are: {known}")
+        del rows[found[0]]
+
+
+@contextmanager
+def _editing(file: Path) -> Iterator[list[dict[str, Any]]]:
+    """The rows, to be changed; written back at once or, after an error, not at all."""
+    if file.exists():
+        read_registry(file)
+    content = _load(file) if file.exists() else []
+    yield _rows(content, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as output:
+            if file.suffix == ".json":
+                json.dump(content, output, ensure_ascii=False, indent=2)
+                output.write("\n")
+            else:
+                _yaml().dump(content, output)
+        os.replace(aside, file)
+    except BaseException:
+        os.unlink(aside)
+        raise
+
+
+def _load(file: Path) -> Any:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServingError(f"the registry {file} cannot be read: {error}") from None
+    try:
+        return json.loads(text) if file.suffix == ".json" else _yaml().load(text) or []
+    except (ValueError, YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise ServingError(f"the registry {file} is not valid {file.suffix[1:].upper() or 'YAML'}: {said}") from None
+
+
+def _rows(content: Any, file: Path) -> list[dict[str, Any]]:
+    """A list of entries, or an object whose `models` is one."""
+    rows = content.get("models") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise ServingError(f"the registry {file} must be a list of entries, each with a name and a path or hf_repo")
+    return rows
+
+
+def _yaml() -> YAML:
+    # The kind that keeps comments and order: the file is a person's.
+    return YAML()
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{field}: {message} (got {problem['input']!r:.60})" if field else message

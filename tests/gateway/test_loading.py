@@ -1,0 +1,79 @@
+"""A language model is loaded at its first request: once, however many ask, and nobody waits without end."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from fakes.fake_transport import LM
+from tritonlm.contract import CheckpointError
+
+from .conftest import Gateway, running_gateway
+
+
+def ask(gateway: Gateway, count: int, **body: object) -> list[httpx.Response]:
+    wanted = {"model": LM, "prompt": "a", "max_tokens": 3, **body}
+    with ThreadPoolExecutor(count) as crowd:
+        return list(
+            crowd.map(lambda _: httpx.post(f"{gateway.url}/v1/completions", json=wanted, timeout=20), range(count))
+        )
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_fifty_first_requests_cause_one_load_and_are_all_answered(gateway: Gateway, stream: bool) -> None:
+    gateway.transport.loaded, gateway.transport.load_seconds = False, 0.5
+    assert [found.status_code for found in ask(gateway, 50, stream=stream)] == [200] * 50
+    assert gateway.transport.loads == 1
+
+
+def test_whoever_looks_sees_it_loading(gateway: Gateway) -> None:
+    gateway.transport.loaded, gateway.transport.load_seconds = False, 1.0
+    with ThreadPoolExecutor(1) as other:
+        answer = other.submit(ask, gateway, 1)
+        gateway.wait_until(lambda: gateway.transport.loads == 1)
+        (model,) = gateway.http.get("/v1/models").json()["data"]
+        assert model["state"] == gateway.http.get(f"/v1/models/{LM}").json()["state"] == "loading"
+        assert answer.result()[0].status_code == 200
+    assert gateway.http.get(f"/v1/models/{LM}").json()["state"] == "ready"
+
+
+def test_a_model_that_does_not_load_is_told_to_all_who_wait_and_tried_again_by_the_next(gateway: Gateway) -> None:
+    gateway.transport.loaded, gateway.transport.load_seconds = False, 0.3
+    gateway.transport.load_trouble = CheckpointError("checkpoint x has no config.json")
+    for found in ask(gateway, 5):
+        assert found.status_code == 500
+        assert found.json()["error"]["message"] == "checkpoint x has no config.json"
+    assert gateway.transport.loads == 1
+    gateway.transport.load_trouble = None
+    assert ask(gateway, 1)[0].status_code == 200
+
+
+def test_the_line_is_bounded_and_its_end_is_told_at_once() -> None:
+    with running_gateway(max_loading_requests=3) as gateway:
+        gateway.transport.loaded, gateway.transport.load_seconds = False, 1.0
+        found = ask(gateway, 8)
+        assert sorted(answer.status_code for answer in found) == [200] * 3 + [503] * 5
+        assert all("retry-after" in answer.headers for answer in found if answer.status_code == 503)
+
+
+def test_patience_has_an_end() -> None:
+    with running_gateway(load_seconds=0.3) as gateway:
+        gateway.transport.loaded, gateway.transport.load_seconds = False, 5.0
+        (found,) = ask(gateway, 1)
+        assert (found.status_code, found.json()["error"]["code"]) == (504, "timeout")
+
+
+def test_a_caller_that_leaves_the_line_leaves_the_load_to_the_others(gateway: Gateway) -> None:
+    gateway.transport.loaded, gateway.transport.load_seconds = False, 1.0
+    with ThreadPoolExecutor(1) as other:
+        with pytest.raises(httpx.ReadTimeout):
+            gateway.http.post("/v1/completions", json={"model": LM, "prompt": "a"}, timeout=0.3)
+        assert other.submit(ask, gateway, 1).result()[0].status_code == 200
+    assert gateway.transport.loads == 1
+
+
+def test_what_does_not_exist_is_not_loaded(gateway: Gateway) -> None:
+    (found,) = ask(gateway, 1, model="nothing")
+    assert (found.status_code, found.json()["error"]["code"]) == (404, "model_not_found")
+    assert gateway.transport.loads == 0

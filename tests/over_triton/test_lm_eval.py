@@ -1,0 +1,98 @@
+"""`lm_eval --model local-completions` against the live gateway gives what lm_eval's own `hf` model gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from tritonlm.serving.paths import model_repository
+
+from .gateways import gateway_to
+from .servers import LM, Server
+
+pytestmark = pytest.mark.triton
+
+SCRIPT = model_repository().parent / "scripts" / "lm_eval"
+WORDS = [
+    "clockmaker",
+    "window",
+    "birds",
+    "fence",
+    "number",
+    "book",
+    "noon",
+    "coat",
+    "stick",
+    "bread",
+    "small",
+    "model",
+    "house",
+    "wood",
+]
+CHOICES = """
+task: birds
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+ROLLING = """
+task: pages
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{page}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
+"""
+GENERATED = """
+task: stories
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{page}}}}"
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 24, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+def write_tasks(folder: Path) -> None:
+    rows = [
+        {
+            "question": f"One day the {WORDS[n]} saw the {WORDS[n - 1]} and",
+            "choices": [f" {WORDS[n - k]}" + " and bread" * (k % 2) for k in range(2, 6)],
+            "answer": n % 4,
+            # Longer than the context, so that it is read in several windows.
+            "page": " ".join(WORDS[(n * k) % len(WORDS)] for k in range(1, 300 if n < 2 else 30)),
+        }
+        for n in range(len(WORDS))
+    ]
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, task in {"birds": CHOICES, "pages": ROLLING, "stories": GENERATED}.items():
+        (folder / f"{name}.yaml").write_text(task.format(data=data), encoding="utf-8")
+
+
+def test_it_equals_hf(server: Server, repository: Path, tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    with gateway_to(server.grpc, tmp_path) as gateway:
+        checkpoint = repository / LM / "1"
+        command = [SCRIPT, "--url", gateway.url, "--model", LM, "--checkpoint", checkpoint, "--include-path", tmp_path]
+        result = subprocess.run(
+            [*map(str, command), "--tasks", "birds", "pages", "stories"],
+            env=environment, capture_output=True, text=True, timeout=250, check=False,
+        )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    for shown in ("acc", "acc_norm", "word_perplexity", "bits_per_byte", "exact_match", "texts that differ: 0"):
+        assert shown in result.stdout

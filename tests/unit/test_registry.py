@@ -1,0 +1,247 @@
+"""The registry's file, and what its entries become in a model repository: real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.checkpoints import write_checkpoint
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonlm.cli import app
+from tritonlm.contract import CheckpointError
+from tritonlm.serving import ServingError, Settings
+from tritonlm.serving.catalogue import catalogue
+from tritonlm.serving.entries import remove_entry as remove_models
+from tritonlm.serving.entries import repository_of, write_entry
+from tritonlm.serving.paths import model_repository
+from tritonlm.serving.registry import Entry, add_entry, make_entry, read_registry, remove_entry
+from tritonlm.serving.repository import find_language_model
+from typer.testing import CliRunner, Result
+
+# As an older system's documents show it.
+SEED = """[
+  {
+    "name": "GPT3-dev-350m-2805",
+    "hf_repo": "k050506koch/GPT3-dev-350m-2805",
+    "dtype": "float16",
+    "device": "auto",
+    "max_context_tokens": 4096
+  }
+]"""
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = write_checkpoint(tmp_path / "runs" / "step_2920")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def config_of(folder: Path) -> Any:
+    return text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_an_older_systems_registry_works_as_it_stands(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"registry{suffix}"
+    file.write_text(SEED, encoding="utf-8")
+    (entry,) = read_registry(file)
+    assert (entry.name, entry.hf_repo) == ("GPT3-dev-350m-2805", "k050506koch/GPT3-dev-350m-2805")
+    assert entry.engine_parameters() == {"dtype": "float16", "device": "auto", "max_context_tokens": "4096"}
+    assert not entry.preload
+
+
+def test_entries_are_added_and_removed_and_a_persons_comments_stay(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("# mine\n- name: first  # keep\n  path: one\n", encoding="utf-8")
+    add_entry(file, make_entry(name="second", path="two", max_sequences=4))
+    text = file.read_text(encoding="utf-8")
+    assert "# mine" in text
+    assert "# keep" in text
+    assert [entry.name for entry in read_registry(file)] == ["first", "second"]
+    assert read_registry(file)[1].path == tmp_path / "two"
+    remove_entry(file, "first")
+    assert [entry.max_sequences for entry in read_registry(file)] == [4]
+    assert [path.name for path in tmp_path.iterdir()] == ["models.yaml"]
+
+
+def test_a_registry_is_made_by_its_first_entry(tmp_path: Path) -> None:
+    for name in ("new.json", "deep/new.yaml"):
+        add_entry(tmp_path / name, make_entry(name="lm", hf_repo="org/lm"))
+        assert read_registry(tmp_path / name)[0].hf_repo == "org/lm"
+    assert json.loads((tmp_path / "new.json").read_text())[0] == {"name": "lm", "hf_repo": "org/lm"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"name": "a"}]', "a: exactly one of path and hf_repo is needed"),
+        ('[{"name": "a", "path": "x", "hf_repo": "y"}]', "a: exactly one of"),
+        ('[{"name": "a", "path": "x", "colour": "red"}]', "a: colour: Extra inputs are not permitted"),
+        ('[{"name": "../a", "path": "x"}]', "../a: name: String should match pattern"),
+        ('[{"name": "a-generate", "path": "x"}]', "a name must not end in tokenize, generate, detokenize"),
+        ('[{"name": "a", "path": "x", "device": "mps"}]', "a: device: Input should be 'auto', 'cpu' or 'cuda'"),
+        ('[{"name": "a", "path": "x", "max_sequences": 0}]', "a: max_sequences: Input should be greater"),
+        ('[{"name": "a", "hf_repo": "../../x"}]', "a: hf_repo: String should match pattern"),
+        ('[{"name": "a", "path": "x", "revision": "main"}]', "revision is for hf_repo"),
+        ('[{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]', "two entries are named a"),
+        ('["a"]', "entry 1: Input should be"),
+        ('{"model": []}', "must be a list of entries"),
+        ("[{", "is not valid JSON"),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_and_entry(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "registry.json"
+    file.write_text(content, encoding="utf-8")
+    for act in (read_registry, lambda file: add_entry(file, make_entry(name="new", path="z"))):
+        with pytest.raises(ServingError) as error:
+            act(file)
+        assert str(file) in str(error.value)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+    assert file.read_text(encoding="utf-8") == content
+
+
+def test_names_that_are_taken_or_missing_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    add_entry(file, make_entry(name="lm", path="x"))
+    with pytest.raises(ServingError, match=r"is in .* already"):
+        add_entry(file, make_entry(name="lm", path="y"))
+    with pytest.raises(ServingError, match=r"other is not in .*registered are: lm"):
+        remove_entry(file, "other")
+
+
+def test_an_entry_becomes_an_ensemble_and_its_parts(tmp_path: Path, checkpoint: Path) -> None:
+    repository = tmp_path / "models"
+    write_entry(
+        Entry(name="mine", path=checkpoint, max_context_tokens=32, dtype="float32"), repository, model_repository()
+    )
+    found = find_language_model("mine", [repository])
+    assert found.generate == "mine-generate"
+    assert [checkpoint.folder for checkpoint in found.checkpoints] == [checkpoint]
+    steps = [step.model_name for step in config_of(repository / "mine").ensemble_scheduling.step]
+    assert steps == ["mine-tokenize", "mine-generate", "mine-detokenize"]
+    parameters = config_of(repository / "mine-generate").parameters
+    assert {name: parameters[name].string_value for name in parameters} == {
+        "checkpoint": "../mine/1", "max_context_tokens": "32", "dtype": "float32"
+    }  # fmt: skip
+    assert config_of(repository / "mine-tokenize").parameters["max_context_tokens"].string_value == "32"
+    assert (repository / "mine-generate" / "1").resolve() == model_repository().resolve() / "generate" / "1"
+    remove_models("mine", repository)
+    assert list(repository.iterdir()) == []
+    assert checkpoint.is_dir()
+    assert (model_repository() / "generate" / "1" / "model.py").is_file()
+
+
+def test_a_copy_stands_by_itself(tmp_path: Path, checkpoint: Path) -> None:
+    repository = tmp_path / "models"
+    write_entry(Entry(name="mine", path=checkpoint), repository, model_repository(), copy=True)
+    assert not [path for path in repository.rglob("*") if path.is_symlink()]
+    assert (repository / "mine" / "1" / "model.safetensors").is_file()
+    assert (repository / "mine-generate" / "1" / "engine" / "engine.py").is_file()
+
+
+def test_an_entry_of_the_hub_names_it_for_all_parts(tmp_path: Path) -> None:
+    write_entry(Entry(name="lm", hf_repo="org/lm", revision="v1"), tmp_path / "models", model_repository())
+    for part in ("tokenize", "generate", "detokenize"):
+        named = config_of(tmp_path / "models" / f"lm-{part}").parameters["checkpoint"].string_value
+        assert named == "hf://org/lm@v1"
+    assert find_language_model("lm", [tmp_path / "models"]).checkpoints == ()
+
+
+def test_a_folder_of_ours_holds_the_entries_and_nothing_else(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    one, two = Entry(name="one", path=checkpoint), Entry(name="two", path=checkpoint)
+    folder = repository_of("x", [one, two], model_repository())
+    before = (folder / "two").stat().st_mtime_ns
+    assert repository_of("x", [two], model_repository()) == folder
+    assert {path.name for path in folder.iterdir()} == {"two", "two-tokenize", "two-generate", "two-detokenize"}
+    # What has not changed is not written anew: Triton would take it for a new model.
+    assert (folder / "two").stat().st_mtime_ns == before
+    assert repository_of("y", [two], model_repository()) != folder
+
+
+def test_one_entry_without_its_checkpoint_does_not_keep_the_others_away(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    entries = [Entry(name="gone", path=tmp_path / "nowhere"), Entry(name="here", path=checkpoint)]
+    folder = repository_of("x", entries, model_repository())
+    find_language_model("here", [folder]).checkpoints[0].check()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_language_model("gone", [folder]).checkpoints[0].check()
+
+
+def test_what_is_loaded_at_the_start(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr("tritonlm.serving.paths.registry", lambda: tmp_path / "none.yaml")
+    registry = tmp_path / "models.yaml"
+    add_entry(registry, make_entry(name="lazy", path=checkpoint))
+
+    def found(**settings: Any) -> tuple[list[str], str]:
+        chosen = catalogue(Settings(**settings))
+        return chosen.load, chosen.default
+
+    assert found() == (["tiny"], "")
+    assert found(registry=registry) == (["tiny"], "")
+    assert found(checkpoint=[str(checkpoint), f"later={checkpoint}"]) == (["step_2920", "later"], "step_2920")
+    assert found(registry=registry, load=["lazy"]) == (["lazy"], "")
+    add_entry(registry, make_entry(name="eager", path=checkpoint, preload=True))
+    assert found(registry=registry) == (["eager"], "")
+    assert found(registry=registry, checkpoint=[str(checkpoint)])[0] == ["step_2920", "eager"]
+    for taken in ("lazy", "tiny"):
+        with pytest.raises(ServingError, match=f"two language models are named {taken}"):
+            found(registry=registry, checkpoint=[f"{taken}={checkpoint}"])
+    with pytest.raises(ServingError, match="does not exist"):
+        found(registry=tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "read"),
+    [
+        ("DEFAULT_DEVICE", "cpu", "device", "cpu"),
+        ("MAX_CONTEXT_TOKENS", "64", "max_context_tokens", 64),
+        ("MODEL_REGISTRY_PATH", "/x/models.json", "registry", Path("/x/models.json")),
+        ("ENABLE_EMBEDDINGS_BACKEND", "true", "enable_embeddings", True),
+    ],
+)
+def test_an_older_systems_variables_are_read(
+    variable: str, value: str, field: str, read: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert getattr(Settings(), field) == read
+
+
+def test_the_commands_edit_the_registry_and_say_what_is_wrong(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    registry = tmp_path / "models.yaml"
+
+    def tritonlm(*words: str) -> Result:
+        return CliRunner().invoke(app, [*words, "--registry", str(registry)])
+
+    assert tritonlm("add", "mine", "--model", str(checkpoint), "--max-sequences", "4").exit_code == 0
+    assert read_registry(registry)[0] == Entry(name="mine", path=checkpoint, max_sequences=4)
+    for words, said in (
+        (("add", "mine", "--model", str(checkpoint)), "is in"),
+        (("add", "other", "--model", str(tmp_path)), "has no config.json"),
+        (("add", "other", "--model", "no/such/hub/id"), "hf_repo"),
+        (("add", "other", "--model", str(checkpoint), "--dtype", "int3"), "dtype"),
+        (("add", "other", "--model", str(checkpoint), "--copy"), "--copy is for --repository"),
+        (("remove", "other"), "registered are: mine"),
+    ):
+        result = tritonlm(*words)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    alone = tmp_path / "alone"
+    assert tritonlm("add", "x", "--model", str(checkpoint), "--repository", str(alone), "--copy").exit_code == 0
+    assert (alone / "x-generate" / "1" / "model.py").is_file()
+    assert tritonlm("remove", "mine").exit_code == 0
+    assert read_registry(registry) == []
