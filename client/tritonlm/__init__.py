@@ -4,23 +4,21 @@
 (`tritonlm.contract`) imports no other.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tritonlm.client import AsyncClient
+    from tritonlm.inference_client import InferenceClient
     from tritonlm.sync import Client
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = ["AsyncClient", "Client", "InferenceClient", "__version__"]
+
+_ROOMS = {"AsyncClient": "client", "Client": "sync", "InferenceClient": "inference_client"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "AsyncClient":
-        from tritonlm.client import AsyncClient  # noqa: PLC0415
-
-        return AsyncClient
-    if name == "Client":
-        from tritonlm.sync import Client  # noqa: PLC0415
-
-        return Client
+    if name in _ROOMS:
+        return getattr(import_module(f"tritonlm.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ import typer
 from pydantic_settings import BaseSettings
 
 from tritonlm import __version__
+from tritonlm.commands import bench as load
 from tritonlm.commands import doctor as machine
 from tritonlm.commands import models, registry, text
 from tritonlm.contract import TritonLMError
@@ -113,6 +114,8 @@ def run_gateway(
     ] = None,
     load_seconds: Annotated[str | None, _gateway_setting("load_seconds", "SECONDS")] = None,
     max_loading_requests: Annotated[str | None, _gateway_setting("max_loading_requests", "N")] = None,
+    api_key: Annotated[str | None, _gateway_setting("api_key", "KEY")] = None,
+    requests_per_minute: Annotated[str | None, _gateway_setting("requests_per_minute", "N")] = None,
     cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,
 ) -> None:
     """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""
@@ -141,6 +144,7 @@ app.command()(text.generate)
 app.command()(text.complete)
 app.command()(text.embed)
 app.command()(text.chat)
+app.command()(load.bench)
 app.command()(machine.doctor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,10 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_repository(tmp_path_factory.mktemp("shared"))
+    repository = copy_repository(tmp_path_factory.mktemp("shared"))
+    record = {"step": 2920, "val_loss": 0.2627}
+    (repository / LM / "1" / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    return repository
 
 
 @pytest.fixture(scope="session")

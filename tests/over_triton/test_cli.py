@@ -81,3 +81,39 @@ def test_the_doctor_looks_at_everything() -> None:
     assert found["Triton"]
     assert found["checkpoints"]
     assert result.exit_code == (0 if all(found.values()) else 1)
+
+
+def test_several_texts_are_completed_together_a_line_each(server: Server) -> None:
+    wanted = ("--max-tokens", "8", "--temperature", "0")
+    given = tritonlm(server, "complete", "Once upon", "Two\nlines", "-n", "2", *wanted)
+    assert given.exit_code == 0, given.output
+    lines = given.stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == lines[1]
+    piped = tritonlm(server, "complete", *wanted, stdin="Once upon\nTwo\n")
+    assert piped.stdout.splitlines()[0] == lines[0]
+    whole = json.loads(tritonlm(server, "complete", "Once upon", *wanted, "--logprobs", "1", "--json").stdout)
+    assert whole["choices"][0]["text"].replace("\n", "\\n") == lines[0]
+    assert len(whole["choices"][0]["logprobs"]["tokens"]) == 8
+
+
+def test_an_older_command_lines_words_are_understood(server: Server) -> None:
+    words = ("generate", "--prompt", "Once upon", "--max_tokens", "8", "--temperature", "0", "--top_k", "5")
+    assert tritonlm(server, *words).stdout == tritonlm(server, "generate", "Once upon", *words[3:]).stdout
+    assert "ready" in tritonlm(server, "load", "--model_type", LM).stdout
+    assert "ready" in tritonlm(server, "load", "--model_path", f"out/{LM}").stdout
+    assert tritonlm(server, "load").exit_code == 2
+
+
+def test_a_short_load_tells_what_callers_see(server: Server) -> None:
+    words = ("bench", "--requests", "6", "--concurrency", "3", "--prompt-tokens", "4", "--max-tokens", "5")
+    report = json.loads(tritonlm(server, *words, "--json").stdout)
+    assert (report["model"], report["requests"]) == (LM, 6)
+    assert report["tokens_per_second"] > 0
+    assert "tokens per second" in tritonlm(server, *words).stdout
+
+
+def test_embeddings_are_off_and_say_how_they_are_switched_on(server: Server) -> None:
+    result = tritonlm(server, "embed", "a")
+    assert result.exit_code == 1
+    assert "TRITONLM_ENABLE_EMBEDDINGS" in result.stderr

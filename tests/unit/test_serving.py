@@ -170,4 +170,5 @@ def test_a_server_on_every_address_is_called_on_loopback(host: str, called: str)
 
 def test_an_error_of_triton_becomes_one_line() -> None:
     text = "failed to load, Internal: CheckpointError: no weights\n\nAt:\n  /a/secret/path.py(3): f\n"
-    assert one_line(text) == "failed to load, Internal: CheckpointError: no weights"
+    assert one_line(text) == "no weights"
+    assert one_line("failed, Internal: Odd: thing\n\nAt:\n  /a/path.py(3): f\n") == "failed, Internal: Odd: thing"

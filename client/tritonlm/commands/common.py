@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from tritonlm.client import DEFAULT_URL
 from tritonlm.contract import InvalidRequest, ModelNotFound, TritonLMError, Unavailable
 from tritonlm.serving import ServingError, terminal
 from tritonlm.sync import Client
+from tritonlm.types import ModelList
 
 FAILED, MISUSED, UNREACHABLE = 1, 2, 3
 # Colours and boxes on a terminal only; rich sees to it.
@@ -36,13 +38,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON for scripts instead o
 def connected(triton: list[str] | None) -> Iterator[Client]:
     """A client; its errors become one line and an exit code."""
     try:
-        with Client([part for address in triton or ["127.0.0.1:8001"] for part in address.split(",")]) as client:
+        with Client(addresses(triton)) as client:
             yield client
     except (TritonLMError, ServingError) as error:
         terminal.explain(error)
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def addresses(triton: list[str] | None) -> list[str]:
+    return [part for address in triton or [DEFAULT_URL] for part in address.split(",")]
 
 
 def exit_code(error: Exception) -> int:
@@ -57,9 +63,11 @@ def print_json(value: Any) -> None:
 
 def model_or_first(client: Client, model: str | None) -> str:
     """The model that was named, or the first one that is ready."""
-    if model is not None:
-        return model
-    for found in client.models.list().data:
+    return model if model is not None else first_ready(client.models.list())
+
+
+def first_ready(models: ModelList) -> str:
+    for found in models.data:
         if found.state == "ready":
             return found.id
     raise Unavailable("no language model is loaded; see tritonlm list")

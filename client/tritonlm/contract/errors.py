@@ -57,6 +57,14 @@ class EngineFailure(TritonLMError):
     triton_code, code = "INTERNAL", "engine_failure"
 
 
+class InvalidKey(TritonLMError):
+    triton_code, http_status, openai_type, code = "INVALID_ARG", 401, "invalid_request_error", "invalid_api_key"
+
+
+class RateLimited(TritonLMError):
+    triton_code, http_status, openai_type, code = "UNAVAILABLE", 429, "rate_limit_exceeded", "rate_limit_exceeded"
+
+
 class QueueFull(TritonLMError):
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 429, "rate_limit_exceeded", "queue_full"
 
@@ -100,6 +108,8 @@ class Cancelled(TritonLMError):
 ERRORS: tuple[type[TritonLMError], ...] = (
     InvalidRequest,
     ContextLengthExceeded,
+    InvalidKey,
+    RateLimited,
     QueueFull,
     QueueTimeout,
     Draining,
@@ -123,12 +133,16 @@ _UNKNOWN_MODEL = re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<
 _CHECKPOINT = re.compile(r"\bCheckpointError: (?P<message>.*?)(?:\s+At:\s.*)?$", re.DOTALL)
 
 
+def from_code(code: str | None, message: str, param: str | None = None) -> TritonLMError:
+    """The error of this code, as HTTP tells it."""
+    return _BY_CODE.get(code or "", TritonLMError)(message, param)
+
+
 def from_wire(text: str) -> TritonLMError:
     """The error behind a message that came out of Triton, ours or Triton's own."""
     text = _PREFIX.sub("", text, count=1)
     if found := _TAIL.match(text):
-        error = _BY_CODE.get(found["code"], TritonLMError)
-        return error(found["message"], unquote(found["param"]) if found["param"] else None)
+        return from_code(found["code"], found["message"], unquote(found["param"]) if found["param"] else None)
     for words, refusal in _TRITONS_OWN.items():
         if words in text:
             return refusal(text)

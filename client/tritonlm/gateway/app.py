@@ -13,6 +13,7 @@ import tritonlm
 from tritonlm.client import AsyncClient
 
 from . import errors
+from .access import Access
 from .history import History
 from .loading import Loader
 from .middleware import REQUEST_ID, Surroundings
@@ -40,6 +41,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     app.include_router(openai.router(client, settings))
     app.include_router(older.router(client, settings))
     app.include_router(tools.router(client, settings))
+    app.add_middleware(Access, settings=settings)
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,

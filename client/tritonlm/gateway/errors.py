@@ -39,9 +39,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": meaning}
     for status, meaning in (
         (400, "a value that is not possible; `param` names it"),
+        (401, "no key, or a wrong one"),
         (404, "no such model"),
         (413, "the body is too large"),
-        (429, "the queue is full; see Retry-After"),
+        (429, "too many requests, or the queue is full; see Retry-After"),
         (500, "the engine or the gateway failed"),
         (501, "not offered by this model"),
         (503, "not loaded, or stopping; see Retry-After"),

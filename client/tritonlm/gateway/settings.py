@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "TRITONLM_"
@@ -40,6 +40,14 @@ class GatewaySettings(BaseSettings):
     load_on_demand: bool = Field(True, description="Whether a language model is loaded at its first request.")
     load_seconds: float = Field(600, gt=0, le=86_400, description="How long such a request waits for its model.")
     max_loading_requests: int = Field(256, ge=1, description="Requests that may wait so; one more gets a 503.")
+    api_key: SecretStr | None = Field(
+        None,
+        min_length=8,
+        description="Key that callers must send (Authorization: Bearer …); unset: none is needed.",
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Requests that one caller, told by key or address, may send in a minute; unset: any."
+    )
     cors_allow_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         validation_alias=_also("cors_allow_origins", "CORS_ALLOW_ORIGINS"),
