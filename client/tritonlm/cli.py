@@ -12,6 +12,7 @@ from tritonlm import __version__
 from tritonlm.commands import bench as load
 from tritonlm.commands import doctor as machine
 from tritonlm.commands import models, registry, text
+from tritonlm.commands import train as training
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
@@ -144,6 +145,7 @@ app.command()(text.generate)
 app.command()(text.complete)
 app.command()(text.embed)
 app.command()(text.chat)
+app.command()(training.train)
 app.command()(load.bench)
 app.command()(machine.doctor)
 

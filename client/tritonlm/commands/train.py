@@ -1,0 +1,75 @@
+"""`tritonlm train`: trains a language model in this process, with a progress bar, into a folder that can be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tritonlm.serving import ServingError, terminal
+
+from .common import FAILED, MISUSED, AsJson, console, print_json
+
+
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(help="abacus, fable, a file, a folder, or a data set on the Hub"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "--output_dir", help="folder for checkpoints and report")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "--model_type", help="checkpoint to train further; else from scratch")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="auto, keep, character or bpe")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="size of a tokenizer trained on the data")] = None,
+    layers: Annotated[int | None, typer.Option(help="of a model from scratch")] = None,
+    width: Annotated[int | None, typer.Option(help="of a model from scratch")] = None,
+    heads: Annotated[int | None, typer.Option(help="of a model from scratch")] = None,
+    context: Annotated[int | None, typer.Option(help="of a model from scratch; longest row of text")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--max_iters", help="optimiser steps")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", "--batch_size", help="sequences in a step")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--learning_rate", help="highest")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="steps until it is reached")] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option("--eval-steps", "--eval_interval", help="steps between evaluations and checkpoints")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(help="stop after so many evaluations without progress")] = None,
+    examples: Annotated[int | None, typer.Option(help="how many stories fable tells")] = None,
+    seed: Annotated[int | None, typer.Option(help="same seed, same weights")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one for each core")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the training in --out")] = False,
+    dataset: Annotated[str | None, typer.Option("--dataset", hidden=True)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a language model; every checkpoint can be served at once (tritonlm add, serve --checkpoint)."""
+    given: dict[str, Any] = dict(locals())
+    sizes = {name: given.pop(name) for name in ("layers", "width", "heads", "context")}
+    for name in ("resume", "as_json", "dataset"):
+        given.pop(name)
+    given["data"] = data or dataset
+    try:
+        # Slow to import, and an extra.
+        from tritonlm.training.errors import TrainingError  # noqa: PLC0415
+        from tritonlm.training.plan import read_plan  # noqa: PLC0415
+        from tritonlm.training.run import train as run  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        terminal.explain(ServingError(f"{missing.name} is missing; pip install 'tritonlm[train]'"))
+        raise typer.Exit(FAILED) from None
+    try:
+        plan = read_plan(given, sizes, resume)
+    except TrainingError as error:
+        terminal.explain(error)
+        raise typer.Exit(MISUSED) from None
+    try:
+        final = run(plan, resume)
+    except (TrainingError, OSError) as error:
+        terminal.explain(error)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        terminal.say(f"stopped; go on with: tritonlm train --resume --out {plan.out}")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json({"checkpoint": str(final)})
+        return
+    console.print(f"{final} is ready: tritonlm serve --checkpoint {plan.out.name}={final}", highlight=False)

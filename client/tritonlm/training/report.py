@@ -1,0 +1,52 @@
+"""The report at the end of a training: loss curves as a picture, samples, accuracy, next to the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from .data import Data
+
+_SAMPLE_TOKENS = 160
+
+
+def write_report(folder: Path, data: Data, record: dict[str, Any], logs: list[dict[str, Any]], model: Any) -> None:
+    draw_losses(folder / "loss.png", data.name, logs)
+    lines = [f"# {data.name}: report", "", "![loss](loss.png)", "", "| | |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in record.items() if value is not None]
+    lines += ["", "## Samples (greedy)", ""]
+    for prompt in data.prompts:
+        lines += ["```text", f"{prompt} → {sample(model, data.tokenizer, prompt)}", "```", ""]
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def draw_losses(file: Path, name: str, logs: list[dict[str, Any]]) -> None:
+    import matplotlib  # noqa: PLC0415 (slow to import)
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for key, label in (("loss", "training"), ("eval_loss", "held out")):
+        points = [(entry["step"], entry[key]) for entry in logs if key in entry]
+        axes.plot([step for step, _ in points], [loss for _, loss in points], label=label)
+    axes.set(title=name, xlabel="step", ylabel="loss (nats per token)", yscale="log")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+@torch.inference_mode()
+def sample(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
+    room = model.config.max_position_embeddings - ids.shape[1]
+    found = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(_SAMPLE_TOKENS, room), do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    text: str = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+    return text
