@@ -86,3 +86,22 @@ def test_more_than_there_is_cannot_be_taken() -> None:
     pool = BlockPool(3, BLOCK)
     with pytest.raises(AssertionError):
         pool.take(3)
+
+
+def test_a_content_that_is_forgotten_is_never_taken_for_a_new_one() -> None:
+    pool = BlockPool(7, BLOCK)
+    heads = [BlockTable(pool.take(1)) for _ in range(2)]
+    for number, head in enumerate(heads):
+        pool.publish(head, [number] * 4, 4)
+    # Its first block is a twin of a head and stays private; the others are known by what the head holds.
+    chain = BlockTable(pool.take(3))
+    pool.publish(chain, [0] * 4 + [2] * 4 + [3] * 4, 12)
+    for head in heads:
+        pool.release(head)
+    taken = pool.take(3)
+    assert pool.match([0] * 9).blocks == [], "the head has been evicted"
+    other = BlockTable([taken[0]])
+    pool.publish(other, [4] * 4, 4)
+    for child in (2, 3):
+        assert pool.match([4] * 4 + [child] * 4 + [0]).blocks == [taken[0]]
+    pool.check()

@@ -174,3 +174,43 @@ def test_a_prompt_that_is_scored_is_computed_whole() -> None:
     driven.scheduler.add(scored)
     assert [piece.count for piece in driven.step()] == [12]
     assert scored.cached_tokens == 0
+
+
+def test_who_steps_back_is_of_the_worst_rank_not_the_last_to_come() -> None:
+    driven = machine(blocks=10, prefill_tokens=64)
+    low, high = make([1] * 10, max_tokens=20, priority=3), make([2] * 10, max_tokens=20, priority=1)
+    driven.scheduler.add(low)
+    driven.step()
+    driven.scheduler.add(high)
+    driven.run()
+    assert high.preemptions == 0
+    assert low.preemptions > 0
+    assert driven.ended == [high, low]
+
+
+def test_nobody_is_admitted_at_the_price_of_stepping_back_at_once() -> None:
+    # The first holds 3 blocks; 3 are left, and the second would need 2 and leave the first none to grow into but one.
+    driven = machine(blocks=6, prefill_tokens=64)
+    first, second = make([1] * 11, max_tokens=9), make([2] * 11, max_tokens=1)
+    driven.scheduler.add(first)
+    driven.step()
+    driven.scheduler.add(second)
+    driven.step()
+    assert driven.scheduler.waiting == [second]
+    driven.run()
+    assert driven.scheduler.preemptions == 0
+    assert driven.ended == [first, second]
+
+
+def test_the_last_one_that_finds_no_block_for_itself_waits_and_the_others_go_on() -> None:
+    driven = machine(blocks=6, prefill_tokens=64)
+    first, last = make([1] * 8, max_tokens=2), make([2] * 7, max_tokens=12)
+    for request in (first, last):
+        driven.scheduler.add(request)
+    while not driven.scheduler.preemptions:
+        plan = driven.step()
+        assert plan, "somebody always goes on"
+        if first in driven.ended:
+            break
+    driven.run()
+    assert {id(request) for request in driven.ended} == {id(first), id(last)}

@@ -56,14 +56,12 @@ class Scheduler:
         """What to compute in the next step; empty when there is nothing to do."""
         slices: list[Slice] = []
         budget = self.prefill_tokens
-        preemptions = self.preemptions
         for request in self._running_in_order():
             count = min(request.remaining, budget) if request.remaining > 1 else 1
             if count and self._make_room(request, count):
                 slices.append(Slice(request, request.computed, count))
                 budget -= count if request.remaining > 1 else 0
-        # Who has just been preempted must not come back in the same breath.
-        while budget > 0 and self.preemptions == preemptions and (admitted := self._admit()):
+        while budget > 0 and (admitted := self._admit()):
             count = min(admitted.remaining, budget)
             grown = self._make_room(admitted, count)
             assert grown
