@@ -3,7 +3,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 stamp=.venv/.setup-complete
 dev_stamp=.venv/.dev-setup-complete
-tiny_lm=model_repository/tiny/1
 
 fail() {
     printf 'error: %s\n' "$*" >&2
@@ -20,7 +19,7 @@ fingerprint() {
 }
 
 setup_is_current() {
-    [[ -f $stamp && -x .venv/bin/python && -f $tiny_lm/model.safetensors ]] || return 1
+    [[ -f $stamp && -x .venv/bin/python ]] || return 1
     [[ "$(<"$stamp")" == "$(fingerprint)" ]] || return 1
     [[ -z ${PYTHON:-} || "$(python_version "$PYTHON")" == "$(python_version .venv/bin/python)" ]]
 }

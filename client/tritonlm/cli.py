@@ -81,6 +81,7 @@ def serve(
     max_sequences: Annotated[str | None, _setting("max_sequences", "N")] = None,
     kv_cache_tokens: Annotated[str | None, _setting("kv_cache_tokens", "N")] = None,
     enable_embeddings: Annotated[bool | None, _setting("enable_embeddings")] = None,
+    training: Annotated[bool | None, _setting("training", None, "--training/--no-training")] = None,
     log_level: Annotated[str | None, _setting("log_level", "debug|info|warning|error")] = None,
     load_seconds: Annotated[str | None, _setting("load_seconds", "SECONDS")] = None,
     drain_seconds: Annotated[str | None, _setting("drain_seconds", "SECONDS")] = None,
@@ -115,6 +116,13 @@ def run_gateway(
     ] = None,
     load_seconds: Annotated[str | None, _gateway_setting("load_seconds", "SECONDS")] = None,
     max_loading_requests: Annotated[str | None, _gateway_setting("max_loading_requests", "N")] = None,
+    training: Annotated[
+        bool | None, _setting("training", None, "--training/--no-training", kind=GatewaySettings)
+    ] = None,
+    data_folder: Annotated[Path | None, _gateway_setting("data_folder", "FOLDER")] = None,
+    runs_folder: Annotated[Path | None, _gateway_setting("runs_folder", "FOLDER")] = None,
+    max_jobs: Annotated[str | None, _gateway_setting("max_jobs", "N")] = None,
+    registry: Annotated[Path | None, _gateway_setting("registry", "FILE")] = None,
     api_key: Annotated[str | None, _gateway_setting("api_key", "KEY")] = None,
     requests_per_minute: Annotated[str | None, _gateway_setting("requests_per_minute", "N")] = None,
     cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,

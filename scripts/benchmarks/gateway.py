@@ -31,7 +31,7 @@ from tritonlm.serving.gateway import LocalGateway
 from tritonlm.serving.supervisor import prepare, start
 from tritonlm.stream import AsyncStream
 
-LM = "tiny"
+LM = "abacus"
 LOAD_SECONDS = 120.0
 CONCURRENT = 16
 

@@ -6,7 +6,6 @@ It knows how a Triton is started and what it leaves behind, not what is asked of
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import shutil
 import socket
 import time
@@ -16,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract.control import STATUS, Command
 from tritonlm.serving import Settings, paths
 from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.control import TritonControl
+from tritonlm.serving.registry import PARTS
 from tritonlm.serving.supervisor import prepare, start
 
 LM, ENGINE = "tiny", "generate"
@@ -68,26 +69,18 @@ def free_ports() -> dict[str, int]:
 
 
 def copy_repository(folder: Path, **checkpoint: Any) -> Path:
-    """The model repository as it is in this checkout, with a checkpoint made for the test (see make_checkpoint)."""
+    """The trio as it is in this checkout, tied to an LM `tiny` with a checkpoint made for the test."""
     repository = folder / "model_repository"
-    made = paths.model_repository() / LM / "1"
-
-    def ignored(parent: str, names: list[str]) -> list[str]:
-        return names if Path(parent) == made else [name for name in names if name == "__pycache__"]
-
-    shutil.copytree(paths.model_repository(), repository, ignore=ignored)
+    for part in PARTS:
+        shutil.copytree(
+            paths.model_repository() / part, repository / part, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        config = repository / part / "config.pbtxt"
+        config.write_text(config.read_text(encoding="utf-8").replace("../abacus/1", f"../{LM}/1"), encoding="utf-8")
+    (repository / LM).mkdir()
+    shutil.copy(paths.model_repository() / "abacus" / "config.pbtxt", repository / LM)
     make_checkpoint(repository / LM / "1", **checkpoint)
     return repository
-
-
-def make_checkpoint(folder: Path, **options: Any) -> None:
-    script = paths.model_repository().parent / "scripts" / "make_tiny_lm.py"
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    assert spec is not None and spec.loader is not None, f"{script} is no module"  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made: Path = module.make_checkpoint(folder, **options)
-    return made
 
 
 @contextlib.contextmanager
@@ -96,6 +89,7 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
     chosen = Settings(
         **{
             "model_repository": [repository],
+            "load": [LM],
             "gateway": False,
             "device": "cpu",
             "dtype": "float32",

@@ -15,13 +15,14 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes.tiny_lm import make_checkpoint
 from tritonlm import Client
 from tritonlm.contract.control import STATUS, Command
 from tritonlm.serving.control import TritonControl
 from tritonlm.serving.paths import model_repository
 from tritonlm.serving.registry import add_entry, make_entry
 
-from .servers import make_checkpoint, wait_until
+from .servers import wait_until
 from .test_serve import Serve, serving
 
 pytestmark = pytest.mark.triton
@@ -57,7 +58,7 @@ def test_two_checkpoints_side_by_side_and_a_third_on_demand(runs: Path, tmp_path
         options += ["--checkpoint", str(runs / f"step_{step}")]
     with serving(model_repository(), tmp_path, *options) as serve, http_of(serve) as http:
         states = {model["id"]: model["state"] for model in http.get("/v1/models").json()["data"]}
-        assert states == {"step_2920": "ready", "step_3650": "ready", "lazy": "unavailable", "tiny": "unavailable"}
+        assert states == {"step_2920": "ready", "step_3650": "ready", "lazy": "unavailable", "abacus": "unavailable"}
         first, second = (text_of(http, f"step_{step}") for step in (2920, 3650))
         assert first != second
         # Where no model is named, the first checkpoint answers.

@@ -19,10 +19,11 @@ import pytest
 from tritonlm.contract import Draining
 from tritonlm.contract.control import STATUS, Command
 from tritonlm.serving.control import TritonControl
+from tritonlm.serving.paths import model_repository
 from tritonlm.serving.preflight import SHARED_MEMORY
 
 from .caller import ask, call
-from .servers import ENGINE, WAIT_SECONDS, copy_repository, free_ports, wait_until
+from .servers import ENGINE, LM, WAIT_SECONDS, copy_repository, free_ports, wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -61,6 +62,8 @@ def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(repository: Path, folder: Path, *options: str) -> Iterator[Serve]:
     ports = free_ports()
     command = [sys.executable, "-m", "tritonlm.cli", "serve", "--model-repository", str(repository), *options]
+    if repository != model_repository():
+        command += ["--load", LM]
     command += [part for name, port in ports.items() for part in ("--" + name.replace("_", "-"), str(port))]
     output = folder / "output.txt"
     with output.open("wb") as file:

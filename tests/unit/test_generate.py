@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fakes.fake_pb_utils import InferenceRequest, InferenceResponse, TritonError
 from fakes.models import start_model
-from make_tiny_lm import make_checkpoint
+from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract import (
     Chunk,
     ContextLengthExceeded,

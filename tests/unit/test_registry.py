@@ -187,14 +187,14 @@ def test_what_is_loaded_at_the_start(tmp_path: Path, checkpoint: Path, monkeypat
         chosen = catalogue(Settings(**settings))
         return chosen.load, chosen.default
 
-    assert found() == (["tiny"], "")
-    assert found(registry=registry) == (["tiny"], "")
+    assert found() == (["abacus"], "")
+    assert found(registry=registry) == (["abacus"], "")
     assert found(checkpoint=[str(checkpoint), f"later={checkpoint}"]) == (["step_2920", "later"], "step_2920")
     assert found(registry=registry, load=["lazy"]) == (["lazy"], "")
     add_entry(registry, make_entry(name="eager", path=checkpoint, preload=True))
     assert found(registry=registry) == (["eager"], "")
     assert found(registry=registry, checkpoint=[str(checkpoint)])[0] == ["step_2920", "eager"]
-    for taken in ("lazy", "tiny"):
+    for taken in ("lazy", "abacus"):
         with pytest.raises(ServingError, match=f"two language models are named {taken}"):
             found(registry=registry, checkpoint=[f"{taken}={checkpoint}"])
     with pytest.raises(ServingError, match="does not exist"):

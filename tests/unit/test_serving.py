@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 def repository(tmp_path: Path) -> Path:
     """The model repository, with a checkpoint that has no weights."""
     copy = tmp_path / "models"
-    for model in ("tiny", "tokenize", "generate", "detokenize"):
+    for model in ("abacus", "tokenize", "generate", "detokenize"):
         (copy / model / "1").mkdir(parents=True)
         shutil.copy(model_repository() / model / "config.pbtxt", copy / model)
-    write_checkpoint(copy / "tiny" / "1")
+    write_checkpoint(copy / "abacus" / "1")
     return copy
 
 
@@ -103,9 +103,9 @@ def test_a_wheel_without_this_pythons_stub_is_told(tmp_path: Path, monkeypatch: 
 
 
 def test_an_lm_is_found_with_its_engine_and_its_checkpoint(repository: Path) -> None:
-    found = find_language_model("tiny", [repository.parent / "models"])
+    found = find_language_model("abacus", [repository.parent / "models"])
     assert found.generate == "generate"
-    assert [checkpoint.folder for checkpoint in found.checkpoints] == [repository / "tiny" / "1"]
+    assert [checkpoint.folder for checkpoint in found.checkpoints] == [repository / "abacus" / "1"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_lm_is_found_with_its_engine_and_its_checkpoint(repository: Path) -> 
     [
         ("nothing", "there is no nothing/config.pbtxt in"),
         ("generate", "generate is not a language model"),
-        ("../tiny", "is not a model's name"),
+        ("../abacus", "is not a model's name"),
         ("..", "is not a model's name"),
     ],
 )
@@ -127,23 +127,23 @@ def test_an_ensemble_without_an_engine_is_refused(repository: Path) -> None:
     config = repository / "generate" / "config.pbtxt"
     config.write_text(config.read_text(encoding="utf-8").replace('"control"', '"remote"'), encoding="utf-8")
     with pytest.raises(ServingError, match="must have the input 'control', and 0 have it"):
-        find_language_model("tiny", [repository])
+        find_language_model("abacus", [repository])
 
 
 def test_a_missing_repository_is_told(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="does not exist; give another with --model-repository"):
-        find_language_model("tiny", [tmp_path / "nowhere"])
+        find_language_model("abacus", [tmp_path / "nowhere"])
 
 
 @pytest.mark.parametrize("broken", ["config.json", "tokenizer.json", "weights"])
 def test_a_broken_checkpoint_ends_the_command_with_one_line_and_code_1(repository: Path, broken: str) -> None:
     if broken != "weights":
-        (repository / "tiny" / "1" / broken).write_text("{", encoding="utf-8")
-    result = CliRunner().invoke(app, ["serve", "--model-repository", str(repository)])
+        (repository / "abacus" / "1" / broken).write_text("{", encoding="utf-8")
+    result = CliRunner().invoke(app, ["serve", "--model-repository", str(repository), "--load", "abacus"])
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "tiny/1" in line
+    assert "abacus/1" in line
 
 
 def test_a_bad_option_ends_the_command_with_code_2() -> None:

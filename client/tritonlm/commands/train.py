@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,24 +41,27 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: one for each core")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the training in --out")] = False,
     dataset: Annotated[str | None, typer.Option("--dataset", hidden=True)] = None,
+    plan_file: Annotated[Path | None, typer.Option("--plan", hidden=True, help="a job's plan, as JSON")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a language model; every checkpoint can be served at once (tritonlm add, serve --checkpoint)."""
     given: dict[str, Any] = dict(locals())
     sizes = {name: given.pop(name) for name in ("layers", "width", "heads", "context")}
-    for name in ("resume", "as_json", "dataset"):
+    for name in ("resume", "as_json", "dataset", "plan_file"):
         given.pop(name)
     given["data"] = data or dataset
+    # Before torch is there to read it: threads that wait by spinning would starve whatever runs beside the training.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         # Slow to import, and an extra.
         from tritonlm.training.errors import TrainingError  # noqa: PLC0415
-        from tritonlm.training.plan import read_plan  # noqa: PLC0415
+        from tritonlm.training.plan import read_plan, read_plan_file  # noqa: PLC0415
         from tritonlm.training.run import train as run  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         terminal.explain(ServingError(f"{missing.name} is missing; pip install 'tritonlm[train]'"))
         raise typer.Exit(FAILED) from None
     try:
-        plan = read_plan(given, sizes, resume)
+        plan = read_plan_file(plan_file) if plan_file else read_plan(given, sizes, resume)
     except TrainingError as error:
         terminal.explain(error)
         raise typer.Exit(MISUSED) from None

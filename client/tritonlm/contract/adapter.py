@@ -87,5 +87,5 @@ def named_checkpoint(args: Mapping[str, str]) -> str:
     """The checkpoint as a model's config.pbtxt names it (see `tritonlm.hub`)."""
     named = model_parameters(args).get("checkpoint")
     if not named:
-        raise CheckpointError('config.pbtxt names no checkpoint; add the parameter "checkpoint", such as ../tiny/1')
+        raise CheckpointError('config.pbtxt names no checkpoint; add the parameter "checkpoint", such as ../abacus/1')
     return named

@@ -17,14 +17,19 @@ from .access import Access
 from .history import History
 from .loading import Loader
 from .middleware import REQUEST_ID, Surroundings
-from .routes import older, openai, tools
+from .routes import jobs, older, openai, tools
 from .settings import GatewaySettings
+from .training import Training
 
 
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
+    training = Training(settings)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await training.start()
         yield
+        await training.close()
         await app.state.loader.close()
         await client.close()
 
@@ -39,7 +44,8 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     app.state.loader = Loader(client, settings)
     errors.install(app)
     app.include_router(openai.router(client, settings))
-    app.include_router(older.router(client, settings))
+    app.include_router(older.router(client, settings, training))
+    app.include_router(jobs.router(training))
     app.include_router(tools.router(client, settings))
     app.add_middleware(Access, settings=settings)
     if settings.cors_allow_origins:

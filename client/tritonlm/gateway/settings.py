@@ -5,6 +5,7 @@ Each is an option, an environment variable and a row of docs/settings.md. It doe
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
@@ -40,6 +41,15 @@ class GatewaySettings(BaseSettings):
     load_on_demand: bool = Field(True, description="Whether a language model is loaded at its first request.")
     load_seconds: float = Field(600, gt=0, le=86_400, description="How long such a request waits for its model.")
     max_loading_requests: int = Field(256, ge=1, description="Requests that may wait so; one more gets a 503.")
+    training: bool = Field(False, description="Whether callers may train language models here (POST /api/train).")
+    data_folder: Path = Field(Path("data"), description="Folder with the texts that callers may train on.")
+    runs_folder: Path = Field(Path("runs"), description="Folder for trainings that callers begin, and their list.")
+    max_jobs: int = Field(1, ge=1, le=64, description="Trainings that run at once; the others wait.")
+    registry: Path | None = Field(
+        None,
+        validation_alias=_also("registry", "MODEL_REGISTRY_PATH"),
+        description="Registry in which a finished training is entered; default: the one that tritonlm add writes.",
+    )
     api_key: SecretStr | None = Field(
         None,
         min_length=8,

@@ -15,7 +15,7 @@ from .errors import ServingError
 from .registry import Entry, make_entry, read_registry
 from .settings import Settings
 
-BUNDLED = ("tiny",)
+BUNDLED = ("abacus",)
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,27 @@ class Catalogue:
 
 
 def catalogue(settings: Settings) -> Catalogue:
-    code = settings.model_repository[0]
+    code = paths.model_repository()
     repositories = list(settings.model_repository)
-    registered = _registered(settings.registry)
-    if registered is not None:
-        repositories.append(repository_of(str(registered[0]), registered[1], code))
+    file, registered = _registered(settings.registry)
+    # Though it may be empty: what is added later is found at once.
+    repositories.append(repository_of(str(file), registered, code))
     named = [_named(text) for text in settings.checkpoint]
-    _refuse_twins([*(registered[1] if registered else []), *named])
+    _refuse_twins([*registered, *named])
     if named:
         repositories.append(repository_of("\0".join(settings.checkpoint), named, code))
     chosen = settings.load or [
         *(entry.name for entry in named),
-        *(entry.name for entry in (registered[1] if registered else []) if entry.preload),
+        *(entry.name for entry in registered if entry.preload),
     ]
     return Catalogue(repositories, list(dict.fromkeys(chosen or BUNDLED)), named[0].name if named else "")
 
 
-def _registered(file: Path | None) -> tuple[Path, list[Entry]] | None:
+def _registered(file: Path | None) -> tuple[Path, list[Entry]]:
     if file is not None and not file.is_file():
         raise ServingError(f"the registry {file} does not exist; name another with --registry, or tritonlm add one")
     found = (file or paths.registry()).resolve()
-    return (found, read_registry(found)) if found.is_file() else None
+    return found, read_registry(found) if found.is_file() else []
 
 
 def _named(text: str) -> Entry:

@@ -21,7 +21,7 @@ from .errors import ServingError
 from .registry import PARTS, Entry
 
 # The ensemble that the others are made after.
-_PATTERN = "tiny"
+_PATTERN = "abacus"
 _CHECKPOINT = re.compile(r'(key:\s*"checkpoint"\s*value:\s*\{\s*string_value:\s*")[^"]*(")')
 _STEP = re.compile(rf'(model_name:\s*")({"|".join(PARTS)})(")')
 

@@ -28,6 +28,8 @@ class LocalGateway(Child):
             *("--triton", triton, "--host", settings.host, "--port", str(settings.port)),
             *("--drain-seconds", "1"),
             *(("--default-model", default_model) if default_model else ()),
+            *(("--registry", str(settings.registry)) if settings.registry else ()),
+            "--training" if settings.training else "--no-training",
         ]
         log = None if settings.log_level == "debug" else paths.cache() / "logs" / f"gateway-{settings.port}.log"
         super().__init__("the gateway", command, os.environ, log, _EXIT_SECONDS)

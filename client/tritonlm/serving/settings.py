@@ -84,6 +84,7 @@ class Settings(BaseSettings):
         validation_alias=_also("enable_embeddings", "ENABLE_EMBEDDINGS_BACKEND"),
         description="Whether the language models embed prompts (/v1/embeddings).",
     )
+    training: bool = Field(True, description="Whether callers of the gateway may train language models.")
     log_level: LogLevel = Field("info", description="Detail of the log; debug also shows Triton's log on stderr.")
     load_seconds: float = Field(600, gt=0, description="How long one language model may take to load and answer.")
     drain_seconds: float = Field(

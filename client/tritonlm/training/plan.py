@@ -58,12 +58,12 @@ class TrainingPlan(BaseModel):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "abacus": {
-        "sizes": Sizes(layers=4, width=128, heads=4, context=128), "tokenizer": "character", "steps": 6000,
+        "sizes": Sizes(layers=4, width=128, heads=4, context=128), "tokenizer": "character", "steps": 7000,
         "batch_size": 256, "learning_rate": 2e-3, "warmup_steps": 200, "eval_steps": 500,
     },
     "fable": {
-        "sizes": Sizes(layers=4, width=256, heads=8, context=512), "vocabulary": 2048, "steps": 2400, "batch_size": 16,
-        "learning_rate": 2e-3, "warmup_steps": 150, "eval_steps": 300,
+        "sizes": Sizes(layers=3, width=192, heads=6, context=512), "vocabulary": 2048, "steps": 6000, "batch_size": 16,
+        "learning_rate": 3e-3, "warmup_steps": 200, "eval_steps": 500,
     },
 }  # fmt: skip
 
@@ -101,9 +101,15 @@ def read_plan(given: dict[str, Any], sizes: dict[str, int | None], resume: bool)
 
 
 def _written(out: Path) -> TrainingPlan:
+    if not (out / PLAN_FILE).is_file():
+        raise TrainingError(f"out: there is no training to go on with in {out}: it has no {PLAN_FILE}")
+    return read_plan_file(out / PLAN_FILE)
+
+
+def read_plan_file(file: Path) -> TrainingPlan:
     try:
-        return TrainingPlan.model_validate_json((out / PLAN_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TrainingError(f"out: there is no training to go on with in {out}: it has no {PLAN_FILE}") from None
+        return TrainingPlan.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"plan: {file} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise TrainingError(f"out: {out / PLAN_FILE} is not a plan: {error.errors()[0]['msg']}") from None
+        raise TrainingError(f"plan: {file} is not a plan: {error.errors()[0]['msg']}") from None

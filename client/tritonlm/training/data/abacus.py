@@ -27,7 +27,7 @@ def load(seed: int = 0) -> Data:
     held_out, train = split(seed)
     return Data(
         "abacus",
-        examples(*train),
+        examples(*with_short_ones(*train)),
         examples(*held_out),
         character_tokenizer(CHARACTERS),
         f"all sums of two numbers from 0 to {HIGHEST} but {HELD_OUT} that are held out",
@@ -41,6 +41,15 @@ def split(seed: int = 0) -> tuple[tuple[Numbers, Numbers], tuple[Numbers, Number
     order = np.random.default_rng(seed).permutation((HIGHEST + 1) ** 2)
     first, second = order // (HIGHEST + 1), order % (HIGHEST + 1)
     return (first[:HELD_OUT], second[:HELD_OUT]), (first[HELD_OUT:], second[HELD_OUT:])
+
+
+def with_short_ones(first: Numbers, second: Numbers) -> tuple[Numbers, Numbers]:
+    """The short sums more often: among a million pairs, those of one digit are a hundred."""
+    larger = np.maximum(first, second)
+    rows = [np.arange(len(first))]
+    rows += [np.repeat(np.flatnonzero(larger < bound), times) for bound, times in ((100, 5), (10, 200))]
+    chosen = np.concatenate(rows)
+    return first[chosen], second[chosen]
 
 
 def examples(first: Numbers, second: Numbers) -> Examples:

@@ -16,11 +16,13 @@ from tritonlm.client import AsyncClient
 
 from ...errors import RESPONSES
 from ...settings import GatewaySettings
+from ...training import Training
 from . import api, chat, inference, queue
 
 
-def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
+def router(client: AsyncClient, settings: GatewaySettings, training: Training) -> APIRouter:
     routes = APIRouter(tags=["older systems"], responses=RESPONSES)
-    for system in (queue, inference, chat, api):
+    for system in (queue, inference, chat):
         system.add_routes(routes, client, settings)
+    api.add_routes(routes, client, settings, training)
     return routes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,13 +11,15 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tritonlm.client import AsyncClient
-from tritonlm.contract import InvalidRequest, NotOffered
+from tritonlm.contract import InvalidRequest
+from tritonlm.jobs.store import RUNNING
 from tritonlm.types import Completion
 
 from ...answers import Shape
 from ...middleware import Context
 from ...schemas import Body, Integer
 from ...settings import GatewaySettings
+from ...training import Training
 from ..openai import complete_text
 from .common import MaxTokens, Temperature, TopK, default_model
 
@@ -74,16 +77,25 @@ class Models(BaseModel):
 class TrainRequest(Body):
     model_config = ConfigDict(protected_namespaces=())
 
-    dataset: str
-    output_dir: str
-    model_type: str | None = None
-    batch_size: Integer | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    max_iters: Integer | None = Field(None, ge=1)
+    dataset: str = Field(min_length=1, max_length=200, description="abacus, fable, or a file in the folder for data")
+    output_dir: str = Field(min_length=1, max_length=200, description="where to, inside the folder for runs")
+    model_type: str | None = Field(None, description="language model to train further; without it from scratch")
+    batch_size: Integer | None = Field(None, ge=1, le=65_536)
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    max_iters: Integer | None = Field(None, ge=1, le=10_000_000)
     eval_interval: Integer | None = Field(None, ge=1)
+    seed: Integer | None = Field(None, ge=0, lt=2**32)
 
 
-def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings) -> None:
+class TrainAnswer(BaseModel):
+    message: str
+    job_id: str
+    config: dict[str, Any]
+    config_path: str
+    process_id: int | None = Field(description="null while it waits for another to end")
+
+
+def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings, training: Training) -> None:
     @routes.get("/api/status")
     async def status() -> Status:
         """Whether a model is loaded, and where it computes."""
@@ -131,6 +143,14 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
         return await complete_text(client, settings, request, arguments, Shape(whole=whole))
 
     @routes.post("/api/train")
-    async def train(body: TrainRequest) -> Message:
-        """Not offered yet."""
-        raise NotOffered(f"this server does not train yet; nothing was started for {body.dataset[:64]!r}")
+    def train(body: TrainRequest) -> TrainAnswer:
+        """Begin a training job; /api/jobs tells how it goes. 501 where this server does not train."""
+        job = training.begin(body.arguments())
+        begun = job.state == RUNNING
+        return TrainAnswer(
+            message="Training started" if begun else "Training queued",
+            job_id=job.id,
+            config=job.config,
+            config_path=str(Path(job.out) / "plan.json"),
+            process_id=job.process_id,
+        )

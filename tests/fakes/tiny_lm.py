@@ -1,13 +1,10 @@
-"""Make a tiny random-weight GPT-2 with a byte-level BPE tokenizer, in Hugging Face format: for tests and a first start.
+"""A tiny random-weight GPT-2 with a byte-level BPE tokenizer, in Hugging Face format. It speaks nonsense.
 
-    python scripts/make_tiny_lm.py OUT_DIR [--seed N]
-
-The same seed gives the same weights. It speaks nonsense: it knows nothing, and this file knows nothing of serving.
+The same seed gives the same weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -67,16 +64,3 @@ def make_checkpoint(folder: Path, seed: int = 0, **gpt2_config_overrides: Any) -
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--architecture", choices=["gpt2"], default="gpt2")
-    arguments = parser.parse_args()
-    make_checkpoint(arguments.out_dir, arguments.seed)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,85 @@
+"""The jobs in SQLite: what was asked, how it stands. It starts nothing."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+QUEUED, RUNNING, FINISHED, FAILED, CANCELLED, INTERRUPTED = (
+    "queued", "running", "finished", "failed", "cancelled", "interrupted"
+)  # fmt: skip
+# States in which a job can be taken up again.
+RESUMABLE = (FAILED, CANCELLED, INTERRUPTED)
+
+
+@dataclass
+class Job:
+    id: str
+    # What it will be called among the language models.
+    name: str
+    out: str
+    # As the caller wrote it, and as it was understood.
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    state: str = QUEUED
+    resume: bool = False
+    process_id: int | None = None
+    # When that process began: numbers of processes are used again.
+    process_started: float | None = None
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+    error: str | None = None
+
+    @property
+    def log(self) -> Path:
+        return Path(self.out) / "log.txt"
+
+
+_JSON = ("config", "plan")
+_COLUMNS = [spec.name for spec in fields(Job)]
+
+
+class JobStore:
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
+        with self._connected() as database:
+            database.execute(f"CREATE TABLE IF NOT EXISTS jobs ({', '.join(_COLUMNS)}, PRIMARY KEY (id))")
+
+    def put(self, job: Job) -> None:
+        row = {**asdict(job), **{name: json.dumps(getattr(job, name)) for name in _JSON}}
+        places = ", ".join(f":{name}" for name in _COLUMNS)
+        with self._connected() as database:
+            database.execute(f"INSERT OR REPLACE INTO jobs VALUES ({places})", row)
+
+    def get(self, job_id: str) -> Job | None:
+        return next(iter(self._found("WHERE id = ?", (job_id,))), None)
+
+    def all(self) -> list[Job]:
+        return self._found("ORDER BY created", ())
+
+    def _found(self, where: str, values: tuple[Any, ...]) -> list[Job]:
+        with self._connected() as database:
+            rows = database.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {where}", values).fetchall()
+        return [_job_of(dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """Opened for each use: it is rare, and whoever is killed leaves nothing open."""
+        database = sqlite3.connect(self._file, timeout=10)
+        try:
+            with database:
+                yield database
+        finally:
+            database.close()
+
+
+def _job_of(row: dict[str, Any]) -> Job:
+    return Job(**{**row, "resume": bool(row["resume"]), **{name: json.loads(row[name]) for name in _JSON}})
