@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 from tritonlm import __version__
 from tritonlm.commands import bench as load
 from tritonlm.commands import doctor as machine
-from tritonlm.commands import models, registry, text
+from tritonlm.commands import jobs, models, registry, text
 from tritonlm.commands import train as training
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
@@ -154,6 +154,7 @@ app.command()(text.complete)
 app.command()(text.embed)
 app.command()(text.chat)
 app.command()(training.train)
+app.add_typer(jobs.app, name="jobs")
 app.command()(load.bench)
 app.command()(machine.doctor)
 

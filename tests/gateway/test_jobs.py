@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tritonlm.cli import app
 from tritonlm.jobs import Job, JobKeeper, JobStore
 from tritonlm.serving.registry import read_registry
 from tritonlm.training.plan import make_plan
+from typer.testing import CliRunner, Result
 
 from .conftest import Gateway, running_gateway
 
@@ -184,3 +186,28 @@ def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
     job = keeper.add("mine", tmp_path / "mine", {}, plan)
     wait_until(lambda: (keeper.look(), keeper.get(job.id).state)[1] == "failed")
     assert "too little text" in (keeper.get(job.id).error or "")
+
+
+def test_the_command_line_lists_follows_and_changes_jobs(gateway: Gateway) -> None:
+    def tritonlm(*words: str) -> Result:
+        return CliRunner().invoke(app, ["jobs", "--url", gateway.url, *words])
+
+    begun = gateway.post("/api/train", **{**SMALL, "output_dir": "out/by_command"}).json()["job_id"]
+    followed_log = tritonlm("logs", begun, "-f")
+    assert followed_log.exit_code == 0, followed_log.output
+    assert "step 6 of 6" in followed_log.stdout
+    assert "step 6 of 6" in tritonlm("logs", begun).stdout
+    listed = json.loads(tritonlm("--json").stdout)
+    assert {"by_command": "finished"}.items() <= {job["name"]: job["state"] for job in listed}.items()
+    assert begun in tritonlm().stdout
+    long = gateway.post("/api/train", **{**SMALL, "max_iters": 100_000, "output_dir": "out/long"}).json()["job_id"]
+    assert "cancelled" in tritonlm("cancel", long).stdout
+    assert tritonlm("logs", long, "-f").exit_code == 1
+    assert "running" in tritonlm("resume", long).stdout
+    assert "cancelled" in tritonlm("cancel", long).stdout
+    for words, code in ((("cancel", long), 2), (("logs", "nothing"), 2)):
+        refused_one = tritonlm(*words)
+        assert refused_one.exit_code == code
+        assert refused_one.stderr.startswith("error: ")
+    nobody = CliRunner().invoke(app, ["jobs", "--url", "http://127.0.0.1:9"])
+    assert (nobody.exit_code, nobody.stderr) == (3, "error: no gateway answers at http://127.0.0.1:9\n")
