@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from tritonlm import AsyncClient
 from tritonlm.serving import Settings, paths
+from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.control import TritonControl
 from tritonlm.serving.gateway import LocalGateway
 from tritonlm.serving.supervisor import prepare, start
@@ -49,6 +50,9 @@ def make_repository(folder: Path) -> Path:
     repository = folder / "model_repository"
     shutil.copytree(paths.model_repository(), repository, ignore=shutil.ignore_patterns("__pycache__", "engine"))
     shutil.copy(Path(__file__).with_name("instant_generate.py"), repository / "generate" / "1" / "model.py")
+    # Nothing is computed, so that the context can be as long as the streams.
+    config = repository / LM / "1" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), "n_positions": 4096}))
     return repository
 
 
@@ -142,8 +146,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         ports = dict(zip(("port", "http_port", "grpc_port", "metrics_port"), free_ports(4), strict=True))
         settings = Settings(model_repository=[make_repository(Path(folder))], device="cpu", **ports)
-        _, triton = prepare(settings)
-        gateway = LocalGateway(settings)
+        found_models = catalogue(settings)
+        _, triton = prepare(settings, found_models)
+        gateway = LocalGateway(settings, found_models.default)
         control = stack.enter_context(TritonControl(settings.triton_host, settings.http_port))
         for child in (triton, gateway):
             stack.callback(child.stop)
