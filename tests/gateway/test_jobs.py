@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tritonlm.cli import app
+from tritonlm.gateway.training import _lines_from
 from tritonlm.jobs import Job, JobKeeper, JobStore
 from tritonlm.serving.registry import read_registry
 from tritonlm.training.plan import make_plan
@@ -125,6 +126,8 @@ def test_one_runs_and_the_next_waits_and_both_can_be_cancelled(gateway: Gateway)
     first = gateway.post("/api/train", **long, output_dir="out/first").json()
     second = gateway.post("/api/train", **{**long, "dataset": "letters.txt"}, output_dir="out/second").json()
     assert (second["message"], second["process_id"]) == ("Training queued", None)
+    # Neither has a folder of its own yet, or is done; their names are taken all the same.
+    assert refused(gateway, **long, output_dir="out/second") == "output_dir"
     for job in (second, first):
         cancelled = gateway.post(f"/api/jobs/{job['job_id']}/cancel").json()
         assert cancelled["state"] == "cancelled"
@@ -177,6 +180,30 @@ def test_a_keeper_that_closes_ends_its_job_to_be_resumed(tmp_path: Path) -> None
     assert keeper.get(begun.id).state == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(begun.process_id or 0, 0)
+
+
+def test_a_log_is_read_in_parts_and_whole_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    assert _lines_from(log, 0) == ([], 0, False)
+    written = [f"line {number} é" for number in range(20_000)]
+    log.write_text("\n".join([*written, "not yet whole"]), encoding="utf-8")
+    read, place, more = [], 0, True
+    while more:
+        lines, place, more = _lines_from(log, place)
+        read += lines
+    assert read == written
+
+
+def test_nothing_is_written_before_the_first_job_and_one_that_cannot_start_fails(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "runs" / "jobs.sqlite")
+    keeper = JobKeeper(store)
+    keeper.look()
+    assert keeper.all() == []
+    assert list(tmp_path.iterdir()) == []
+    # Where the folder should come, a file lies.
+    (tmp_path / "taken").write_text("")
+    assert begin(keeper, tmp_path / "taken" / "mine").state == "failed"
+    assert "cannot be started" in (keeper.all()[0].error or "")
 
 
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:

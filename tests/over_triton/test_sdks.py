@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from tritonlm.serving.paths import model_repository
 
@@ -44,7 +45,6 @@ def test_openai(url: str, folder: str, version: str) -> None:
 
 
 def test_langchain(url: str) -> None:
-    openai = pytest.importorskip("openai")
     from langchain_openai import ChatOpenAI, OpenAI  # noqa: PLC0415 (slow to import)
 
     arguments: dict[str, Any] = {"base_url": url, "api_key": "unused", "model": LM, "max_retries": 0, **GREEDY}

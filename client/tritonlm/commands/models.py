@@ -76,7 +76,6 @@ def load(
         raise typer.BadParameter("name a language model; tritonlm list shows them")
     name = given
     with connected(triton) as client, notes.status(f"loading {name} …"):
-        client.models.retrieve(name)
         model = client.models.load(name)
     print_json(model.to_dict()) if as_json else console.print(f"{name} is {model.state}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,7 +25,10 @@ from tritonlm.training.plan import PRESETS, make_plan
 
 from .settings import GatewaySettings
 
+_log = logging.getLogger("tritonlm.gateway")
 _LOOK_SECONDS = 0.5
+# Of a log at a time.
+_LOG_BYTES = 64 * 1024
 # What a caller of an older system names, and what it is called in a plan.
 _NAMES = {"dataset": "data", "max_iters": "steps", "eval_interval": "eval_steps", "model_type": "model"}
 
@@ -75,14 +79,13 @@ class Training:
         """The lines of a job's log, as they come, to its end."""
         place = 0
         while True:
+            # Asked before the log is read: what was written before the end is in it.
             job = self.keeper.get(job_id)
-            with contextlib.suppress(OSError), job.log.open("rb") as log:
-                log.seek(place)
-                text = log.read()
-                whole = text.rfind(b"\n") + 1
-                place += whole
-                for line in text[:whole].decode("utf-8", "replace").splitlines():
-                    yield line.rpartition("\r")[2]
+            lines, place, more = _lines_from(job.log, place)
+            for line in lines:
+                yield line
+            if more:
+                continue
             if job.state not in (QUEUED, RUNNING):
                 return
             await asyncio.sleep(_LOOK_SECONDS)
@@ -90,7 +93,11 @@ class Training:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            await asyncio.to_thread(self.keeper.look)
+            try:
+                await asyncio.to_thread(self.keeper.look)
+            except Exception:
+                # A disk that is full for a while must not end the watch over all jobs.
+                _log.exception("looking after the training jobs failed")
 
     def _out(self, asked: str) -> Path:
         out = _inside(self._settings.runs_folder, asked)
@@ -142,3 +149,17 @@ def _inside(root: Path, asked: str) -> Path | None:
     root = root.resolve()
     found = (root / asked).resolve()
     return found if found.is_relative_to(root) and found != root else None
+
+
+def _lines_from(log: Path, place: int) -> tuple[list[str], int, bool]:
+    """The whole lines from this place on, the place after them, and whether there is more at once."""
+    try:
+        with log.open("rb") as file:
+            file.seek(place)
+            text = file.read(_LOG_BYTES)
+    except OSError:
+        return [], place, False
+    full = len(text) == _LOG_BYTES
+    # A line that is longer than all that is read at a time is given in parts.
+    whole = text.rfind(b"\n") + 1 or (len(text) if full else 0)
+    return text[:whole].decode("utf-8", "replace").splitlines(), place + whole, full

@@ -53,6 +53,8 @@ class JobKeeper:
     @_alone
     def add(self, name: str, out: Path, config: dict[str, Any], plan: dict[str, Any]) -> Job:
         """Take a job in; it starts at once if there is room."""
+        if any(job.out == str(out) and job.state in (QUEUED, RUNNING) for job in self.all()):
+            raise InvalidRequest(f"output_dir: another job is to write {out.name}; choose another name", "output_dir")
         job = Job(secrets.token_hex(6), name, str(out), config, plan)
         self._store.put(job)
         self.look()
@@ -98,8 +100,7 @@ class JobKeeper:
         running = sum(job.state == RUNNING for job in jobs)
         for job in jobs:
             if job.state == QUEUED and running < self._at_once:
-                self._start(job)
-                running += 1
+                running += self._started(job)
 
     @_alone
     def close(self) -> None:
@@ -107,6 +108,15 @@ class JobKeeper:
         for job in self._store.all():
             if job.state == RUNNING:
                 self._end(job, INTERRUPTED)
+
+    def _started(self, job: Job) -> bool:
+        try:
+            self._start(job)
+        except OSError as error:
+            job.state, job.ended, job.error = FAILED, time.time(), f"it cannot be started: {error.strerror}"
+            self._store.put(job)
+            return False
+        return True
 
     def _start(self, job: Job) -> None:
         out = Path(job.out)
@@ -132,8 +142,7 @@ class JobKeeper:
     def _runs(self, job: Job) -> bool:
         if job.id in self._children:
             return self._children[job.id].poll() is None
-        process = _process_of(job)
-        return process is not None and process.status() != psutil.STATUS_ZOMBIE
+        return _process_of(job) is not None
 
     def _note_end(self, job: Job) -> None:
         child = self._children.pop(job.id, None)
@@ -163,10 +172,11 @@ class JobKeeper:
 
 
 def _process_of(job: Job) -> psutil.Process | None:
-    """The job's process, if it is still that one."""
+    """The job's process, if it is still that one and has not ended."""
     try:
         process = psutil.Process(job.process_id or -1)
-        return process if process.create_time() == job.process_started else None
+        lives = process.create_time() == job.process_started and process.status() != psutil.STATUS_ZOMBIE
+        return process if lives else None
     except (psutil.Error, ValueError):
         return None
 

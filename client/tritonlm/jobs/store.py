@@ -47,16 +47,17 @@ _COLUMNS = [spec.name for spec in fields(Job)]
 
 
 class JobStore:
+    """The file is made with the first job: a server in which nobody trains writes nothing."""
+
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         self._file = file
-        with self._connected() as database:
-            database.execute(f"CREATE TABLE IF NOT EXISTS jobs ({', '.join(_COLUMNS)}, PRIMARY KEY (id))")
 
     def put(self, job: Job) -> None:
         row = {**asdict(job), **{name: json.dumps(getattr(job, name)) for name in _JSON}}
         places = ", ".join(f":{name}" for name in _COLUMNS)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._connected() as database:
+            database.execute(f"CREATE TABLE IF NOT EXISTS jobs ({', '.join(_COLUMNS)}, PRIMARY KEY (id))")
             database.execute(f"INSERT OR REPLACE INTO jobs VALUES ({places})", row)
 
     def get(self, job_id: str) -> Job | None:
@@ -66,6 +67,8 @@ class JobStore:
         return self._found("ORDER BY created", ())
 
     def _found(self, where: str, values: tuple[Any, ...]) -> list[Job]:
+        if not self._file.is_file():
+            return []
         with self._connected() as database:
             rows = database.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {where}", values).fetchall()
         return [_job_of(dict(zip(_COLUMNS, row, strict=True))) for row in rows]

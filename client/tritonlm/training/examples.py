@@ -24,15 +24,14 @@ class Examples(Dataset[dict[str, torch.Tensor]]):
         self.lengths = (labels != IGNORED).shape[1] - (labels != IGNORED)[:, ::-1].argmax(axis=1)
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]], prompts: Sequence[int] | None = None) -> Examples:
+    def of(cls, sequences: Sequence[Sequence[int]], prompts: Sequence[int]) -> Examples:
         """From token ids; the first `prompts[i]` of a sequence are given, not learnt."""
         longest = max(len(sequence) for sequence in sequences)
         ids = np.zeros((len(sequences), longest), np.int32)
         labels = np.full((len(sequences), longest), IGNORED, np.int32)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = sequence
-            start = prompts[row] if prompts is not None else 0
-            labels[row, start : len(sequence)] = sequence[start:]
+            labels[row, prompts[row] : len(sequence)] = sequence[prompts[row] :]
         return cls(ids, labels)
 
     def __len__(self) -> int:

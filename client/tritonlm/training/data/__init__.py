@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast
@@ -23,6 +22,3 @@ class Data:
     exact: bool = False
     # Prompts for the samples in the report.
     prompts: list[str] = field(default_factory=list)
-
-
-Load = Callable[[], Data]

@@ -123,7 +123,6 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
         if (body.model_path is None) == (body.model_type is None):
             raise InvalidRequest("exactly one of model_path and model_type is needed", "model_path")
         name = (body.model_type or body.model_path or "").rstrip("/").rpartition("/")[2]
-        await client.models.retrieve(name)
         await client.models.load(name)
         return Message(message="Model loaded successfully")
 
