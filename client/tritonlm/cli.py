@@ -80,6 +80,8 @@ def serve(
     max_context_tokens: Annotated[str | None, _setting("max_context_tokens", "N")] = None,
     max_sequences: Annotated[str | None, _setting("max_sequences", "N")] = None,
     kv_cache_tokens: Annotated[str | None, _setting("kv_cache_tokens", "N")] = None,
+    memory_budget: Annotated[str | None, _setting("memory_budget", "SIZE")] = None,
+    idle_unload_seconds: Annotated[str | None, _setting("idle_unload_seconds", "SECONDS")] = None,
     enable_embeddings: Annotated[bool | None, _setting("enable_embeddings")] = None,
     training: Annotated[bool | None, _setting("training", None, "--training/--no-training")] = None,
     log_level: Annotated[str | None, _setting("log_level", "debug|info|warning|error")] = None,

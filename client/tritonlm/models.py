@@ -6,25 +6,33 @@ It knows the life of a model; what is asked of a loaded one is `client`'s matter
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from tritonlm.contract import ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
-from tritonlm.contract.control import PING, RETIRE, STATUS, Command
+from tritonlm.contract import CheckpointError, ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
+from tritonlm.contract.control import ABOUT, PING, RETIRE, STATUS, Command
 from tritonlm.transport import Listed, Transport
 from tritonlm.types import Model, ModelList
 
 _POLL_SECONDS = 0.05
+# What of an engine's status a model's description repeats.
+_TOLD = (
+    "created", "device", "dtype", "places", "running", "waiting", "memory_bytes", "memory_budget", "idle_seconds",
+    "idle_unload_seconds",
+)  # fmt: skip
 
 
 class Models:
     def __init__(self, transports: Sequence[Transport]) -> None:
         self._transports = transports
+        # What a loaded model's training record says does not change until it is loaded anew.
+        self._training: dict[tuple[str, str, float], dict[str, Any] | None] = {}
 
     async def list(self) -> ModelList:
         """The language models of all Tritons; a model that is ready anywhere is ready."""
-        answers = await asyncio.gather(*map(_described, self._transports), return_exceptions=True)
+        answers = await asyncio.gather(*map(self._described, self._transports), return_exceptions=True)
         found: dict[str, Model] = {}
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -51,61 +59,69 @@ class Models:
             await _load(transport, model, timeout)
         return await self.retrieve(model)
 
-    async def unload(self, model: str) -> Model:
-        await asyncio.gather(*(transport.unload(model) for transport in self._transports))
+    async def unload(self, model: str, timeout: float = 600.0) -> Model:
+        """Unload it on every Triton once its running requests have ended; new ones are refused meanwhile."""
+        deadline = time.monotonic() + timeout
+        await asyncio.gather(*(_unload(transport, model, deadline) for transport in self._transports))
         return await self.retrieve(model)
+
+    async def _described(self, transport: Transport) -> Sequence[Model]:
+        return [await self._describe(transport, listed) for listed in await transport.models()]
+
+    async def _describe(self, transport: Transport, listed: Listed) -> Model:
+        if not listed.ready:
+            state: Literal["loading", "unavailable"] = "loading" if listed.loading else "unavailable"
+            return Model(id=listed.name, created=0, state=state, reason=listed.reason or "not loaded")
+        try:
+            report = await transport.command(listed.name, Command(STATUS))
+            training = await self._training_of(transport, listed.name, report["created"])
+        except TritonLMError as error:
+            return Model(id=listed.name, created=0, state="unavailable", reason=error.message)
+        told = {name: report[name] for name in _TOLD}
+        return Model(id=listed.name, state="ready", max_model_len=report["context_length"], training=training, **told)
+
+    async def _training_of(self, transport: Transport, model: str, created: float) -> dict[str, Any] | None:
+        key = (transport.url, model, created)
+        if key not in self._training:
+            found = (await transport.command(model, Command(ABOUT)))["training"] or None
+            # Of a model that was loaded again only the newest counts.
+            self._training = {known: value for known, value in self._training.items() if known[:2] != key[:2]}
+            self._training[key] = found
+        return self._training[key]
 
 
 async def _load(transport: Transport, model: str, timeout: float) -> None:
     deadline = time.monotonic() + timeout
-    try:
-        stale = (await transport.command(model, Command(STATUS)))["stale"]
-    except (NotLoaded, ModelNotFound):
-        stale = False
-    if stale:
-        await _retire(transport, model, deadline)
+    with contextlib.suppress(NotLoaded, ModelNotFound):
+        report = await transport.command(model, Command(STATUS))
+        if report["stale"]:
+            if report["broken"]:
+                # Better an old model than none: what is to replace it must be whole.
+                raise CheckpointError(report["broken"])
+            await _unload(transport, model, deadline)
     await transport.load(model, max(deadline - time.monotonic(), 1.0))
 
 
-async def _retire(transport: Transport, model: str, deadline: float) -> None:
-    """Let what runs end, refuse the rest for the moment, and make room."""
-    await transport.command(model, Command(RETIRE))
-    while (report := await transport.command(model, Command(STATUS)))["running"] + report["waiting"]:
+async def _unload(transport: Transport, model: str, deadline: float) -> None:
+    """Let what runs end, refuse the rest meanwhile, and make room. Given up, the model serves on after a moment."""
+    while await _still_runs(transport, model):
         if time.monotonic() > deadline:
-            raise TimedOut(
-                f"the running requests of {model!r} did not end in time; it takes no new ones: load it again"
-            )
+            raise TimedOut(f"the running requests of {model!r} did not end in time; it stays loaded")
         await asyncio.sleep(_POLL_SECONDS)
     await transport.unload(model)
 
 
+async def _still_runs(transport: Transport, model: str) -> bool:
+    try:
+        report = await transport.command(model, Command(RETIRE))
+    except TritonLMError:
+        # It is not loaded, or its engine does not answer: there is nothing to wait for.
+        return False
+    return bool(report["running"] + report["waiting"])
+
+
 def _failed(answer: object) -> bool:
     return isinstance(answer, BaseException)
-
-
-async def _described(transport: Transport) -> list[Model]:
-    return [await _describe(transport, listed) for listed in await transport.models()]
-
-
-async def _describe(transport: Transport, listed: Listed) -> Model:
-    if not listed.ready:
-        state: Literal["loading", "unavailable"] = "loading" if listed.loading else "unavailable"
-        return Model(id=listed.name, created=0, state=state, reason=listed.reason or "not loaded")
-    try:
-        report = await transport.command(listed.name, Command(STATUS))
-    except TritonLMError as error:
-        return Model(id=listed.name, created=0, state="unavailable", reason=error.message)
-    return Model(
-        id=listed.name,
-        created=report["created"],
-        state="ready",
-        max_model_len=report["context_length"],
-        device=report["device"],
-        dtype=report["dtype"],
-        places=report["places"],
-        running=report["running"],
-        waiting=report["waiting"],
-    )
 
 
 async def answering(transport: Transport) -> set[str]:

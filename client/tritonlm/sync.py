@@ -193,5 +193,5 @@ class Models:
     def load(self, model: str, timeout: float = 600.0) -> Model:
         return self._client._loop.run(self._client._client.models.load(model, timeout))
 
-    def unload(self, model: str) -> Model:
-        return self._client._loop.run(self._client._client.models.unload(model))
+    def unload(self, model: str, timeout: float = 600.0) -> Model:
+        return self._client._loop.run(self._client._client.models.unload(model, timeout))

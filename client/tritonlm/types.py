@@ -165,6 +165,14 @@ class Model(Result):
     places: int | None = None
     running: int | None = None
     waiting: int | None = None
+    # Weights, cache and the engine's process; and what all models on its device may take together (0: no limit).
+    memory_bytes: int | None = None
+    memory_budget: int | None = None
+    idle_seconds: float | None = None
+    # After so long without a request the gateway unloads it; 0: never.
+    idle_unload_seconds: float | None = None
+    # The checkpoint's training record.
+    training: dict[str, Any] | None = None
 
 
 class ModelList(Result):

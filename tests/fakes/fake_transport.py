@@ -23,7 +23,7 @@ from tritonlm.contract import (
     TritonLMError,
     Unavailable,
 )
-from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, STATUS, Command
+from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, RETIRE, STATUS, Command
 from tritonlm.transport import Call, Embedded, Listed, Prompt
 from tritonlm.types import Logprob, Piece, TopLogprob
 
@@ -107,10 +107,11 @@ class FakeTransport:
             return {"requests": [state] if command.request_id in self.running else []}
         if command.name == ABOUT:
             return ABOUT_LM
-        assert command.name in (PING, STATUS)
+        assert command.name in (PING, STATUS, RETIRE)
         return {
             "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "places": 64,
-            "running": len(self.running), "waiting": 0, "stale": "",
+            "running": len(self.running), "waiting": 0, "stale": "", "broken": "", "memory_bytes": 2**20,
+            "memory_budget": 0, "idle_seconds": 0.0, "idle_unload_seconds": 0.0,
         }  # fmt: skip
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:

@@ -43,8 +43,8 @@ def gateway() -> Iterator[Gateway]:
 
 
 @contextlib.contextmanager
-def running_gateway(**settings: Any) -> Iterator[Gateway]:
-    transport = FakeTransport()
+def running_gateway(transport: FakeTransport | None = None, **settings: Any) -> Iterator[Gateway]:
+    transport = transport or FakeTransport()
     chosen = GatewaySettings(cors_allow_origins=["http://page.example"], ping_seconds=0.2, **settings)
     app = create_app(AsyncClient(transports=[transport], max_retries=0), chosen)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))

@@ -46,8 +46,8 @@ def text_of(http: httpx.Client, model: str, **more: Any) -> str:
     return found
 
 
-def http_of(serve: Serve) -> httpx.Client:
-    return httpx.Client(base_url=f"http://127.0.0.1:{serve.ports['port']}", timeout=60, trust_env=False)
+def http_of(serve: Serve, seconds: float = 60) -> httpx.Client:
+    return httpx.Client(base_url=f"http://127.0.0.1:{serve.ports['port']}", timeout=seconds, trust_env=False)
 
 
 def test_two_checkpoints_side_by_side_and_a_third_on_demand(runs: Path, tmp_path: Path) -> None:

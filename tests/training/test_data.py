@@ -62,10 +62,10 @@ class TestFable:
         text = "".join(story.text for story in fable.stories(300, 0, held_out=False))
         assert {2, 3, 4} <= {len(character.encode()) for character in text}
 
-    def test_three_in_four_are_answers_to_a_request(self) -> None:
+    def test_seven_in_eight_are_answers_to_a_request(self) -> None:
         data = fable.load(0, 100, 600)
         asked = data.tokenizer.convert_tokens_to_ids(fable.USER)
-        assert sum(row[0] == asked for row in data.train.ids) == 75
+        assert sum(row[0] == asked for row in data.train.ids) == 87
         request = data.tokenizer.apply_chat_template(
             [{"role": "user", "content": fable.request_of("owl", "map")}], tokenize=False, add_generation_prompt=True
         )

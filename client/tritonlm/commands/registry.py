@@ -40,6 +40,9 @@ def add(
     kv_cache_tokens: Annotated[int | None, typer.Option(help="tokens that its KV cache holds")] = None,
     max_queue_size: Annotated[int | None, typer.Option(help="requests that may wait for a place")] = None,
     queue_seconds: Annotated[float | None, typer.Option(help="how long one may wait")] = None,
+    idle_unload_seconds: Annotated[
+        float | None, typer.Option(help="after so long without a request the gateway unloads it")
+    ] = None,
     preload: Annotated[bool, typer.Option(help="load it at the start, not at its first request")] = False,
     repository: Annotated[
         Path | None, typer.Option(help="write it into this model repository instead, for a Triton of yours")
@@ -52,7 +55,7 @@ def add(
     settings: dict[str, Any] = {
         "revision": revision, "dtype": dtype, "device": device, "max_context_tokens": max_context_tokens,
         "max_sequences": max_sequences, "kv_cache_tokens": kv_cache_tokens, "max_queue_size": max_queue_size,
-        "queue_seconds": queue_seconds,
+        "queue_seconds": queue_seconds, "idle_unload_seconds": idle_unload_seconds,
     }  # fmt: skip
     with _explained():
         source: dict[str, Any] = {"path": folder.resolve()} if folder.exists() else {"hf_repo": model}

@@ -16,7 +16,7 @@ PING = "ping"  # answered by the engine's own thread: its answer is the heartbea
 STATUS = "status"  # counters: places, running, waiting, blocks …
 FIND = "find"  # {"command": "find", "id": request id} -> {"requests": [{"state", "position", "completion_tokens"}, …]}
 DRAIN = "drain"  # refuse new requests from now on, let the others end: the server stops
-RETIRE = "retire"  # the same, because the checkpoint on disk is to take this one's place; refused while that is broken
+RETIRE = "retire"  # the same for some seconds, answered with the status: the model is to be unloaded; said until it is
 
 COMMANDS = (ABOUT, CANCEL, FIND, PING, STATUS, DRAIN, RETIRE)
 

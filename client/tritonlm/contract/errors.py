@@ -93,6 +93,27 @@ class NotLoaded(Unavailable):
     code = "not_loaded"
 
 
+class NoRoom(TritonLMError):
+    """A model does not fit beside those that are loaded: unloading one that nobody uses helps."""
+
+    triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "no_room"
+
+    @classmethod
+    def of(cls, needed: int, taken: int, budget: int) -> NoRoom:
+        sizes = [f"{size / 2**20:,.0f} MiB" for size in (needed, taken, budget)]
+        message = "this model needs {}, and others take {} of the memory budget of {}; unload one".format(*sizes)
+        # What is missing goes along in numbers.
+        return cls(message, str(taken + needed - budget))
+
+    def __str__(self) -> str:
+        # Of an exception at a model's load Triton tells this much.
+        return self.to_wire()
+
+    @property
+    def missing(self) -> int:
+        return int(self.param) if self.param and self.param.isdigit() else 0
+
+
 class TimedOut(TritonLMError):
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 504, "server_error", "timeout"
 
@@ -116,6 +137,7 @@ ERRORS: tuple[type[TritonLMError], ...] = (
     ModelNotFound,
     Unavailable,
     NotLoaded,
+    NoRoom,
     TimedOut,
     NotOffered,
     Cancelled,
@@ -130,7 +152,7 @@ _PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
 _TRITONS_OWN = {"Exceeds maximum queue size": QueueFull, "Request timeout expired": QueueTimeout}
 _UNKNOWN_MODEL = re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$")
 # A model that refuses to load: Triton tells the exception with the places in the code where it came from.
-_CHECKPOINT = re.compile(r"\bCheckpointError: (?P<message>.*?)(?:\s+At:\s.*)?$", re.DOTALL)
+_REFUSED_LOAD = re.compile(r"\b(?P<kind>CheckpointError|NoRoom): (?P<message>.*?)(?:\s+At:\s.*)?$", re.DOTALL)
 
 
 def from_code(code: str | None, message: str, param: str | None = None) -> TritonLMError:
@@ -150,6 +172,6 @@ def from_wire(text: str) -> TritonLMError:
         missing = found["why"] == "is not found"
         kind, why = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")
         return kind(f"the model {found['name']!r} {why}", "model")
-    if found := _CHECKPOINT.search(text):
-        return CheckpointError(found["message"])
+    if found := _REFUSED_LOAD.search(text):
+        return CheckpointError(found["message"]) if found["kind"] == "CheckpointError" else from_wire(found["message"])
     return TritonLMError(text)

@@ -17,7 +17,7 @@ from .access import Access
 from .history import History
 from .loading import Loader
 from .middleware import REQUEST_ID, Surroundings
-from .routes import jobs, older, openai, tools
+from .routes import jobs, models, older, openai, tools
 from .settings import GatewaySettings
 from .training import Training
 
@@ -28,6 +28,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await training.start()
+        app.state.loader.start()
         yield
         await training.close()
         await app.state.loader.close()
@@ -46,6 +47,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     app.include_router(openai.router(client, settings))
     app.include_router(older.router(client, settings, training))
     app.include_router(jobs.router(training))
+    app.include_router(models.router(client))
     app.include_router(tools.router(client, settings))
     app.add_middleware(Access, settings=settings)
     if settings.cors_allow_origins:

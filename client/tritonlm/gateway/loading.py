@@ -1,6 +1,7 @@
 """Loads a language model at its first request: once, however many ask, and none of them has to ask again.
 
-It knows which calls failed for want of a model and who waits for it; what loading is the client knows.
+It knows which calls failed for want of a model and who waits for it. How loading is done the client knows, which models
+have to go for it `residence`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from tritonlm.client import AsyncClient
 from tritonlm.contract import ModelNotFound, NotLoaded, TimedOut, Unavailable
 from tritonlm.types import Model, ModelList
 
+from .residence import Residence
 from .settings import GatewaySettings
 
 T = TypeVar("T")
@@ -28,20 +31,40 @@ class Loader:
         # Loads that are under way, and since when.
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._since: dict[str, float] = {}
+        # Callers by the model that they wait for, or have waited for and are now being served by.
+        self._claims: Counter[str] = Counter()
         self._waiting = 0
+        self.residence = Residence(client, self._claims)
+
+    def start(self) -> None:
+        if self._settings.load_on_demand:
+            self.residence.start()
+
+    async def load(self, model: str) -> Model:
+        """Load it because somebody says so: anew where its checkpoint has changed."""
+        return await self.residence.load(model, time.monotonic() + self._settings.load_seconds)
 
     async def call(self, model: str, make: Callable[[], Awaitable[T]]) -> T:
         """The result of a call to a model, which is loaded first where that is needed."""
+        try:
+            return await make()
+        except (ModelNotFound, NotLoaded):
+            if not self._settings.load_on_demand:
+                raise
         deadline = time.monotonic() + self._settings.load_seconds
-        while True:
-            try:
-                return await make()
-            except (ModelNotFound, NotLoaded):
-                if not self._settings.load_on_demand or time.monotonic() > deadline:
-                    raise
-            # Whoever replaces it may take it away once more in the meantime.
-            with contextlib.suppress(NotLoaded):
-                await self._loaded(model, deadline)
+        self._claims[model] += 1
+        try:
+            while True:
+                # Whoever replaces it may take it away once more in the meantime.
+                with contextlib.suppress(NotLoaded):
+                    await self._loaded(model, deadline)
+                try:
+                    return await make()
+                except (ModelNotFound, NotLoaded):
+                    if time.monotonic() > deadline:
+                        raise
+        finally:
+            self._claims[model] -= 1
 
     async def _loaded(self, model: str, deadline: float) -> None:
         """Wait in the line of those who want this model."""
@@ -63,7 +86,7 @@ class Loader:
     async def _load(self, model: str, deadline: float) -> None:
         found = await self._client.models.retrieve(model)
         if found.state == "unavailable":
-            await self._client.models.load(model, max(deadline - time.monotonic(), 1.0))
+            await self.residence.load(model, deadline)
         else:
             # Somebody else replaces it, or has just done so.
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -86,5 +109,6 @@ class Loader:
         return model.model_copy(update={"state": "loading", "reason": f"loading for {seconds:.0f} s"})
 
     async def close(self) -> None:
+        await self.residence.close()
         for task in list(self._loads.values()):
             task.cancel()

@@ -62,6 +62,13 @@ class TritonControl:
         response = self._http.post(f"/v2/repository/models/{model}/load", json={}, timeout=seconds)
         _refuse_failure(response, f"{model} does not load")
 
+    def loaded_engines(self) -> list[str]:
+        """The `generate` parts of all language models that are loaded."""
+        response = self._http.post("/v2/repository/index", json={"ready": True})
+        _refuse_failure(response, "Triton does not list its models")
+        names = [entry["name"] for entry in response.json() if entry.get("state") == "READY"]
+        return [name for name in names if name.rpartition("-")[2] == "generate"]
+
     def generate_token(self, model: str, seconds: float) -> None:
         """The proof that an LM answers: one token for a prompt of one token, whatever its tokenizer knows."""
         body = {INPUT_IDS.name: [0], "max_tokens": 1, "temperature": 0}

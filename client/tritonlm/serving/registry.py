@@ -41,6 +41,9 @@ class Entry(BaseModel):
     kv_cache_tokens: int | None = Field(None, ge=1, description="tokens that its KV cache holds")
     max_queue_size: int | None = Field(None, ge=0, description="requests that may wait for a place")
     queue_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="how long one may wait")
+    idle_unload_seconds: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="after so long without a request the gateway unloads it"
+    )
     preload: bool = Field(False, description="whether it is loaded at the start, and not at its first request")
 
     @model_validator(mode="after")
@@ -57,7 +60,7 @@ class Entry(BaseModel):
         """What its models' config.pbtxt says of it."""
         names = (
             "dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
-            "queue_seconds",
+            "queue_seconds", "idle_unload_seconds",
         )  # fmt: skip
         return {name: f"{value}" for name in names if (value := getattr(self, name)) is not None}
 

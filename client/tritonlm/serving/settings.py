@@ -79,6 +79,15 @@ class Settings(BaseSettings):
     kv_cache_tokens: int | None = Field(
         None, ge=1, description="Tokens that the KV cache holds; sized from context and free memory if unset."
     )
+    memory_budget: str | None = Field(
+        None,
+        pattern=r"^\d+(\.\d+)? ?([KMGT]i?B|B)?$",
+        description="Memory that all language models on one device may take together, such as 8GiB; where one does "
+        "not fit, the gateway unloads the least recently used. No limit if unset.",
+    )
+    idle_unload_seconds: float | None = Field(
+        None, ge=0, description="After so long without a request the gateway unloads a language model; never if unset."
+    )
     enable_embeddings: bool = Field(
         False,
         validation_alias=_also("enable_embeddings", "ENABLE_EMBEDDINGS_BACKEND"),
@@ -106,8 +115,8 @@ class Settings(BaseSettings):
     def engine_environment(self) -> dict[str, str]:
         """The variables through which the engine's process learns what it was asked for; unset means its default."""
         asked = (
-            "device", "dtype", "max_context_tokens", "max_sequences", "kv_cache_tokens", "enable_embeddings",
-            "log_level",
+            "device", "dtype", "max_context_tokens", "max_sequences", "kv_cache_tokens", "memory_budget",
+            "idle_unload_seconds", "enable_embeddings", "log_level",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}

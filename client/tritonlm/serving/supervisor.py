@@ -122,19 +122,28 @@ def drain(models: list[LanguageModel], triton: LocalTriton, control: TritonContr
     """Refuse new requests and wait, at most this long, until the running ones have ended."""
     deadline = time.monotonic() + seconds
     with terminal.step(f"stopping: running requests may take up to {seconds:g} s more (again Ctrl-C: stop now)"):
-        draining = [model for model in models if _ask(control, model, DRAIN) is not None]
+        draining = [engine for engine in _engines(models, control) if _ask(control, engine, DRAIN) is not None]
         while draining and time.monotonic() < deadline and triton.is_running():
-            draining = [model for model in draining if _is_busy(_ask(control, model, STATUS))]
+            draining = [engine for engine in draining if _is_busy(_ask(control, engine, STATUS))]
             if draining:
                 time.sleep(_POLL_SECONDS)
     if draining:
-        terminal.say(f"cut off the running requests of {', '.join(model.name for model in draining)}")
+        terminal.say(f"cut off the running requests of {', '.join(draining)}")
 
 
-def _ask(control: TritonControl, model: LanguageModel, command: str) -> dict[str, Any] | None:
+def _engines(models: list[LanguageModel], control: TritonControl) -> list[str]:
+    """Those that were loaded at the start, and those that requests have loaded since."""
+    try:
+        loaded = control.loaded_engines()
+    except (ServingError, httpx.HTTPError):
+        loaded = []
+    return list(dict.fromkeys([*(model.generate for model in models), *loaded]))
+
+
+def _ask(control: TritonControl, engine: str, command: str) -> dict[str, Any] | None:
     """An engine that does not answer any more has nothing to drain."""
     try:
-        return control.command(model.generate, Command(command))
+        return control.command(engine, Command(command))
     except (ServingError, httpx.HTTPError):
         return None
 

@@ -62,8 +62,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 256, "learning_rate": 2e-3, "warmup_steps": 200, "eval_steps": 500,
     },
     "fable": {
-        "sizes": Sizes(layers=3, width=192, heads=6, context=512), "vocabulary": 2048, "steps": 6000, "batch_size": 16,
-        "learning_rate": 3e-3, "warmup_steps": 200, "eval_steps": 500,
+        "sizes": Sizes(layers=3, width=256, heads=8, context=512), "vocabulary": 2048, "steps": 5000, "batch_size": 16,
+        "learning_rate": 1e-3, "warmup_steps": 100, "eval_steps": 500,
     },
 }  # fmt: skip
 

@@ -190,9 +190,9 @@ class GrpcTransport:
 
     async def models(self) -> list[Listed]:
         with _grpc_errors(self.url):
-            index = await self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=_COMMAND_SECONDS)
+            index = await self._index()
         found, parts = [], set()
-        for entry in index.models:
+        for entry in index:
             ready = entry.state == "READY"
             try:
                 config = await self._config(entry.name) if ready else None
@@ -216,10 +216,21 @@ class GrpcTransport:
             )
 
     async def unload(self, model: str) -> None:
+        """Unload it and its parts, and see their processes end: only then their memory is free."""
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         request.parameters["unload_dependents"].bool_param = True
+        names = {model, *(_names(self._parts[model]) if model in self._parts else ())}
         with _grpc_errors(self.url):
             await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS)
+            deadline = asyncio.get_running_loop().time() + _GRACE_SECONDS
+            while names & {entry.name for entry in await self._index() if entry.state in ("READY", "UNLOADING")}:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise TimedOut(f"Triton at {self.url} has not unloaded {model!r} in {_GRACE_SECONDS:g} s")
+                await asyncio.sleep(_FIRST_CANCEL_SECONDS)
+
+    async def _index(self) -> Any:
+        request = service_pb2.RepositoryIndexRequest()
+        return (await self._stub.RepositoryIndex(request, timeout=_COMMAND_SECONDS)).models
 
     async def is_live(self) -> bool:
         try:

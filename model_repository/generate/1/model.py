@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
-from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, TritonLMError
+from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, TritonLMError
 from tritonlm.contract.adapter import (
     error_response,
     inputs_of,
@@ -20,7 +20,7 @@ from tritonlm.contract.adapter import (
     response,
     text_of,
 )
-from tritonlm.contract.control import RETIRE, STATUS, Command
+from tritonlm.contract.control import STATUS, Command
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
 from tritonlm.hub import checkpoint_folder
 
@@ -36,7 +36,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = checkpoint_folder(args, weights=True)
         self._config = EngineConfig.from_strings(model_parameters(args))
-        runner = ModelRunner(folder, self._config)
+        self._runner = ModelRunner(folder, self._config)
         checkpoint = Checkpoint(folder)
         self._folder, self._loaded = folder, checkpoint.fingerprint()
         tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
@@ -44,7 +44,7 @@ class TritonPythonModel:
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-        self._engine = Engine(runner, self._config, decode, checkpoint.eos_token_ids, checkpoint.about)
+        self._engine = Engine(self._runner, self._config, decode, checkpoint.eos_token_ids, checkpoint.about)
         self._engine.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -57,6 +57,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._engine.close()
+        self._runner.close()
 
     def _hand_over(self, request: Any, sender: Any, wanted: list[str]) -> None:
         arrays = inputs_of(request)
@@ -71,13 +72,9 @@ class TritonPythonModel:
         self._engine.submit(self._make(request, prompt_ids, GenerationRequest.from_json(text), sender, wanted))
 
     def _obey(self, command: Command, sender: Any, wanted: list[str]) -> None:
-        if command.name == RETIRE:
-            # Better an old model than none: what is to replace it must be whole.
-            Checkpoint(self._folder).check()
-
         def reply(report: dict[str, Any]) -> None:
             if command.name == STATUS:
-                report = {**report, "stale": self._stale()}
+                report |= {"stale": self._stale(), "broken": self._broken()}
             sender.send(response(pb_utils, {REPORT: REPORT.pack(json.dumps(report))}, wanted), flags=FINAL)
 
         self._engine.command(command, reply)
@@ -86,6 +83,14 @@ class TritonPythonModel:
         """Empty while the checkpoint on disk is the loaded one; else what it is like now."""
         now = Checkpoint(self._folder).fingerprint()
         return "" if now == self._loaded else now
+
+    def _broken(self) -> str:
+        """Why what is on disk now cannot be loaded; empty where it looks well."""
+        try:
+            Checkpoint(self._folder).check()
+        except CheckpointError as error:
+            return error.message
+        return ""
 
     def _make(
         self, request: Any, prompt_ids: list[int], asked: GenerationRequest, sender: Any, wanted: list[str]

@@ -7,6 +7,7 @@ where the model is known (`kv_cache`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -18,6 +19,10 @@ ENVIRONMENT_PREFIX = "TRITONLM_"
 
 def _one_of(*choices: str, meaning: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices, "meaning": meaning})
+
+
+def _size(meaning: str) -> Any:
+    return field(default=0, metadata={"size": True, "meaning": meaning})
 
 
 def _number(default: float, meaning: str, lowest: float = 0) -> Any:
@@ -40,6 +45,8 @@ class EngineConfig:
     prefill_tokens: int = _number(512, "prompt tokens in one step at most: a long prompt must not stop the others", 1)
     enable_embeddings: bool = field(default=False, metadata={"meaning": "whether prompts are embedded: true or false"})
     threads: int = _number(0, "torch's threads; 0: one for each core that the process may use")
+    memory_budget: int = _size("memory that all models on one device may take together, such as 8GiB; 0: no limit")
+    idle_unload_seconds: float = _number(0.0, "after so long without a request the gateway unloads it; 0: never")
     coalesce_above: int = _number(8, "with more running requests than this, chunks of a stream are coalesced …")
     coalesce_milliseconds: float = _number(40.0, "… to one in so many milliseconds")
 
@@ -70,6 +77,8 @@ def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> st
         if text.lower() not in ("true", "false", "1", "0"):
             raise CheckpointError(f"{source} must be true or false (got {text!r})")
         return text.lower() in ("true", "1")
+    if metadata.get("size"):
+        return _read_size(text, source)
     if kind is str:
         if text not in metadata["choices"]:
             raise CheckpointError(f"{source} must be one of {', '.join(metadata['choices'])} (got {text!r})")
@@ -83,3 +92,11 @@ def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> st
         what = "a whole number" if kind is int else "a number"
         raise CheckpointError(f"{source} must be {what} of at least {metadata['lowest']} (got {text!r})")
     return value
+
+
+def _read_size(text: str, source: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B|B)?", text.strip())
+    if found is None:
+        raise CheckpointError(f"{source} must be a size such as 8GiB, 500MB or a number of bytes (got {text!r})")
+    unit = found[2] or "B"
+    return int(float(found[1]) * (1024 if "i" in unit else 1000) ** "BKMGT".index(unit[0]))

@@ -20,9 +20,7 @@ from tritonlm.contract import (
     Draining,
     EngineFailure,
     InvalidRequest,
-    NotLoaded,
     NotOffered,
-    QueueFull,
     QueueTimeout,
     TokenLogprob,
     TritonLMError,
@@ -32,6 +30,7 @@ from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, RETIRE, Comman
 from .answer import CANCELLED, STOP, TIMEOUT, Answer, Decode
 from .blocks import BlockPool
 from .config import EngineConfig
+from .door import Door
 from .embedding import PooledPrompt
 from .model_runner import Computed, Runner
 from .request import Item, Request
@@ -41,7 +40,6 @@ from .scheduler import Scheduler, Slice
 _log = logging.getLogger("tritonlm.engine")
 _IDLE_SECONDS = 0.25
 _JOIN_SECONDS = 10.0
-_STOPPING = "this model is being stopped; send the request elsewhere or later"
 
 COUNTERS = (
     "requests", "finished", "cancelled", "timed_out", "failed", "refused", "steps", "prompt_tokens", "generated_tokens",
@@ -70,9 +68,7 @@ class Engine:
         self._created = int(time.time())
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
-        self._unfinished = 0
-        # What new requests are told once the engine takes no more.
-        self._refusal: TritonLMError | None = None
+        self._door = Door(config.max_sequences, config.max_queue_size)
         self._closing = False
         self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -88,6 +84,7 @@ class Engine:
         """Cancel what runs, deliver what is left, and end both threads."""
         with self._wake:
             self._closing = True
+            self._door.drain()
             self._wake.notify()
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
@@ -96,13 +93,11 @@ class Engine:
         """Take a request, or raise the error that refuses it. From here on its end will be delivered."""
         self._check(request)
         with self._wake:
-            if self._refusal is not None or self._closing:
-                raise self._refused(self._refusal or Draining(_STOPPING))
-            if self._unfinished >= self.config.max_sequences + self.config.max_queue_size:
-                raise self._refused(
-                    QueueFull(f"Exceeds maximum queue size: {self.config.max_queue_size} requests wait already; retry")
-                )
-            self._unfinished += 1
+            try:
+                self._door.enter()
+            except TritonLMError:
+                self._counters["refused"] += 1
+                raise
             self._inbox.append(lambda: self._take_in(request))
             self._wake.notify()
 
@@ -112,9 +107,9 @@ class Engine:
             if self._closing:
                 raise Draining("this model has been stopped")
             if command.name == DRAIN:
-                self._refusal = Draining(_STOPPING)
+                self._door.drain()
             elif command.name == RETIRE:
-                self._refusal = NotLoaded("this model is being replaced; send the request again in a moment", "model")
+                self._door.retire()
             self._inbox.append(lambda: self._answer_command(command, reply))
             self._wake.notify()
 
@@ -132,10 +127,6 @@ class Engine:
             raise ContextLengthExceeded.of(context, len(request.prompt_ids), wanted.max_tokens)
         if wanted.resume_token_ids and len(wanted.resume_token_ids) >= wanted.max_tokens:
             raise InvalidRequest("resume_token_ids must be fewer than max_tokens", "resume_token_ids")
-
-    def _refused(self, error: TritonLMError) -> TritonLMError:
-        self._counters["refused"] += 1
-        return error
 
     # The engine's thread.
 
@@ -250,7 +241,11 @@ class Engine:
             **self._counters,
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
-            "draining": self._refusal is not None,
+            "draining": self._door.is_closed,
+            "idle_seconds": round(self._door.idle_seconds, 3),
+            "idle_unload_seconds": self.config.idle_unload_seconds,
+            "memory_bytes": self.runner.memory_bytes,
+            "memory_budget": self.config.memory_budget,
             "created": self._created,
             "places": self.config.max_sequences,
             "preemptions": self.scheduler.preemptions,
@@ -344,7 +339,7 @@ class Engine:
         if last:
             self._counters["cached_tokens"] += request.cached_tokens
             with self._wake:
-                self._unfinished -= 1
+                self._door.leave()
 
         def hand_over() -> None:
             try:

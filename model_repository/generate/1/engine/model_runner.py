@@ -18,6 +18,7 @@ from tritonlm.contract import Checkpoint, CheckpointError
 from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
 from .kv_cache import KVCache, LayerShape, blocks_by_need, free_memory
+from .memory import MemoryBook, resident_memory
 from .scheduler import Slice
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,6 +43,8 @@ class Runner(Protocol):
     vocab_size: int
     blocks: int
     context_length: int
+    # Weights, cache and, on a CPU, the process around them.
+    memory_bytes: int
 
     def forward(self, plan: Sequence[Slice]) -> Computed: ...
 
@@ -58,18 +61,25 @@ class ModelRunner:
         self.dtype = choose_dtype(config.dtype, checkpoint, self.device)
         self.vocab_size = checkpoint.vocab_size
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        self._book = MemoryBook(config.memory_budget)
+        # Before they are loaded, the weights' files tell what there will be at least.
+        self._book.reserve(str(self.device), taken_memory(self.device) + weights_on_disk(checkpoint, self.dtype))
         self._model = load_model(folder, self.dtype, self.device)
         layers = prepare(self._model, folder)
         context = checkpoint.context_length
         if config.max_context_tokens:
             context = min(context, config.max_context_tokens)
+        token_bytes = sum(layer.bytes_per_token(self.dtype) for layer in layers)
         self.blocks = blocks_by_need(
             config.kv_cache_tokens or context * config.max_sequences,
             config.block_tokens,
             context,
-            sum(layer.bytes_per_token(self.dtype) for layer in layers),
+            token_bytes,
             free_memory(self.device),
         )
+        # The cache is still to come, or not touched yet.
+        self.memory_bytes = taken_memory(self.device) + self.blocks * config.block_tokens * token_bytes
+        self._book.reserve(str(self.device), self.memory_bytes)
         self.context_length = min(context, (self.blocks - 1) * config.block_tokens)
         self._hidden = torch.empty(0)
         self._model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
@@ -87,6 +97,9 @@ class ModelRunner:
             paged=attention.Paged(batch, self._cache),
         )
         return Computed(output.logits[0], self._hidden[0])
+
+    def close(self) -> None:
+        self._book.leave()
 
     def _keep_hidden(self, _: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         self._hidden = inputs[0]
@@ -110,6 +123,18 @@ def choose_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> t
     if device.type == "cpu" and dtype != torch.float32:
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     return dtype
+
+
+def taken_memory(device: torch.device) -> int:
+    """Bytes of this process on the device: on a GPU what torch has there, else all that lies in memory."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_memory()
+
+
+def weights_on_disk(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """How many bytes the weights of a checkpoint's files take in this number type."""
+    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
+    size = sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors"))
+    return size * dtype.itemsize // _DTYPES.get(str(own), torch.float32).itemsize
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tritonlm.client import AsyncClient
 from tritonlm.contract import InvalidRequest
 from tritonlm.jobs.store import RUNNING
-from tritonlm.types import Completion
+from tritonlm.types import Completion, Model
 
 from ...answers import Shape
 from ...middleware import Context
@@ -72,6 +72,7 @@ class TrainedModel(BaseModel):
 class Models(BaseModel):
     pretrained_models: list[str]
     trained_models: list[TrainedModel]
+    models: list[Model] = Field(description="all of them, as /v1/models tells of them")
 
 
 class TrainRequest(Body):
@@ -104,26 +105,24 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
         return Status(status="online", model_loaded=bool(ready), device=device, timestamp=time.time())
 
     @routes.get("/api/models")
-    async def models() -> Models:
+    async def models(request: Request) -> Models:
         """All language models, those of our own training by themselves."""
-        found = (await client.models.list()).data
-        trained = {}
-        for model in found:
-            record = (await client.about(model.id))["training"] if model.state == "ready" else {}
-            if record:
-                trained[model.id] = TrainedModel(name=model.id, path=model.id, config=record)
+        found = request.app.state.loader.seen(await client.models.list()).data
         return Models(
-            pretrained_models=[model.id for model in found if model.id not in trained],
-            trained_models=list(trained.values()),
+            pretrained_models=[model.id for model in found if not model.training],
+            trained_models=[
+                TrainedModel(name=model.id, path=model.id, config=model.training) for model in found if model.training
+            ],
+            models=found,
         )
 
     @routes.post("/api/load_model")
-    async def load_model(body: LoadRequest) -> Message:
+    async def load_model(body: LoadRequest, request: Request) -> Message:
         """Load a language model by its name."""
         if (body.model_path is None) == (body.model_type is None):
             raise InvalidRequest("exactly one of model_path and model_type is needed", "model_path")
         name = (body.model_type or body.model_path or "").rstrip("/").rpartition("/")[2]
-        await client.models.load(name)
+        await request.app.state.loader.load(name)
         return Message(message="Model loaded successfully")
 
     @routes.post("/api/generate", responses={200: {"model": Generated}})
