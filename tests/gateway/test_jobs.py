@@ -108,6 +108,7 @@ def refused(gateway: Gateway, **body: Any) -> str:
         ({"model_type": "../x"}, "model_type"),
         ({"max_iters": 10**9}, "max_iters"),
         ({"batch_size": 0}, "batch_size"),
+        ({"dataset": "fable", "batch_size": 65_536}, "batch_size"),
         ({"learning_rate": 2}, "learning_rate"),
         ({"trust_remote_code": True}, "trust_remote_code"),
     ],

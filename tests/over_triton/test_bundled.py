@@ -1,4 +1,4 @@
-"""The language model that lies in the repository, served as on a fresh clone: what the README promises of it."""
+"""The language models that lie in the repository, served as on a fresh clone: what the README promises of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+from tritonlm.serving.catalogue import BUNDLED
 from tritonlm.serving.paths import model_repository
 
 from .test_serve import Serve, serving
@@ -42,6 +43,45 @@ def test_abacus_adds_by_curls_body_by_the_sdk_and_by_the_command_line(bundled: S
     assert told.stdout == "15\n"
 
 
+def test_fable_goes_on_and_answers_with_a_story_by_curls_body_by_the_sdk_and_by_the_command_line(
+    bundled: Serve,
+) -> None:
+    body = {"model": "fable", "messages": [{"role": "user", "content": "Tell me a story about a fox and a lantern"}]}
+    answer = httpx.post(f"{url_of(bundled)}/v1/chat/completions", json={**body, "temperature": 0}, timeout=60).json()
+    story = answer["choices"][0]["message"]["content"]
+    assert "fox" in story
+    assert "lantern" in story
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    with openai.OpenAI(base_url=f"{url_of(bundled)}/v1", api_key="unused") as sdk:
+        pieces = [
+            chunk.choices[0].delta.content or ""
+            for chunk in sdk.chat.completions.create(**body, temperature=0, stream=True)  # type: ignore[call-overload]
+        ]
+        assert "".join(pieces) == story
+        assert len(pieces) > 20
+        begun = sdk.completions.create(model="fable", prompt="Once upon a time", max_tokens=60, temperature=0)
+        assert len(begun.choices[0].text) > 60
+    told = subprocess.run(
+        [sys.executable, "-m", "tritonlm.cli", "complete", "Once upon a time", "--model", "fable", "--temperature", "0",
+         "--max-tokens", "60", "--triton", bundled.grpc],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert begun.choices[0].text.strip() in told.stdout
+
+
+def test_streams_of_stories_meet_characters_of_several_bytes_and_never_break_one(bundled: Serve) -> None:
+    widths = set()
+    with openai.OpenAI(base_url=f"{url_of(bundled)}/v1", api_key="unused") as sdk:
+        for seed in range(12):
+            stream = sdk.completions.create(
+                model="fable", prompt="Once upon a time", max_tokens=200, seed=seed, stream=True
+            )
+            for chunk in stream:
+                assert "\ufffd" not in chunk.choices[0].text
+                widths |= {len(character.encode()) for character in chunk.choices[0].text}
+    assert widths >= {1, 2, 3}
+
+
 def test_an_older_servers_user_finds_the_training_record(bundled: Serve) -> None:
     found = httpx.get(f"{url_of(bundled)}/info").json()
     assert found["checkpoint"] == "abacus"
@@ -49,25 +89,29 @@ def test_an_older_servers_user_finds_the_training_record(bundled: Serve) -> None
     assert found["step"] > 0
     assert found["val_loss"] > 0
     trained = httpx.get(f"{url_of(bundled)}/api/models").json()["trained_models"]
-    assert {model["name"] for model in trained} == {"abacus"}
+    assert {model["name"] for model in trained} == {"abacus", "fable"}
 
 
-def test_it_is_as_good_as_its_card_says(bundled: Serve) -> None:
+def test_they_are_as_good_as_their_cards_say(bundled: Serve) -> None:
     command = [str(CHECKOUT / "scripts" / "evaluate"), "--url", url_of(bundled)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert {line.partition(":")[0] for line in result.stdout.splitlines()} == {"abacus", "fable"}
 
 
-def test_its_card_and_record_lie_beside_it() -> None:
-    folder = model_repository() / "abacus" / "1"
+@pytest.mark.parametrize("name", BUNDLED)
+def test_card_and_record_lie_beside_it(name: str) -> None:
+    folder = model_repository() / name / "1"
     record = json.loads((folder / "training.json").read_text())
-    for field in ("step", "train_loss", "val_loss", "parameters", "seconds", "seed", "dataset"):
+    for field in ("step", "train_loss", "val_loss", "parameters", "seconds", "seed", "dataset", "accuracy"):
         assert record[field] is not None, field
+    assert record["seconds"] < 40 * 60
     assert f"{record['val_perplexity']:.3f}" in (folder / "README.md").read_text()
 
 
-def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in (model_repository() / "abacus" / "1").iterdir()) <= 5 * 2**20
+def test_they_are_small() -> None:
+    files = [file for name in BUNDLED for file in (model_repository() / name / "1").iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 25 * 10**6
 
 
 def test_the_default_model_is_the_first_one(bundled: Serve) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,12 +105,55 @@ def test_a_checkpoint_is_trained_further_on_a_file_with_its_own_tokenizer(undist
     assert Checkpoint(out / "final").vocab_size == 32
 
 
+@pytest.mark.parametrize("largest_file", [20_000, 70_000, 150_000])
+def test_a_disk_that_is_full_leaves_nothing_half_written(largest_file: int, undisturbed: Path, tmp_path: Path) -> None:
+    """Writes beyond the limit fail, as they do on a full disk: in the weights, or in the optimiser's state."""
+    out = tmp_path / "abacus"
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    result = subprocess.run(
+        command("abacus", "--out", str(out), *SMALL),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        preexec_fn=limit,
+    )
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert f"out: {out} cannot be written" in line
+    assert "Traceback" not in result.stderr
+    left = {path.name for path in out.iterdir()}
+    assert left == {"plan.json"}
+    # With room again it ends as if there had always been.
+    assert run("--resume", "--out", str(out)).returncode == 0
+    for name, weight in weights(out / "final").items():
+        assert torch.equal(weight, weights(undisturbed / "final")[name]), name
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "abacus"
+    shutil.copytree(undisturbed, out)
+    shutil.rmtree(out / "final")
+    for half in ("checkpoint-99", ".final"):
+        (out / half).mkdir()
+        (out / half / "model.safetensors").write_bytes(b"half")
+    assert run("--resume", "--out", str(out)).returncode == 0
+    assert not (out / "checkpoint-99").exists()
+    assert not (out / ".final").exists()
+    assert weights(out / "final").keys() == weights(undisturbed / "final").keys()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ((), "data: name what to train on"),
         (("abacus", "--steps", "0"), "steps: Input should be greater"),
         (("nowhere/at/all.txt",), "data: nowhere/at/all.txt is neither a file here nor"),
+        (("abacus", "--layers", "96", "--width", "8192"), "sizes: a model of 77,"),
+        (("fable", "--batch-size", "65536"), "batch_size: a step of 65,536 sequences needs"),
         (("abacus", "--tokenizer", "keep"), "tokenizer: abacus brings its own"),
         (("abacus", "--width", "33", "--heads", "2"), "must be a multiple of heads"),
         (("abacus", "--model", "/nowhere"), "model: /nowhere cannot be loaded"),

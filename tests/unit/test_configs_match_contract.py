@@ -13,14 +13,20 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonlm.contract import SamplingParameters, tensors
 from tritonlm.contract.tensors import TensorSpec
+from tritonlm.serving.entries import models_of, write_entry
+from tritonlm.serving.registry import make_entry
 
 REPOSITORY = README.parent
+# Bundled LMs beside the first, each with a trio of its own that links the first one's code.
+MORE = ["fable"]
 # The trio, and what each takes and gives.
 PARTS: dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]] = {
     "tokenize": (tensors.TOKENIZE_INPUTS, tensors.TOKENIZE_OUTPUTS),
     "generate": (tensors.GENERATE_INPUTS, tensors.GENERATE_OUTPUTS),
     "detokenize": (tensors.DETOKENIZE_INPUTS, tensors.DETOKENIZE_OUTPUTS),
 }
+BASES = tuple(PARTS)
+PARTS |= {f"{name}-{part}": PARTS[part] for name in MORE for part in BASES}
 
 
 def read(model: str) -> Any:
@@ -31,6 +37,10 @@ def read(model: str) -> Any:
 
 def models() -> list[str]:
     return sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt"))
+
+
+def trio(name: str) -> list[str]:
+    return [f"{name}-{part}" if name in MORE else part for part in BASES]
 
 
 ENSEMBLES = [name for name in models() if read(name).platform == "ensemble"]
@@ -60,7 +70,7 @@ def data_type(spec: TensorSpec) -> int:
 
 
 def test_every_model_is_looked_at() -> None:
-    assert ENSEMBLES == ["abacus"]
+    assert ["abacus", *MORE] == ENSEMBLES
     assert set(models()) == {*PARTS, *ENSEMBLES}
 
 
@@ -86,9 +96,22 @@ def test_every_variable_length_input_is_ragged(model: str) -> None:
         assert item.allow_ragged_batch == (-1 in item.dims), item.name
 
 
-def test_the_whole_trio_reads_one_checkpoint() -> None:
-    named = {model: read(model).parameters["checkpoint"].string_value for model in PARTS}
-    assert set(named.values()) == {"../abacus/1"}
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_the_whole_trio_reads_one_checkpoint(name: str) -> None:
+    named = {model: read(model).parameters["checkpoint"].string_value for model in trio(name)}
+    assert set(named.values()) == {f"../{name}/1"}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_second_lm_is_what_would_be_written_for_it_and_links_the_code(name: str, tmp_path: Path) -> None:
+    entry = make_entry(name=name, path=REPOSITORY / name / "1")
+    write_entry(entry, tmp_path / "written", REPOSITORY)
+    for model in models_of(entry):
+        assert (REPOSITORY / model / "config.pbtxt").read_text() == (
+            tmp_path / "written" / model / "config.pbtxt"
+        ).read_text()
+    for model, part in zip(trio(name), BASES, strict=True):
+        assert (REPOSITORY / model / "1").readlink() == Path("..", part, "1")
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
@@ -103,7 +126,7 @@ def test_an_ensemble_takes_and_gives_what_the_contract_says(name: str) -> None:
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_an_ensemble_has_one_name_per_tensor_and_feeds_every_input(name: str) -> None:
     steps = read(name).ensemble_scheduling.step
-    assert [step.model_name for step in steps] == list(PARTS)
+    assert [step.model_name for step in steps] == trio(name)
     tokenize, generate, detokenize = steps
     passed_on = {spec.name for spec in tensors.PASSED_ON}
     for mapped in (tokenize.input_map, tokenize.output_map, generate.input_map, detokenize.output_map):

@@ -15,7 +15,7 @@ from tritonlm.cli import app
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
-from tritonlm.gateway.schemas import CompletionRequest
+from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")])
@@ -72,10 +72,11 @@ def test_a_command_that_is_told_of_is_there_with_its_options(where: str) -> None
 def test_a_curl_line_sends_only_what_exists(where: str) -> None:
     words = CURLS[where]
     body = json.loads(words[words.index("-d") + 1])
-    if any("/v1/completions" in word for word in words):
-        assert set(body) <= set(CompletionRequest.model_fields)
-        assert (ROOT / "model_repository" / body["model"]).is_dir()
-        return
+    for route, schema in (("/v1/completions", CompletionRequest), ("/v1/chat/completions", ChatRequest)):
+        if any(route in word for word in words):
+            assert set(body) <= set(schema.model_fields)
+            assert (ROOT / "model_repository" / body["model"]).is_dir()
+            return
     path = next(word for word in words if "/v2/models/" in word)
     assert (ROOT / "model_repository" / path.split("/v2/models/")[1].split("/")[0]).is_dir()
     parameters = {spec.name for spec in fields(SamplingParameters)}

@@ -187,8 +187,8 @@ def test_what_is_loaded_at_the_start(tmp_path: Path, checkpoint: Path, monkeypat
         chosen = catalogue(Settings(**settings))
         return chosen.load, chosen.default
 
-    assert found() == (["abacus"], "")
-    assert found(registry=registry) == (["abacus"], "")
+    assert found() == (["abacus", "fable"], "")
+    assert found(registry=registry) == (["abacus", "fable"], "")
     assert found(checkpoint=[str(checkpoint), f"later={checkpoint}"]) == (["step_2920", "later"], "step_2920")
     assert found(registry=registry, load=["lazy"]) == (["lazy"], "")
     add_entry(registry, make_entry(name="eager", path=checkpoint, preload=True))

@@ -32,7 +32,7 @@ def list_models(triton: Triton = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json([model.to_dict() for model in found])
         return
-    table = Table("model", "state", "context", "device", "dtype", "running", "waiting", "places")
+    table = Table("model", "state", "context", "device", "dtype", "running", "waiting", "places", "memory")
     for model in found:
         table.add_row(*_row(model))
     console.print(table)
@@ -41,7 +41,8 @@ def list_models(triton: Triton = None, as_json: AsJson = False) -> None:
 def _row(model: Model) -> list[str]:
     numbers = (model.max_model_len, model.device, model.dtype, model.running, model.waiting, model.places)
     state = model.state if model.reason is None else f"{model.state}: {model.reason}"
-    return [model.id, state, *("–" if value is None else str(value) for value in numbers)]
+    memory = "–" if model.memory_bytes is None else f"{model.memory_bytes / 2**20:,.0f} MiB"
+    return [model.id, state, *("–" if value is None else str(value) for value in numbers), memory]
 
 
 def status(triton: Triton = None, as_json: AsJson = False) -> None:

@@ -22,6 +22,7 @@ from tritonlm.serving.entries import repository_of
 from tritonlm.serving.registry import NAME, add_entry, make_entry, read_registry
 from tritonlm.training.errors import TrainingError
 from tritonlm.training.plan import PRESETS, make_plan
+from tritonlm.training.sizes import check_it_fits
 
 from .settings import GatewaySettings
 
@@ -69,6 +70,7 @@ class Training:
             values["model"] = self._model(config["model_type"])
         try:
             plan = make_plan(**values, out=out)
+            check_it_fits(plan)
         except TrainingError as error:
             field, _, why = str(error).partition(": ")
             theirs = {ours: name for name, ours in _NAMES.items()}.get(field, field)

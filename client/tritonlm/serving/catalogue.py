@@ -15,7 +15,7 @@ from .errors import ServingError
 from .registry import Entry, make_entry, read_registry
 from .settings import Settings
 
-BUNDLED = ("abacus",)
+BUNDLED = ("abacus", "fable")
 
 
 @dataclass(frozen=True)

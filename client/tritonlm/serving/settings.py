@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     load: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="Language model to load at once, the others at their first request; may be repeated. Default: "
-        "each --checkpoint and what the registry preloads, else the bundled one.",
+        "each --checkpoint and what the registry preloads, else the bundled ones.",
     )
     reload: bool = Field(False, description="Whether a checkpoint that changes on disk takes the loaded one's place.")
     max_sequences: int | None = Field(

@@ -16,6 +16,9 @@ from .errors import ServingError
 from .settings import Settings
 
 _stderr = Console(stderr=True)
+# The bundled language models, and what they are good at.
+_ADDER, _TELLER = "abacus", "fable"
+_ASKED = "Tell me a story about a fox and a lantern"
 
 
 def say(text: str) -> None:
@@ -59,15 +62,27 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
         "",
         "Try it (Ctrl-C stops the server):",
     ]
-    name = next(iter(reports))
-    prompt: dict[str, object] = {"max_tokens": 20, "temperature": 0}
-    if settings.gateway:
-        body = {"model": name, "prompt": "Once upon a time", **prompt}
-        lines.append(f"  curl {gateway}/v1/completions -d '{json.dumps(body)}'")
-        lines.append(f"  curl -N {gateway}/v1/completions -d '{json.dumps({**body, 'stream': True})}'")
-    else:
-        body = {"text_input": "Once upon a time", **prompt}
-        url = f"{triton}:{settings.http_port}/v2/models/{name}"
-        lines.append(f"  curl -N {url}/generate_stream -d '{json.dumps({**body, 'stream': True})}'")
-        lines.append(f"  curl {url}/generate -d '{json.dumps(body)}'")
+    lines += (_by_the_gateway if settings.gateway else _by_triton)(list(reports), settings)
     return "\n".join(lines) + "\n"
+
+
+def _by_the_gateway(names: list[str], settings: Settings) -> Iterator[str]:
+    url = f"{reachable_host(settings.host)}:{settings.port}/v1"
+    text = {"model": names[0], "prompt": _prompt_for(names[0]), "max_tokens": 20, "temperature": 0}
+    yield f"  curl {url}/completions -d '{json.dumps(text)}'"
+    if _TELLER in names:
+        chat = {"model": _TELLER, "messages": [{"role": "user", "content": _ASKED}], "stream": True}
+        yield f"  curl -N {url}/chat/completions -d '{json.dumps(chat)}'"
+    else:
+        yield f"  curl -N {url}/completions -d '{json.dumps({**text, 'stream': True})}'"
+
+
+def _by_triton(names: list[str], settings: Settings) -> Iterator[str]:
+    url = f"{reachable_host(settings.triton_host)}:{settings.http_port}/v2/models/{names[0]}"
+    text = {"text_input": _prompt_for(names[0]), "max_tokens": 20, "temperature": 0}
+    yield f"  curl -N {url}/generate_stream -d '{json.dumps({**text, 'stream': True})}'"
+    yield f"  curl {url}/generate -d '{json.dumps(text)}'"
+
+
+def _prompt_for(name: str) -> str:
+    return "123+456=" if name == _ADDER else "Once upon a time"

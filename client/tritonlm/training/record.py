@@ -26,7 +26,7 @@ def make_record(plan: TrainingPlan, data: Data, model: Any, state: TrainerState,
         "train_loss": losses[-1] if losses else None,
         "val_loss": loss,
         "val_perplexity": None if loss is None else math.exp(loss),
-        "accuracy": seen.get("eval_exact") if data.exact else None,
+        "accuracy": seen.get("eval_exact") if data.accuracy and data.judge is None else None,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "seconds": seen.get("elapsed"),
         "seed": plan.seed,
@@ -45,9 +45,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def write_card(folder: Path, data: Data, record: dict[str, Any]) -> None:
-    accuracy = (
-        f"- exact answers on held-out examples: {record['accuracy']:.2%}\n" if record["accuracy"] is not None else ""
-    )
+    accuracy = f"- {data.accuracy}: {record['accuracy']:.2%}\n" if record["accuracy"] is not None else ""
     folder.joinpath("README.md").write_text(
         f"""---
 license: apache-2.0

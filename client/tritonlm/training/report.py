@@ -10,13 +10,15 @@ from transformers import PreTrainedTokenizerFast
 
 from .data import Data
 
-_SAMPLE_TOKENS = 160
+_SAMPLE_TOKENS = 220
 
 
 def write_report(folder: Path, data: Data, record: dict[str, Any], logs: list[dict[str, Any]], model: Any) -> None:
     draw_losses(folder / "loss.png", data.name, logs)
     lines = [f"# {data.name}: report", "", "![loss](loss.png)", "", "| | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in record.items() if value is not None]
+    if data.accuracy:
+        lines += ["", f"Accuracy is the share of {data.accuracy}."]
     lines += ["", "## Samples (greedy)", ""]
     for prompt in data.prompts:
         lines += ["```text", f"{prompt} → {sample(model, data.tokenizer, prompt)}", "```", ""]

@@ -6,7 +6,6 @@ Every checkpoint is whole, tokenizer and record included, so that it can be serv
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import EvalPrediction
 
 from .data import Data
 from .examples import IGNORED, as_it_is
@@ -31,15 +30,21 @@ from .plan import PLAN_FILE, TrainingPlan
 from .progress import Progress
 from .record import make_record, write_card, write_record
 from .report import write_report
-
-FINAL = "final"
+from .sizes import check_it_fits
+from .storage import ASIDE, kept_whole, last_checkpoint, put_in_place
 
 
 def train(plan: TrainingPlan, resume: bool = False) -> Path:
     """Train; the folder of the best checkpoint, with its record, card and report."""
+    check_it_fits(plan)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with kept_whole(plan.out):
+        return _train(plan, resume)
+
+
+def _train(plan: TrainingPlan, resume: bool) -> Path:
     torch.set_num_threads(plan.threads or len(os.sched_getaffinity(0)))
     set_seed(plan.seed)
-    plan.out.mkdir(parents=True, exist_ok=True)
     (plan.out / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
     data = load_data(plan)
     model = make_model(plan, data.tokenizer)
@@ -59,29 +64,28 @@ def train(plan: TrainingPlan, resume: bool = False) -> Path:
     )
     # The line of the log that it prints at the end is the progress bar's business.
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(plan.out)) if resume else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(plan.out) if resume else None)
     return _finish(plan, data, trainer)
 
 
 def _finish(plan: TrainingPlan, data: Data, trainer: Trainer) -> Path:
     """The best checkpoint in a folder of its own, which appears complete."""
-    aside, final = plan.out / f".{FINAL}", plan.out / FINAL
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = plan.out / ASIDE
     trainer.save_model(str(aside))
     state = trainer.state
     record = make_record(plan, data, trainer.model, state, state.best_global_step or state.global_step)
+    if data.judge is not None:
+        record["accuracy"] = data.judge(trainer.model.eval())
     write_record(aside, record)
     write_card(aside, data, record)
     write_report(aside, data, record, state.log_history, trainer.model.eval())
     # Its own settings, of no use to who loads it.
     (aside / "training_args.bin").unlink(missing_ok=True)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(aside, final)
-    return final
+    return put_in_place(plan.out)
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Adds the record to every checkpoint as it is saved."""
+    """Adds the record to every checkpoint when it has been saved: with it, it is complete."""
 
     def __init__(self, plan: TrainingPlan, data: Data) -> None:
         self._plan, self._data = plan, data

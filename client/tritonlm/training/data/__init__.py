@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +20,9 @@ class Data:
     held_out: Examples
     tokenizer: PreTrainedTokenizerFast
     description: str
-    # Whether an answer counts only when all of it is right.
-    exact: bool = False
+    # What the record's accuracy is a share of; without it there is none.
+    accuracy: str = ""
+    # How the finished model is judged; without it accuracy is the share of held-out answers that are right as a whole.
+    judge: Callable[[Any], float] | None = None
     # Prompts for the samples in the report.
     prompts: list[str] = field(default_factory=list)

@@ -31,7 +31,7 @@ def load(seed: int = 0) -> Data:
         examples(*held_out),
         character_tokenizer(CHARACTERS),
         f"all sums of two numbers from 0 to {HIGHEST} but {HELD_OUT} that are held out",
-        exact=True,
+        accuracy="held-out sums that are exact",
         prompts=["123+456=", "7+8=", "999+1=", "58+947="],
     )
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..examples import Examples
@@ -27,6 +29,9 @@ CHAT_TEMPLATE = (
 # Pairs of a kind and a thing that no training story tells of.
 HELD_OUT_PAIRS = 160
 HELD_OUT_STORIES = 400
+# How many of the held-out pairs the finished model is asked for.
+JUDGED = 100
+_STORY_TOKENS = 220
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ def load(seed: int, count: int, vocabulary: int) -> Data:
         encoded(held_out, tokenizer),
         tokenizer,
         f"{count:,} short stories from a grammar; {HELD_OUT_PAIRS} pairs of a character and a thing are held out",
+        accuracy=f"{JUDGED} stories, asked for with a held-out pair, that hold both words",
+        judge=lambda model: share_with_both_words(model, tokenizer, held_out_pairs(seed)[:JUDGED]),
         prompts=["Once upon a time", f"{USER}{request_of('fox', 'lantern')}{ASSISTANT}"],
     )
 
@@ -107,3 +114,24 @@ def encoded(told: Sequence[Story], tokenizer: PreTrainedTokenizerFast) -> Exampl
         sequences.append([*prompt, *body, end])
         given.append(len(prompt))
     return Examples.of(sequences, given)
+
+
+@torch.inference_mode()
+def share_with_both_words(model: Any, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> float:
+    """How many of the stories that are asked for, told greedily, hold what they were asked to tell of."""
+    asked: dict[int, list[tuple[tuple[str, str], list[int]]]] = {}
+    for pair in pairs:
+        ids = tokenizer(f"{USER}{request_of(*pair)}{ASSISTANT}", add_special_tokens=False)["input_ids"]
+        # Those of one length together: so none needs padding.
+        asked.setdefault(len(ids), []).append((pair, ids))
+    held = 0
+    for length, group in asked.items():
+        room = min(_STORY_TOKENS, model.config.max_position_embeddings - length)
+        ids = torch.tensor([ids for _, ids in group], device=model.device)
+        end = tokenizer.eos_token_id
+        told = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False, pad_token_id=end
+        )
+        texts = tokenizer.batch_decode(told[:, length:], skip_special_tokens=True)
+        held += sum(all(word in text for word in pair) for (pair, _), text in zip(group, texts, strict=True))
+    return held / len(pairs)
