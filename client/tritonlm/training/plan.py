@@ -103,7 +103,8 @@ def read_plan(given: dict[str, Any], sizes: dict[str, int | None], resume: bool)
 def _written(out: Path) -> TrainingPlan:
     if not (out / PLAN_FILE).is_file():
         raise TrainingError(f"out: there is no training to go on with in {out}: it has no {PLAN_FILE}")
-    return read_plan_file(out / PLAN_FILE)
+    # The folder may have been moved since.
+    return read_plan_file(out / PLAN_FILE).model_copy(update={"out": out})
 
 
 def read_plan_file(file: Path) -> TrainingPlan:
