@@ -102,3 +102,13 @@ def test_an_idle_model_is_unloaded_and_comes_back(registry: Path, tmp_path: Path
         wait_until(lambda: described(http)["lm0"]["state"] == "unavailable", "the idle one has gone")
         assert described(http)["lm1"]["state"] == "ready"
         assert text_of(http, "lm0") == first
+
+
+def test_two_engines_of_one_model_share_its_requests(registry: Path, tmp_path: Path) -> None:
+    """As with two GPUs; here both compute on the CPU."""
+    options = ["--registry", str(registry), "--load", "lm3", "--device", "cpu,cpu"]
+    with serving(model_repository(), tmp_path, *options) as serve, http_of(serve) as http:
+        assert described(http)["lm3"]["device"] == "cpu,cpu"
+        assert described(http)["lm3"]["places"] == 2 * FEW_PLACES["max_sequences"]
+        with ThreadPoolExecutor(24) as crowd:
+            assert len(set(crowd.map(lambda _: text_of(http, "lm3"), range(48)))) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from engine.config import EngineConfig
+from engine.model_runner import choose_devices
 from tritonlm.contract import CheckpointError
 
 
@@ -19,7 +20,9 @@ def test_the_models_config_wins_over_the_environment_and_that_over_the_default()
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("device", "tpu"), ("dtype", "int8"), ("max_sequences", "0"), ("max_sequences", "1.5"), ("threads", "-1"),
+        ("device", "tpu"), ("device", "cuda:0,"), ("device", "auto,cpu"), ("memory_budget", "8 parsecs"),
+        ("memory_budget", "-1GB"), ("dtype", "int8"),
+        ("max_sequences", "0"), ("max_sequences", "1.5"), ("threads", "-1"),
         ("max_seconds", "nan"), ("max_seconds", "inf"), ("queue_seconds", "soon"), ("block_tokens", "0"),
     ],
 )  # fmt: skip
@@ -29,3 +32,28 @@ def test_a_bad_value_is_refused_by_its_name(name: str, text: str) -> None:
     variable = f"TRITONLM_{name.upper()}"
     with pytest.raises(CheckpointError, match=f"{variable} must be"):
         EngineConfig.from_strings({}, {variable: text})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("1024", 1024), ("8GiB", 8 << 30), ("1.5 GB", 1_500_000_000), ("2KiB", 2048), ("7B", 7)],
+)
+def test_a_size_is_read_with_its_unit(text: str, size: int) -> None:
+    assert EngineConfig.from_strings({}, {"TRITONLM_MEMORY_BUDGET": text}).memory_budget == size
+
+
+def test_devices_are_named_one_by_one_or_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(wanted: str) -> list[str]:
+        return [str(device) for device in choose_devices(wanted)]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert found("auto") == found("cpu") == ["cpu"]
+    for missing in ("cuda", "cuda:0", "cpu,cuda:1"):
+        with pytest.raises(CheckpointError, match="torch finds 0 CUDA devices"):
+            choose_devices(missing)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert found("auto") == found("cuda") == found("cuda:0,cuda:1") == ["cuda:0", "cuda:1"]
+    assert found("cuda:1") == ["cuda:1"]
+    with pytest.raises(CheckpointError, match="device cuda:2 was asked for"):
+        choose_devices("cuda:2")

@@ -187,3 +187,50 @@ def test_finalize_ends_what_runs(checkpoint: Path) -> None:
     model.execute(requests)
     model.finalize()
     assert [request.sender.chunks()[-1].finish_reason for request in requests] == ["cancelled"] * 4
+
+
+class TestTwoDevices:
+    """Two engines in one model, as with two GPUs; here both on the CPU."""
+
+    @pytest.fixture
+    def model(self, checkpoint: Path) -> Iterator[Any]:
+        started = start_model("generate", checkpoint, device="cpu,cpu", max_sequences="2", max_queue_size="1")
+        yield started
+        started.finalize()
+
+    def status(self, model: Any) -> dict[str, Any]:
+        asked_for = command("status")
+        model.execute([asked_for])
+        return asked_for.sender.report()
+
+    def test_requests_are_spread_and_answered_alike(self, model: Any) -> None:
+        requests = [asked([5, 6, 7], return_token_ids=True, temperature=1) for _ in range(6)]
+        model.execute(requests)
+        texts = [request.sender.chunks()[0].token_ids for request in requests]
+        assert texts == [texts[0]] * 6
+        # Each has had some of them.
+        engines = model._engine._engines
+        assert [engine.status()["requests"] for engine in engines] == [3, 3]
+        assert (self.status(model)["requests"], self.status(model)["places"]) == (6, 4)
+        assert self.status(model)["device"] == "cpu,cpu"
+
+    def test_a_command_reaches_a_request_wherever_it_is(self, model: Any) -> None:
+        requests = [asked([5], max_tokens=400, ignore_eos=True, request_id=f"r{n}") for n in range(6)]
+        model.execute(requests)
+        refused = asked([5])
+        model.execute([refused])
+        # Both lines are full.
+        assert isinstance(refused.sender.error(), QueueFull)
+        find = [command("find", f"r{n}") for n in range(6)]
+        model.execute(find)
+        assert [len(found.sender.report()["requests"]) for found in find] == [1] * 6
+        cancels = [command("cancel", f"r{n}") for n in range(6)]
+        model.execute(cancels)
+        assert [cancel.sender.report() for cancel in cancels] == [{"cancelled": 1}] * 6
+        assert self.status(model)["running"] == 0
+        retire = command("retire")
+        model.execute([retire])
+        assert retire.sender.report()["draining"] is True
+        late = [asked([5]), asked([5])]
+        model.execute(late)
+        assert all("being unloaded" in request.sender.error().message for request in late)

@@ -83,7 +83,10 @@ def test_a_registry_is_made_by_its_first_entry(tmp_path: Path) -> None:
         ('[{"name": "a", "path": "x", "colour": "red"}]', "a: colour: Extra inputs are not permitted"),
         ('[{"name": "../a", "path": "x"}]', "../a: name: String should match pattern"),
         ('[{"name": "a-generate", "path": "x"}]', "a name must not end in tokenize, generate, detokenize"),
-        ('[{"name": "a", "path": "x", "device": "mps"}]', "a: device: Input should be 'auto', 'cpu' or 'cuda'"),
+        (
+            '[{"name": "a", "path": "x", "device": "mps"}]',
+            "a: device: must be auto, cpu, cuda, or devices such as cuda:0,cuda:1",
+        ),
         ('[{"name": "a", "path": "x", "max_sequences": 0}]', "a: max_sequences: Input should be greater"),
         ('[{"name": "a", "hf_repo": "../../x"}]', "a: hf_repo: String should match pattern"),
         ('[{"name": "a", "path": "x", "revision": "main"}]', "revision is for hf_repo"),

@@ -34,7 +34,7 @@ def add(
     model: Annotated[str, typer.Option(metavar="FOLDER|HUB-ID", help="a checkpoint's folder, or its id on the Hub")],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the Hub")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or devices: cuda:0,cuda:1")] = None,
     max_context_tokens: Annotated[int | None, typer.Option(help="its longest context")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="places: sequences that run together")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="tokens that its KV cache holds")] = None,

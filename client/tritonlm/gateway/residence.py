@@ -77,7 +77,8 @@ class Residence:
         known = self._seen.get(model) or min(ready, key=lambda other: other.memory_bytes or 0, default=None)
         if known is None or not known.memory_budget:
             return 0
-        others = [other for other in ready if other.id != model and other.device == known.device]
+        mine = _devices(known)
+        others = [other for other in ready if other.id != model and _devices(other) & mine]
         taken = sum(other.memory_bytes or 0 for other in others)
         return max(0, taken + (known.memory_bytes or 0) - known.memory_budget)
 
@@ -127,3 +128,7 @@ class Residence:
             if (model.idle_seconds or 0.0) >= patience and not self._claims[model.id]:
                 await self._unload(model, f"after {patience:g} s without a request", time.monotonic() + pause)
         return pause
+
+
+def _devices(model: Model) -> set[str]:
+    return set((model.device or "").split(","))

@@ -17,7 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tritonlm.contract import devices
+
 from .errors import ServingError
+from .settings import Device
 
 PARTS = ("tokenize", "generate", "detokenize")
 # A model's name is a folder's and a part of URLs.
@@ -35,7 +38,7 @@ class Entry(BaseModel):
     hf_repo: str | None = Field(None, pattern=_HUB_ID, description="or its id on the Hugging Face Hub")
     revision: str | None = Field(None, pattern=r"^[\w./-]{1,200}$", description="branch, tag or commit of hf_repo")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description="number type")
-    device: Literal["auto", "cpu", "cuda"] | None = Field(None, description="where it computes")
+    device: Device | None = Field(None, description=f"where it computes: {devices.ALLOWED}, with an engine on each")
     max_context_tokens: int | None = Field(None, ge=1, description="its longest context; never above the checkpoint's")
     max_sequences: int | None = Field(None, ge=1, le=4096, description="places: sequences that run together")
     kv_cache_tokens: int | None = Field(None, ge=1, description="tokens that its KV cache holds")

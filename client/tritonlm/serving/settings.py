@@ -6,21 +6,33 @@ its variable, a variable over the default. This file does not know what Triton d
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tritonlm.contract import devices
 
 from . import paths
 from .errors import ServingError
 
 ENV_PREFIX = "TRITONLM_"
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Annotated[str, AfterValidator(lambda text: _matching(text, devices.PATTERN, devices.ALLOWED))]
+Size = Annotated[
+    str, AfterValidator(lambda text: _matching(text, r"^\d+(\.\d+)? ?([KMGT]i?B|B)?$", "a size such as 8GiB or 500MB"))
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _matching(text: str, pattern: str, allowed: str) -> str:
+    if not re.match(pattern, text):
+        raise ValueError(f"must be {allowed}")
+    return text
 
 
 def _also(name: str, plain: str) -> AliasChoices:
@@ -41,7 +53,8 @@ class Settings(BaseSettings):
     device: Device = Field(
         "auto",
         validation_alias=_also("device", "DEFAULT_DEVICE"),
-        description="Where language models compute that do not say so themselves; auto takes a GPU when there is one.",
+        description="Where language models compute that do not say so themselves: auto (every GPU, or the CPU), cpu, "
+        "cuda, or devices such as cuda:0,cuda:1, with an engine on each.",
     )
     dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
     max_context_tokens: int | None = Field(
@@ -79,9 +92,8 @@ class Settings(BaseSettings):
     kv_cache_tokens: int | None = Field(
         None, ge=1, description="Tokens that the KV cache holds; sized from context and free memory if unset."
     )
-    memory_budget: str | None = Field(
+    memory_budget: Size | None = Field(
         None,
-        pattern=r"^\d+(\.\d+)? ?([KMGT]i?B|B)?$",
         description="Memory that all language models on one device may take together, such as 8GiB; where one does "
         "not fit, the gateway unloads the least recently used. No limit if unset.",
     )

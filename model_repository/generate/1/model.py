@@ -26,7 +26,8 @@ from tritonlm.hub import checkpoint_folder
 
 from .engine.config import EngineConfig
 from .engine.engine import Engine
-from .engine.model_runner import ModelRunner
+from .engine.fleet import together
+from .engine.model_runner import ModelRunner, choose_devices
 from .engine.request import Item, Request
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -36,7 +37,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = checkpoint_folder(args, weights=True)
         self._config = EngineConfig.from_strings(model_parameters(args))
-        self._runner = ModelRunner(folder, self._config)
+        self._runners = [ModelRunner(folder, self._config, device) for device in choose_devices(self._config.device)]
         checkpoint = Checkpoint(folder)
         self._folder, self._loaded = folder, checkpoint.fingerprint()
         tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
@@ -44,7 +45,12 @@ class TritonPythonModel:
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-        self._engine = Engine(self._runner, self._config, decode, checkpoint.eos_token_ids, checkpoint.about)
+        self._engine = together(
+            [
+                Engine(runner, self._config, decode, checkpoint.eos_token_ids, checkpoint.about)
+                for runner in self._runners
+            ]
+        )
         self._engine.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -57,7 +63,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._engine.close()
-        self._runner.close()
+        for runner in self._runners:
+            runner.close()
 
     def _hand_over(self, request: Any, sender: Any, wanted: list[str]) -> None:
         arrays = inputs_of(request)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tritonlm.contract import CheckpointError
+from tritonlm.contract import CheckpointError, devices
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
 
@@ -31,7 +31,14 @@ def _number(default: float, meaning: str, lowest: float = 0) -> Any:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    device: str = _one_of("auto", "cpu", "cuda", meaning="where to compute; auto takes a GPU when there is one")
+    device: str = field(
+        default=devices.AUTO,
+        metadata={
+            "pattern": devices.PATTERN,
+            "allowed": devices.ALLOWED,
+            "meaning": "where to compute, an engine on each; auto: every GPU, or the CPU where there is none",
+        },
+    )
     dtype: str = _one_of(
         "auto", "float32", "bfloat16", "float16", meaning="number type of weights and cache; auto: the checkpoint's"
     )
@@ -79,6 +86,10 @@ def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> st
         return text.lower() in ("true", "1")
     if metadata.get("size"):
         return _read_size(text, source)
+    if "pattern" in metadata:
+        if not re.match(metadata["pattern"], text):
+            raise CheckpointError(f"{source} must be one of {metadata['allowed']} (got {text!r})")
+        return text
     if kind is str:
         if text not in metadata["choices"]:
             raise CheckpointError(f"{source} must be one of {', '.join(metadata['choices'])} (got {text!r})")

@@ -101,6 +101,11 @@ class Engine:
             self._inbox.append(lambda: self._take_in(request))
             self._wake.notify()
 
+    @property
+    def inside(self) -> int:
+        """How many requests have come in and not ended."""
+        return self._door.inside
+
     def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
         """Obey a command on the engine's own thread, between two steps: an answer proves that it is alive."""
         with self._wake:

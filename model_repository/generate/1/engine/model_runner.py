@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tritonlm.contract import Checkpoint, CheckpointError
+from tritonlm.contract import Checkpoint, CheckpointError, devices
 
 from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
@@ -54,10 +54,10 @@ class Runner(Protocol):
 class ModelRunner:
     """Hugging Face's modelling code over the paged cache."""
 
-    def __init__(self, folder: Path, config: EngineConfig) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, device: torch.device | None = None) -> None:
         checkpoint = Checkpoint(folder)
         checkpoint.check()
-        self.device = choose_device(config.device)
+        self.device = device or choose_devices(config.device)[0]
         self.dtype = choose_dtype(config.dtype, checkpoint, self.device)
         self.vocab_size = checkpoint.vocab_size
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
@@ -108,10 +108,16 @@ class ModelRunner:
         self._cache.clear(blocks)
 
 
-def choose_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError("device cuda was asked for, but torch finds no CUDA device; use device auto or cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+def choose_devices(wanted: str) -> list[torch.device]:
+    """One for each engine: those that are named, or every GPU there is."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == devices.AUTO:
+        wanted = devices.CUDA if count else devices.CPU
+    names = [f"{devices.CUDA}:{n}" for n in range(count)] if wanted == devices.CUDA else wanted.split(",")
+    for name in names or [devices.CUDA]:
+        if name.startswith(devices.CUDA) and int(name.rpartition(":")[2] if ":" in name else 0) >= count:
+            raise CheckpointError(f"device {name} was asked for, but torch finds {count} CUDA devices; use auto or cpu")
+    return [torch.device(name) for name in names]
 
 
 def choose_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
