@@ -67,6 +67,13 @@ def test_a_training_from_its_request_to_a_model_that_can_be_loaded(gateway: Gate
     assert (entry.path or Path()) == (folder / "runs" / "out" / "small_abacus" / "final").resolve()
     # What is there is not written over.
     assert refused(gateway, **asked) == "output_dir"
+    # Only what was trained here can be deleted; its files stay.
+    gone = gateway.http.delete("/v1/models/small_abacus").json()
+    assert gone == {"id": "small_abacus", "object": "model", "deleted": True}
+    assert read_registry(folder / "models.yaml") == []
+    assert (folder / "runs" / "out" / "small_abacus" / "final" / "model.safetensors").is_file()
+    assert gateway.http.delete("/v1/models/small_abacus").status_code == 404
+    assert gateway.http.delete("/v1/models/abacus").status_code == 400
 
 
 def followed(gateway: Gateway, job_id: str) -> tuple[list[str], str]:

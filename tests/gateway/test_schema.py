@@ -25,8 +25,9 @@ SCHEMA = schemathesis.openapi.from_dict(
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
 # What depends on another field, or on the model, no schema tells: best_of below n, more tokens than the context …
 BEYOND_SCHEMA = [positive_data_acceptance]
+TRAINING = [label for label in OPERATIONS if "/api/train" in label or "/api/jobs" in label or "DELETE" in label]
 # Refused with 501 as documented: nothing is trained here.
-NOT_OFFERED = {label: [not_a_server_error] for label in OPERATIONS if "/api/train" in label or "/api/jobs" in label}
+NOT_OFFERED = {label: [not_a_server_error] for label in TRAINING}
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,32 @@ def gateway() -> Iterator[Gateway]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def training_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("training")
+    settings = {"runs_folder": folder / "runs", "data_folder": folder / "data", "registry": folder / "models.yaml"}
+    with running_gateway(training=True, **settings) as found:
+        yield found
+        # Whatever was sent, no training was begun by accident, and nothing was written.
+        assert found.http.get("/api/jobs").json() == {"jobs": []}
+        assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("label", list(OPERATIONS))
 def test_every_route_is_as_documented(gateway: Gateway, label: str, mode: GenerationMode) -> None:
+    hold_to(gateway, label, mode, NOT_OFFERED.get(label, []))
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("label", TRAINING)
+def test_every_route_of_training_is_as_documented_where_one_may_train(
+    training_gateway: Gateway, label: str, mode: GenerationMode
+) -> None:
+    hold_to(training_gateway, label, mode, [])
+
+
+def hold_to(gateway: Gateway, label: str, mode: GenerationMode, excluded: list[Any]) -> None:
     if mode is GenerationMode.NEGATIVE and not takes_input(label):
         return
 
@@ -45,7 +69,7 @@ def test_every_route_is_as_documented(gateway: Gateway, label: str, mode: Genera
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
         case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=mode))
-        case.call_and_validate(base_url=gateway.url, excluded_checks=[*BEYOND_SCHEMA, *NOT_OFFERED.get(label, [])])
+        case.call_and_validate(base_url=gateway.url, excluded_checks=[*BEYOND_SCHEMA, *excluded])
 
     hold()
 

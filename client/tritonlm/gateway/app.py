@@ -47,14 +47,14 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     app.include_router(openai.router(client, settings))
     app.include_router(older.router(client, settings, training))
     app.include_router(jobs.router(training))
-    app.include_router(models.router(client))
+    app.include_router(models.router(client, training))
     app.include_router(tools.router(client, settings))
     app.add_middleware(Access, settings=settings)
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_allow_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", REQUEST_ID],
             expose_headers=[REQUEST_ID],
         )

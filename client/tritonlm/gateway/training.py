@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tritonlm.contract import Checkpoint, InvalidRequest, NotOffered
+from tritonlm.contract import Checkpoint, InvalidRequest, ModelNotFound, NotOffered
 from tritonlm.jobs import Job, JobKeeper, JobStore
 from tritonlm.jobs.store import QUEUED, RUNNING
 from tritonlm.serving import ServingError, paths
 from tritonlm.serving.catalogue import BUNDLED
 from tritonlm.serving.entries import repository_of
-from tritonlm.serving.registry import NAME, add_entry, make_entry, read_registry
+from tritonlm.serving.registry import NAME, Entry, add_entry, make_entry, read_registry, remove_entry
 from tritonlm.training.errors import TrainingError
 from tritonlm.training.plan import PRESETS, make_plan
 from tritonlm.training.sizes import check_it_fits
@@ -107,7 +107,7 @@ class Training:
             raise InvalidRequest("output_dir must be a folder inside the server's folder for runs", "output_dir")
         if not re.match(NAME, out.name):
             raise InvalidRequest("output_dir must end in a name: letters, digits, dot, dash, underscore", "output_dir")
-        taken = {entry.name for entry in read_registry(self._registry)} if self._registry.is_file() else set()
+        taken = {entry.name for entry in self._entries()}
         if out.exists() or out.name in taken or out.name in BUNDLED:
             raise InvalidRequest(f"output_dir: {out.name} is there already; choose another name", "output_dir")
         return out
@@ -125,8 +125,7 @@ class Training:
 
     def _model(self, asked: str) -> str:
         folders = {name: paths.model_repository() / name / "1" for name in BUNDLED}
-        if self._registry.is_file():
-            folders |= {entry.name: entry.path for entry in read_registry(self._registry) if entry.path is not None}
+        folders |= {entry.name: entry.path for entry in self._entries() if entry.path is not None}
         if asked not in folders:
             raise InvalidRequest(
                 f"model_type must name a language model of this server ({', '.join(folders)}); without it the training "
@@ -140,8 +139,29 @@ class Training:
         """A finished job's model can be loaded by its name."""
         with contextlib.suppress(ServingError):
             add_entry(self._registry, make_entry(name=job.name, path=(Path(job.out) / "final").resolve()))
-            code = paths.model_repository()
-            repository_of(str(self._registry.resolve()), read_registry(self._registry), code)
+            self._bring_up_to_date()
+
+    def check_is_ours(self, name: str) -> None:
+        """Only what was trained here is a caller's to delete."""
+        if self._keeper is None:
+            raise NotOffered("this server does not train, and only what it has trained can be deleted")
+        found = [entry for entry in self._entries() if entry.name == name]
+        if not found and name not in BUNDLED:
+            raise ModelNotFound(f"the model {name!r} is not among those that were trained here", "model")
+        runs = self._settings.runs_folder.resolve()
+        if not found or found[0].path is None or not found[0].path.is_relative_to(runs):
+            raise InvalidRequest(f"{name} was not trained by a job here; tritonlm remove takes it away", "model")
+
+    def forget(self, name: str) -> None:
+        with contextlib.suppress(ServingError):
+            remove_entry(self._registry, name)
+            self._bring_up_to_date()
+
+    def _entries(self) -> list[Entry]:
+        return read_registry(self._registry) if self._registry.is_file() else []
+
+    def _bring_up_to_date(self) -> None:
+        repository_of(str(self._registry.resolve()), self._entries(), paths.model_repository())
 
 
 def _inside(root: Path, asked: str) -> Path | None:
