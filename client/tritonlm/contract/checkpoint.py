@@ -18,6 +18,8 @@ from .errors import CheckpointError
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
 # What stands before an id on the Hugging Face Hub where a folder could be named.
 HUB = "hf://"
+# Beyond this a model would not even be begun: building it takes hours and all memory.
+_MOST = {"layers": 1000, "width": 1_000_000, "vocab_size": 100_000_000}
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -38,6 +40,11 @@ class Checkpoint:
                 "save it with save_pretrained(safe_serialization=True)"
             )
         _ = self.config, self.vocab_size, self.context_length
+        for what, most in _MOST.items():
+            if isinstance(size := self.about[what], int) and size > most:
+                raise CheckpointError(
+                    f"{self.folder}/config.json: {what} of {size:,} are more than any model has; is the file damaged?"
+                )
 
     def fingerprint(self) -> str:
         """Changes when a file of the checkpoint does; it reads no file's content."""

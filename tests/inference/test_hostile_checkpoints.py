@@ -1,0 +1,99 @@
+"""Checkpoints that are broken, absurd or mean harm: one clear error, no code of theirs run, no memory taken."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine.config import EngineConfig
+from engine.memory import resident_memory
+from engine.model_runner import ModelRunner
+from tritonlm.contract import CheckpointError
+
+from .harness import save_model
+
+CONFIG = EngineConfig(device="cpu", dtype="float32", max_sequences=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_model("gpt2", tmp_path / "lm")
+
+
+def change(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+class Harm:
+    """Unpickled, it would leave a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_pickled_weights_alone_are_not_opened(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harm(tmp_path / "trace")))
+    with pytest.raises(CheckpointError, match=r"no \*.safetensors weights; pickled weights are not loaded: save it"):
+        ModelRunner(folder, CONFIG)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "evil"])
+def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path, model_type: str) -> None:
+    trace = tmp_path / "trace"
+    (folder / "evil.py").write_text(f"from pathlib import Path\nPath({str(trace)!r}).touch()\nclass Config: ...\n")
+    change(
+        folder,
+        model_type=model_type,
+        auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Config", "AutoTokenizer": "evil.Config"},
+    )
+    if model_type == "evil":
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            ModelRunner(folder, CONFIG)
+    else:
+        # transformers has a class of its own for this type, and that is taken.
+        assert ModelRunner(folder, CONFIG).vocab_size == 96
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"n_layer": 10**7}, "more than any model has"),
+        ({"n_embd": 10**9}, "more than any model has"),
+        ({"vocab_size": 10**12}, "more than any model has"),
+        ({"vocab_size": 10**6}, "cannot be loaded"),
+        ({"n_embd": 4096, "n_head": 4}, "cannot be loaded"),
+        ({"n_positions": -1}, "must be a positive integer"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_they_cost_anything(folder: Path, values: dict[str, int], said: str) -> None:
+    change(folder, **values)
+    before = resident_memory()
+    with pytest.raises(CheckpointError, match=said):
+        ModelRunner(folder, CONFIG)
+    assert resident_memory() - before < 500 * 2**20
+
+
+def test_weights_that_were_cut_short_are_told(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        ModelRunner(folder, CONFIG)
+
+
+def test_a_context_beyond_all_memory_is_told_and_can_be_lowered(tmp_path: Path) -> None:
+    folder = save_model("llama", tmp_path / "lm")
+    change(folder, max_position_embeddings=10**9)
+    with pytest.raises(CheckpointError, match="not enough memory for the KV cache: 1000000000 tokens need"):
+        ModelRunner(folder, CONFIG)
+    assert ModelRunner(folder, replace(CONFIG, max_context_tokens=128)).context_length == 128
