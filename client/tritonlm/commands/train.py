@@ -56,6 +56,7 @@ def train(
         # Slow to import, and an extra.
         from tritonlm.training.errors import TrainingError  # noqa: PLC0415
         from tritonlm.training.plan import read_plan, read_plan_file  # noqa: PLC0415
+        from tritonlm.training.run import IS_FIRST  # noqa: PLC0415
         from tritonlm.training.run import train as run  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         terminal.explain(ServingError(f"{missing.name} is missing; pip install 'tritonlm[train]'"))
@@ -73,7 +74,9 @@ def train(
     except KeyboardInterrupt:
         terminal.say(f"stopped; go on with: tritonlm train --resume --out {plan.out}")
         raise typer.Exit(130) from None
+    if not IS_FIRST:
+        return
     if as_json:
         print_json({"checkpoint": str(final)})
         return
-    console.print(f"{final} is ready: tritonlm serve --checkpoint {plan.out.name}={final}", highlight=False)
+    console.print(f"{final} is ready: tritonlm serve --checkpoint {plan.out.name}={final}", highlight=False, soft_wrap=True)

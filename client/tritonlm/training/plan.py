@@ -44,7 +44,7 @@ class TrainingPlan(BaseModel):
     )
     vocabulary: int = Field(2048, ge=32, le=200_000, description="size of a tokenizer trained on the data")
     steps: int = Field(1000, ge=1, le=10_000_000, description="optimiser steps")
-    batch_size: int = Field(16, ge=1, le=65_536, description="sequences in a step")
+    batch_size: int = Field(16, ge=1, le=65_536, description="sequences in a step, over all GPUs")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="highest, after the warm-up")
     warmup_steps: int = Field(100, ge=0, description="steps until it is reached")
     weight_decay: float = Field(0.01, ge=0, le=1)

@@ -31,24 +31,30 @@ from .progress import Progress
 from .record import make_record, write_card, write_record
 from .report import write_report
 from .sizes import check_it_fits
-from .storage import ASIDE, kept_whole, last_checkpoint, put_in_place
+from .storage import ASIDE, FINAL, kept_whole, last_checkpoint, put_in_place
+
+# Several processes, one for each GPU (accelerate launch), train one model; the first tells of it and writes.
+IS_FIRST = os.environ.get("RANK", "0") == "0"
+_PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def train(plan: TrainingPlan, resume: bool = False) -> Path:
     """Train; the folder of the best checkpoint, with its record, card and report."""
     check_it_fits(plan)
+    if not IS_FIRST:
+        return _train(plan, resume)
     plan.out.mkdir(parents=True, exist_ok=True)
     with kept_whole(plan.out):
+        (plan.out / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return _train(plan, resume)
 
 
 def _train(plan: TrainingPlan, resume: bool) -> Path:
     torch.set_num_threads(plan.threads or len(os.sched_getaffinity(0)))
     set_seed(plan.seed)
-    (plan.out / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
     data = load_data(plan)
     model = make_model(plan, data.tokenizer)
-    callbacks: list[TrainerCallback] = [Progress(plan, data), Recorder(plan, data)]
+    callbacks: list[TrainerCallback] = [Progress(plan, data), Recorder(plan, data)] if IS_FIRST else []
     if plan.patience:
         callbacks.append(EarlyStoppingCallback(plan.patience))
     trainer = Trainer(
@@ -72,6 +78,8 @@ def _finish(plan: TrainingPlan, data: Data, trainer: Trainer) -> Path:
     """The best checkpoint in a folder of its own, which appears complete."""
     aside = plan.out / ASIDE
     trainer.save_model(str(aside))
+    if not IS_FIRST:
+        return plan.out / FINAL
     state = trainer.state
     record = make_record(plan, data, trainer.model, state, state.best_global_step or state.global_step)
     if data.judge is not None:
@@ -100,7 +108,7 @@ def arguments(plan: TrainingPlan, data: Data) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(plan.out),
         max_steps=plan.steps,
-        per_device_train_batch_size=plan.batch_size,
+        per_device_train_batch_size=-(-plan.batch_size // _PROCESSES),
         per_device_eval_batch_size=max(plan.batch_size, 64),
         learning_rate=plan.learning_rate,
         warmup_steps=plan.warmup_steps,
@@ -121,6 +129,7 @@ def arguments(plan: TrainingPlan, data: Data) -> TrainingArguments:
         seed=plan.seed,
         data_seed=plan.seed,
         use_cpu=not has_gpu,
+        ddp_backend="gloo" if _PROCESSES > 1 and not has_gpu else None,
         bf16=plan.mixed_precision and has_gpu and torch.cuda.is_bf16_supported(),
         dataloader_num_workers=0,
         remove_unused_columns=False,
