@@ -79,4 +79,6 @@ def train(
     if as_json:
         print_json({"checkpoint": str(final)})
         return
-    console.print(f"{final} is ready: tritonlm serve --checkpoint {plan.out.name}={final}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{final} is ready: tritonlm serve --checkpoint {plan.out.name}={final}", highlight=False, soft_wrap=True
+    )
