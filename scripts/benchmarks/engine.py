@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 
 from engine.config import EngineConfig  # noqa: E402
 from engine.engine import Engine  # noqa: E402
-from engine.model_runner import ModelRunner  # noqa: E402
 from engine.request import Request  # noqa: E402
+from engine.runners import open_runner  # noqa: E402
 
 FOLDER = ROOT / ".cache" / "benchmarks" / "gpt2-124m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -77,11 +77,12 @@ def make_checkpoint() -> Path:
 class EngineSide:
     """The engine, stepped on this thread."""
 
-    def __init__(self, folder: Path, dtype: str, places: int) -> None:
-        config = EngineConfig(device="cpu", dtype=dtype, max_sequences=places)
+    def __init__(self, folder: Path, dtype: str, places: int, runner: str) -> None:
+        config = EngineConfig(device="cpu", dtype=dtype, max_sequences=places, runner=runner)
+        self.runner = open_runner(folder, config, torch.device("cpu"))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._engine = Engine(
-            ModelRunner(folder, config), config, lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip), ()
+            self.runner, config, lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip), ()
         )
 
     def measure(self, prompts: Prompts, new_tokens: int) -> Seconds:
@@ -133,7 +134,7 @@ class TransformersSide:
 
 def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> list[Row]:
     folder = make_checkpoint()
-    ours = EngineSide(folder, arguments.dtype, max(arguments.batch))
+    ours = EngineSide(folder, arguments.dtype, max(arguments.batch), arguments.runner)
     theirs = TransformersSide(folder, arguments.dtype)
     draw = random.Random(0)
 
@@ -170,6 +171,7 @@ def show(rows: list[Row], arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench engine", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--runner", choices=["auto", "native", "reference"], default="auto")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)

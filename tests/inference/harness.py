@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.model_runner import ModelRunner
+from engine.model_runner import choose_devices
 from engine.request import Request
+from engine.runners import open_runner
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM
 from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TokenLogprob, TritonLMError
 
 VOCABULARY = 96
+# All tests here hold for every runner: TRITONLM_RUNNER=reference scripts/test tests/inference
+RUNNER = os.environ.get("TRITONLM_RUNNER", "auto")
 _SMALL = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
@@ -24,7 +28,7 @@ _SMALL = {
 _GROUPED = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8}
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256,
+    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256,
              "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2},
     "gpt_neox": {**_SMALL, "rotary_pct": 0.5},
     "opt": {"vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2,
@@ -96,8 +100,9 @@ class Collected:
 
 
 def make_engine(folder: Path, **settings: Any) -> Engine:
-    config = EngineConfig(**{"max_sequences": 32, "block_tokens": 4, **settings})
-    return Engine(ModelRunner(folder, config), config, lambda ids, _: "".join(f" {i}" for i in ids), ())
+    config = EngineConfig(**{"max_sequences": 32, "block_tokens": 4, "runner": RUNNER, **settings})
+    runner = open_runner(folder, config, choose_devices(config.device)[0])
+    return Engine(runner, config, lambda ids, _: "".join(f" {i}" for i in ids), ())
 
 
 def submit(

@@ -21,16 +21,20 @@ pytestmark = pytest.mark.triton
 BREAKING = 13
 BROKEN_FORWARD = f"""
 
-_whole_forward = ModelRunner.forward
+_open_runner = open_runner
 
 
-def _broken_forward(self, plan):
-    if any(len(piece.request.prompt_ids) == {BREAKING} for piece in plan):
-        raise RuntimeError("a secret of the engine")
-    return _whole_forward(self, plan)
+def open_runner(folder, config, device):
+    runner = _open_runner(folder, config, device)
+    whole_forward = runner.forward
 
+    def forward(plan):
+        if any(len(piece.request.prompt_ids) == {BREAKING} for piece in plan):
+            raise RuntimeError("a secret of the engine")
+        return whole_forward(plan)
 
-ModelRunner.forward = _broken_forward
+    runner.forward = forward
+    return runner
 """
 
 
@@ -50,7 +54,7 @@ def without_numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Triton in which an exception can be caused inside a step."""
     repository = copy_repository(tmp_path_factory.mktemp("breakable"))
-    with (repository / ENGINE / "1" / "engine" / "model_runner.py").open("a", encoding="utf-8") as file:
+    with (repository / ENGINE / "1" / "engine" / "runners.py").open("a", encoding="utf-8") as file:
         file.write(BROKEN_FORWARD)
     with running(repository) as server:
         yield server

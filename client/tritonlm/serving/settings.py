@@ -25,6 +25,7 @@ Size = Annotated[
     str, AfterValidator(lambda text: _matching(text, r"^\d+(\.\d+)? ?([KMGT]i?B|B)?$", "a size such as 8GiB or 500MB"))
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Runner = Literal["auto", "native", "reference"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -55,6 +56,11 @@ class Settings(BaseSettings):
         validation_alias=_also("device", "DEFAULT_DEVICE"),
         description="Where language models compute that do not say so themselves: auto (every GPU, or the CPU), cpu, "
         "cuda, or devices such as cuda:0,cuda:1, with an engine on each.",
+    )
+    runner: Runner = Field(
+        "auto",
+        description="What computes: kernels of our own (native), Hugging Face's code (reference), or the first that "
+        "can.",
     )
     dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
     max_context_tokens: int | None = Field(
@@ -127,7 +133,7 @@ class Settings(BaseSettings):
     def engine_environment(self) -> dict[str, str]:
         """The variables through which the engine's process learns what it was asked for; unset means its default."""
         asked = (
-            "device", "dtype", "max_context_tokens", "max_sequences", "kv_cache_tokens", "memory_budget",
+            "device", "dtype", "runner", "max_context_tokens", "max_sequences", "kv_cache_tokens", "memory_budget",
             "idle_unload_seconds", "enable_embeddings", "log_level",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}

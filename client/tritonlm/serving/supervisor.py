@@ -122,22 +122,24 @@ def drain(models: list[LanguageModel], triton: LocalTriton, control: TritonContr
     """Refuse new requests and wait, at most this long, until the running ones have ended."""
     deadline = time.monotonic() + seconds
     with terminal.step(f"stopping: running requests may take up to {seconds:g} s more (again Ctrl-C: stop now)"):
-        draining = [engine for engine in _engines(models, control) if _ask(control, engine, DRAIN) is not None]
+        names = _engines(models, control)
+        draining = [engine for engine in names if _ask(control, engine, DRAIN) is not None]
         while draining and time.monotonic() < deadline and triton.is_running():
             draining = [engine for engine in draining if _is_busy(_ask(control, engine, STATUS))]
             if draining:
                 time.sleep(_POLL_SECONDS)
     if draining:
-        terminal.say(f"cut off the running requests of {', '.join(draining)}")
+        terminal.say(f"cut off the running requests of {', '.join(names[engine] for engine in draining)}")
 
 
-def _engines(models: list[LanguageModel], control: TritonControl) -> list[str]:
-    """Those that were loaded at the start, and those that requests have loaded since."""
+def _engines(models: list[LanguageModel], control: TritonControl) -> dict[str, str]:
+    """Those that were loaded at the start, and those that requests have loaded since, with their LMs' names."""
     try:
         loaded = control.loaded_engines()
     except (ServingError, httpx.HTTPError):
         loaded = []
-    return list(dict.fromkeys([*(model.generate for model in models), *loaded]))
+    since = {engine: engine.removesuffix("-generate") for engine in loaded}
+    return since | {model.generate: model.name for model in models}
 
 
 def _ask(control: TritonControl, engine: str, command: str) -> dict[str, Any] | None:

@@ -27,8 +27,9 @@ from tritonlm.hub import checkpoint_folder
 from .engine.config import EngineConfig
 from .engine.engine import Engine
 from .engine.fleet import together
-from .engine.model_runner import ModelRunner, choose_devices
+from .engine.model_runner import choose_devices
 from .engine.request import Item, Request
+from .engine.runners import open_runner
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -37,7 +38,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         folder = checkpoint_folder(args, weights=True)
         self._config = EngineConfig.from_strings(model_parameters(args))
-        self._runners = [ModelRunner(folder, self._config, device) for device in choose_devices(self._config.device)]
+        self._runners = [open_runner(folder, self._config, device) for device in choose_devices(self._config.device)]
         checkpoint = Checkpoint(folder)
         self._folder, self._loaded = folder, checkpoint.fingerprint()
         tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))

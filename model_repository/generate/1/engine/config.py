@@ -42,6 +42,10 @@ class EngineConfig:
     dtype: str = _one_of(
         "auto", "float32", "bfloat16", "float16", meaning="number type of weights and cache; auto: the checkpoint's"
     )
+    runner: str = _one_of(
+        "auto", "native", "reference",
+        meaning="what computes: kernels of our own (native), Hugging Face's code (reference), or the first that can",
+    )  # fmt: skip
     max_sequences: int = _number(64, "places: how many requests run together", lowest=1)
     max_queue_size: int = _number(256, "requests that may wait for a place; one more is refused")
     queue_seconds: float = _number(60.0, "how long a request may wait for a place; 0: no limit")

@@ -289,7 +289,9 @@ class Engine:
                 request.answer.end_of_prompt()
                 sampling_rows.append(row - 1)
                 sampling.append(request)
-        drawn = sample(logits[sampling_rows], [request.sampling for request in sampling]) if sampling else []
+        # Where every row is sampled they are taken as they are: a copy of all logits costs as much as sampling them.
+        chosen = logits if len(sampling_rows) == len(logits) else logits[sampling_rows]
+        drawn = sample(chosen, [request.sampling for request in sampling]) if sampling else []
         for request, token in zip(sampling, drawn, strict=True):
             if token is None:
                 self.runner.clear(request.table.blocks)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from tritonlm.contract import CheckpointError
 
+from .config import EngineConfig
+
 # The share of the memory that is free when the model has been loaded.
 FREE_MEMORY_SHARE = 0.5
 
@@ -90,6 +92,31 @@ def free_memory(device: torch.device) -> int:
     except (OSError, ValueError, StopIteration):
         pass  # not Linux, or no limit on this container: what is known so far stands
     return free
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    blocks: int
+    # The longest context that fits.
+    context_length: int
+    bytes: int
+
+
+def cache_size(
+    layers: Sequence[LayerShape], config: EngineConfig, context: int, dtype: torch.dtype, device: torch.device
+) -> CacheSize:
+    """By need, settings and free memory; `context` is the checkpoint's."""
+    context = min(context, config.max_context_tokens or context)
+    token_bytes = sum(layer.bytes_per_token(dtype) for layer in layers)
+    blocks = blocks_by_need(
+        config.kv_cache_tokens or context * config.max_sequences,
+        config.block_tokens,
+        context,
+        token_bytes,
+        free_memory(device),
+    )
+    context = min(context, (blocks - 1) * config.block_tokens)
+    return CacheSize(blocks, context, blocks * config.block_tokens * token_bytes)
 
 
 def blocks_by_need(wanted_tokens: int, block_tokens: int, least_tokens: int, bytes_per_token: int, free: int) -> int:

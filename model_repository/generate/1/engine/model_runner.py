@@ -17,7 +17,7 @@ from tritonlm.contract import Checkpoint, CheckpointError, devices
 
 from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
-from .kv_cache import KVCache, LayerShape, blocks_by_need, free_memory
+from .kv_cache import KVCache, LayerShape, cache_size
 from .memory import MemoryBook, resident_memory
 from .scheduler import Slice
 
@@ -50,6 +50,8 @@ class Runner(Protocol):
 
     def clear(self, blocks: Sequence[int]) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class ModelRunner:
     """Hugging Face's modelling code over the paged cache."""
@@ -66,21 +68,11 @@ class ModelRunner:
         self._book.reserve(str(self.device), taken_memory(self.device) + weights_on_disk(checkpoint, self.dtype))
         self._model = load_model(folder, self.dtype, self.device)
         layers = prepare(self._model, folder)
-        context = checkpoint.context_length
-        if config.max_context_tokens:
-            context = min(context, config.max_context_tokens)
-        token_bytes = sum(layer.bytes_per_token(self.dtype) for layer in layers)
-        self.blocks = blocks_by_need(
-            config.kv_cache_tokens or context * config.max_sequences,
-            config.block_tokens,
-            context,
-            token_bytes,
-            free_memory(self.device),
-        )
+        size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device)
+        self.blocks, self.context_length = size.blocks, size.context_length
         # The cache is still to come, or not touched yet.
-        self.memory_bytes = taken_memory(self.device) + self.blocks * config.block_tokens * token_bytes
+        self.memory_bytes = taken_memory(self.device) + size.bytes
         self._book.reserve(str(self.device), self.memory_bytes)
-        self.context_length = min(context, (self.blocks - 1) * config.block_tokens)
         self._hidden = torch.empty(0)
         self._model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
         self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device)

@@ -1,0 +1,80 @@
+"""Compiles the kernels once for this machine and keeps the library; without a compiler there is none, and torch serves.
+
+    python -m engine.native.build
+
+It knows sources and a compiler, not what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+_log = logging.getLogger("tritonlm.engine")
+_SOURCES = Path(__file__).parent
+_MAIN = "gpt2.cpp"
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
+_SECONDS = 300.0
+# Where the library is kept, and flags that are added: an instruction set that is not to be used (-mno-amx-bf16).
+CACHE, FLAGS = "TRITONLM_NATIVE_CACHE", "TRITONLM_NATIVE_FLAGS"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None, with a word in the log, where they cannot be had."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return ctypes.CDLL(str(compiled(os.environ.get(FLAGS, "").split())))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+        _log.warning("the kernels in C++ cannot be compiled; torch computes in their place: %s", str(said)[-500:])
+        return None
+
+
+def compiled(more: Sequence[str] = ()) -> Path:
+    """The library for these sources, this compiler and this processor; made where it is not there yet."""
+    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
+    if compiler is None:
+        raise OSError("there is no C++ compiler (g++)")
+    sources = sorted(path for path in _SOURCES.iterdir() if path.suffix in (".cpp", ".hpp"))
+    about = [path.read_text(encoding="utf-8") for path in sources]
+    about += [compiler, str(os.stat(compiler).st_mtime_ns), _processor(), *_FLAGS, *more]
+    file = _cache() / f"kernels-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Several engines may come at once; each makes its own, and they are alike.
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        command = [compiler, *_FLAGS, *more, str(_SOURCES / _MAIN), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+        os.replace(made, file)
+    return file
+
+
+def _cache() -> Path:
+    if named := os.environ.get(CACHE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm" / "native"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    print(compiled(os.environ.get(FLAGS, "").split()))

@@ -1,0 +1,96 @@
+// Sixteen floats at a time, in the compiler's own vectors: AVX-512, AVX2 or whatever the machine has. A bfloat16 is the
+// upper half of a float. Nothing here knows of models.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+typedef float Lanes __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+constexpr int kLanes = 16;
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline Lanes splat(float x) { return Lanes{} + x; }
+
+inline Lanes load(const float* from) {
+    Lanes v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline Lanes load(const bf16* from) {
+    Halves h;
+    memcpy(&h, from, sizeof h);
+    return (Lanes)(__builtin_convertvector(h, Words) << 16);
+}
+
+inline void store(float* to, Lanes v) { memcpy(to, &v, sizeof v); }
+
+// Rounded to nearest, ties to even; what is not a number stays none.
+inline void store(bf16* to, Lanes v) {
+    Words bits = (Words)v;
+    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Halves h = __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Halves);
+    memcpy(to, &h, sizeof h);
+}
+
+inline float value(float x) { return x; }
+
+inline float value(bf16 x) {
+    uint32_t bits = (uint32_t)x.bits << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+inline float sum(Lanes v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+#endif
+}
+
+inline float largest(Lanes v) {
+    float found = v[0];
+    for (int i = 1; i < kLanes; i++) found = v[i] > found ? v[i] : found;
+    return found;
+}
+
+// e to the x, to about one unit in the last place; below -87 it is 0 as far as a sum can tell.
+inline Lanes exp(Lanes x) {
+    x = x < splat(-87.0f) ? splat(-87.0f) : x;
+    x = x > splat(88.0f) ? splat(88.0f) : x;
+    // Adding this leaves the nearest whole number in the lowest bits.
+    constexpr float kMagic = 12582912.0f;
+    Lanes shifted = x * 1.44269504f + kMagic;
+    Lanes n = shifted - kMagic;
+    Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Lanes p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Words power = ((Words)shifted - 0x4b400000 + 127) << 23;
+    return p * (Lanes)power;
+}
+
+// GELU in its tanh form, which is x times the logistic function of twice the tanh's argument.
+inline Lanes gelu(Lanes x) {
+    Lanes twice = 1.5957691216f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + exp(-twice));
+}

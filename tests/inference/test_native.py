@@ -1,0 +1,203 @@
+"""The kernels in C++ against Hugging Face's code, in every form they are compiled to; and row by row the same bits."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import random
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine.config import EngineConfig
+from engine.model_runner import ModelRunner
+from engine.native import build
+from engine.native.gpt2 import Gpt2Runner, packed, why_not
+from engine.runners import open_runner
+from engine.scheduler import Slice
+from fakes.tiny_lm import make_checkpoint
+from safetensors.torch import load_file, save_file
+from tritonlm.contract import Checkpoint, CheckpointError
+
+CPU = torch.device("cpu")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Each leaves one more instruction set out; the last is any processor of the last ten years.
+FORMS = {
+    "all": (), "no_amx": ("-mno-amx-bf16",), "no_bf16": ("-mno-amx-bf16", "-mno-avx512bf16"), "avx2": ("-march=haswell",),
+}  # fmt: skip
+# Widths that leave one block of outputs over, heads of one vector and of several, a ragged vocabulary.
+SHAPES: dict[str, dict[str, int]] = {
+    "narrow": {"n_embd": 32, "n_head": 2, "n_layer": 2}, "odd": {"n_embd": 96, "n_head": 2, "n_layer": 3},
+    "inner": {"n_embd": 64, "n_head": 1, "n_layer": 1, "n_inner": 96},
+}  # fmt: skip
+
+
+@dataclass
+class Table:
+    blocks: list[int]
+
+
+@dataclass
+class Sequence:
+    """As much of a request as a runner looks at."""
+
+    ids: list[int]
+    blocks: list[int]
+    needs_every_row: bool = True
+    table: Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = Table(self.blocks)
+
+
+def config_of(dtype: str, **settings: Any) -> EngineConfig:
+    return EngineConfig(**{"device": "cpu", "dtype": dtype, "max_sequences": 8, "block_tokens": 4, **settings})
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes: dict[str, Any] = {"n_positions": 64, "initializer_range": 0.2, "vocab_size": 509, **SHAPES[request.param]}
+    return make_checkpoint(tmp_path_factory.mktemp("native") / request.param, seed=3, **sizes)
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build.compiled(FORMS[request.param])))
+
+
+def runner_of(folder: Path, dtype: str, library: ctypes.CDLL, threads: int = 2) -> Gpt2Runner:
+    return Gpt2Runner(folder, config_of(dtype, threads=threads), CPU, DTYPES[dtype], library)
+
+
+def sequences(seed: int, *lengths: int) -> list[Sequence]:
+    draw, block = random.Random(seed), itertools.count(1)
+    return [
+        Sequence([draw.randrange(509) for _ in range(length + 8)], [next(block) for _ in range(length // 4 + 3)])
+        for length in lengths
+    ]
+
+
+def whole(found: list[Sequence], lengths: tuple[int, ...]) -> list[Any]:
+    return [Slice(sequence, 0, length) for sequence, length in zip(found, lengths, strict=True)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_are_those_of_transformers(folder: Path, library: ctypes.CDLL, dtype: str) -> None:
+    ours = runner_of(folder, dtype, library)
+    # In bfloat16 ours keeps float32 between the products, so float32 is what both are held to.
+    theirs = ModelRunner(folder, config_of("float32"))
+    lengths = (1, 5, 17, 33)
+    plan = whole(sequences(0, *lengths), lengths)
+    expected, found = theirs.forward(plan), ours.forward(plan)
+    spread = expected.logits.std()
+    apart = (found.logits - expected.logits).abs().max() / spread
+    assert apart < (1e-4 if dtype == "float32" else 0.15)
+    assert (found.hidden - expected.hidden).abs().max() < (1e-3 if dtype == "float32" else 0.5)
+    if dtype == "bfloat16":
+        # Not further away than Hugging Face's own bfloat16.
+        rounded = ModelRunner(folder, config_of("bfloat16", runner="reference")).forward(plan).logits.float()
+        assert apart <= 1.5 * (rounded - expected.logits).abs().max() / spread
+    ours.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_alone_among_others_and_however_its_prompt_was_cut(
+    folder: Path, library: ctypes.CDLL, dtype: str
+) -> None:
+    runner = runner_of(folder, dtype, library)
+    lengths = tuple(random.Random(1).sample(range(1, 40), 7))
+    together = runner.forward(whole(sequences(1, *lengths), lengths)).logits.split(lengths)
+    found = sequences(1, *lengths)
+    order = random.Random(2).sample(range(len(found)), len(found))
+    for number in order:
+        sequence, length = found[number], lengths[number]
+        cuts = sorted({0, length, *random.Random(number).choices(range(length + 1), k=2)})
+        parts = [
+            runner.forward([Slice(sequence, start, end - start)]).logits  # type: ignore[arg-type]
+            for start, end in itertools.pairwise(cuts)
+        ]
+        assert torch.equal(torch.cat(parts), together[number])
+    # And one step further, all of them at once or each by itself.
+    further = [Slice(sequence, length, 1) for sequence, length in zip(found, lengths, strict=True)]  # type: ignore[arg-type]
+    at_once = runner.forward(further).logits
+    assert torch.equal(at_once, torch.cat([runner.forward([piece]).logits for piece in further]))
+    runner.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_bit(folder: Path, library: ctypes.CDLL, threads: int) -> None:
+    one, other = runner_of(folder, "bfloat16", library), runner_of(folder, "bfloat16", library, threads)
+    plan = whole(sequences(5, 30, 3, 9), (30, 3, 9))
+    for _ in range(20):
+        assert torch.equal(one.forward(plan).logits, other.forward(plan).logits)
+    one.close()
+    other.close()
+
+
+def test_weights_without_numbers_give_logits_without_numbers(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "nan"
+    shutil.copytree(folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["transformer.h.0.mlp.c_fc.weight"].fill_(torch.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    library = build.library()
+    assert library is not None
+    for dtype in DTYPES:
+        runner = runner_of(broken, dtype, library)
+        assert runner.forward(whole(sequences(0, 5), (5,))).logits.isnan().all()
+        runner.close()
+
+
+def test_what_the_kernels_cannot_compute_is_left_to_the_reference(tmp_path: Path, folder: Path) -> None:
+    assert isinstance(open_runner(folder, config_of("float32"), CPU), Gpt2Runner)
+    assert isinstance(open_runner(folder, config_of("float32", runner="reference"), CPU), ModelRunner)
+    other = make_checkpoint(tmp_path / "other", n_embd=48, n_head=4, n_layer=1)
+    assert isinstance(open_runner(other, config_of("float32"), CPU), ModelRunner)
+    with pytest.raises(CheckpointError, match=r"runner native cannot serve .*: its widths are not multiples of 32"):
+        open_runner(other, config_of("float32", runner="native"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_type": "llama"}, "model_type is not gpt2"), ({"activation_function": "relu"}, "activation"),
+        ({"n_head": 8}, "heads are not as wide"), ({"scale_attn_weights": False}, "scaled in another way"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scaled in another way"), ({"n_inner": 100}, "multiples of 32"),
+        ({"tie_word_embeddings": False}, "output layer"), ({"add_cross_attention": True}, "another sequence"),
+    ],
+)  # fmt: skip
+def test_every_reason_is_named(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    config = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 1, "vocab_size": 9, "n_positions": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert why_not(Checkpoint(tmp_path), torch.float32) == ""
+    assert "another type" in why_not(Checkpoint(tmp_path), torch.float16)
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
+    assert said in why_not(Checkpoint(tmp_path), torch.float32)
+
+
+def test_without_a_compiler_torch_computes(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    build.library.cache_clear()
+    monkeypatch.setenv(build.CACHE, str(tmp_path / "none"))
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    try:
+        assert isinstance(open_runner(folder, config_of("float32"), CPU), ModelRunner)
+        with pytest.raises(CheckpointError, match="cannot be compiled here"):
+            open_runner(folder, config_of("float32", runner="native"), CPU)
+    finally:
+        build.library.cache_clear()
+
+
+def test_packing_puts_sixteen_outputs_side_by_side() -> None:
+    weight = torch.arange(20 * 4, dtype=torch.float32).view(20, 4)
+    floats, halves = packed(weight, torch.float32), packed(weight, torch.bfloat16)
+    assert floats.shape == (2, 4, 16)
+    assert halves.shape == (2, 2, 16, 2)
+    for output, number in itertools.product(range(20), range(4)):
+        assert floats[output // 16, number, output % 16] == weight[output, number]
+        assert halves[output // 16, number // 2, output % 16, number % 2] == weight[output, number]
+    assert not floats[1, :, 4:].any()
