@@ -17,6 +17,7 @@
 #endif
 
 #include "lanes.hpp"
+#include "team.hpp"
 
 // Activations are read in tiles of so many rows: their buffers are padded to them.
 constexpr int kTileRows = 16;
@@ -165,10 +166,9 @@ void product(const bf16* rows, int count, const bf16* weights, int inputs, int b
     pair_or_one<HalfSum>(rows, count, weights, inputs, block, pair, done);
 }
 
-// This member's share of the outputs, for all rows: `done(row, block, sixteen numbers)` takes them.
+// What is left of the outputs, for all rows: `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
-void multiply(const T* rows, int count, const T* weights, int inputs, int outputs, int member, int members, Done done) {
+void multiply(const T* rows, int count, const T* weights, int inputs, int outputs, Share& share, Done done) {
     const int pairs = (outputs / kLanes + 1) / 2, last = outputs / kLanes;
-    for (int p = pairs * member / members; p < pairs * (member + 1) / members; p++)
-        product(rows, count, weights, inputs, 2 * p, 2 * p + 1 < last, done);
+    share.each(pairs, [&](int p) { product(rows, count, weights, inputs, 2 * p, 2 * p + 1 < last, done); });
 }

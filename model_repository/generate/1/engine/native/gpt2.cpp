@@ -40,15 +40,18 @@ namespace {
 template <typename T>
 class Gpt2 {
   public:
-    explicit Gpt2(const Model& model) : model_(model), head_(model.width / model.heads) {}
+    explicit Gpt2(const Model& model)
+        : model_(model), head_(model.width / model.heads), shares_(model.layers * kPartsOfLayer + kOtherParts) {}
 
     void step(Team& team, const Step& step) {
         reserve(step.rows, team.size());
+        for (auto& share : shares_) share.reset();
         team.run([&](int member) {
             begin_tiles();
-            embed(step, member, team.size());
+            embed(step);
+            team.meet();
             for (int layer = 0; layer < model_.layers; layer++) one_layer(team, step, layer, member);
-            finish(team, step, member);
+            finish(team, step);
             end_tiles();
         });
     }
@@ -82,10 +85,10 @@ class Gpt2 {
         store(of_block + ((size_t)head * step.block_tokens + token) * head_ + column % head_, found);
     }
 
-    void embed(const Step& step, int member, int members) {
+    void embed(const Step& step) {
         const T* tokens = static_cast<const T*>(model_.tokens);
         constexpr int kTogether = FloatOrHalf<T>::kInputs;
-        for (int row = member; row < step.rows; row += members) {
+        other(0).each(step.rows, [&](int row) {
             const int32_t* table = step.tables + (size_t)step.sequences[row] * step.table_width;
             blocks_[row] = table[step.places[row] / step.block_tokens];
             const int id = step.ids[row];
@@ -94,7 +97,7 @@ class Gpt2 {
             float* to = &stream_[(size_t)row * model_.width];
             for (int k = 0; k < model_.width; k++)
                 to[k] = value(packed[(size_t)(k / kTogether) * kLanes * kTogether + k % kTogether]) + place[k];
-        }
+        });
     }
 
     template <typename Out>
@@ -112,20 +115,23 @@ class Gpt2 {
             store(to + k, (load(from + k) - mean) * inverse * load(scale + k) + load(shift + k));
     }
 
-    void normalise_rows(const Step& step, const float* scale, const float* shift, int member, int members) {
-        const int width = model_.width;
-        for (int row = member; row < step.rows; row += members)
-            normalise(&stream_[(size_t)row * width], scale, shift, &normal_[(size_t)row * width]);
+    void normalise_rows(const Step& step, const float* scale, const float* shift, Share& share) {
+        const size_t width = model_.width;
+        share.each(step.rows, [&](int row) { normalise(&stream_[row * width], scale, shift, &normal_[row * width]); });
     }
+
+    // Each part of a step is shared out by itself.
+    Share& part(int layer, int number) { return shares_[layer * kPartsOfLayer + number]; }
+    Share& other(int number) { return shares_[model_.layers * kPartsOfLayer + number]; }
 
     void one_layer(Team& team, const Step& step, int number, int member) {
         const Layer& layer = model_.layer[number];
-        const int width = model_.width, members = team.size();
-        normalise_rows(step, layer.first_scale, layer.first_shift, member, members);
+        const int width = model_.width;
+        normalise_rows(step, layer.first_scale, layer.first_shift, part(number, 0));
         team.meet();
         T *keys = static_cast<T*>(step.keys[number]), *values = static_cast<T*>(step.values[number]);
         const auto* attend_weights = static_cast<const T*>(layer.attend);
-        multiply(normal_.data(), step.rows, attend_weights, width, 3 * width, member, members, [&](int row, int block, Lanes found) {
+        multiply(normal_.data(), step.rows, attend_weights, width, 3 * width, part(number, 1), [&](int row, int block, Lanes found) {
             const int column = block * kLanes;
             found += load(layer.attend_bias + column);
             if (column < width) store(&queries_[(size_t)row * width + column], found);
@@ -133,26 +139,26 @@ class Gpt2 {
             else keep_value(step, values, row, column - 2 * width, found);
         });
         team.meet();
-        attend_rows<1>(step, keys, values, member, members);
+        attend_rows<1>(step, keys, values, part(number, 2), scores_[member]);
         team.meet();
-        add_product(step, attended_.data(), layer.project, layer.project_bias, width, member, members);
+        add_product(step, attended_.data(), layer.project, layer.project_bias, width, part(number, 3));
         team.meet();
-        normalise_rows(step, layer.second_scale, layer.second_shift, member, members);
+        normalise_rows(step, layer.second_scale, layer.second_shift, part(number, 4));
         team.meet();
         const auto* widen_weights = static_cast<const T*>(layer.widen);
-        multiply(normal_.data(), step.rows, widen_weights, width, model_.inner, member, members, [&](int row, int block, Lanes found) {
+        multiply(normal_.data(), step.rows, widen_weights, width, model_.inner, part(number, 5), [&](int row, int block, Lanes found) {
             const int column = block * kLanes;
             store(&widened_[(size_t)row * model_.inner + column], gelu(found + load(layer.widen_bias + column)));
         });
         team.meet();
-        add_product(step, widened_.data(), layer.narrow, layer.narrow_bias, model_.inner, member, members);
+        add_product(step, widened_.data(), layer.narrow, layer.narrow_bias, model_.inner, part(number, 6));
         team.meet();
     }
 
     // Onto the stream that runs through all layers.
-    void add_product(const Step& step, const T* rows, const void* weights, const float* bias, int inputs, int member, int members) {
+    void add_product(const Step& step, const T* rows, const void* weights, const float* bias, int inputs, Share& share) {
         const int width = model_.width;
-        multiply(rows, step.rows, static_cast<const T*>(weights), inputs, width, member, members, [&](int row, int block, Lanes found) {
+        multiply(rows, step.rows, static_cast<const T*>(weights), inputs, width, share, [&](int row, int block, Lanes found) {
             float* to = &stream_[(size_t)row * width + block * kLanes];
             store(to, load(to) + found + load(bias + block * kLanes));
         });
@@ -160,11 +166,12 @@ class Gpt2 {
 
     // With the head's width known to the compiler.
     template <int kParts>
-    void attend_rows(const Step& step, const T* keys, const T* values, int member, int members) {
+    void attend_rows(const Step& step, const T* keys, const T* values, Share& share, std::vector<float>& scores) {
         if constexpr (kParts < kMostParts)
-            if (head_ != kParts * kLanes) return attend_rows<kParts + 1>(step, keys, values, member, members);
-        for (int i = member; i < step.rows * model_.heads; i += members)
-            attend<kParts>(step, keys, values, i / model_.heads, i % model_.heads, scores_[member]);
+            if (head_ != kParts * kLanes) return attend_rows<kParts + 1>(step, keys, values, share, scores);
+        share.each(step.rows * model_.heads, [&](int i) {
+            attend<kParts>(step, keys, values, i / model_.heads, i % model_.heads, scores);
+        });
     }
 
     // One head of one row over all tokens of its sequence up to its own, sixteen at a time as far as their block goes.
@@ -213,17 +220,17 @@ class Gpt2 {
             store(&attended_[(size_t)row * width + head * head_ + part * kLanes], total[part] / all);
     }
 
-    void finish(Team& team, const Step& step, int member) {
-        const int width = model_.width, members = team.size();
-        for (int i = member; i < step.wanted_rows; i += members) {
+    void finish(Team& team, const Step& step) {
+        const int width = model_.width;
+        other(1).each(step.wanted_rows, [&](int i) {
             float* hidden = step.hidden + (size_t)i * width;
             normalise(&stream_[(size_t)step.wanted[i] * width], model_.final_scale, model_.final_shift, hidden);
             for (int k = 0; k < width; k += kLanes) store(&normal_[(size_t)i * width + k], load(hidden + k));
-        }
+        });
         team.meet();
         const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
         const auto* tokens = static_cast<const T*>(model_.tokens);
-        multiply(normal_.data(), step.wanted_rows, tokens, width, outputs, member, members, [&](int row, int block, Lanes found) {
+        multiply(normal_.data(), step.wanted_rows, tokens, width, outputs, other(2), [&](int row, int block, Lanes found) {
             const int column = block * kLanes, count = std::min(kLanes, model_.vocabulary - column);
             memcpy(step.logits + (size_t)row * model_.vocabulary + column, &found, count * sizeof(float));
         });
@@ -236,9 +243,11 @@ class Gpt2 {
 
     // The widest head: 256.
     static constexpr int kMostParts = 16;
+    static constexpr int kPartsOfLayer = 7, kOtherParts = 3;
 
     const Model model_;
     const int head_;
+    std::vector<Share> shares_;
     size_t reserved_ = 0;
     std::vector<float> stream_, queries_;
     std::vector<T> normal_, attended_, widened_;

@@ -2,6 +2,7 @@
 // take microseconds, and waking a thread takes longer. Between steps they sleep.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -9,6 +10,24 @@
 #include <sched.h>
 #include <thread>
 #include <vector>
+
+// Work that members take from piece by piece: whoever loses his core for a while, to the processes around, leaves the
+// rest to the others. Which of them does a piece changes nothing in it.
+class Share {
+  public:
+    template <typename Task>
+    void each(int count, Task task) {
+        const int piece = std::max(1, count / kPieces);
+        for (int first; (first = next_.fetch_add(piece, std::memory_order_relaxed)) < count;)
+            for (int i = first; i < std::min(first + piece, count); i++) task(i);
+    }
+
+    void reset() { next_.store(0, std::memory_order_relaxed); }
+
+  private:
+    static constexpr int kPieces = 32;
+    std::atomic<int> next_{0};
+};
 
 class Team {
   public:
