@@ -27,7 +27,8 @@ CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Each leaves one more instruction set out; the last is any processor of the last ten years.
 FORMS = {
-    "all": (), "no_amx": ("-mno-amx-bf16",), "no_bf16": ("-mno-amx-bf16", "-mno-avx512bf16"), "avx2": ("-march=haswell",),
+    "all": (), "no_amx": ("-mno-amx-bf16",), "no_bf16": ("-mno-amx-bf16", "-mno-avx512bf16"),
+    "avx2": ("-march=haswell",),
 }  # fmt: skip
 # Widths that leave one block of outputs over, heads of one vector and of several, a ragged vocabulary.
 SHAPES: dict[str, dict[str, int]] = {

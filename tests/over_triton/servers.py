@@ -68,8 +68,11 @@ def free_ports() -> dict[str, int]:
     return dict(zip(("port", "http_port", "grpc_port", "metrics_port"), numbers, strict=True))
 
 
-def copy_repository(folder: Path, **checkpoint: Any) -> Path:
-    """The trio as it is in this checkout, tied to an LM `tiny` with a checkpoint made for the test."""
+def copy_repository(folder: Path, slow: bool = False, **checkpoint: Any) -> Path:
+    """The trio as it is in this checkout, tied to an LM `tiny` with a checkpoint made for the test.
+
+    A slow one is computed by the reference: who is to be found at work must not have ended.
+    """
     repository = folder / "model_repository"
     for part in PARTS:
         shutil.copytree(
@@ -77,6 +80,9 @@ def copy_repository(folder: Path, **checkpoint: Any) -> Path:
         )
         config = repository / part / "config.pbtxt"
         config.write_text(config.read_text(encoding="utf-8").replace("../abacus/1", f"../{LM}/1"), encoding="utf-8")
+    if slow:
+        with (repository / ENGINE / "config.pbtxt").open("a", encoding="utf-8") as config:
+            config.write('parameters { key: "runner" value: { string_value: "reference" } }\n')
     (repository / LM).mkdir()
     shutil.copy(paths.model_repository() / "abacus" / "config.pbtxt", repository / LM)
     make_checkpoint(repository / LM / "1", **checkpoint)

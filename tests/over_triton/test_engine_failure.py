@@ -53,7 +53,7 @@ def without_numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 @pytest.fixture(scope="module")
 def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Triton in which an exception can be caused inside a step."""
-    repository = copy_repository(tmp_path_factory.mktemp("breakable"))
+    repository = copy_repository(tmp_path_factory.mktemp("breakable"), slow=True, n_layer=4)
     with (repository / ENGINE / "1" / "engine" / "runners.py").open("a", encoding="utf-8") as file:
         file.write(BROKEN_FORWARD)
     with running(repository) as server:

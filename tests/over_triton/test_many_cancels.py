@@ -52,7 +52,7 @@ def wave(server: Server, number: int) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """An LM slow enough that none ends before its cancel; its KV cache is full, and so resident, after a few waves."""
-    with running(copy_repository(tmp_path, n_layer=8), kv_cache_tokens=8192) as server:
+    with running(copy_repository(tmp_path, slow=True, n_layer=8), kv_cache_tokens=8192) as server:
         yield server
 
 

@@ -55,7 +55,7 @@ class Serve:
 @pytest.fixture(scope="module")
 def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An LM that is busy with a full context for seconds, so that a signal finds it at work."""
-    return copy_repository(tmp_path_factory.mktemp("slow"), n_layer=16, n_embd=256)
+    return copy_repository(tmp_path_factory.mktemp("slow"), slow=True, n_layer=16, n_embd=256)
 
 
 @contextlib.contextmanager

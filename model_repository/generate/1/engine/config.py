@@ -58,7 +58,7 @@ class EngineConfig:
     threads: int = _number(0, "torch's threads; 0: one for each core that the process may use")
     memory_budget: int = _size("memory that all models on one device may take together, such as 8GiB; 0: no limit")
     idle_unload_seconds: float = _number(0.0, "after so long without a request the gateway unloads it; 0: never")
-    coalesce_above: int = _number(8, "with more running requests than this, chunks of a stream are coalesced …")
+    coalesce_above: int = _number(4, "with more running requests than this, chunks of a stream are coalesced …")
     coalesce_milliseconds: float = _number(40.0, "… to one in so many milliseconds")
 
     @classmethod

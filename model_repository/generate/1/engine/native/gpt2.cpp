@@ -45,6 +45,7 @@ class Gpt2 {
 
     void step(Team& team, const Step& step) {
         reserve(step.rows, team.size());
+        find_runs(step);
         for (auto& share : shares_) share.reset();
         team.run([&](int member) {
             begin_tiles();
@@ -139,7 +140,7 @@ class Gpt2 {
             else keep_value(step, values, row, column - 2 * width, found);
         });
         team.meet();
-        attend_rows<1>(step, keys, values, part(number, 2), scores_[member]);
+        attend_all<1>(step, keys, values, part(number, 2), scores_[member]);
         team.meet();
         add_product(step, attended_.data(), layer.project, layer.project_bias, width, part(number, 3));
         team.meet();
@@ -166,58 +167,90 @@ class Gpt2 {
 
     // With the head's width known to the compiler.
     template <int kParts>
-    void attend_rows(const Step& step, const T* keys, const T* values, Share& share, std::vector<float>& scores) {
+    void attend_all(const Step& step, const T* keys, const T* values, Share& share, std::vector<float>& scores) {
         if constexpr (kParts < kMostParts)
-            if (head_ != kParts * kLanes) return attend_rows<kParts + 1>(step, keys, values, share, scores);
-        share.each(step.rows * model_.heads, [&](int i) {
-            attend<kParts>(step, keys, values, i / model_.heads, i % model_.heads, scores);
+            if (head_ != kParts * kLanes) return attend_all<kParts + 1>(step, keys, values, share, scores);
+        share.each((int)runs_.size() * model_.heads, [&](int i) {
+            const int row = runs_[i / model_.heads].first, count = runs_[i / model_.heads].second, head = i % model_.heads;
+            if (count == kRun) return attend<kParts, kRun>(step, keys, values, row, head, scores);
+            for (int n = 0; n < count; n++) attend<kParts, 1>(step, keys, values, row + n, head, scores);
         });
     }
 
-    // One head of one row over all tokens of its sequence up to its own, sixteen at a time as far as their block goes.
-    template <int kParts>
-    void attend(const Step& step, const T* keys, const T* values, int row, int head, std::vector<float>& scores) {
-        const int width = model_.width, length = step.places[row] + 1, tokens = step.block_tokens;
-        if ((int)scores.size() < length + 2 * kLanes) scores.resize(2 * length + 2 * kLanes);
-        const float scale = 1.0f / std::sqrt((float)head_), *query = &queries_[(size_t)row * width + head * head_];
-        const int32_t* table = step.tables + (size_t)step.sequences[row] * step.table_width;
-        const size_t in_block = (size_t)head * head_ * tokens, block = (size_t)width * tokens;
-        for (int first = 0; first < length; first += tokens) {
-            const T* of_block = keys + *table++ * block + in_block;
-            for (int token = 0; token < std::min(tokens, length - first); token += kLanes) {
+    // Rows that follow one another in a sequence read the same keys and values: so many are attended together.
+    void find_runs(const Step& step) {
+        runs_.clear();
+        for (int row = 0; row < step.rows; row++) {
+            const bool follows = row && step.sequences[row] == step.sequences[row - 1] && runs_.back().second < kRun;
+            if (follows) runs_.back().second++;
+            else runs_.emplace_back(row, 1);
+        }
+    }
+
+    // One head of rows that follow one another, over all tokens of their sequence up to their own, sixteen at a time as
+    // far as a block goes. Each row's numbers come about as they would alone.
+    template <int kParts, int kRows>
+    void attend(const Step& step, const T* keys, const T* values, int row, int head, std::vector<float>& space) {
+        const int tokens = step.block_tokens, shortest = step.places[row] + 1, longest = shortest + kRows - 1;
+        const size_t width = model_.width, room = longest + 2 * kLanes;
+        if (space.size() < kRows * room) space.resize(2 * kRows * room);
+        const float scale = 1.0f / std::sqrt((float)head_), *query = &queries_[row * width + head * head_];
+        const int32_t* const table = step.tables + (size_t)step.sequences[row] * step.table_width;
+        const size_t in_block = (size_t)head * head_ * tokens, block = width * tokens;
+        for (int first = 0; first < longest; first += tokens) {
+            const T* of_block = keys + table[first / tokens] * block + in_block;
+            for (int token = 0; token < std::min(tokens, longest - first); token += kLanes) {
                 // Four sums side by side: one alone would wait for itself.
-                Lanes found[4] = {};
+                Lanes found[kRows][4] = {};
                 const T* key = of_block + token;
                 for (int k = 0; k < kParts * kLanes; k += 4)
-                    for (int i = 0; i < 4; i++, key += tokens) found[i] += query[k + i] * load(key);
-                store(&scores[first + token], ((found[0] + found[1]) + (found[2] + found[3])) * scale);
+                    for (int i = 0; i < 4; i++, key += tokens) {
+                        const Lanes sixteen = load(key);
+                        for (int n = 0; n < kRows; n++) found[n][i] += query[n * width + k + i] * sixteen;
+                    }
+                for (int n = 0; n < kRows; n++)
+                    store(&space[n * room + first + token], ((found[n][0] + found[n][1]) + (found[n][2] + found[n][3])) * scale);
             }
         }
+        float all[kRows];
+        for (int n = 0; n < kRows; n++) all[n] = weigh(&space[n * room], shortest + n);
+        Lanes total[kRows][kParts] = {};
+        for (int first = 0; first < longest; first += tokens) {
+            const T* of_block = values + table[first / tokens] * block + in_block;
+            const int count = std::min(tokens, longest - first), common = std::min(tokens, shortest - first);
+            const auto add = [&](int token, int from) {
+                for (int part = 0; part < kParts; part++) {
+                    const Lanes sixteen = load(of_block + (size_t)token * kParts * kLanes + part * kLanes);
+                    for (int n = from; n < kRows; n++) total[n][part] += space[n * room + first + token] * sixteen;
+                }
+            };
+            for (int token = 0; token < common; token++) add(token, 0);
+            // Beyond the first row's end only the later ones look.
+            for (int token = std::max(common, 0); token < count; token++) add(token, first + token + 1 - shortest);
+        }
+        for (int n = 0; n < kRows; n++)
+            for (int part = 0; part < kParts; part++)
+                store(&attended_[(row + n) * width + head * head_ + part * kLanes], total[n][part] / all[n]);
+    }
+
+    // Scores become weights; their sum.
+    static float weigh(float* scores, int length) {
         // What was computed beyond the end counts for nothing.
-        store(&scores[length], splat(-INFINITY));
+        store(scores + length, splat(-INFINITY));
         const int padded = (length + kLanes - 1) / kLanes * kLanes;
-        Lanes most = load(&scores[0]), weights = {}, total[kParts] = {};
+        Lanes most = load(scores), weights = {};
         for (int token = kLanes; token < padded; token += kLanes) {
-            const Lanes found = load(&scores[token]);
+            const Lanes found = load(scores + token);
             most = found > most ? found : most;
         }
         const float best = largest(most);
         for (int token = 0; token < padded; token += kLanes) {
-            const Lanes found = load(&scores[token]) - best;
+            const Lanes found = load(scores + token) - best;
             const Lanes weight = found == splat(-INFINITY) ? Lanes{} : exp(found);
-            store(&scores[token], weight);
+            store(scores + token, weight);
             weights += weight;
         }
-        table = step.tables + (size_t)step.sequences[row] * step.table_width;
-        for (int first = 0; first < length; first += tokens) {
-            const T* of_block = values + *table++ * block + in_block;
-            for (int token = 0; token < std::min(tokens, length - first); token++, of_block += kParts * kLanes)
-                for (int part = 0; part < kParts; part++)
-                    total[part] += scores[first + token] * load(of_block + part * kLanes);
-        }
-        const float all = sum(weights);
-        for (int part = 0; part < kParts; part++)
-            store(&attended_[(size_t)row * width + head * head_ + part * kLanes], total[part] / all);
+        return sum(weights);
     }
 
     void finish(Team& team, const Step& step) {
@@ -243,6 +276,7 @@ class Gpt2 {
 
     // The widest head: 256.
     static constexpr int kMostParts = 16;
+    static constexpr int kRun = 4;
     static constexpr int kPartsOfLayer = 7, kOtherParts = 3;
 
     const Model model_;
@@ -253,6 +287,8 @@ class Gpt2 {
     std::vector<T> normal_, attended_, widened_;
     // The block that each row's own key and value go to.
     std::vector<size_t> blocks_;
+    // The first row and the number of rows that follow one another.
+    std::vector<std::pair<int, int>> runs_;
     std::vector<std::vector<float>> scores_;
 };
 

@@ -99,8 +99,9 @@ class Gpt2Runner:
         self.blocks, self.context_length = size.blocks, size.context_length
         self.memory_bytes = taken_memory(device) + size.bytes
         self._book.reserve(str(device), self.memory_bytes)
-        # One more than is used: the kernels read sixteen keys at a time, beyond the last block's end.
-        self._cache = KVCache(shapes, self.blocks + _BEYOND // config.block_tokens + 1, config.block_tokens, dtype, device)
+        # More than is used: the kernels read sixteen keys at a time, beyond the last block's end.
+        more = _BEYOND // config.block_tokens + 1
+        self._cache = KVCache(shapes, self.blocks + more, config.block_tokens, dtype, device)
         self._keys, self._values = (
             (_POINTER * layers)(*(tensor.data_ptr() for tensor in tensors))
             for tensors in (self._cache.keys, self._cache.values)
@@ -194,7 +195,7 @@ class _Weights:
         try:
             for file in sorted(folder.glob("*.safetensors")):
                 opened = safe_open(file, framework="pt")
-                self._files |= {name.removeprefix("transformer."): (opened, name) for name in opened.keys()}  # noqa: SIM118
+                self._files |= {name.removeprefix("transformer."): (opened, name) for name in opened.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
         except Exception as error:  # safetensors has errors of its own
             raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
 

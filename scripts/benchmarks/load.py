@@ -1,0 +1,100 @@
+"""A closed-loop client of OpenAI-style completions: so many at once, each streaming, greedy, of exact length.
+
+It knows HTTP alone, and counts the same for every server: the tokens that usage tells, over the time from the first
+request to the last byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import aiohttp
+from tokenizers import Tokenizer
+
+SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    concurrency: int
+    requests: int
+    prompt_tokens: int
+    max_tokens: int
+    shared_tokens: int = 0
+
+
+@dataclass
+class Measured:
+    tokens: int = 0
+    seconds: float = 0.0
+    first_text: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+
+    @property
+    def speed(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def first_milliseconds(self) -> float:
+        return 1000 * statistics.median(self.first_text)
+
+
+def prompts_of(work: Workload, tokenizer: Tokenizer, seed: int) -> list[str]:
+    """Texts of words that are one token each, so that every server sees the same number of tokens."""
+    words = sorted(f" {word[1:]}" for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha())
+    words = [word for word in words if word.isascii() and len(tokenizer.encode(word).ids) == 1]
+    draw = random.Random(f"{work.name} {seed}")
+
+    def text(count: int) -> str:
+        return "".join(draw.choice(words) for _ in range(count))
+
+    shared = text(work.shared_tokens)
+    return [shared + text(work.prompt_tokens) for _ in range(work.requests)]
+
+
+def measure(url: str, model: str, work: Workload, prompts: Sequence[str]) -> Measured:
+    return asyncio.run(_measure(url, model, work, iter(prompts)))
+
+
+async def _measure(url: str, model: str, work: Workload, prompts: Iterator[str]) -> Measured:
+    found = Measured()
+    timeout, connector = aiohttp.ClientTimeout(total=SECONDS), aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**18) as session:
+
+        async def work_on() -> None:
+            for prompt in prompts:
+                body = {
+                    "model": model, "prompt": prompt, "max_tokens": work.max_tokens, "temperature": 0, "stream": True,
+                    "stream_options": {"include_usage": True}, "ignore_eos": True,
+                }  # fmt: skip
+                await _ask(session, f"{url}/v1/completions", body, found)
+
+        start = time.perf_counter()
+        await asyncio.gather(*(work_on() for _ in range(work.concurrency)))
+        found.seconds = time.perf_counter() - start
+    return found
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, object], found: Measured) -> None:
+    start, last, tokens = time.perf_counter(), None, 0
+    async with session.post(url, json=body) as response:
+        if response.status != 200:
+            raise RuntimeError(f"{url} answers {response.status}: {(await response.text())[:300]}")
+        async for line in response.content:
+            if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
+                continue
+            event, now = json.loads(line[5:]), time.perf_counter()
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+            if any(choice.get("text") for choice in event.get("choices") or []):
+                found.first_text.append(now - start) if last is None else found.gaps.append(now - last)
+                last = now
+    if tokens != body["max_tokens"]:
+        raise RuntimeError(f"{url} gave {tokens} tokens in place of {body['max_tokens']}")
+    found.tokens += tokens
