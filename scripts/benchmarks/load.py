@@ -72,7 +72,7 @@ async def _measure(url: str, model: str, work: Workload, prompts: Iterator[str])
             for prompt in prompts:
                 body = {
                     "model": model, "prompt": prompt, "max_tokens": work.max_tokens, "temperature": 0, "stream": True,
-                    "stream_options": {"include_usage": True}, "ignore_eos": True,
+                    "stream_options": {"include_usage": True},
                 }  # fmt: skip
                 await _ask(session, f"{url}/v1/completions", body, found)
 

@@ -46,7 +46,7 @@ stderr = Console(stderr=True)
 
 def make_checkpoint(dtype: str) -> Path:
     """GPT-2 124M with random weights, and a byte-level tokenizer trained on Python's own library."""
-    folder = FOLDER / f"gpt2-124m-{dtype}"
+    folder = FOLDER / f"gpt2-124m-{dtype}-endless"
     if not (folder / "config.json").exists():
         library = sorted(Path(os.__file__).parent.glob("*.py"))
         tokenizer = Tokenizer(models.BPE())
@@ -61,7 +61,9 @@ def make_checkpoint(dtype: str) -> Path:
         end = "<|endoftext|>"
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
         torch.manual_seed(0)
-        GPT2LMHeadModel(GPT2Config()).to(getattr(torch, dtype)).save_pretrained(folder)
+        # Without a token that ends a text: all answers have the length that is asked for.
+        config = GPT2Config(bos_token_id=None, eos_token_id=None)
+        GPT2LMHeadModel(config).to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
 
