@@ -41,6 +41,8 @@ from engine.runners import open_runner  # noqa: E402
 
 FOLDER = ROOT / ".cache" / "benchmarks" / "gpt2-124m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Of GPT-2 124M, those that every token passes through: all but the positions.
+PARAMETERS = 123_653_376
 Prompts = list[list[int]]
 
 
@@ -72,6 +74,39 @@ def make_checkpoint() -> Path:
         tokenizer.decoder = decoders.Fuse()
         tokenizer.save(str(FOLDER / "tokenizer.json"))
     return FOLDER
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine can do at best, measured beside the rest: bytes read and operations in products, a second."""
+
+    read: float
+    products: float
+
+    @classmethod
+    def measured(cls, dtype: torch.dtype) -> Limits:
+        memory = torch.ones(2**28, dtype=torch.uint8)
+        numbers = memory.view(torch.int64)
+        read = _best_of(numbers.sum)
+        size = 2048
+        left, right = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
+        return cls(memory.nbytes / read, 2 * size**3 / _best_of(lambda: left @ right))
+
+    def share(self, row: Row, parameters: int, dtype: torch.dtype) -> float:
+        """Of the tighter of the two: each step reads all weights once, each token takes two operations a weight."""
+        by_products = self.products / (2 * parameters)
+        if row.stage == "prefill":
+            return row.engine / by_products
+        return row.engine / min(by_products, row.batch * self.read / (parameters * dtype.itemsize))
+
+
+def _best_of(work: Callable[[], object], times: int = 5) -> float:
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 class EngineSide:
@@ -158,14 +193,23 @@ def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> list
     return rows
 
 
-def show(rows: list[Row], arguments: argparse.Namespace) -> None:
+def show(rows: list[Row], arguments: argparse.Namespace, limits: Limits) -> None:
     title = f"GPT-2 124M, random weights, {arguments.dtype}, {torch.get_num_threads()} threads; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
-    for column in ("batch", "stage", "engine", "transformers.generate", "ratio"):
+    for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of the limit"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in rows:
-        table.add_row(str(row.batch), row.stage, f"{row.engine:,.0f}", f"{row.transformers:,.0f}", f"{row.ratio:.2f}")
+        share = limits.share(row, PARAMETERS, DTYPES[arguments.dtype])
+        table.add_row(
+            str(row.batch),
+            row.stage,
+            f"{row.engine:,.0f}",
+            f"{row.transformers:,.0f}",
+            f"{row.ratio:.2f}",
+            f"{share:.0%}",
+        )
     Console().print(table)
+    print(f"limits: {limits.read / 1e9:.1f} GB/s read, {limits.products / 1e9:,.0f} GFLOP/s in products of this type")
 
 
 def main() -> None:
@@ -181,10 +225,11 @@ def main() -> None:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(arguments.batch) * arguments.repeat)
         rows = compare(arguments, lambda: bar.advance(task))
+    limits = Limits.measured(DTYPES[arguments.dtype])
     if arguments.json:
         print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in rows]))
     else:
-        show(rows, arguments)
+        show(rows, arguments, limits)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ def test_ten_models_with_memory_for_three(registry: Path, tmp_path: Path) -> Non
         needed = described(http)["lm1"]["memory_bytes"]
         assert isinstance(needed, int)
     assert len(set(alone.values())) == 3
-    budget = int(needed * (ROOM_FOR + 0.5))
+    # Hardly less than for one more: a process that starts takes some room before it can ask for it.
+    budget = int(needed * (ROOM_FOR + 0.9))
     options += ["--memory-budget", str(budget)]
     most, stop = [0], threading.Event()
     # Every load starts processes anew: whoever asks last waits for all that others asked for.

@@ -126,7 +126,9 @@ class Residence:
                 continue
             pause = min(pause, max(patience * _LOOK_SHARE, _SHORTEST_LOOK))
             if (model.idle_seconds or 0.0) >= patience and not self._claims[model.id]:
-                await self._unload(model, f"after {patience:g} s without a request", time.monotonic() + pause)
+                # Not beside a load: what is still on its way out takes room that nobody counts any more.
+                async with self._one_by_one:
+                    await self._unload(model, f"after {patience:g} s without a request", time.monotonic() + pause)
         return pause
 
 

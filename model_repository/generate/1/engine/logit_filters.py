@@ -38,14 +38,18 @@ def draw(logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.N
     device = logits.device
     best = logits.amax(dim=-1, keepdim=True).double()
     temperatures = _column([row.temperature for row in settings], torch.float64, device)
-    ratios = torch.exp((logits.double() - best) / temperatures)  # each token's probability over the likeliest one's
-    weights = (ratios * FULL_WEIGHT).to(torch.int64)
+    # In place as far as it goes: with a large vocabulary, fresh memory for each operation costs more than it does.
+    ratios = logits.double().sub_(best).div_(temperatures).exp_()  # each token's probability over the likeliest one's
+    too_unlikely = None
+    if any(row.min_p > 0 for row in settings):
+        too_unlikely = ratios < _column([row.min_p for row in settings], torch.float64, device)
+    weights = ratios.mul_(FULL_WEIGHT).to(torch.int64)
     vocab_size = logits.shape[-1]
     _keep_top_k(weights, logits, [row.top_k if 0 < row.top_k < vocab_size else 0 for row in settings])
     _keep_top_p(weights, logits, [row.top_p for row in settings])
-    if any(row.min_p > 0 for row in settings):
-        weights.masked_fill_(ratios < _column([row.min_p for row in settings], torch.float64, device), 0)
-    sums = weights.cumsum(dim=-1)
+    if too_unlikely is not None:
+        weights.masked_fill_(too_unlikely, 0)
+    sums = weights.cumsum_(dim=-1)
     total = sums[:, -1:]
     targets = (torch.from_numpy(uniforms).to(device)[:, None] * total.double()).to(torch.int64)
     return torch.searchsorted(sums, torch.minimum(targets, total - 1), right=True)[:, 0]

@@ -130,7 +130,8 @@ def sample(logits: torch.Tensor, states: Sequence[SamplingState]) -> list[Sample
         best, tokens = logits.max(dim=-1)
         usable = usable & best.isfinite()
     if drawn:
-        tokens[drawn] = _draw_rows(logits[drawn].float(), [states[row] for row in drawn])
+        rows = logits if len(drawn) == len(states) else logits[drawn]
+        tokens[drawn] = _draw_rows(rows.float(), [states[row] for row in drawn])
     ids: list[int] = tokens.tolist()
     good: list[bool] = usable.tolist()
     logprobs: dict[int, TokenLogprob | None] = {}
@@ -147,7 +148,9 @@ def _draw_rows(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.T
         [state.position for state in states],
     )
     # A row that allows no token is refused by the caller; until then it must not disturb the arithmetic.
-    logits = logits.masked_fill(~logits.amax(dim=-1, keepdim=True).isfinite(), 0.0)
+    unusable = ~logits.amax(dim=-1, keepdim=True).isfinite()
+    if bool(unusable.any()):
+        logits = logits.masked_fill(unusable, 0.0)
     return draw(logits, [state.settings for state in states], uniforms)
 
 

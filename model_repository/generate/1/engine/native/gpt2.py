@@ -111,6 +111,8 @@ class Gpt2Runner:
         library.gpt2_step.argtypes = [_POINTER, _POINTER]
         library.gpt2_close.argtypes = [_POINTER]
         threads = config.threads or len(os.sched_getaffinity(0))
+        # For sampling, which is torch's.
+        torch.set_num_threads(threads)
         self._opened = library.gpt2_open(ctypes.byref(self._model), dtype == torch.bfloat16, threads)
 
     def forward(self, plan: Sequence[Slice]) -> Computed:
