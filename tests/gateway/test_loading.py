@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from fakes.fake_transport import LM
-from tritonlm.contract import CheckpointError
+from fakes.fake_transport import LM, FakeTransport
+from tritonlm import AsyncClient
+from tritonlm.contract import CheckpointError, ModelNotFound
+from tritonlm.gateway.loading import Loader
+from tritonlm.gateway.settings import GatewaySettings
 
 from .conftest import Gateway, running_gateway
 
@@ -77,3 +81,16 @@ def test_what_does_not_exist_is_not_loaded(gateway: Gateway) -> None:
     (found,) = ask(gateway, 1, model="nothing")
     assert (found.status_code, found.json()["error"]["code"]) == (404, "model_not_found")
     assert gateway.transport.loads == 0
+
+
+def test_names_that_callers_make_up_leave_no_trace() -> None:
+    async def scenario() -> None:
+        loader = Loader(AsyncClient(transports=[FakeTransport()], max_retries=0), GatewaySettings())
+        for number in range(20):
+            name = f"made up {number}"
+            with pytest.raises(ModelNotFound):
+                await loader.call(name, lambda name=name: loader._client.about(name))  # type: ignore[misc]
+        assert not loader._claims
+        assert not loader._loads
+
+    asyncio.run(scenario())

@@ -145,7 +145,7 @@ def test_weights_without_numbers_give_logits_without_numbers(folder: Path, tmp_p
     weights = load_file(broken / "model.safetensors")
     weights["transformer.h.0.mlp.c_fc.weight"].fill_(torch.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    library = build.library()
+    library = build.kernels()
     assert library is not None
     for dtype in DTYPES:
         runner = runner_of(broken, dtype, library)
@@ -181,7 +181,7 @@ def test_every_reason_is_named(tmp_path: Path, changed: dict[str, Any], said: st
 
 
 def test_without_a_compiler_torch_computes(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    build.library.cache_clear()
+    build.kernels.cache_clear()
     monkeypatch.setenv(build.CACHE, str(tmp_path / "none"))
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -190,7 +190,7 @@ def test_without_a_compiler_torch_computes(folder: Path, monkeypatch: pytest.Mon
         with pytest.raises(CheckpointError, match="cannot be compiled here"):
             open_runner(folder, config_of("float32", runner="native"), CPU)
     finally:
-        build.library.cache_clear()
+        build.kernels.cache_clear()
 
 
 def test_packing_puts_sixteen_outputs_side_by_side() -> None:

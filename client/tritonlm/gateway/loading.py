@@ -65,6 +65,9 @@ class Loader:
                         raise
         finally:
             self._claims[model] -= 1
+            if not self._claims[model]:
+                # Callers may name anything: what nobody waits for leaves no trace.
+                del self._claims[model]
 
     async def _loaded(self, model: str, deadline: float) -> None:
         """Wait in the line of those who want this model."""

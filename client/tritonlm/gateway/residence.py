@@ -111,8 +111,15 @@ class Residence:
     async def _keep(self) -> None:
         while True:
             pause = _LONGEST_LOOK
-            with contextlib.suppress(TritonLMError):
-                pause = await self._unload_idle()
+            try:
+                # Not beside a load: what is still on its way out takes room that nobody counts any more.
+                async with self._one_by_one:
+                    pause = await self._unload_idle()
+            except TritonLMError as error:
+                _log.info("idle models are looked for later: %s", error.message)
+            except Exception:
+                # Whatever went wrong with one look must not end the watch over all models.
+                _log.exception("looking for idle models failed")
             self._look_at_once.clear()
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._look_at_once.wait(), pause)
@@ -126,9 +133,7 @@ class Residence:
                 continue
             pause = min(pause, max(patience * _LOOK_SHARE, _SHORTEST_LOOK))
             if (model.idle_seconds or 0.0) >= patience and not self._claims[model.id]:
-                # Not beside a load: what is still on its way out takes room that nobody counts any more.
-                async with self._one_by_one:
-                    await self._unload(model, f"after {patience:g} s without a request", time.monotonic() + pause)
+                await self._unload(model, f"after {patience:g} s without a request", time.monotonic() + pause)
         return pause
 
 

@@ -13,11 +13,11 @@ _BYTES_PER_PARAMETER = 16
 _LONGEST_ROWS = {"abacus": 16, "fable": 160}
 
 
-def check_it_fits(plan: TrainingPlan, free: int | None = None) -> None:
+def check_it_fits(plan: TrainingPlan) -> None:
     """TrainingError where a model from scratch, or a batch of it, needs more memory than there is."""
     if plan.model is not None:
         return
-    available = psutil.virtual_memory().available if free is None else free
+    available = psutil.virtual_memory().available
     weights, batch = _parameters(plan) * _BYTES_PER_PARAMETER, _logits(plan)
     if weights > available:
         raise TrainingError(

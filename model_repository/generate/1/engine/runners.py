@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
@@ -12,8 +11,7 @@ from .config import EngineConfig
 from .model_runner import ModelRunner, Runner, choose_dtype
 from .native import build, gpt2
 
-_log = logging.getLogger("tritonlm.engine")
-AUTO, NATIVE, REFERENCE = "auto", "native", "reference"
+NATIVE, REFERENCE = "native", "reference"
 
 
 def open_runner(folder: Path, config: EngineConfig, device: torch.device) -> Runner:
@@ -23,7 +21,7 @@ def open_runner(folder: Path, config: EngineConfig, device: torch.device) -> Run
     checkpoint.check()
     dtype = choose_dtype(config.dtype, checkpoint, device)
     reason = "it computes on a GPU" if device.type != "cpu" else gpt2.why_not(checkpoint, dtype)
-    library = None if reason else build.library()
+    library = None if reason else build.kernels()
     if library is not None:
         return gpt2.Gpt2Runner(folder, config, device, dtype, library)
     if config.runner == NATIVE:

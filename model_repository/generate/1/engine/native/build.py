@@ -29,7 +29,7 @@ CACHE, FLAGS = "TRITONLM_NATIVE_CACHE", "TRITONLM_NATIVE_FLAGS"
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def kernels() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a word in the log, where they cannot be had."""
     if sys.platform != "linux":
         return None

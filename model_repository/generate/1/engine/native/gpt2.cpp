@@ -302,19 +302,6 @@ struct Handle {
 
 extern "C" {
 
-const char* products_by() {
-#ifdef __AMX_BF16__
-    if (amx_is_ours()) return "amx";
-#endif
-#if defined(__AVX512BF16__)
-    return "avx512_bf16";
-#elif defined(__AVX512F__)
-    return "avx512";
-#else
-    return "plain";
-#endif
-}
-
 void* gpt2_open(const Model* model, int halves, int threads) {
     auto* handle = new Handle{Team(threads), nullptr, nullptr};
     if (halves) handle->in_half = std::make_unique<Gpt2<bf16>>(*model);
