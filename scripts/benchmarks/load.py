@@ -65,7 +65,9 @@ def measure(url: str, model: str, work: Workload, prompts: Sequence[str]) -> Mea
 
 async def _measure(url: str, model: str, work: Workload, prompts: Iterator[str]) -> Measured:
     found = Measured()
-    timeout, connector = aiohttp.ClientTimeout(total=SECONDS), aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=SECONDS)
+    # A connection for each request: one of the servers closes them after an answer without saying so.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**18) as session:
 
         async def work_on() -> None:

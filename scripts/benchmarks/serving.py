@@ -1,10 +1,11 @@
 """The whole path against a rival on the same checkpoint, workloads and client: both in turn, twice, in alternation.
 
-    scripts/bench serving --against naive|transformers [--dtype bfloat16] [--only W1-8 W2 …] [--write]
+    scripts/bench serving --against vllm|llama.cpp|transformers|naive [--dtype int8] [--only W1-8 W2 …] [--write]
 
 W1: 32 tokens in, 128 out, at 1, 8 and 32 at once; W2: 512 in, 64 out, 8 at once; W3: a shared prefix of 512 tokens and
 16 of its own in, 32 out, 8 at once. GPT-2 124M with random weights and a tokenizer trained here. One server runs at a
-time, on this machine's loopback; leave the machine alone meanwhile. `--write` puts the table into docs/performance.md.
+time, on this machine's loopback; leave the machine alone meanwhile. A rival is installed, or built, when it is first
+named. `--write` puts the table into docs/performance.md, and draws the picture there anew.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import signal
 import socket
 import statistics
@@ -20,9 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
+import rivals
+import serving_report
 import torch
 from load import Measured, Workload, measure, prompts_of
 from rich.console import Console
@@ -31,7 +35,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "benchmarks"
-PAGE = ROOT / "docs" / "performance.md"
 WORKLOADS = {
     "W1-1": Workload("W1-1", 1, 8, 32, 128), "W1-8": Workload("W1-8", 8, 48, 32, 128),
     "W1-32": Workload("W1-32", 32, 128, 32, 128), "W2": Workload("W2", 8, 32, 512, 64),
@@ -40,7 +43,7 @@ WORKLOADS = {
 # A rival that answers one at a time would take an hour for what the others do in a minute.
 FEWER = {"naive": 8}
 START_SECONDS, STOP_SECONDS = 300.0, 60.0
-OURS = "tritonlm"
+OURS, INT8 = "tritonlm", "int8"
 stderr = Console(stderr=True)
 
 
@@ -74,43 +77,66 @@ def free_port() -> int:
         return port
 
 
-def command_of(server: str, folder: Path, dtype: str, port: int) -> list[str]:
-    if server == OURS:
-        ports = [f"--{door}-port={free_port()}" for door in ("http", "grpc", "metrics")]
-        return [
-            *(sys.executable, "-m", "tritonlm.cli", "serve", "--checkpoint", f"model={folder}", "--dtype", dtype),
-            *("--port", str(port), *ports, "--no-training"),
-        ]
-    if server == "naive":
-        script = Path(__file__).with_name("naive_server.py")
-        return [sys.executable, str(script), str(folder), "--port", str(port), "--dtype", dtype]
-    return [
-        *(str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--host", "127.0.0.1"),
-        *("--port", str(port), "--device", "cpu", "--dtype", dtype, "--continuous-batching"),
+def launch(server: str, folder: Path, dtype: str, port: int) -> rivals.Launch:
+    if server != OURS:
+        return rivals.launch(server, folder, dtype, port)
+    ports = [f"--{door}-port={free_port()}" for door in ("http", "grpc", "metrics")]
+    weights = {"TRITONLM_WEIGHTS": "int8"} if dtype == INT8 else {}
+    command = [
+        *(sys.executable, "-m", "tritonlm.cli", "serve", "--checkpoint", f"model={folder}"),
+        *("--dtype", dtype_of(dtype), "--port", str(port), *ports, "--no-training"),
     ]
+    return rivals.Launch(command, "model", weights)
+
+
+def dtype_of(dtype: str) -> str:
+    """Of the checkpoint, and of what is computed with int8 weights."""
+    return "bfloat16" if dtype == INT8 else dtype
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    model: str
+    pid: int
+    begun: float
+
+    def resident_megabytes(self) -> float:
+        """Of all its processes; what several share counts once."""
+        server = psutil.Process(self.pid)
+        processes = [server, *server.children(recursive=True)]
+        return sum(process.memory_full_info().pss for process in processes) / 1e6
+
+
+@dataclass
+class Turn:
+    """One server's, with all workloads."""
+
+    start_seconds: float = 0.0
+    resident_megabytes: float = 0.0
+    works: dict[str, Measured] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
-def running(server: str, folder: Path, dtype: str) -> Iterator[str]:
-    """The address of a server that answers; stopped in the end."""
+def running(server: str, folder: Path, dtype: str) -> Iterator[Running]:
+    """Started, and stopped in the end."""
     port, log = free_port(), FOLDER / f"{server}.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1"}
+    how = launch(server, folder, dtype, port)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1", **how.environment}
+    begun = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command_of(server, folder, dtype, port),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
+            how.command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + START_SECONDS
         while not _answers(f"{url}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > begun + START_SECONDS:
                 raise RuntimeError(f"{server} does not start; see {log}")
-            time.sleep(0.2)
-        yield url
+            time.sleep(0.1)
+        yield Running(url, how.model, process.pid, begun)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
@@ -128,70 +154,58 @@ def _answers(url: str) -> bool:
         return False
 
 
-def turn(server: str, folder: Path, dtype: str, works: Sequence[Workload], seed: int) -> dict[str, Measured]:
+def take_turn(server: str, folder: Path, dtype: str, works: Sequence[Workload], seed: int) -> Turn:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = "model" if server == OURS else str(folder)
-    found: dict[str, Measured] = {}
-    with running(server, folder, dtype) as url:
+    turn = Turn()
+    with running(server, folder, dtype) as opened:
+        first = Workload("first token", 1, 1, 8, 1)
+        measure(opened.url, opened.model, first, prompts_of(first, tokenizer, seed))
+        turn.start_seconds = time.monotonic() - opened.begun
         warm_up = Workload("warm-up", 1, 1, 8, 8)
-        measure(url, model, warm_up, prompts_of(warm_up, tokenizer, seed))
+        measure(opened.url, opened.model, warm_up, prompts_of(warm_up, tokenizer, seed))
         for work in works:
             prompts = prompts_of(work, tokenizer, seed)[: FEWER.get(server)]
-            found[work.name] = measure(url, model, work, prompts)
-            stderr.print(f"{server}, turn {seed + 1}: {work.name} {found[work.name].speed:,.0f} tokens/s")
-    return found
-
-
-def table(rival: str, turns: dict[str, list[dict[str, Measured]]], works: Sequence[Workload], dtype: str) -> str:
-    rows = [
-        f"| | tritonlm, tokens/s | {rival}, tokens/s | ratio | first text, ms | {rival}'s |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for work in works:
-        ours, theirs = ([found[work.name] for found in turns[server]] for server in (OURS, rival))
-        speeds = [statistics.mean(measured.speed for measured in side) for side in (ours, theirs)]
-        firsts = [statistics.mean(measured.first_milliseconds for measured in side) for side in (ours, theirs)]
-        rows.append(
-            f"| {work.name} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {speeds[0] / speeds[1]:.2f} | {firsts[0]:,.0f} | "
-            f"{firsts[1]:,.0f} |"
-        )
-    about = (
-        f"GPT-2 124M, random weights, {dtype}, {os.cpu_count()} cores ({_processor()}), {time.strftime('%Y-%m-%d')}."
-    )
-    return "\n".join([about, "", *rows])
-
-
-def _processor() -> str:
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    kinds = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if re.search(rf"\b{name}\b", flags)]
-    return kinds[0] if kinds else "no vector units that are known here"
-
-
-def write(rival: str, text: str) -> None:
-    """In the place of this rival's last table."""
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = f"<!-- {rival} -->", f"<!-- end of {rival} -->"
-    head, _, rest = page.partition(begin)
-    PAGE.write_text(f"{head}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+            turn.works[work.name] = measure(opened.url, opened.model, work, prompts)
+            stderr.print(f"{server}, turn {seed + 1}: {work.name} {turn.works[work.name].speed:,.0f} tokens/s")
+        turn.resident_megabytes = opened.resident_megabytes()
+    return turn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench serving", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--against", choices=["naive", "transformers"], required=True)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--against", choices=rivals.NAMES, required=True)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", INT8], default="bfloat16")
     parser.add_argument("--only", nargs="+", choices=sorted(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
     options = parser.parse_args()
-    folder, works = make_checkpoint(options.dtype), [WORKLOADS[name] for name in options.only]
-    turns: dict[str, list[dict[str, Measured]]] = {OURS: [], options.against: []}
+    folder, works = make_checkpoint(dtype_of(options.dtype)), [WORKLOADS[name] for name in options.only]
+    turns: dict[str, list[Turn]] = {OURS: [], options.against: []}
+    # What a rival needs is installed and built before anything is measured.
+    launch(options.against, folder, options.dtype, 0)
     for number in range(options.turns):
         for server in (OURS, options.against):
-            turns[server].append(turn(server, folder, options.dtype, works, number))
-    text = table(options.against, turns, works, options.dtype)
+            turns[server].append(take_turn(server, folder, options.dtype, works, number))
+    figures = {server: summary(taken) for server, taken in turns.items()}
+    text = serving_report.table(OURS, options.against, options.dtype, figures)
     print(text)
     if options.write:
-        write(options.against, text)
+        serving_report.write(OURS, options.against, options.dtype, figures, text)
+
+
+def summary(turns: Sequence[Turn]) -> serving_report.Figures:
+    """The mean of the turns."""
+    return {
+        "start, s": statistics.mean(turn.start_seconds for turn in turns),
+        "resident, MB": statistics.mean(turn.resident_megabytes for turn in turns),
+        **{
+            name: {
+                "tokens/s": statistics.mean(turn.works[name].speed for turn in turns),
+                "first text, ms": statistics.mean(turn.works[name].first_milliseconds for turn in turns),
+            }
+            for name in turns[0].works
+        },
+    }
 
 
 if __name__ == "__main__":

@@ -34,7 +34,10 @@ FORMS = {
 SHAPES: dict[str, dict[str, int]] = {
     "narrow": {"n_embd": 32, "n_head": 2, "n_layer": 2}, "odd": {"n_embd": 96, "n_head": 2, "n_layer": 3},
     "inner": {"n_embd": 64, "n_head": 1, "n_layer": 1, "n_inner": 96},
+    "tiles": {"n_embd": 128, "n_head": 2, "n_layer": 2}, "wide": {"n_embd": 192, "n_head": 2, "n_layer": 1},
 }  # fmt: skip
+# Heads of a multiple of 32, in blocks of a multiple of 16 tokens, are attended in AMX's tiles where there are such.
+BLOCKS = {"tiles": 16, "wide": 32}
 
 
 @dataclass
@@ -70,11 +73,14 @@ def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     return ctypes.CDLL(str(build.compiled(FORMS[request.param])))
 
 
-def runner_of(folder: Path, dtype: str, library: ctypes.CDLL, threads: int = 2) -> Gpt2Runner:
-    return Gpt2Runner(folder, config_of(dtype, threads=threads), CPU, DTYPES[dtype], library)
+def runner_of(folder: Path, dtype: str, library: ctypes.CDLL, threads: int = 2, weights: str = "full") -> Gpt2Runner:
+    block = BLOCKS.get(folder.name, 4)
+    config = config_of(dtype, threads=threads, weights=weights, block_tokens=block, kv_cache_tokens=100 * block)
+    return Gpt2Runner(folder, config, CPU, DTYPES[dtype], library)
 
 
 def sequences(seed: int, *lengths: int) -> list[Sequence]:
+    """With room for blocks of any size."""
     draw, block = random.Random(seed), itertools.count(1)
     return [
         Sequence([draw.randrange(509) for _ in range(length + 8)], [next(block) for _ in range(length // 4 + 3)])
@@ -105,11 +111,12 @@ def test_logits_are_those_of_transformers(folder: Path, library: ctypes.CDLL, dt
     ours.close()
 
 
+@pytest.mark.parametrize("weights", ["full", "int8"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_alone_among_others_and_however_its_prompt_was_cut(
-    folder: Path, library: ctypes.CDLL, dtype: str
+    folder: Path, library: ctypes.CDLL, dtype: str, weights: str
 ) -> None:
-    runner = runner_of(folder, dtype, library)
+    runner = runner_of(folder, dtype, library, weights=weights)
     lengths = tuple(random.Random(1).sample(range(1, 40), 7))
     together = runner.forward(whole(sequences(1, *lengths), lengths)).logits.split(lengths)
     found = sequences(1, *lengths)
@@ -124,7 +131,11 @@ def test_a_row_is_the_same_alone_among_others_and_however_its_prompt_was_cut(
         assert torch.equal(torch.cat(parts), together[number])
     # And one step further, all of them at once or each by itself.
     further = [Slice(sequence, length, 1) for sequence, length in zip(found, lengths, strict=True)]  # type: ignore[arg-type]
-    at_once = runner.forward(further).logits
+    computed = runner.forward(further)
+    at_once = computed.logits
+    assert computed.best is not None
+    for mine, torchs in zip((computed.best.values, computed.best.ids), at_once.max(dim=-1), strict=True):
+        assert torch.equal(mine, torchs)
     assert torch.equal(at_once, torch.cat([runner.forward([piece]).logits for piece in further]))
     runner.close()
 
@@ -149,7 +160,10 @@ def test_weights_without_numbers_give_logits_without_numbers(folder: Path, tmp_p
     assert library is not None
     for dtype in DTYPES:
         runner = runner_of(broken, dtype, library)
-        assert runner.forward(whole(sequences(0, 5), (5,))).logits.isnan().all()
+        computed = runner.forward(whole(sequences(0, 5), (5,)))
+        assert computed.logits.isnan().all()
+        assert computed.best is not None
+        assert computed.best.values.isnan().all()
         runner.close()
 
 

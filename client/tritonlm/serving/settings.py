@@ -25,6 +25,7 @@ Size = Annotated[
     str, AfterValidator(lambda text: _matching(text, r"^\d+(\.\d+)? ?([KMGT]i?B|B)?$", "a size such as 8GiB or 500MB"))
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Weights = Literal["full", "int8"]
 Runner = Literal["auto", "native", "reference"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -63,6 +64,11 @@ class Settings(BaseSettings):
         "can.",
     )
     dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
+    weights: Weights = Field(
+        "full",
+        description="How weights are kept: full, as the number type says; int8, in eight bits with a scale for each "
+        "output (GPT-2 on a CPU).",
+    )
     max_context_tokens: int | None = Field(
         None,
         ge=1,
@@ -133,8 +139,8 @@ class Settings(BaseSettings):
     def engine_environment(self) -> dict[str, str]:
         """The variables through which the engine's process learns what it was asked for; unset means its default."""
         asked = (
-            "device", "dtype", "runner", "max_context_tokens", "max_sequences", "kv_cache_tokens", "memory_budget",
-            "idle_unload_seconds", "enable_embeddings", "log_level",
+            "device", "dtype", "weights", "runner", "max_context_tokens", "max_sequences", "kv_cache_tokens",
+            "memory_budget", "idle_unload_seconds", "enable_embeddings", "log_level",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}

@@ -15,6 +15,9 @@ from typing import Any
 from tritonlm.contract import CheckpointError, devices
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
+INT8 = "int8"
+# With so many running requests the time between chunks begins to grow, up to so many times.
+_CALM, _LONGEST = 16, 2.5
 
 
 def _one_of(*choices: str, meaning: str) -> Any:
@@ -42,6 +45,10 @@ class EngineConfig:
     dtype: str = _one_of(
         "auto", "float32", "bfloat16", "float16", meaning="number type of weights and cache; auto: the checkpoint's"
     )
+    weights: str = _one_of(
+        "full", INT8,
+        meaning="how weights are kept: full, as the number type says; int8, in eight bits with a scale for each output",
+    )  # fmt: skip
     runner: str = _one_of(
         "auto", "native", "reference",
         meaning="what computes: kernels of our own (native), Hugging Face's code (reference), or the first that can",
@@ -59,7 +66,7 @@ class EngineConfig:
     memory_budget: int = _size("memory that all models on one device may take together, such as 8GiB; 0: no limit")
     idle_unload_seconds: float = _number(0.0, "after so long without a request the gateway unloads it; 0: never")
     coalesce_above: int = _number(4, "with more running requests than this, chunks of a stream are coalesced …")
-    coalesce_milliseconds: float = _number(40.0, "… to one in so many milliseconds")
+    coalesce_milliseconds: float = _number(40.0, "… to one in so many milliseconds; above 16 requests up to 2.5 times")
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> EngineConfig:
@@ -77,6 +84,12 @@ class EngineConfig:
                 change: dict[str, Any] = {spec.name: value}
                 config = replace(config, **change)
         return config
+
+    def chunk_seconds(self, running: int) -> float:
+        """Between two chunks of a stream: with more requests steps take longer, while a chunk costs what it cost."""
+        if running <= self.coalesce_above:
+            return 0.0
+        return self.coalesce_milliseconds / 1000 * min(max(running / _CALM, 1.0), _LONGEST)
 
 
 def environment_name(setting: str) -> str:

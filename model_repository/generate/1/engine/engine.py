@@ -289,9 +289,8 @@ class Engine:
                 request.answer.end_of_prompt()
                 sampling_rows.append(row - 1)
                 sampling.append(request)
-        # Where every row is sampled they are taken as they are: a copy of all logits costs as much as sampling them.
-        chosen = logits if len(sampling_rows) == len(logits) else logits[sampling_rows]
-        drawn = sample(chosen, [request.sampling for request in sampling]) if sampling else []
+        chosen = computed.only(sampling_rows)
+        drawn = sample(chosen.logits, [request.sampling for request in sampling], chosen.best) if sampling else []
         for request, token in zip(sampling, drawn, strict=True):
             if token is None:
                 self.runner.clear(request.table.blocks)
@@ -322,8 +321,7 @@ class Engine:
             request.scored = last
 
     def _release_chunks(self) -> None:
-        busy = len(self.scheduler.running) > self.config.coalesce_above
-        interval = self.config.coalesce_milliseconds / 1000 if busy else 0.0
+        interval = self.config.chunk_seconds(len(self.scheduler.running))
         for request in self.scheduler.running:
             # A chunk whose predecessor has not been delivered yet waits, and takes more text along: this bounds the
             # outbox by the number of requests.

@@ -5,6 +5,8 @@ It knows shapes and memory; which block belongs to whom is the block pool's busi
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +43,8 @@ class KVCache:
     ) -> None:
         self.block_tokens = block_tokens
         slots = blocks * block_tokens
-        self.keys = [torch.zeros(slots, s.heads, s.key_width, dtype=dtype, device=device) for s in layers]
-        self.values = [torch.zeros(slots, s.heads, s.value_width, dtype=dtype, device=device) for s in layers]
+        self.keys = [_zeros((slots, s.heads, s.key_width), dtype, device) for s in layers]
+        self.values = [_zeros((slots, s.heads, s.value_width), dtype, device) for s in layers]
         self._gathered_keys = torch.empty(0, dtype=dtype, device=device)
         self._gathered_values = torch.empty(0, dtype=dtype, device=device)
 
@@ -64,6 +66,14 @@ class KVCache:
             run = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
             for tensor in (*self.keys, *self.values):
                 tensor[run].zero_()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU the system's own zero pages; torch.zeros would write them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _gather(rows: torch.Tensor, slots: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

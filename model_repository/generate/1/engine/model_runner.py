@@ -19,6 +19,7 @@ from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
 from .kv_cache import KVCache, LayerShape, cache_size
 from .memory import MemoryBook, resident_memory
+from .sampler import Best
 from .scheduler import Slice
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,6 +34,14 @@ class Computed:
     logits: torch.Tensor
     # What the logits were made of.
     hidden: torch.Tensor
+    # Each row's likeliest token, where the runner has looked already.
+    best: Best | None = None
+
+    def only(self, rows: Sequence[int]) -> Computed:
+        """Where all are wanted they are taken as they are: a copy of all logits costs as much as sampling them."""
+        if len(rows) == len(self.logits):
+            return self
+        return Computed(self.logits[rows], self.hidden[rows], self.best and self.best.rows(rows))
 
 
 class Runner(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 
-from .config import EngineConfig
+from .config import INT8, EngineConfig
 from .model_runner import ModelRunner, Runner, choose_dtype
 from .native import build, gpt2
 
@@ -15,15 +15,23 @@ NATIVE, REFERENCE = "native", "reference"
 
 
 def open_runner(folder: Path, config: EngineConfig, device: torch.device) -> Runner:
-    if config.runner == REFERENCE:
+    if config.runner == REFERENCE and config.weights != INT8:
         return ModelRunner(folder, config, device)
     checkpoint = Checkpoint(folder)
     checkpoint.check()
     dtype = choose_dtype(config.dtype, checkpoint, device)
-    reason = "it computes on a GPU" if device.type != "cpu" else gpt2.why_not(checkpoint, dtype)
+    reason = _why_not(checkpoint, config, device, dtype)
     library = None if reason else build.kernels()
     if library is not None:
         return gpt2.Gpt2Runner(folder, config, device, dtype, library)
-    if config.runner == NATIVE:
-        raise CheckpointError(f"runner native cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
+    asked = "weights int8" if config.weights == INT8 else "runner native" if config.runner == NATIVE else ""
+    if asked:
+        raise CheckpointError(f"{asked} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
     return ModelRunner(folder, config, device)
+
+
+def _why_not(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Why the kernels do not compute it; empty where they do."""
+    if config.runner == REFERENCE:
+        return "runner reference has no such weights; leave runner at auto"
+    return "it computes on a GPU" if device.type != "cpu" else gpt2.why_not(checkpoint, dtype)

@@ -29,6 +29,21 @@ class Sampled:
     logprob: TokenLogprob | None
 
 
+@dataclass(frozen=True)
+class Best:
+    """The largest number of each row of logits, NaN where one of them is, and whose it is."""
+
+    values: torch.Tensor
+    ids: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> Best:
+        return cls(*logits.max(dim=-1))
+
+    def rows(self, rows: Sequence[int]) -> Best:
+        return Best(self.values[rows], self.ids[rows])
+
+
 class SamplingState:
     """What sampling has to remember of one sequence: its parameters, its position, the tokens it counts."""
 
@@ -112,13 +127,13 @@ def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
         raise InvalidRequest(f"{name}: token id {wrong} is outside the vocabulary (0 … {vocab_size - 1})", name)
 
 
-def sample(logits: torch.Tensor, states: Sequence[SamplingState]) -> list[Sampled | None]:
+def sample(logits: torch.Tensor, states: Sequence[SamplingState], best: Best | None = None) -> list[Sampled | None]:
     """Each row's next token. None where a row's logits allow none: they hold NaN, or no finite best."""
     assert logits.shape[0] == len(states), "one row of logits for each sequence"
     if not states:
         return []
-    best, tokens = logits.max(dim=-1)
-    usable = best.isfinite()
+    best = best or Best.of(logits)
+    tokens, usable = best.ids, best.values.isfinite()
     changed = [row for row, state in enumerate(states) if state.changes_logits]
     drawn = [row for row, state in enumerate(states) if not state.is_greedy]
     scored = [row for row, state in enumerate(states) if state.parameters.logprobs is not None]
@@ -127,8 +142,8 @@ def sample(logits: torch.Tensor, states: Sequence[SamplingState]) -> list[Sample
         logits = logits.float().clone()
         for row in changed:
             logits[row] = states[row].change(logits[row])
-        best, tokens = logits.max(dim=-1)
-        usable = usable & best.isfinite()
+        best = Best.of(logits)
+        tokens, usable = best.ids, usable & best.values.isfinite()
     if drawn:
         rows = logits if len(drawn) == len(states) else logits[drawn]
         tokens[drawn] = _draw_rows(rows.float(), [states[row] for row in drawn])

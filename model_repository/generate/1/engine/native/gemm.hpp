@@ -2,7 +2,8 @@
 // rows: a row's result is the same, bit for bit, alone or among others.
 //
 // Weights are packed in blocks of sixteen outputs: [outputs/16][inputs][16] in float32, [outputs/16][inputs/2][16][2] in
-// bfloat16, as the machine's own instructions for bfloat16 (AMX, AVX512-BF16) read them.
+// bfloat16, as the machine's own instructions for bfloat16 (AMX, AVX512-BF16) read them. Weights of eight bits lie as those
+// in float32 do, with a scale for each output; they become the rows' type, which holds them exactly, when they are used.
 #pragma once
 
 #include <algorithm>
@@ -11,45 +12,18 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
-#ifdef __AMX_BF16__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #include "lanes.hpp"
 #include "team.hpp"
-
-// Activations are read in tiles of so many rows: their buffers are padded to them.
-constexpr int kTileRows = 16;
+#include "tiles.hpp"
 
 #ifdef __AMX_BF16__
-// The system gives a process these registers when it asks.
-inline bool amx_is_ours() {
-    static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-    return granted;
-}
-
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start = 0, unused[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-inline void begin_tiles() {
-    if (!amx_is_ours()) return;
-    TileShapes shapes;
-    _tile_loadconfig(&shapes);
-}
-
-inline void end_tiles() {
-    if (amx_is_ours()) _tile_release();
-}
-
 // Two blocks of outputs, or one, for all rows.
 template <bool kPair, typename Done>
 void amx_columns(const bf16* rows, int count, const bf16* weights, int inputs, int block, Done done) {
     const bf16 *first = weights + (size_t)block * inputs * kLanes, *second = first + (size_t)inputs * kLanes;
     alignas(64) float out[4][kTileRows][kLanes];
+    before_tiles();
     for (int m = 0; m < count; m += 2 * kTileRows) {
         const bool two = count - m > kTileRows;
         const bf16 *upper = rows + (size_t)m * inputs, *lower = upper + (size_t)kTileRows * inputs;
@@ -77,9 +51,6 @@ void amx_columns(const bf16* rows, int count, const bf16* weights, int inputs, i
             for (int n = 0; n <= kPair; n++) done(m + i, block + n, load(out[i / kTileRows * 2 + n][i % kTileRows]));
     }
 }
-#else
-inline void begin_tiles() {}
-inline void end_tiles() {}
 #endif
 
 // What one step of the sum adds: inputs k (float32) or k and k + 1 (bfloat16) of one row, to sixteen outputs.
@@ -157,7 +128,7 @@ void product(const float* rows, int count, const float* weights, int inputs, int
 template <typename Done>
 void product(const bf16* rows, int count, const bf16* weights, int inputs, int block, bool pair, Done done) {
 #ifdef __AMX_BF16__
-    if (amx_is_ours()) {
+    if (tiles_are_ours()) {
         if (pair) amx_columns<true>(rows, count, weights, inputs, block, done);
         else amx_columns<false>(rows, count, weights, inputs, block, done);
         return;
@@ -166,9 +137,53 @@ void product(const bf16* rows, int count, const bf16* weights, int inputs, int b
     pair_or_one<HalfSum>(rows, count, weights, inputs, block, pair, done);
 }
 
+// So many rows at a time stay in the second cache while the weights pass by.
+template <typename T>
+int rows_together(int inputs) {
+    constexpr size_t kBytes = 1 << 20;
+    const size_t fit = kBytes / (inputs * sizeof(T)) / (2 * kTileRows) * 2 * kTileRows;
+    return std::max<size_t>(fit, 2 * kTileRows);
+}
+
 // What is left of the outputs, for all rows: `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
 void multiply(const T* rows, int count, const T* weights, int inputs, int outputs, Share& share, Done done) {
+    const int pairs = (outputs / kLanes + 1) / 2, last = outputs / kLanes, most = rows_together<T>(inputs);
+    const int parts = (count + most - 1) / most;
+    share.each(parts * pairs, [&](int i) {
+        const int first = i / pairs * most, p = i % pairs;
+        product(rows + (size_t)first * inputs, std::min(most, count - first), weights, inputs, 2 * p, 2 * p + 1 < last,
+            [&](int row, int block, Lanes found) { done(first + row, block, found); });
+    });
+}
+
+inline void expand(const int8_t* from, size_t count, float* to) {
+    for (size_t i = 0; i < count; i += kLanes) store(to + i, load(from + i));
+}
+
+// Two inputs of sixteen outputs lie one after the other there, and side by side here.
+inline void expand(const int8_t* from, size_t count, bf16* to) {
+    for (size_t i = 0; i < count; i += 2 * kLanes) {
+        const Words even = (Words)load(from + i), odd = (Words)load(from + i + kLanes);
+        const Words pairs = even >> 16 | odd;
+        memcpy(to + i, &pairs, sizeof pairs);
+    }
+}
+
+// The same for weights of eight bits; `space` is this thread's.
+template <typename T, typename Done>
+void multiply(
+    const T* rows, int count, const int8_t* weights, const float* scales, int inputs, int outputs, Share& share,
+    Numbers<T>& space, Done done
+) {
     const int pairs = (outputs / kLanes + 1) / 2, last = outputs / kLanes;
-    share.each(pairs, [&](int p) { product(rows, count, weights, inputs, 2 * p, 2 * p + 1 < last, done); });
+    const size_t block = (size_t)inputs * kLanes;
+    if (space.size() < 2 * block) space.resize(2 * block);
+    share.each(pairs, [&](int p) {
+        const bool pair = 2 * p + 1 < last;
+        expand(weights + 2 * p * block, (1 + pair) * block, space.data());
+        product(rows, count, space.data(), inputs, 0, pair, [&](int row, int half, Lanes found) {
+            done(row, 2 * p + half, found * load(scales + (2 * p + half) * kLanes));
+        });
+    });
 }

@@ -18,40 +18,44 @@ from safetensors import safe_open
 from torch.nn import functional
 from tritonlm.contract import Checkpoint, CheckpointError
 
-from ..config import EngineConfig
+from ..config import INT8, EngineConfig
 from ..kv_cache import KVCache, LayerShape, cache_size
 from ..memory import MemoryBook
 from ..model_runner import Computed, taken_memory, weights_on_disk
+from ..sampler import Best
 from ..scheduler import Slice
 
 _LANES, _WIDEST_HEAD = 16, 256
 _BEYOND = 16
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
+# As the kernels count them.
+PARTS = ("products", "attention", "logits", "other")
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = [(name, _POINTER) for name in ("values", "scales", "bias")]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        (name, _POINTER)
-        for name in (
-            "first_scale", "first_shift", "second_scale", "second_shift", "attend", "project", "widen", "narrow",
-            "attend_bias", "project_bias", "widen_bias", "narrow_bias",
-        )
-    ]  # fmt: skip
+        *((name, _POINTER) for name in ("first_scale", "first_shift", "second_scale", "second_shift")),
+        *((name, _Weights) for name in ("attend", "project", "widen", "narrow")),
+    ]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, _INT) for name in ("layers", "width", "heads", "inner", "vocabulary")), ("epsilon", ctypes.c_float),
-        *((name, _POINTER) for name in ("tokens", "positions", "final_scale", "final_shift", "layer")),
+        ("tokens", _Weights), *((name, _POINTER) for name in ("positions", "final_scale", "final_shift", "layer")),
     ]  # fmt: skip
 
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        *((name, _INT) for name in ("rows", "wanted_rows", "table_width", "block_tokens")),
+        *((name, _INT) for name in ("rows", "wanted_rows", "table_width", "block_tokens", "stride")),
         *((name, _POINTER) for name in ("ids", "places", "sequences", "wanted", "tables", "keys", "values")),
-        *((name, _POINTER) for name in ("logits", "hidden")),
+        *((name, _POINTER) for name in ("logits", "hidden", "best", "best_ids", "spent")),
     ]  # fmt: skip
 
 
@@ -87,9 +91,10 @@ class Gpt2Runner:
         about = checkpoint.config
         self.device, self.dtype, self.vocab_size = device, dtype, checkpoint.vocab_size
         self._width, heads, layers = (int(about[name]) for name in ("n_embd", "n_head", "n_layer"))
-        self._library = library
+        self._library, self._bytes = library, config.weights == INT8
         self._book = MemoryBook(config.memory_budget)
-        self._book.reserve(str(device), taken_memory(device) + weights_on_disk(checkpoint, dtype))
+        self._book.reserve(str(device), taken_memory(device) + self._weights_to_come(checkpoint))
+        self.spent: ctypes.Array[ctypes.c_double] | None = None
         # What the kernels point to stays here.
         self._held: list[Any] = []
         self._model = self._read(folder, about, layers, heads)
@@ -107,13 +112,18 @@ class Gpt2Runner:
             for tensors in (self._cache.keys, self._cache.values)
         )
         library.gpt2_open.restype = _POINTER
-        library.gpt2_open.argtypes = [_POINTER, ctypes.c_int, ctypes.c_int]
+        library.gpt2_open.argtypes = [_POINTER, ctypes.c_int, ctypes.c_int, ctypes.c_int]
         library.gpt2_step.argtypes = [_POINTER, _POINTER]
         library.gpt2_close.argtypes = [_POINTER]
         threads = config.threads or len(os.sched_getaffinity(0))
         # For sampling, which is torch's.
         torch.set_num_threads(threads)
-        self._opened = library.gpt2_open(ctypes.byref(self._model), dtype == torch.bfloat16, threads)
+        self._opened = library.gpt2_open(ctypes.byref(self._model), dtype == torch.bfloat16, self._bytes, threads)
+
+    def time_parts(self) -> ctypes.Array[ctypes.c_double]:
+        """From now on each step adds its seconds to these, in the order of PARTS."""
+        self.spent = (ctypes.c_double * len(PARTS))()
+        return self.spent
 
     def forward(self, plan: Sequence[Slice]) -> Computed:
         ids: list[int] = []
@@ -133,16 +143,20 @@ class Gpt2Runner:
         for number, piece in enumerate(plan):
             blocks = piece.request.table.blocks
             tables[number, : len(blocks)] = blocks
-        logits = torch.empty(len(wanted), self.vocab_size)
+        # The kernels write whole vectors.
+        logits = torch.empty(len(wanted), self.vocab_size + -self.vocab_size % _LANES)
         hidden = torch.empty(len(wanted), self._width)
+        best, best_ids = torch.empty(len(wanted)), torch.empty(len(wanted), dtype=torch.int64)
         arrays = [np.asarray(numbers, np.int32) for numbers in (ids, places, sequences, wanted)]
         step = _Step(
-            len(ids), len(wanted), tables.shape[1], self._cache.block_tokens,
+            len(ids), len(wanted), tables.shape[1], self._cache.block_tokens, logits.shape[1],
             *(array.ctypes.data for array in (*arrays, tables)),
             ctypes.addressof(self._keys), ctypes.addressof(self._values), logits.data_ptr(), hidden.data_ptr(),
+            best.data_ptr(), best_ids.data_ptr(),
+            None if self.spent is None else ctypes.addressof(self.spent),
         )  # fmt: skip
         self._library.gpt2_step(self._opened, ctypes.byref(step))
-        return Computed(logits, hidden)
+        return Computed(logits[:, : self.vocab_size], hidden, Best(best, best_ids))
 
     def clear(self, blocks: Sequence[int]) -> None:
         self._cache.clear(blocks)
@@ -151,44 +165,51 @@ class Gpt2Runner:
         self._library.gpt2_close(self._opened)
         self._book.leave()
 
+    def _weights_to_come(self, checkpoint: Checkpoint) -> int:
+        return weights_on_disk(checkpoint, torch.int8 if self._bytes else self.dtype)
+
     def _read(self, folder: Path, about: dict[str, Any], layers: int, heads: int) -> _Model:
-        weights = _Weights(folder)
+        weights = _Files(folder)
         inner = int(about.get("n_inner") or 4 * self._width)
 
         def vector(name: str, *shape: int) -> int:
             return self._hold(weights.get(name, *shape).float().contiguous())
 
-        def product(name: str, inputs: int, outputs: int) -> int:
-            return self._hold(packed(weights.get(name, inputs, outputs).t(), self.dtype))
+        def product(name: str, inputs: int, outputs: int) -> _Weights:
+            bias = vector(f"{name}.bias", outputs)
+            return self._pack(weights.get(f"{name}.weight", inputs, outputs).t(), bias)
 
         width, found = self._width, (_Layer * layers)()
         for number in range(layers):
             at = f"h.{number}."
             found[number] = _Layer(
                 *(vector(f"{at}{norm}.{part}", width) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")),
-                product(f"{at}attn.c_attn.weight", width, 3 * width),
-                product(f"{at}attn.c_proj.weight", width, width),
-                product(f"{at}mlp.c_fc.weight", width, inner),
-                product(f"{at}mlp.c_proj.weight", inner, width),
-                vector(f"{at}attn.c_attn.bias", 3 * width),
-                vector(f"{at}attn.c_proj.bias", width),
-                vector(f"{at}mlp.c_fc.bias", inner),
-                vector(f"{at}mlp.c_proj.bias", width),
+                product(f"{at}attn.c_attn", width, 3 * width),
+                product(f"{at}attn.c_proj", width, width),
+                product(f"{at}mlp.c_fc", width, inner),
+                product(f"{at}mlp.c_proj", inner, width),
             )
         self._held.append(found)
-        tokens = self._hold(packed(weights.get("wte.weight", self.vocab_size, width), self.dtype))
+        tokens = self._pack(weights.get("wte.weight", self.vocab_size, width), None)
         return _Model(
             layers, width, heads, inner, self.vocab_size, float(about.get("layer_norm_epsilon", 1e-5)), tokens,
             vector("wpe.weight", int(about["n_positions"]), width), vector("ln_f.weight", width),
             vector("ln_f.bias", width), ctypes.addressof(found),
         )  # fmt: skip
 
+    def _pack(self, weight: torch.Tensor, bias: int | None) -> _Weights:
+        """Of (outputs, inputs)."""
+        if not self._bytes:
+            return _Weights(self._hold(packed(weight, self.dtype)), None, bias)
+        values, scales = in_bytes(weight)
+        return _Weights(self._hold(packed(values, torch.int8)), self._hold(scales), bias)
+
     def _hold(self, tensor: torch.Tensor) -> int:
         self._held.append(tensor)
         return tensor.data_ptr()
 
 
-class _Weights:
+class _Files:
     """A checkpoint's tensors by their names, with or without the model's own in front."""
 
     def __init__(self, folder: Path) -> None:
@@ -218,6 +239,13 @@ def packed(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """(outputs, inputs) → blocks of sixteen outputs, padded with zeros: see gemm.hpp."""
     outputs, inputs = weight.shape
     blocks = functional.pad(weight.to(dtype), (0, 0, 0, -outputs % _LANES)).view(-1, _LANES, inputs)
-    if dtype == torch.float32:
+    if dtype != torch.bfloat16:
         return blocks.transpose(1, 2).contiguous()
     return blocks.view(-1, _LANES, inputs // 2, 2).permute(0, 2, 1, 3).contiguous()
+
+
+def in_bytes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(outputs, inputs) as whole numbers from -127 to 127, and what each output's are multiplied by, padded."""
+    scales = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    values = (weight.float() / scales[:, None]).round().to(torch.int8)
+    return values, functional.pad(scales, (0, -len(scales) % _LANES)).contiguous()

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -13,12 +15,29 @@ typedef float Lanes __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 constexpr int kLanes = 16;
 
 struct bf16 {
     uint16_t bits;
 };
+
+// Memory in which sixteen floats never lie across two cache lines: those take twice as long.
+template <typename T>
+struct InLines {
+    typedef T value_type;
+    InLines() = default;
+    template <typename Other>
+    InLines(const InLines<Other>&) {}
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(64)); }
+    bool operator==(const InLines&) const { return true; }
+    bool operator!=(const InLines&) const { return false; }
+};
+
+template <typename T>
+using Numbers = std::vector<T, InLines<T>>;
 
 inline Lanes splat(float x) { return Lanes{} + x; }
 
@@ -34,6 +53,12 @@ inline Lanes load(const bf16* from) {
     return (Lanes)(__builtin_convertvector(h, Words) << 16);
 }
 
+inline Lanes load(const int8_t* from) {
+    Bytes b;
+    memcpy(&b, from, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, Ints), Lanes);
+}
+
 inline void store(float* to, Lanes v) { memcpy(to, &v, sizeof v); }
 
 // Rounded to nearest, ties to even; what is not a number stays none.
@@ -45,6 +70,8 @@ inline void store(bf16* to, Lanes v) {
 }
 
 inline float value(float x) { return x; }
+
+inline float value(int8_t x) { return x; }
 
 inline float value(bf16 x) {
     uint32_t bits = (uint32_t)x.bits << 16;
@@ -69,6 +96,36 @@ inline float largest(Lanes v) {
     return found;
 }
 
+// The largest of so many numbers, and the first place that holds it. Where one is not a number, none is the largest.
+struct Best {
+    float value;
+    int64_t place;
+};
+
+inline Best best_of(const float* from, int count) {
+    const int whole = count / kLanes * kLanes;
+    Lanes most = splat(-__builtin_inff());
+    Ints at = {}, strange = {};
+    for (int i = 0; i < whole; i += kLanes) {
+        const Lanes found = load(from + i);
+        at = found > most ? Ints{} + i : at;
+        most = found > most ? found : most;
+        strange |= found != found;
+    }
+    Best best = {-__builtin_inff(), 0};
+    bool none = false;
+    for (int lane = 0; lane < kLanes; lane++) {
+        none |= strange[lane] != 0;
+        const int64_t place = at[lane] + lane;
+        if (most[lane] > best.value || (most[lane] == best.value && place < best.place)) best = {most[lane], place};
+    }
+    for (int i = whole; i < count; i++) {
+        none |= from[i] != from[i];
+        if (from[i] > best.value) best = {from[i], i};
+    }
+    return none ? Best{__builtin_nanf(""), 0} : best;
+}
+
 // e to the x, to about one unit in the last place; below -87 it is 0 as far as a sum can tell.
 inline Lanes exp(Lanes x) {
     x = x < splat(-87.0f) ? splat(-87.0f) : x;
@@ -89,8 +146,18 @@ inline Lanes exp(Lanes x) {
     return p * (Lanes)power;
 }
 
+// One over x, to the last place but one; several times as fast as a division.
+inline Lanes inverse(Lanes x) {
+#ifdef __AVX512F__
+    const Lanes near = (Lanes)_mm512_rcp14_ps((__m512)x);
+    return near * (2.0f - x * near);
+#else
+    return 1.0f / x;
+#endif
+}
+
 // GELU in its tanh form, which is x times the logistic function of twice the tanh's argument.
 inline Lanes gelu(Lanes x) {
     Lanes twice = 1.5957691216f * (x + 0.044715f * x * x * x);
-    return x / (1.0f + exp(-twice));
+    return x * inverse(1.0f + exp(-twice));
 }

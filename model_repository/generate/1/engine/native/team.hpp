@@ -75,7 +75,7 @@ class Team {
     }
 
   private:
-    static constexpr int kSpins = 2000;
+    static constexpr int kSpins = 400;
 
     void work(int member) {
         unsigned done = 0;

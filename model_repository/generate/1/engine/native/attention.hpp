@@ -1,0 +1,290 @@
+// Attention over the blocks of the cache: each row looks at its sequence's tokens up to its own. A row's numbers come
+// about in one order, whichever rows are attended with it. It knows nothing of layers or weights.
+//
+// A block holds, head by head, its tokens' keys as [width][tokens] and their values as [tokens][width]: so one reads
+// sixteen keys, or a value, side by side. Where AMX computes, two inputs of a sum lie side by side, as it reads them: keys
+// as [width/2][tokens][2], values as [tokens/2][width][2].
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "lanes.hpp"
+#include "step.hpp"
+#include "team.hpp"
+#include "tiles.hpp"
+
+template <typename T>
+class Attention {
+  public:
+    // So many heads of queries share one of keys and values.
+    Attention(int heads, int shared, int width) : heads_(heads), shared_(shared), width_(width) {}
+
+    // Before the layers: where each row's own key and value go, and which rows are attended together.
+    void begin(const Step& step, int members) {
+        step_ = &step;
+        tokens_ = step.block_tokens;
+        in_tiles_ = sizeof(T) == sizeof(bf16) && tiles_are_ours() && width_ % 32 == 0 && tokens_ % kLanes == 0;
+        block_ = (size_t)heads_ / shared_ * width_ * tokens_;
+        spaces_.resize(members);
+        own_.resize(step.rows);
+        for (int row = 0; row < step.rows; row++) own_[row] = table_of(row)[step.places[row] / tokens_] * block_;
+        find_runs();
+    }
+
+    // Sixteen numbers of a row's key, or of its value; columns go through all heads.
+    void keep_key(T* keys, int row, int column, Lanes found) const {
+        const int token = step_->places[row] % tokens_;
+        T sixteen[kLanes];
+        store(sixteen, found);
+        if (in_tiles_) {
+            T* to = keys + own_[row] + (size_t)column * tokens_ + 2 * token;
+            for (int lane = 0; lane < kLanes; lane += 2) memcpy(to + lane * tokens_, sixteen + lane, 2 * sizeof(T));
+            return;
+        }
+        T* to = keys + own_[row] + (size_t)column * tokens_ + token;
+        for (int lane = 0; lane < kLanes; lane++) to[(size_t)lane * tokens_] = sixteen[lane];
+    }
+
+    void keep_value(T* values, int row, int column, Lanes found) const {
+        const int token = step_->places[row] % tokens_, head = column / width_, inside = column % width_;
+        T* of_head = values + own_[row] + (size_t)head * tokens_ * width_;
+        if (!in_tiles_) return store(of_head + (size_t)token * width_ + inside, found);
+        T sixteen[kLanes];
+        store(sixteen, found);
+        T* to = of_head + ((size_t)(token / 2) * width_ + inside) * 2 + token % 2;
+        for (int lane = 0; lane < kLanes; lane++) to[2 * lane] = sixteen[lane];
+    }
+
+    // This member's part of all rows and heads: from `queries` to `attended`, both (rows, heads x width).
+    void attend(const T* keys, const T* values, const float* queries, T* attended, Share& share, int member) {
+        with_width<1>([&](auto parts) {
+            Space& space = spaces_[member];
+            space.shaped = 0;
+            share.each((int)runs_.size() * heads_, [&](int i) {
+                const auto [row, count] = runs_[i / heads_];
+                const Place at{row, i % heads_, keys, values, queries, attended};
+#ifdef __AMX_BF16__
+                if constexpr (sizeof(T) == sizeof(bf16))
+                    if (in_tiles_) return attend_in_tiles<parts()>(at, count, space);
+#endif
+                if (count == kRun) return attend_rows<parts(), kRun>(at, space);
+                for (int n = 0; n < count; n++) attend_rows<parts(), 1>({at.row + n, at.head, keys, values, queries, attended}, space);
+            });
+            if (space.shaped) begin_tiles();
+        });
+    }
+
+    // The widest head: 256.
+    static constexpr int kMostParts = 16;
+
+  private:
+    struct Place {
+        int row, head;
+        const T *keys, *values;
+        const float* queries;
+        T* attended;
+    };
+
+    struct Space {
+        Numbers<float> scores;
+        Numbers<bf16> weights;
+        // For how many queries the tiles are shaped; 0: for products.
+        int shaped = 0;
+    };
+
+    const int32_t* table_of(int row) const {
+        return step_->tables + (size_t)step_->sequences[row] * step_->table_width;
+    }
+
+    // Rows that follow one another in a sequence read the same keys and values.
+    void find_runs() {
+        const int most = in_tiles_ ? kTileRows : kRun;
+        runs_.clear();
+        for (int row = 0; row < step_->rows; row++) {
+            const bool follows =
+                row && step_->sequences[row] == step_->sequences[row - 1] && runs_.back().second < most;
+            if (follows) runs_.back().second++;
+            else runs_.emplace_back(row, 1);
+        }
+    }
+
+    // With the head's width known to the compiler.
+    template <int kParts, typename Task>
+    void with_width(Task task) {
+        if constexpr (kParts < kMostParts)
+            if (width_ != kParts * kLanes) return with_width<kParts + 1>(task);
+        task(std::integral_constant<int, kParts>());
+    }
+
+    size_t in_block(int head) const { return (size_t)(head / shared_) * width_ * tokens_; }
+
+    template <int kParts, int kRows>
+    void attend_rows(const Place& at, Space& space) {
+        const int shortest = step_->places[at.row] + 1, longest = shortest + kRows - 1;
+        const size_t stride = (size_t)heads_ * width_, room = (longest + 2 * kLanes) / kLanes * kLanes;
+        if (space.scores.size() < kRows * room) space.scores.resize(2 * kRows * room);
+        float* const scores = space.scores.data();
+        const float scale = 1.0f / std::sqrt((float)width_), *query = at.queries + at.row * stride + at.head * width_;
+        const int32_t* const table = table_of(at.row);
+        for (int first = 0; first < longest; first += tokens_) {
+            const T* of_block = at.keys + table[first / tokens_] * block_ + in_block(at.head);
+            for (int token = 0; token < std::min(tokens_, longest - first); token += kLanes) {
+                // Four sums side by side: one alone would wait for itself.
+                Lanes found[kRows][4] = {};
+                const T* key = of_block + token;
+                for (int k = 0; k < kParts * kLanes; k += 4)
+                    for (int i = 0; i < 4; i++, key += tokens_) {
+                        const Lanes sixteen = load(key);
+                        for (int n = 0; n < kRows; n++) found[n][i] += query[n * stride + k + i] * sixteen;
+                    }
+                for (int n = 0; n < kRows; n++)
+                    store(scores + n * room + first + token, (found[n][0] + found[n][1]) + (found[n][2] + found[n][3]));
+            }
+        }
+        float all[kRows];
+        for (int n = 0; n < kRows; n++) all[n] = weigh(scores + n * room, shortest + n, scale, scores + n * room);
+        Lanes total[kRows][kParts] = {};
+        for (int first = 0; first < longest; first += tokens_) {
+            const T* of_block = at.values + table[first / tokens_] * block_ + in_block(at.head);
+            const int count = std::min(tokens_, longest - first), common = std::min(tokens_, shortest - first);
+            const auto add = [&](int token, int from) {
+                for (int part = 0; part < kParts; part++) {
+                    const Lanes sixteen = load(of_block + (size_t)token * kParts * kLanes + part * kLanes);
+                    for (int n = from; n < kRows; n++) total[n][part] += scores[n * room + first + token] * sixteen;
+                }
+            };
+            for (int token = 0; token < common; token++) add(token, 0);
+            // Beyond the first row's end only the later ones look.
+            for (int token = std::max(common, 0); token < count; token++) add(token, first + token + 1 - shortest);
+        }
+        for (int n = 0; n < kRows; n++)
+            for (int part = 0; part < kParts; part++)
+                store(at.attended + (at.row + n) * stride + at.head * width_ + part * kLanes, total[n][part] / all[n]);
+    }
+
+#ifdef __AMX_BF16__
+    // Up to sixteen rows. What a shorter one may not see has the weight 0, which changes no sum.
+    template <int kParts>
+    void attend_in_tiles(const Place& at, int count, Space& space) {
+        const int shortest = step_->places[at.row] + 1, pieces = (shortest + count - 1 + kLanes - 1) / kLanes;
+        const size_t stride = (size_t)heads_ * width_, room = (size_t)(pieces + 1) * kLanes;
+        if (space.scores.size() < kTileRows * room) {
+            space.scores.resize(2 * kTileRows * room);
+            space.weights.resize(2 * kTileRows * room);
+        }
+        if (space.shaped != count) begin_attention_tiles(count);
+        space.shaped = count;
+        score<kParts>(at, count, pieces, space.scores.data(), room);
+        float all[kTileRows];
+        for (int n = 0; n < count; n++) {
+            bf16* weights = space.weights.data() + n * room;
+            all[n] = weigh(space.scores.data() + n * room, shortest + n, 1.0f / std::sqrt((float)width_), weights);
+            for (int piece = (shortest + n + kLanes - 1) / kLanes; piece < pieces; piece++)
+                store(weights + piece * kLanes, Lanes{});
+        }
+        for (int part = 0; part < kParts; part += kPartsTogether) {
+            alignas(64) float found[kPartsTogether][kTileRows][kLanes];
+            gather<std::min(kParts, kPartsTogether)>(at, part, pieces, space.weights.data(), room, found);
+            for (int n = 0; n < count; n++)
+                for (int i = 0; i < std::min(kParts - part, kPartsTogether); i++)
+                    store(at.attended + (at.row + n) * stride + at.head * width_ + (part + i) * kLanes, load(found[i][n]) / all[n]);
+        }
+    }
+
+    // Where sixteen tokens' keys, or values, of a head begin.
+    const T* piece_of(const T* cache, const Place& at, int piece, size_t a_token) const {
+        const int token = piece * kLanes;
+        return cache + table_of(at.row)[token / tokens_] * block_ + in_block(at.head) + token % tokens_ * a_token;
+    }
+
+    template <int kParts>
+    void score(const Place& at, int count, int pieces, float* scores, size_t room) const {
+        const size_t stride = (size_t)heads_ * width_;
+        alignas(64) bf16 queries[kTileRows][kParts * kLanes];
+        for (int n = 0; n < count; n++)
+            for (int k = 0; k < width_; k += kLanes)
+                store(&queries[n][k], load(at.queries + (at.row + n) * stride + at.head * width_ + k));
+        before_tiles();
+        for (int piece = 0; piece < pieces; piece++) {
+            const T* keys = piece_of(at.keys, at, piece, 2);
+            _tile_zero(0);
+            for (int k = 0; k < kParts * kLanes; k += 2 * kLanes) {
+                _tile_loadd(4, &queries[0][k], kParts * kLanes * sizeof(bf16));
+                _tile_loadd(6, keys + (size_t)k * tokens_, tokens_ * 2 * sizeof(bf16));
+                _tile_dpbf16ps(0, 4, 6);
+            }
+            _tile_stored(0, scores + piece * kLanes, room * sizeof(float));
+        }
+    }
+
+    template <int kCount>
+    void gather(
+        const Place& at, int part, int pieces, const bf16* weights, size_t room, float (*found)[kTileRows][kLanes]
+    ) const {
+        const size_t pair = 2 * width_ * sizeof(bf16);
+        before_tiles();
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int piece = 0; piece < pieces; piece++) {
+            const T* values = piece_of(at.values, at, piece, width_) + part * 2 * kLanes;
+            _tile_loadd(5, weights + piece * kLanes, room * sizeof(bf16));
+            _tile_loadd(7, values, pair);
+            _tile_dpbf16ps(0, 5, 7);
+            if constexpr (kCount > 1) {
+                _tile_loadd(7, values + 2 * kLanes, pair);
+                _tile_dpbf16ps(1, 5, 7);
+            }
+            if constexpr (kCount > 2) {
+                _tile_loadd(7, values + 4 * kLanes, pair);
+                _tile_dpbf16ps(2, 5, 7);
+                _tile_loadd(7, values + 6 * kLanes, pair);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        _tile_stored(0, found[0], 64);
+        if (kCount > 1) _tile_stored(1, found[1], 64);
+        if (kCount > 2) _tile_stored(2, found[2], 64);
+        if (kCount > 2) _tile_stored(3, found[3], 64);
+    }
+#endif
+
+    // Scores become weights; their sum.
+    template <typename Out>
+    static float weigh(float* scores, int length, float scale, Out* weights) {
+        // What was computed beyond the end counts for nothing.
+        store(scores + length, splat(-INFINITY));
+        const int padded = (length + kLanes - 1) / kLanes * kLanes;
+        Lanes most = load(scores), sums = {};
+        for (int token = kLanes; token < padded; token += kLanes) {
+            const Lanes found = load(scores + token);
+            most = found > most ? found : most;
+        }
+        const float best = largest(most) * scale;
+        for (int token = 0; token < padded; token += kLanes) {
+            const Lanes found = load(scores + token) * scale - best;
+            const Lanes weight = found == splat(-INFINITY) ? Lanes{} : exp(found);
+            store(weights + token, weight);
+            sums += weight;
+        }
+        return sum(sums);
+    }
+
+    static constexpr int kRun = 4, kPartsTogether = 4;
+
+    const int heads_, shared_, width_;
+    const Step* step_ = nullptr;
+    int tokens_ = 0;
+    bool in_tiles_ = false;
+    // Numbers in a block of the cache.
+    size_t block_ = 0;
+    // The block that each row's own key and value go to.
+    std::vector<size_t> own_;
+    // The first row and the number of rows that follow one another.
+    std::vector<std::pair<int, int>> runs_;
+    std::vector<Space> spaces_;
+};
