@@ -1,10 +1,12 @@
 """Tokens per second of the engine alone, beside `transformers.generate` on the same checkpoint in the same run.
 
-    scripts/bench engine [--dtype bfloat16] [--batch 1 8 32] [--prompt-tokens 128] [--new-tokens 64]
+    scripts/bench engine [--dtype bfloat16] [--weights int8] [--batch 1 8 32] [--prompt-tokens 128] [--new-tokens 64]
+    scripts/bench engine --profile [--dtype bfloat16]
 
 The checkpoint is GPT-2 124M with random weights, made once. Both sides get the same prompts, take turns, and count only
-what all of a batch's sequences compute together; equal lengths are the best case for `generate`, which pads. It knows
-nothing of Triton.
+what all of a batch's sequences compute together; equal lengths are the best case for `generate`, which pads. Before
+each turn the machine's limits are measured; the last column tells how much of them the engine reached. `--profile`
+tells in place of that where a step's time goes, and on the whole path whose processor time a token takes.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ import json
 import os
 import random
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,32 +25,18 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from engine_side import EngineSide, Prompts, Seconds
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, GenerationMixin, GPT2Config, GPT2LMHeadModel
-from tritonlm.contract import GenerationRequest, SamplingParameters
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
-
-from engine.config import EngineConfig  # noqa: E402
-from engine.engine import Engine  # noqa: E402
-from engine.request import Request  # noqa: E402
-from engine.runners import open_runner  # noqa: E402
-
 FOLDER = ROOT / ".cache" / "benchmarks" / "gpt2-124m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Of GPT-2 124M, those that every token passes through: all but the positions.
-PARAMETERS = 123_653_376
-Prompts = list[list[int]]
-
-
-@dataclass(frozen=True)
-class Seconds:
-    prefill: float
-    decode: float
+# Of GPT-2 124M: those that every token passes through, and those of the logits, which a prompt needs once.
+LAYERS, HEAD = 85_056_000, 38_597_376
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,8 @@ class Row:
     stage: str
     engine: float
     transformers: float
+    # Of what the machine can do, measured in the same turns.
+    share: float
 
     @property
     def ratio(self) -> float:
@@ -92,12 +81,13 @@ class Limits:
         left, right = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
         return cls(memory.nbytes / read, 2 * size**3 / _best_of(lambda: left @ right))
 
-    def share(self, row: Row, parameters: int, dtype: torch.dtype) -> float:
-        """Of the tighter of the two: each step reads all weights once, each token takes two operations a weight."""
-        by_products = self.products / (2 * parameters)
-        if row.stage == "prefill":
-            return row.engine / by_products
-        return row.engine / min(by_products, row.batch * self.read / (parameters * dtype.itemsize))
+    def prefill(self, prompt_tokens: int) -> float:
+        """Tokens a second, where nothing but products takes time: two operations a weight."""
+        return self.products / (2 * (LAYERS + HEAD / prompt_tokens))
+
+    def decode(self, batch: int, weight_bytes: int) -> float:
+        """The tighter of the two: each step reads all weights once, each token takes two operations a weight."""
+        return min(self.products / (2 * (LAYERS + HEAD)), batch * self.read / ((LAYERS + HEAD) * weight_bytes))
 
 
 def _best_of(work: Callable[[], object], times: int = 5) -> float:
@@ -107,45 +97,6 @@ def _best_of(work: Callable[[], object], times: int = 5) -> float:
         work()
         found.append(time.perf_counter() - start)
     return min(found)
-
-
-class EngineSide:
-    """The engine, stepped on this thread."""
-
-    def __init__(self, folder: Path, dtype: str, places: int, runner: str) -> None:
-        config = EngineConfig(device="cpu", dtype=dtype, max_sequences=places, runner=runner)
-        self.runner = open_runner(folder, config, torch.device("cpu"))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._engine = Engine(
-            self.runner, config, lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip), ()
-        )
-
-    def measure(self, prompts: Prompts, new_tokens: int) -> Seconds:
-        wanted = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": 0, "seed": 0})
-        ended: list[bool] = []
-        requests = [
-            Request(
-                str(i), prompt, GenerationRequest(wanted, True), lambda _, last: ended.append(True) if last else None
-            )
-            for i, prompt in enumerate(prompts)
-        ]
-        start = time.perf_counter()
-        for request in requests:
-            self._engine.submit(request)
-        while not all(request.started_answering for request in requests):
-            self._step()
-        middle = time.perf_counter()
-        # Sequences whose prompt was read first are ahead: what is counted is what is left to decode from here.
-        left = sum(new_tokens - request.generated for request in requests)
-        while len(ended) < len(requests):
-            self._step()
-        scale = len(prompts) * (new_tokens - 1) / left
-        return Seconds(middle - start, (time.perf_counter() - middle) * scale)
-
-    def _step(self) -> None:
-        self._engine.take_in()
-        self._engine.step()
-        self._engine.deliver_now()
 
 
 class TransformersSide:
@@ -167,9 +118,16 @@ class TransformersSide:
         return time.perf_counter() - start
 
 
-def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> list[Row]:
+@dataclass(frozen=True)
+class Turn:
+    limits: Limits
+    engine: Seconds
+    transformers: Seconds
+
+
+def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tuple[list[Row], list[Turn]]:
     folder = make_checkpoint()
-    ours = EngineSide(folder, arguments.dtype, max(arguments.batch), arguments.runner)
+    ours = EngineSide(folder, arguments.dtype, max(arguments.batch), arguments.runner, arguments.weights)
     theirs = TransformersSide(folder, arguments.dtype)
     draw = random.Random(0)
 
@@ -178,58 +136,80 @@ def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> list
 
     for side in (ours, theirs):
         side.measure(prompts(1), 4)
-    rows = []
+    rows, all_turns = [], []
     for batch in arguments.batch:
-        pairs = []
+        turns = []
         for _ in range(arguments.repeat):
             asked = prompts(batch)
-            pairs.append((ours.measure(asked, arguments.new_tokens), theirs.measure(asked, arguments.new_tokens)))
+            limits = Limits.measured(DTYPES[arguments.dtype])
+            turns.append(
+                Turn(limits, ours.measure(asked, arguments.new_tokens), theirs.measure(asked, arguments.new_tokens))
+            )
             progress()
-        for stage, tokens in (
-            ("prefill", batch * arguments.prompt_tokens), ("decode", batch * (arguments.new_tokens - 1)),
-        ):  # fmt: skip
-            engine, peer = (tokens / statistics.median(getattr(pair[side], stage) for pair in pairs) for side in (0, 1))
-            rows.append(Row(batch, stage, engine, peer))
-    return rows
+        rows += rows_of(batch, turns, arguments)
+        all_turns += turns
+    return rows, all_turns
 
 
-def show(rows: list[Row], arguments: argparse.Namespace, limits: Limits) -> None:
-    title = f"GPT-2 124M, random weights, {arguments.dtype}, {torch.get_num_threads()} threads; tokens/s"
+def rows_of(batch: int, turns: list[Turn], arguments: argparse.Namespace) -> Iterator[Row]:
+    weight_bytes = 1 if arguments.weights == "int8" else DTYPES[arguments.dtype].itemsize
+    for stage, tokens in (
+        ("prefill", batch * arguments.prompt_tokens), ("decode", batch * (arguments.new_tokens - 1)),
+    ):  # fmt: skip
+        engine, peer = (
+            tokens / statistics.median(getattr(getattr(turn, side), stage) for turn in turns)
+            for side in ("engine", "transformers")
+        )
+        share = statistics.median(
+            tokens / getattr(turn.engine, stage) / (
+                turn.limits.prefill(arguments.prompt_tokens)
+                if stage == "prefill"
+                else turn.limits.decode(batch, weight_bytes)
+            )
+            for turn in turns
+        )  # fmt: skip
+        yield Row(batch, stage, engine, peer, share)
+
+
+def show(rows: list[Row], turns: list[Turn], arguments: argparse.Namespace) -> None:
+    weights = ", int8 weights" if arguments.weights == "int8" else ""
+    title = f"GPT-2 124M, random weights, {arguments.dtype}{weights}, {torch.get_num_threads()} threads; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
     for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of the limit"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in rows:
-        share = limits.share(row, PARAMETERS, DTYPES[arguments.dtype])
-        table.add_row(
-            str(row.batch),
-            row.stage,
-            f"{row.engine:,.0f}",
-            f"{row.transformers:,.0f}",
-            f"{row.ratio:.2f}",
-            f"{share:.0%}",
-        )
+        speeds = (f"{row.engine:,.0f}", f"{row.transformers:,.0f}", f"{row.ratio:.2f}")
+        table.add_row(str(row.batch), row.stage, *speeds, f"{row.share:.0%}")
     Console().print(table)
-    print(f"limits: {limits.read / 1e9:.1f} GB/s read, {limits.products / 1e9:,.0f} GFLOP/s in products of this type")
+    read, products = (statistics.median(getattr(turn.limits, name) for turn in turns) for name in ("read", "products"))
+    print(f"limits: {read / 1e9:.1f} GB/s read, {products / 1e9:,.0f} GFLOP/s in products of this type")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench engine", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--runner", choices=["auto", "native", "reference"], default="auto")
+    parser.add_argument("--weights", choices=["full", "int8"], default="full")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3, help="runs of each side; the median counts")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--profile", action="store_true", help="where a step's time goes, and a token's on the path")
     arguments = parser.parse_args()
+    if arguments.profile:
+        import shares  # noqa: PLC0415 (it needs the packages of development)
+
+        side = EngineSide(make_checkpoint(), arguments.dtype, max(arguments.batch), arguments.runner, arguments.weights)
+        return shares.show(side, arguments.batch, arguments.dtype)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(arguments.batch) * arguments.repeat)
-        rows = compare(arguments, lambda: bar.advance(task))
-    limits = Limits.measured(DTYPES[arguments.dtype])
+        rows, turns = compare(arguments, lambda: bar.advance(task))
     if arguments.json:
         print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in rows]))
     else:
-        show(rows, arguments, limits)
+        show(rows, turns, arguments)
+    return None
 
 
 if __name__ == "__main__":

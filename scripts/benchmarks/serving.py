@@ -120,15 +120,15 @@ class Turn:
 
 
 @contextlib.contextmanager
-def running(server: str, folder: Path, dtype: str) -> Iterator[Running]:
+def running(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) -> Iterator[Running]:
     """Started, and stopped in the end."""
     port, log = free_port(), FOLDER / f"{server}.log"
     how = launch(server, folder, dtype, port)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1", **how.environment}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **how.environment}
     begun = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            how.command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            [*how.command, *options], stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -5,12 +5,14 @@ It knows numbers and docs/performance.md; where the numbers come from it does no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -34,7 +36,7 @@ def table(ours: str, rival: str, dtype: str, figures: Mapping[str, Figures]) -> 
                 f"{left[_FIRST]:,.0f} | {right[_FIRST]:,.0f} |"
             )
     weights = "bfloat16 with int8 weights (q8_0 there)" if dtype == "int8" else dtype
-    about = f"GPT-2 124M, random weights, {weights}, {os.cpu_count()} cores ({_processor()}), {_today()}."
+    about = f"GPT-2 124M, random weights, {weights}, {machine()}."
     after = (
         f"From start to the first token: {mine['start, s']:.1f} s, {rival} {theirs['start, s']:.1f} s. Resident in the "
         f"end, all processes: {mine['resident, MB']:,.0f} MB, {rival} {theirs['resident, MB']:,.0f} MB."
@@ -42,8 +44,9 @@ def table(ours: str, rival: str, dtype: str, figures: Mapping[str, Figures]) -> 
     return "\n".join([about, "", *rows, "", after])
 
 
-def _today() -> str:
-    return time.strftime("%Y-%m-%d")
+def machine() -> str:
+    """What was measured on, and when."""
+    return f"{os.cpu_count()} cores ({_processor()}), {time.strftime('%Y-%m-%d')}"
 
 
 def _processor() -> str:
@@ -57,7 +60,7 @@ def write(ours: str, rival: str, dtype: str, figures: Mapping[str, Figures], tex
     name = rival if dtype == "bfloat16" else f"{rival} {dtype}"
     replace_part(name, text)
     kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
-    kept[name] = {"ours": figures[ours], "theirs": figures[rival], "machine": _processor(), "date": _today()}
+    kept[name] = {"ours": figures[ours], "theirs": figures[rival], "machine": machine()}
     KEPT.parent.mkdir(exist_ok=True)
     KEPT.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draw(kept)
@@ -75,26 +78,37 @@ def replace_part(name: str, text: str) -> None:
 
 def draw(kept: Mapping[str, dict[str, Figures]]) -> None:
     """How many times as fast as each rival, workload by workload, each pair from one run."""
+    works = [name for name, found in next(iter(kept.values()))["ours"].items() if isinstance(found, dict)]
+    width = 0.8 / len(kept)
+    with picture(PICTURE) as (axes,):
+        for number, (rival, pair) in enumerate(sorted(kept.items())):
+            ratios = [
+                _speed(pair["ours"], work) / _speed(pair["theirs"], work) for work in works if work in pair["ours"]
+            ]
+            places = [n + (number - (len(kept) - 1) / 2) * width for n in range(len(ratios))]
+            axes.bar_label(axes.bar(places, ratios, width, label=rival), fmt="%.1f", fontsize=7)
+        axes.axhline(1, color="black", linewidth=1)
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(range(len(works)), works)
+        axes.set_ylabel("tritonlm's tokens/s over the rival's")
+        axes.legend(frameon=False, ncols=3, fontsize=8)
+
+
+@contextlib.contextmanager
+def picture(file: Path, columns: int = 1) -> Iterator[Sequence[Any]]:
+    """Axes to draw on, side by side; the file when all is drawn."""
     import matplotlib  # noqa: PLC0415 (slow to import)
 
     matplotlib.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
 
+    # The same drawing gives the same file.
     matplotlib.rcParams["svg.hashsalt"] = "tritonlm"
-    works = [name for name, found in next(iter(kept.values()))["ours"].items() if isinstance(found, dict)]
-    figure, axes = pyplot.subplots(figsize=(9, 4.2))
-    width = 0.8 / len(kept)
-    for number, (rival, pair) in enumerate(sorted(kept.items())):
-        ratios = [_speed(pair["ours"], work) / _speed(pair["theirs"], work) for work in works if work in pair["ours"]]
-        places = [n + (number - (len(kept) - 1) / 2) * width for n in range(len(ratios))]
-        axes.bar_label(axes.bar(places, ratios, width, label=rival), fmt="%.1f", fontsize=7)
-    axes.axhline(1, color="black", linewidth=1)
-    axes.set_yscale("log", base=2)
-    axes.set_xticks(range(len(works)), works)
-    axes.set_ylabel("tritonlm's tokens/s over the rival's")
-    axes.legend(frameon=False, ncols=3, fontsize=8)
+    figure, axes = pyplot.subplots(1, columns, figsize=(9, 4.2), squeeze=False)
+    yield axes[0]
     figure.tight_layout()
-    figure.savefig(PICTURE, metadata={"Date": None})
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
 
 

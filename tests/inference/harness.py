@@ -100,7 +100,9 @@ class Collected:
 
 
 def make_engine(folder: Path, **settings: Any) -> Engine:
-    config = EngineConfig(**{"max_sequences": 32, "block_tokens": 4, "runner": RUNNER, **settings})
+    # Token by token, whatever the time between them is.
+    defaults = {"max_sequences": 32, "block_tokens": 4, "runner": RUNNER, "chunk_milliseconds": 0.0}
+    config = EngineConfig(**{**defaults, **settings})
     runner = open_runner(folder, config, choose_devices(config.device)[0])
     return Engine(runner, config, lambda ids, _: "".join(f" {i}" for i in ids), ())
 

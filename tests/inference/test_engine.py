@@ -124,6 +124,18 @@ def test_a_stream_leaves_token_by_token_and_adds_up(engine: Engine) -> None:
     assert streamed.final.finish_reason == "length"
 
 
+def test_with_time_between_chunks_the_first_token_leaves_at_once_and_the_rest_together(folder: Path) -> None:
+    engine = make_engine(folder, chunk_milliseconds=60_000.0)
+    streamed = submit(engine, [5, 6, 7], stream=True, max_tokens=9)
+    while not streamed.items:
+        step(engine)
+    assert streamed.ends == [False]
+    run(engine)
+    assert len(streamed.chunks) == 2
+    assert streamed.final.finish_reason == "length"
+    assert len(streamed.token_ids) == 9
+
+
 def test_end_of_text_exactly_at_max_tokens_is_a_stop(engine: Engine) -> None:
     free = submit(engine, [5, 6, 7], max_tokens=12)
     run(engine)

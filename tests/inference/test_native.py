@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import itertools
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,6 +208,29 @@ def test_without_a_compiler_torch_computes(folder: Path, monkeypatch: pytest.Mon
             open_runner(folder, config_of("float32", runner="native"), CPU)
     finally:
         build.kernels.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "isa"), [("avx2", "AVX2"), ("default", "SSE41")])
+def test_on_a_processor_without_avx512_all_runners_give_the_same_text(
+    tmp_path: Path, capability: str, isa: str
+) -> None:
+    """One setting limits torch and the kernels; a new process, since both choose once."""
+    make_checkpoint(tmp_path / "lm", seed=3, n_embd=64, n_head=2, n_layer=2, initializer_range=0.2, vocab_size=509)
+    script = Path(__file__).with_name("greedy_by_runner.py")
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa}
+    told = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "lm")],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert found["capability"] == capability.upper()
+    assert found["kinds"] == {"native": "Gpt2Runner", "reference": "ModelRunner"}
+    assert found["ids"]["native"] == found["ids"]["reference"] == found["ids"]["transformers"]
 
 
 def test_packing_puts_sixteen_outputs_side_by_side() -> None:

@@ -10,12 +10,14 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from tritonlm.client import AsyncClient
+from tritonlm.contract.priority import step_back
 
 from .app import create_app
 from .settings import GatewaySettings
 
 
 def serve(settings: GatewaySettings) -> None:
+    step_back()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal once more after its orderly end, for whoever else may wait for it: nobody does.

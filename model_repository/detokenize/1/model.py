@@ -12,6 +12,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from tritonlm.contract import Checkpoint, Chunk
 from tritonlm.contract.adapter import error_response, inputs_of, log_failure, response
+from tritonlm.contract.priority import step_back
 from tritonlm.contract.tensors import LOGPROBS, PASSED_ON, TEXT_OUTPUT, Array, TensorSpec
 from tritonlm.hub import checkpoint_folder
 
@@ -22,6 +23,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         checkpoint = Checkpoint(checkpoint_folder(args))
         checkpoint.check(weights=False)
+        step_back()
         self._detokenizer = Detokenizer(checkpoint)
 
     def execute(self, requests: list[Any]) -> list[Any]:

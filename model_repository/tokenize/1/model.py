@@ -16,6 +16,7 @@ from tritonlm.contract.adapter import (
     model_parameters,
     response,
 )
+from tritonlm.contract.priority import step_back
 from tritonlm.contract.tensors import PROMPT_IDS, REQUEST
 from tritonlm.hub import checkpoint_folder
 
@@ -27,6 +28,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         checkpoint = Checkpoint(checkpoint_folder(args))
         checkpoint.check(weights=False)
+        step_back()
         self._reader = RequestReader(checkpoint, Limits.of(checkpoint, model_parameters(args)))
 
     def execute(self, requests: list[Any]) -> list[Any]:

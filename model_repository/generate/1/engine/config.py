@@ -17,7 +17,7 @@ from tritonlm.contract import CheckpointError, devices
 ENVIRONMENT_PREFIX = "TRITONLM_"
 INT8 = "int8"
 # With so many running requests the time between chunks begins to grow, up to so many times.
-_CALM, _LONGEST = 16, 2.5
+_CALM, _LONGEST = 3, 6.0
 
 
 def _one_of(*choices: str, meaning: str) -> Any:
@@ -65,8 +65,10 @@ class EngineConfig:
     threads: int = _number(0, "torch's threads; 0: one for each core that the process may use")
     memory_budget: int = _size("memory that all models on one device may take together, such as 8GiB; 0: no limit")
     idle_unload_seconds: float = _number(0.0, "after so long without a request the gateway unloads it; 0: never")
-    coalesce_above: int = _number(4, "with more running requests than this, chunks of a stream are coalesced …")
-    coalesce_milliseconds: float = _number(40.0, "… to one in so many milliseconds; above 16 requests up to 2.5 times")
+    chunk_milliseconds: float = _number(
+        16.0,
+        "least time between two chunks of a stream, as screens are drawn; up to 6 times with many requests; 0: none",
+    )
 
     @classmethod
     def from_strings(cls, values: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> EngineConfig:
@@ -87,9 +89,7 @@ class EngineConfig:
 
     def chunk_seconds(self, running: int) -> float:
         """Between two chunks of a stream: with more requests steps take longer, while a chunk costs what it cost."""
-        if running <= self.coalesce_above:
-            return 0.0
-        return self.coalesce_milliseconds / 1000 * min(max(running / _CALM, 1.0), _LONGEST)
+        return self.chunk_milliseconds / 1000 * min(max(running / _CALM, 1.0), _LONGEST)
 
 
 def environment_name(setting: str) -> str:

@@ -23,6 +23,8 @@ _log = logging.getLogger("tritonlm.engine")
 _SOURCES = Path(__file__).parent
 _MAIN = "gpt2.cpp"
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
+# What limits torch's instructions limits the kernels' too.
+_LIMIT, _LIMITED = "ATEN_CPU_CAPABILITY", {"avx2": ("-march=haswell",), "default": ("-march=x86-64",)}
 _SECONDS = 300.0
 # Where the library is kept, and flags that are added: an instruction set that is not to be used (-mno-amx-bf16).
 CACHE, FLAGS = "TRITONLM_NATIVE_CACHE", "TRITONLM_NATIVE_FLAGS"
@@ -34,7 +36,7 @@ def kernels() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None
     try:
-        return ctypes.CDLL(str(compiled(os.environ.get(FLAGS, "").split())))
+        return ctypes.CDLL(str(compiled(_asked())))
     except (OSError, subprocess.SubprocessError) as error:
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         _log.warning("the kernels in C++ cannot be compiled; torch computes in their place: %s", str(said)[-500:])
@@ -62,6 +64,11 @@ def compiled(more: Sequence[str] = ()) -> Path:
     return file
 
 
+def _asked() -> list[str]:
+    """Flags that the environment asks for."""
+    return [*_LIMITED.get(os.environ.get(_LIMIT, ""), ()), *os.environ.get(FLAGS, "").split()]
+
+
 def _cache() -> Path:
     if named := os.environ.get(CACHE):
         return Path(named)
@@ -77,4 +84,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    print(compiled(os.environ.get(FLAGS, "").split()))
+    print(compiled(_asked()))

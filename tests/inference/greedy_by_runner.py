@@ -1,0 +1,70 @@
+"""Greedy tokens of one prompt by each runner and by transformers, and what torch takes the processor for, as JSON.
+
+    python greedy_by_runner.py CHECKPOINT
+
+A process of its own: which instructions are used is decided once in each.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "model_repository" / "generate" / "1"))
+
+from engine.config import EngineConfig
+from engine.runners import open_runner
+from engine.scheduler import Slice
+
+STEPS, PROMPT = 40, [5, 17, 300, 2]
+
+
+@dataclass
+class Table:
+    blocks: list[int]
+
+
+@dataclass
+class Sequence:
+    ids: list[int]
+    table: Table
+    needs_every_row: bool = False
+
+
+def by_runner(folder: Path, name: str) -> tuple[str, list[int]]:
+    runner = open_runner(folder, EngineConfig(device="cpu", dtype="float32", runner=name), torch.device("cpu"))
+    sequence, start = Sequence(list(PROMPT), Table([1, 2, 3, 4])), 0
+    for _ in range(STEPS):
+        piece: Any = Slice(sequence, start, len(sequence.ids) - start)  # type: ignore[arg-type]
+        start = len(sequence.ids)
+        sequence.ids.append(int(runner.forward([piece]).logits[-1].argmax()))
+    return type(runner).__name__, sequence.ids[len(PROMPT) :]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = model.generate(
+        torch.tensor([PROMPT]), max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=0
+    )
+    found = {name: by_runner(folder, name) for name in ("native", "reference")}
+    ids = {name: ids for name, (_, ids) in found.items()} | {"transformers": expected[0, len(PROMPT) :].tolist()}
+    print(
+        json.dumps(
+            {
+                "capability": torch.backends.cpu.get_cpu_capability(),
+                "kinds": {name: kind for name, (kind, _) in found.items()},
+                "ids": ids,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
