@@ -5,7 +5,6 @@ It knows usage, chunk indexes, end tokens and when a chunk may leave; what text 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 
 from tritonlm.contract import Chunk, TokenLogprob, Usage
@@ -40,7 +39,6 @@ class Answer:
         self._logprobs: list[TokenLogprob] = []
         # The prompt's entries go with the first chunk, whose window begins with the whole prompt.
         self._scored_prompt = len(request.prompt_ids) if request.scores_prompt and not resumed else 0
-        self._left_at = float("-inf")
         self.finish_reason = LENGTH if self._max_tokens == 0 and not request.scores_prompt else ""
         for token_id in resumed:
             if not self.finish_reason:
@@ -71,9 +69,9 @@ class Answer:
             return STOP
         return STOP if self._release.feed(token_id) else ""
 
-    def chunk(self, interval: float) -> Chunk | None:
-        """What may leave now, if anything; not sooner than `interval` seconds after the last chunk."""
-        if not self._request.wanted.stream or (self._index and time.monotonic() - self._left_at < interval):
+    def chunk(self, due: bool) -> Chunk | None:
+        """What may leave now, if anything: the first text at once, the rest when chunks are due."""
+        if not self._request.wanted.stream or (self._index and not due):
             return None
         window = self._release.take()
         return None if window is None else self._make(window, "")
@@ -97,6 +95,5 @@ class Answer:
             logprobs=self._logprobs if wanted.logprobs is not None else None,
         )
         self._index += 1
-        self._left_at = time.monotonic()
         self._ids, self._logprobs, self._scored_prompt = [], [], 0
         return chunk

@@ -26,7 +26,7 @@ class PooledPrompt:
         summed = hidden.float().sum(dim=0)
         self._sum = summed if start == 0 or self._sum is None else self._sum + summed
 
-    def chunk(self, interval: float) -> None:
+    def chunk(self, due: bool) -> None:
         return None
 
     def final(self, reason: str) -> Embedding | TritonLMError:

@@ -1,0 +1,55 @@
+"""What the benchmarks write into docs/performance.md: tables that compute what they say, each in its own place."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOM = Path(__file__).resolve().parents[2] / "scripts" / "benchmarks"
+
+
+@pytest.fixture
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec = importlib.util.spec_from_file_location("serving_report", ROOM / "serving_report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("PAGE", "KEPT", "PICTURE"):
+        monkeypatch.setattr(module, name, tmp_path / getattr(module, name).name)
+    module.PAGE.write_text("# Page\n\n<!-- vllm -->\nold\n<!-- end of vllm -->\n\nafter\n", encoding="utf-8")
+    return module
+
+
+def figures(speed: float) -> dict[str, Any]:
+    return {"start, s": 3.0, "resident, MB": 900.0, "W2": {"tokens/s": speed, "first text, ms": 12.0}}
+
+
+def test_a_table_holds_both_sides_and_their_ratio(report: Any) -> None:
+    text = report.table("ours", "vllm", "bfloat16", {"ours": figures(300.0), "vllm": figures(200.0)})
+    assert "| W2 | 300 | 200 | 1.50 | 12 | 12 |" in text
+    assert "int8" not in text
+    assert "int8 weights (q8_0 there)" in report.table("o", "v", "int8", {"o": figures(2.0), "v": figures(1.0)})
+
+
+def test_writing_takes_the_old_tables_place_and_keeps_the_rest(report: Any) -> None:
+    both = {"ours": figures(300.0), "vllm": figures(200.0)}
+    for _ in range(2):
+        report.write("ours", "vllm", "bfloat16", both, "the new table")
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert page == "# Page\n\n<!-- vllm -->\n\nthe new table\n\n<!-- end of vllm -->\n\nafter\n"
+    kept = json.loads(report.KEPT.read_text(encoding="utf-8"))
+    assert kept["vllm"]["theirs"] == figures(200.0)
+    assert report.PICTURE.read_text(encoding="utf-8").startswith("<?xml")
+    with pytest.raises(SystemExit, match="has no mark <!-- another -->"):
+        report.replace_part("another", "text")
+
+
+def test_the_page_has_a_place_for_each_table() -> None:
+    page = (ROOM.parents[1] / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name in ("vllm", "llama.cpp", "llama.cpp int8", "transformers", "naive", "growth"):
+        assert page.count(f"<!-- {name} -->") == page.count(f"<!-- end of {name} -->") == 1
