@@ -143,7 +143,7 @@ def test_a_row_is_the_same_alone_among_others_and_however_its_prompt_was_cut(
     runner.close()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3, 8])
 def test_the_number_of_threads_changes_no_bit(folder: Path, library: ctypes.CDLL, threads: int) -> None:
     one, other = runner_of(folder, "bfloat16", library), runner_of(folder, "bfloat16", library, threads)
     plan = whole(sequences(5, 30, 3, 9), (30, 3, 9))

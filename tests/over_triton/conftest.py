@@ -19,6 +19,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = copy_repository(tmp_path_factory.mktemp("shared"))
     record = {"step": 2920, "val_loss": 0.2627}
     (repository / LM / "1" / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    # Its answers come in many chunks, however fast they are.
+    with (repository / ENGINE / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "chunk_milliseconds" value: { string_value: "0" } }\n')
     return repository
 
 

@@ -58,7 +58,7 @@ def test_fable_goes_on_and_answers_with_a_story_by_curls_body_by_the_sdk_and_by_
             for chunk in sdk.chat.completions.create(**body, temperature=0, stream=True)  # type: ignore[call-overload]
         ]
         assert "".join(pieces) == story
-        assert len(pieces) > 20
+        assert len(pieces) > 3
         begun = sdk.completions.create(model="fable", prompt="Once upon a time", max_tokens=60, temperature=0)
         assert len(begun.choices[0].text) > 60
     told = subprocess.run(

@@ -77,8 +77,8 @@ class Attention {
         });
     }
 
-    // The widest head: 256.
-    static constexpr int kMostParts = 16;
+    // The widest head: 128.
+    static constexpr int kMostParts = 8;
 
   private:
     struct Place {

@@ -25,7 +25,7 @@ from ..model_runner import Computed, taken_memory, weights_on_disk
 from ..sampler import Best
 from ..scheduler import Slice
 
-_LANES, _WIDEST_HEAD = 16, 256
+_LANES, _WIDEST_HEAD = 16, 128
 _BEYOND = 16
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 # As the kernels count them.
@@ -69,7 +69,7 @@ def why_not(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
         "it computes in another type than float32 or bfloat16": dtype in (torch.float32, torch.bfloat16),
         "its activation is not the tanh form of GELU": config.get("activation_function", "gelu_new") in _TANH_GELU,
         "its widths are not multiples of 32": width % 32 == inner % 32 == 0,
-        "its heads are not as wide as a multiple of 16, up to 256": heads > 0
+        "its heads are not as wide as a multiple of 16, up to 128": heads > 0
         and width % heads == 0
         and (width // heads) % _LANES == 0
         and width // heads <= _WIDEST_HEAD,
