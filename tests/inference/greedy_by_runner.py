@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "model_repository" / "generate" / "1"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import EngineConfig
 from engine.runners import open_runner
 from engine.scheduler import Slice
+from fakes.sequences import Sequence
 
 STEPS, PROMPT = 40, [5, 17, 300, 2]
 
 
-@dataclass
-class Table:
-    blocks: list[int]
-
-
-@dataclass
-class Sequence:
-    ids: list[int]
-    table: Table
-    needs_every_row: bool = False
-
-
 def by_runner(folder: Path, name: str) -> tuple[str, list[int]]:
     runner = open_runner(folder, EngineConfig(device="cpu", dtype="float32", runner=name), torch.device("cpu"))
-    sequence, start = Sequence(list(PROMPT), Table([1, 2, 3, 4])), 0
+    sequence, start = Sequence(list(PROMPT), [1, 2, 3, 4], needs_every_row=False), 0
     for _ in range(STEPS):
         piece: Any = Slice(sequence, start, len(sequence.ids) - start)  # type: ignore[arg-type]
         start = len(sequence.ids)

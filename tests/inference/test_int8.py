@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from engine.native import build
 from engine.native.gpt2 import Gpt2Runner, in_bytes
 from engine.runners import open_runner
 from engine.scheduler import Slice
+from fakes.sequences import Sequence
 from fakes.tiny_lm import make_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,20 +31,6 @@ CPU = torch.device("cpu")
 BUNDLED = model_repository()
 
 
-@dataclass
-class Table:
-    blocks: list[int]
-
-
-@dataclass
-class Prompt:
-    """As much of a request as a runner looks at."""
-
-    ids: list[int]
-    table: Table
-    needs_every_row: bool = True
-
-
 def config_of(dtype: str, weights: str, **settings: Any) -> EngineConfig:
     return EngineConfig(device="cpu", dtype=dtype, weights=weights, max_sequences=8, **settings)
 
@@ -53,7 +39,7 @@ def logits_of(runner: Runner, texts: list[list[int]]) -> list[torch.Tensor]:
     """Of every position, each text by itself."""
     blocks = list(range(1, 40))
     return [
-        runner.forward([Slice(Prompt(ids, Table(blocks)), 0, len(ids))]).logits.float()  # type: ignore[arg-type]
+        runner.forward([Slice(Sequence(ids, blocks), 0, len(ids))]).logits.float()  # type: ignore[arg-type]
         for ids in texts
     ]
 

@@ -10,7 +10,6 @@ import random
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from engine.native import build
 from engine.native.gpt2 import Gpt2Runner, packed, why_not
 from engine.runners import open_runner
 from engine.scheduler import Slice
+from fakes.sequences import Sequence
 from fakes.tiny_lm import make_checkpoint
 from safetensors.torch import load_file, save_file
 from tritonlm.contract import Checkpoint, CheckpointError
@@ -41,24 +41,6 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 # Heads of a multiple of 32, in blocks of a multiple of 16 tokens, are attended in AMX's tiles where there are such.
 BLOCKS = {"tiles": 16, "wide": 32}
-
-
-@dataclass
-class Table:
-    blocks: list[int]
-
-
-@dataclass
-class Sequence:
-    """As much of a request as a runner looks at."""
-
-    ids: list[int]
-    blocks: list[int]
-    needs_every_row: bool = True
-    table: Table = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.table = Table(self.blocks)
 
 
 def config_of(dtype: str, **settings: Any) -> EngineConfig:
@@ -140,6 +122,33 @@ def test_a_row_is_the_same_alone_among_others_and_however_its_prompt_was_cut(
     for mine, torchs in zip((computed.best.values, computed.best.ids), at_once.max(dim=-1), strict=True):
         assert torch.equal(mine, torchs)
     assert torch.equal(at_once, torch.cat([runner.forward([piece]).logits for piece in further]))
+    runner.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_whoever_shares_its_beginning(folder: Path, library: ctypes.CDLL, dtype: str) -> None:
+    """Prompts with one beginning hold the same blocks, which their last rows are attended to together."""
+    block, runner = BLOCKS.get(folder.name, 4), runner_of(folder, dtype, library)
+    draw = random.Random(7)
+    beginning = [draw.randrange(509) for _ in range(64)]
+    free = itertools.count(1)
+    stem = [next(free) for _ in range(64 // block)]
+    found, lengths = [], []
+    for shared in (0, 16, 32, 32, 32, 48, 48, 17, 32, 32):
+        length = draw.randrange(shared + 1, 60)
+        ids = beginning[:shared] + [draw.randrange(509) for _ in range(length + 1 - shared)]
+        whole_blocks = shared // block
+        own = [next(free) for _ in range(len(ids) // block + 1 - whole_blocks)]
+        found.append(Sequence(ids, stem[:whole_blocks] + own))
+        lengths.append(length)
+    runner.forward([Slice(Sequence(beginning, stem), 0, 64)])  # type: ignore[arg-type]
+    runner.forward(whole(found, tuple(lengths)))
+    last = [Slice(sequence, length, 1) for sequence, length in zip(found, lengths, strict=True)]  # type: ignore[arg-type]
+    alone = torch.cat([runner.forward([piece]).logits for piece in last])
+    for count in (2, 5, len(last)):
+        assert torch.equal(runner.forward(last[:count]).logits, alone[:count])
+    draw.shuffle(order := list(range(len(last))))
+    assert torch.equal(runner.forward([last[i] for i in order]).logits, alone[order])
     runner.close()
 
 

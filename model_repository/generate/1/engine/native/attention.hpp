@@ -8,9 +8,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 #include <vector>
 
+#include "groups.hpp"
 #include "lanes.hpp"
 #include "step.hpp"
 #include "team.hpp"
@@ -31,7 +31,9 @@ class Attention {
         spaces_.resize(members);
         own_.resize(step.rows);
         for (int row = 0; row < step.rows; row++) own_[row] = table_of(row)[step.places[row] / tokens_] * block_;
-        find_runs();
+        // More of them together leave fewer pieces of work to go round.
+        const int most = std::clamp(step.rows * heads_ / (2 * members), 1, kTileRows);
+        groups_.find(step, in_tiles_ ? kTileRows : kRun, most);
     }
 
     // Sixteen numbers of a row's key, or of its value; columns go through all heads.
@@ -63,15 +65,17 @@ class Attention {
         with_width<1>([&](auto parts) {
             Space& space = spaces_[member];
             space.shaped = 0;
-            share.each((int)runs_.size() * heads_, [&](int i) {
-                const auto [row, count] = runs_[i / heads_];
-                const Place at{row, i % heads_, keys, values, queries, attended};
+            share.each(groups_.size() * heads_, [&](int i) {
+                const Group& group = groups_[i / heads_];
+                const int* rows = groups_.rows(group);
+                const Place at{i % heads_, keys, values, queries, attended};
 #ifdef __AMX_BF16__
                 if constexpr (sizeof(T) == sizeof(bf16))
-                    if (in_tiles_) return attend_in_tiles<parts()>(at, count, space);
+                    if (in_tiles_) return attend_in_tiles<parts()>(at, group, rows, space);
 #endif
-                if (count == kRun) return attend_rows<parts(), kRun>(at, space);
-                for (int n = 0; n < count; n++) attend_rows<parts(), 1>({at.row + n, at.head, keys, values, queries, attended}, space);
+                if (group.one_sequence && group.count == kRun) return attend_rows<parts(), kRun>(at, rows[0], space);
+                // One after another: what they share is still near the core.
+                for (int n = 0; n < group.count; n++) attend_rows<parts(), 1>(at, rows[n], space);
             });
             if (space.shaped) begin_tiles();
         });
@@ -82,7 +86,7 @@ class Attention {
 
   private:
     struct Place {
-        int row, head;
+        int head;
         const T *keys, *values;
         const float* queries;
         T* attended;
@@ -99,18 +103,6 @@ class Attention {
         return step_->tables + (size_t)step_->sequences[row] * step_->table_width;
     }
 
-    // Rows that follow one another in a sequence read the same keys and values.
-    void find_runs() {
-        const int most = in_tiles_ ? kTileRows : kRun;
-        runs_.clear();
-        for (int row = 0; row < step_->rows; row++) {
-            const bool follows =
-                row && step_->sequences[row] == step_->sequences[row - 1] && runs_.back().second < most;
-            if (follows) runs_.back().second++;
-            else runs_.emplace_back(row, 1);
-        }
-    }
-
     // With the head's width known to the compiler.
     template <int kParts, typename Task>
     void with_width(Task task) {
@@ -122,13 +114,13 @@ class Attention {
     size_t in_block(int head) const { return (size_t)(head / shared_) * width_ * tokens_; }
 
     template <int kParts, int kRows>
-    void attend_rows(const Place& at, Space& space) {
-        const int shortest = step_->places[at.row] + 1, longest = shortest + kRows - 1;
+    void attend_rows(const Place& at, int row, Space& space) {
+        const int shortest = step_->places[row] + 1, longest = shortest + kRows - 1;
         const size_t stride = (size_t)heads_ * width_, room = (longest + 2 * kLanes) / kLanes * kLanes;
         if (space.scores.size() < kRows * room) space.scores.resize(2 * kRows * room);
         float* const scores = space.scores.data();
-        const float scale = 1.0f / std::sqrt((float)width_), *query = at.queries + at.row * stride + at.head * width_;
-        const int32_t* const table = table_of(at.row);
+        const float scale = 1.0f / std::sqrt((float)width_), *query = at.queries + row * stride + at.head * width_;
+        const int32_t* const table = table_of(row);
         for (int first = 0; first < longest; first += tokens_) {
             const T* of_block = at.keys + table[first / tokens_] * block_ + in_block(at.head);
             for (int token = 0; token < std::min(tokens_, longest - first); token += kLanes) {
@@ -162,54 +154,73 @@ class Attention {
         }
         for (int n = 0; n < kRows; n++)
             for (int part = 0; part < kParts; part++)
-                store(at.attended + (at.row + n) * stride + at.head * width_ + part * kLanes, total[n][part] / all[n]);
+                store(at.attended + (row + n) * stride + at.head * width_ + part * kLanes, total[n][part] / all[n]);
     }
 
 #ifdef __AMX_BF16__
-    // Up to sixteen rows. What a shorter one may not see has the weight 0, which changes no sum.
+    // Up to sixteen rows: first through what they share, then each through its own. What a shorter one may not see has
+    // the weight 0, which changes no sum.
     template <int kParts>
-    void attend_in_tiles(const Place& at, int count, Space& space) {
-        const int shortest = step_->places[at.row] + 1, pieces = (shortest + count - 1 + kLanes - 1) / kLanes;
-        const size_t stride = (size_t)heads_ * width_, room = (size_t)(pieces + 1) * kLanes;
+    void attend_in_tiles(const Place& at, const Group& group, const int* rows, Space& space) {
+        const int count = group.count;
+        int pieces[kTileRows], most = 0;
+        for (int n = 0; n < count; n++) most = std::max(most, pieces[n] = step_->places[rows[n]] / kLanes + 1);
+        const int shared = group.one_sequence ? most : group.shared * (tokens_ / kLanes);
+        const size_t stride = (size_t)heads_ * width_, room = (size_t)(most + 1) * kLanes;
         if (space.scores.size() < kTileRows * room) {
             space.scores.resize(2 * kTileRows * room);
             space.weights.resize(2 * kTileRows * room);
         }
-        if (space.shaped != count) begin_attention_tiles(count);
-        space.shaped = count;
-        score<kParts>(at, count, pieces, space.scores.data(), room);
+        // For all of them together, and for each by itself beyond.
+        const auto go = [&](auto task) {
+            task(0, count, 0, shared);
+            for (int n = 0; n < count && !group.one_sequence; n++) task(n, 1, shared, pieces[n]);
+        };
+        go([&](int n, int queries, int from, int to) {
+            shape(space, queries);
+            score<kParts>(at, rows + n, queries, from, to, space.scores.data() + n * room, room);
+        });
         float all[kTileRows];
         for (int n = 0; n < count; n++) {
             bf16* weights = space.weights.data() + n * room;
-            all[n] = weigh(space.scores.data() + n * room, shortest + n, 1.0f / std::sqrt((float)width_), weights);
-            for (int piece = (shortest + n + kLanes - 1) / kLanes; piece < pieces; piece++)
-                store(weights + piece * kLanes, Lanes{});
+            const float scale = 1.0f / std::sqrt((float)width_);
+            all[n] = weigh(space.scores.data() + n * room, step_->places[rows[n]] + 1, scale, weights);
+            for (int piece = pieces[n]; piece < shared; piece++) store(weights + piece * kLanes, Lanes{});
         }
         for (int part = 0; part < kParts; part += kPartsTogether) {
             alignas(64) float found[kPartsTogether][kTileRows][kLanes];
-            gather<std::min(kParts, kPartsTogether)>(at, part, pieces, space.weights.data(), room, found);
+            go([&](int n, int queries, int from, int to) {
+                shape(space, queries);
+                const bf16* weights = space.weights.data() + n * room;
+                gather<std::min(kParts, kPartsTogether)>(at, rows[n], part, from, to, weights, room, &found[0][n]);
+            });
             for (int n = 0; n < count; n++)
                 for (int i = 0; i < std::min(kParts - part, kPartsTogether); i++)
-                    store(at.attended + (at.row + n) * stride + at.head * width_ + (part + i) * kLanes, load(found[i][n]) / all[n]);
+                    store(at.attended + rows[n] * stride + at.head * width_ + (part + i) * kLanes, load(found[i][n]) / all[n]);
         }
     }
 
+    static void shape(Space& space, int queries) {
+        if (space.shaped != queries) begin_attention_tiles(queries);
+        space.shaped = queries;
+    }
+
     // Where sixteen tokens' keys, or values, of a head begin.
-    const T* piece_of(const T* cache, const Place& at, int piece, size_t a_token) const {
+    const T* piece_of(const T* cache, const Place& at, int row, int piece, size_t a_token) const {
         const int token = piece * kLanes;
-        return cache + table_of(at.row)[token / tokens_] * block_ + in_block(at.head) + token % tokens_ * a_token;
+        return cache + table_of(row)[token / tokens_] * block_ + in_block(at.head) + token % tokens_ * a_token;
     }
 
     template <int kParts>
-    void score(const Place& at, int count, int pieces, float* scores, size_t room) const {
+    void score(const Place& at, const int* rows, int count, int from, int to, float* scores, size_t room) const {
         const size_t stride = (size_t)heads_ * width_;
         alignas(64) bf16 queries[kTileRows][kParts * kLanes];
         for (int n = 0; n < count; n++)
             for (int k = 0; k < width_; k += kLanes)
-                store(&queries[n][k], load(at.queries + (at.row + n) * stride + at.head * width_ + k));
+                store(&queries[n][k], load(at.queries + rows[n] * stride + at.head * width_ + k));
         before_tiles();
-        for (int piece = 0; piece < pieces; piece++) {
-            const T* keys = piece_of(at.keys, at, piece, 2);
+        for (int piece = from; piece < to; piece++) {
+            const T* keys = piece_of(at.keys, at, rows[0], piece, 2);
             _tile_zero(0);
             for (int k = 0; k < kParts * kLanes; k += 2 * kLanes) {
                 _tile_loadd(4, &queries[0][k], kParts * kLanes * sizeof(bf16));
@@ -220,18 +231,26 @@ class Attention {
         }
     }
 
+    // Values by their weights, onto what earlier pieces have found.
     template <int kCount>
     void gather(
-        const Place& at, int part, int pieces, const bf16* weights, size_t room, float (*found)[kTileRows][kLanes]
+        const Place& at, int row, int part, int from, int to, const bf16* weights, size_t room, float (*found)[kLanes]
     ) const {
         const size_t pair = 2 * width_ * sizeof(bf16);
         before_tiles();
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int piece = 0; piece < pieces; piece++) {
-            const T* values = piece_of(at.values, at, piece, width_) + part * 2 * kLanes;
+        if (from == 0) {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+        } else {
+            _tile_loadd(0, found, 64);
+            if (kCount > 1) _tile_loadd(1, found + kTileRows, 64);
+            if (kCount > 2) _tile_loadd(2, found + 2 * kTileRows, 64);
+            if (kCount > 2) _tile_loadd(3, found + 3 * kTileRows, 64);
+        }
+        for (int piece = from; piece < to; piece++) {
+            const T* values = piece_of(at.values, at, row, piece, width_) + part * 2 * kLanes;
             _tile_loadd(5, weights + piece * kLanes, room * sizeof(bf16));
             _tile_loadd(7, values, pair);
             _tile_dpbf16ps(0, 5, 7);
@@ -246,10 +265,10 @@ class Attention {
                 _tile_dpbf16ps(3, 5, 7);
             }
         }
-        _tile_stored(0, found[0], 64);
-        if (kCount > 1) _tile_stored(1, found[1], 64);
-        if (kCount > 2) _tile_stored(2, found[2], 64);
-        if (kCount > 2) _tile_stored(3, found[3], 64);
+        _tile_stored(0, found, 64);
+        if (kCount > 1) _tile_stored(1, found + kTileRows, 64);
+        if (kCount > 2) _tile_stored(2, found + 2 * kTileRows, 64);
+        if (kCount > 2) _tile_stored(3, found + 3 * kTileRows, 64);
     }
 #endif
 
@@ -284,7 +303,6 @@ class Attention {
     size_t block_ = 0;
     // The block that each row's own key and value go to.
     std::vector<size_t> own_;
-    // The first row and the number of rows that follow one another.
-    std::vector<std::pair<int, int>> runs_;
+    Groups groups_;
     std::vector<Space> spaces_;
 };
