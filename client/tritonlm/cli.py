@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 from tritonlm import __version__
 from tritonlm.commands import bench as load
 from tritonlm.commands import doctor as machine
-from tritonlm.commands import jobs, models, registry, text
+from tritonlm.commands import jobs, keys, models, registry, text
 from tritonlm.commands import train as training
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
@@ -73,6 +73,7 @@ def serve(
     device: Annotated[str | None, _setting("device", "DEVICE")] = None,
     runner: Annotated[str | None, _setting("runner", "auto|native|reference")] = None,
     dtype: Annotated[str | None, _setting("dtype", "auto|float32|bfloat16|float16")] = None,
+    weights: Annotated[str | None, _setting("weights", "full|int8")] = None,
     model_repository: Annotated[list[Path] | None, _setting("model_repository", "FOLDER")] = None,
     registry: Annotated[Path | None, _setting("registry", "FILE")] = None,
     checkpoint: Annotated[list[str] | None, _setting("checkpoint", "[NAME=]FOLDER")] = None,
@@ -127,7 +128,17 @@ def run_gateway(
     max_jobs: Annotated[str | None, _gateway_setting("max_jobs", "N")] = None,
     registry: Annotated[Path | None, _gateway_setting("registry", "FILE")] = None,
     api_key: Annotated[str | None, _gateway_setting("api_key", "KEY")] = None,
+    keys: Annotated[Path | None, _gateway_setting("keys", "FILE")] = None,
+    allow_anonymous: Annotated[
+        bool | None, _setting("allow_anonymous", None, "--allow-anonymous/--keys-only", kind=GatewaySettings)
+    ] = None,
+    tls_certificate: Annotated[Path | None, _gateway_setting("tls_certificate", "FILE")] = None,
+    tls_key: Annotated[Path | None, _gateway_setting("tls_key", "FILE")] = None,
     requests_per_minute: Annotated[str | None, _gateway_setting("requests_per_minute", "N")] = None,
+    limits_storage: Annotated[str | None, _gateway_setting("limits_storage", "URI")] = None,
+    max_requests: Annotated[str | None, _gateway_setting("max_requests", "N")] = None,
+    reader_seconds: Annotated[str | None, _gateway_setting("reader_seconds", "SECONDS")] = None,
+    repair_seconds: Annotated[str | None, _gateway_setting("repair_seconds", "SECONDS")] = None,
     cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,
 ) -> None:
     """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""
@@ -140,10 +151,10 @@ def run_gateway(
     try:
         settings = read_any(GatewaySettings, given)
         check_port(settings.host, settings.port, "the gateway", "port")
+        serve_gateway(settings)
     except ServingError as error:
         terminal.explain(error)
         raise typer.Exit(2) from None
-    serve_gateway(settings)
 
 
 app.command("list")(models.list_models)
@@ -158,6 +169,7 @@ app.command()(text.embed)
 app.command()(text.chat)
 app.command()(training.train)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
 app.command()(load.bench)
 app.command()(machine.doctor)
 

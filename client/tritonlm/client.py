@@ -9,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
-from tritonlm.contract import (
-    Draining,
-    InvalidRequest,
-    QueueFull,
-    Unavailable,
-)
+from tritonlm.choice import Choice
+from tritonlm.contract import Draining, InvalidRequest, ModelNotFound, NotLoaded, TritonLMError, Unavailable
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, STATUS, Command
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 from tritonlm.embeddings import embeddings_of, read_inputs
-from tritonlm.models import Models, answering
+from tritonlm.models import Models, look
 from tritonlm.results import ChatBuilder, CompletionBuilder
+from tritonlm.resume import Tries
 from tritonlm.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_prompts
 from tritonlm.stream import AsyncStream, Merged
 from tritonlm.transport import Call, Embedded, Prompt, Transport
@@ -39,11 +35,10 @@ from tritonlm.types import (
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
-# Nothing has been computed when these come: asking again, or somewhere else, is safe.
-_RETRIED = (Unavailable, Draining, QueueFull)
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
-# How long a Triton that did not answer is asked last.
-_AVOIDED_SECONDS = 5.0
+REPAIR_SECONDS = 30.0
+# Puts a model that is not loaded back, or waits until somebody else has.
+Revive = Callable[[str], Awaitable[None]]
 
 
 class AsyncClient:
@@ -56,8 +51,10 @@ class AsyncClient:
         timeout: float = 600.0,
         connect_timeout: float = 5.0,
         max_retries: int = 2,
+        repair_seconds: float = REPAIR_SECONDS,
         transports: Sequence[Transport] | None = None,
     ) -> None:
+        """`repair_seconds`: how long a call waits for a Triton that has broken under it, to go on where it was."""
         if transports is None:
             from tritonlm.transport.grpc_transport import GrpcTransport  # noqa: PLC0415 (tests bring their own)
 
@@ -66,9 +63,10 @@ class AsyncClient:
         if not transports:
             raise ValueError("urls must name at least one Triton, such as 127.0.0.1:8001")
         self._transports = list(transports)
-        self._turns = itertools.count()
-        self._avoided: dict[str, float] = {}
-        self._timeout, self._max_retries = timeout, max_retries
+        self._choice = Choice(self._transports)
+        self._timeout, self._max_retries, self._repair_seconds = timeout, max_retries, repair_seconds
+        # For calls that find their model gone after a fault.
+        self.revive: Revive | None = None
         # Calls under way by their id: which Triton has which sequence.
         self._running: dict[str, dict[str, Transport]] = {}
         self._models_of_running: dict[str, str] = {}
@@ -142,12 +140,13 @@ class AsyncClient:
         return await self._anywhere(lambda transport: transport.detokenize(model, found))
 
     async def health(self) -> Health:
-        """Whether a Triton answers, and which LMs' engines do."""
+        """Whether a Triton answers, and which LMs do: all three processes of each, anywhere."""
         live = await asyncio.gather(*(transport.is_live() for transport in self._transports))
-        ready: set[str] = set()
-        for transport in (transport for transport, lives in zip(self._transports, live, strict=True) if lives):
-            ready |= await answering(transport)
-        return Health(live=any(live), ready=bool(ready), models=sorted(ready))
+        living = [transport for transport, lives in zip(self._transports, live, strict=True) if lives]
+        looks = await asyncio.gather(*map(look, living))
+        well = {name for answering, _ in looks for name in answering}
+        silent = {name for _, others in looks for name in others} - well
+        return Health(live=any(live), ready=bool(well) and not silent, models=sorted(well), silent=sorted(silent))
 
     # What the namespaces share.
 
@@ -190,45 +189,46 @@ class AsyncClient:
         self._models_of_running.pop(plan.id, None)
 
     async def _pieces(self, plan: Plan, call: Call) -> AsyncGenerator[Piece, None]:
-        """One sequence's pieces, asked for again while nothing has come and asking again is safe."""
-        for attempt in itertools.count():
-            transport = self._next_transport()
-            self._running.get(plan.id, {})[call.request_id] = transport
-            source, begun = transport.generate(call), False
+        """One sequence's pieces; after a fault, from another try that goes on where the last one was."""
+        tries = Tries(call, self._max_retries, self._repair_seconds)
+        while True:
+            transport, asked = self._choice.next(call), tries.next_call()
+            running = self._running.get(plan.id, {})
+            running[asked.request_id] = transport
+            self._choice.begin(transport)
+            source = transport.generate(asked)
             try:
                 async for piece in source:
-                    begun = True
-                    yield piece
+                    self._choice.answered(transport)
+                    yield tries.take(piece)
                 return
-            except _RETRIED as error:
-                if isinstance(error, (Unavailable, Draining)):
-                    self._avoided[transport.url] = time.monotonic() + _AVOIDED_SECONDS
-                if begun or attempt >= self._max_retries:
-                    raise
             except InvalidRequest as error:
                 raise _in_our_words(error) from None
+            except TritonLMError as error:
+                lately = self._choice.answered_lately()
+                if isinstance(error, (Unavailable, Draining)):
+                    self._choice.failed(transport)
+                pause, missing = tries.after(error, lately), isinstance(error, (ModelNotFound, NotLoaded))
             finally:
+                self._choice.end(transport)
+                running.pop(asked.request_id, None)
                 await source.aclose()
-            await asyncio.sleep(_pause(attempt))
+            if missing and self.revive is not None:
+                await self.revive(call.model)
+            await asyncio.sleep(pause)
 
     async def _anywhere(self, ask: Callable[[Transport], Awaitable[T]]) -> T:
         """A small question, to the next Triton that answers it."""
         for attempt in itertools.count():
-            transport = self._next_transport()
+            transport = self._choice.next()
             try:
                 return await ask(transport)
             except Unavailable:
-                self._avoided[transport.url] = time.monotonic() + _AVOIDED_SECONDS
+                self._choice.failed(transport)
                 if attempt >= self._max_retries:
                     raise
-            await asyncio.sleep(_pause(attempt))
+            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _LONGEST_PAUSE_SECONDS))
         raise AssertionError("unreachable")
-
-    def _next_transport(self) -> Transport:
-        """By turns, those that did not answer lately last."""
-        turn, count, now = next(self._turns), len(self._transports), time.monotonic()
-        order = [self._transports[(turn + offset) % count] for offset in range(count)]
-        return min(order, key=lambda transport: max(self._avoided.get(transport.url, 0.0) - now, 0.0))
 
 
 def _in_our_words(error: InvalidRequest) -> InvalidRequest:
@@ -236,10 +236,6 @@ def _in_our_words(error: InvalidRequest) -> InvalidRequest:
     if error.param in (TEXT_INPUT.name, INPUT_IDS.name):
         return type(error)(error.message.replace(error.param, "prompt", 1), "prompt")
     return error
-
-
-def _pause(attempt: int) -> float:
-    return min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _LONGEST_PAUSE_SECONDS)
 
 
 class Completions:

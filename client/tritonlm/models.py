@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tritonlm.contract import CheckpointError, ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
-from tritonlm.contract.control import ABOUT, PING, RETIRE, STATUS, Command
+from tritonlm.contract.control import ABOUT, RETIRE, STATUS, Command
 from tritonlm.transport import Listed, Transport
 from tritonlm.types import Model, ModelList
 
 _POLL_SECONDS = 0.05
+# How long a look at an LM's health may take.
+_LOOK_SECONDS = 2.0
 # What of an engine's status a model's description repeats.
 _TOLD = (
     "created", "device", "dtype", "places", "running", "waiting", "memory_bytes", "memory_budget", "idle_seconds",
@@ -124,17 +126,19 @@ def _failed(answer: object) -> bool:
     return isinstance(answer, BaseException)
 
 
-async def answering(transport: Transport) -> set[str]:
-    """The models of a Triton whose engines answer their ping."""
+async def look(transport: Transport) -> tuple[set[str], set[str]]:
+    """Of the LMs that a Triton calls ready: those whose processes all answer, and those that do not or are stopping."""
     try:
-        listed = await transport.models()
+        listed = [model.name for model in await transport.models() if model.ready]
     except TritonLMError:
-        return set()
-    return {model.name for model in listed if await _answers(transport, model)}
+        return set(), set()
+    answers = await asyncio.gather(*(_answers(transport, name) for name in listed))
+    well = {name for name, answered in zip(listed, answers, strict=True) if answered}
+    return well, set(listed) - well
 
 
-async def _answers(transport: Transport, listed: Listed) -> bool:
+async def _answers(transport: Transport, name: str) -> bool:
     try:
-        return listed.ready and bool(await transport.command(listed.name, Command(PING)))
-    except TritonLMError:
+        return not (await asyncio.wait_for(transport.ping(name), _LOOK_SECONDS))["draining"]
+    except (TritonLMError, TimeoutError, asyncio.TimeoutError):
         return False

@@ -181,11 +181,15 @@ class ModelList(Result):
 
 
 class Health(Result):
-    """`live`: a Triton answers. `ready`: it has a language model whose engine answers its ping."""
+    """`live`: a Triton answers. `ready`: it has a language model, and each that is loaded answers somewhere.
+
+    `silent` are those that should answer and do not: their processes have died, hang, or are stopping.
+    """
 
     live: bool
     ready: bool
     models: list[str]
+    silent: list[str] = []
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from rich.table import Table
 from tritonlm import AsyncClient
 from tritonlm.serving import Settings, paths
 from tritonlm.serving.catalogue import catalogue
-from tritonlm.serving.control import TritonControl
+from tritonlm.serving.control import TritonControl, bounded
 from tritonlm.serving.gateway import LocalGateway
 from tritonlm.serving.supervisor import prepare, start
 from tritonlm.stream import AsyncStream
@@ -154,7 +154,7 @@ def main() -> None:
             stack.callback(child.stop)
         gateway.start()
         start(triton, control)
-        control.load(LM, LOAD_SECONDS)
+        control.load(LM, bounded(LOAD_SECONDS))
         gateway.wait_until_live()
         found = asyncio.run(run(settings, arguments))
     print(json.dumps(found)) if arguments.json else show(found)

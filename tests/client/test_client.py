@@ -144,20 +144,6 @@ def test_tries_are_bounded_and_other_errors_are_not_tried_again() -> None:
     assert run(ask([InvalidRequest("bad", "stop")] * 5)) == 1
 
 
-def test_what_has_begun_is_never_asked_again() -> None:
-    async def ask() -> None:
-        transport = FakeTransport()
-        transport.breaks_after = (1, Unavailable("gone"))
-        async with AsyncClient(transports=[transport]) as client:
-            stream = await stream_of(client)
-            with pytest.raises(Unavailable):
-                async for _ in stream:
-                    pass
-        assert len(transport.calls) == 1
-
-    run(ask())
-
-
 def test_triton_names_are_told_as_the_callers() -> None:
     async def ask() -> None:
         transport = FakeTransport()

@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tritonlm.contract import (
@@ -46,6 +47,8 @@ class FakeTransport:
         self.trouble: list[TritonLMError] = []
         # Raised after so many pieces of the next call.
         self.breaks_after: tuple[int, TritonLMError] | None = None
+        # And of those after it.
+        self.breaks_again: list[tuple[int, TritonLMError]] = []
         self.live = True
         # As after a crash: nothing answers.
         self.down = False
@@ -72,7 +75,9 @@ class FakeTransport:
                 piece = cancelled(made) if call.request_id in self.cancelled else made
                 if self.breaks_after and self.breaks_after[0] == number:
                     ended = True
-                    raise self.breaks_after[1]
+                    error = self.breaks_after[1]
+                    self.breaks_after = self.breaks_again.pop(0) if self.breaks_again else None
+                    raise error
                 ended = bool(piece.finish_reason)
                 yield piece
                 if ended:
@@ -111,7 +116,7 @@ class FakeTransport:
         return {
             "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "places": 64,
             "running": len(self.running), "waiting": 0, "stale": "", "broken": "", "memory_bytes": 2**20,
-            "memory_budget": 0, "idle_seconds": 0.0, "idle_unload_seconds": 0.0,
+            "memory_budget": 0, "idle_seconds": 0.0, "idle_unload_seconds": 0.0, "draining": False,
         }  # fmt: skip
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
@@ -121,6 +126,9 @@ class FakeTransport:
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         self._find(model)
         return bytes(token_id % 256 for token_id in ids if token_id).decode("utf-8", "replace")
+
+    async def ping(self, model: str) -> dict[str, Any]:
+        return await self.command(model, Command(PING))
 
     async def models(self) -> list[Listed]:
         if self.down:
@@ -180,15 +188,26 @@ def answer(call: Call) -> list[Piece]:
         entries = [_entry(prompt, 0, draw, first=True), *entries]
     if not call.stream:
         return [_piece(0, shown, reason, prompt, used, wanted, words, entries)]
-    cuts = sorted({*(draw.randrange(len(shown) + 1) for _ in range(3)), 0, len(shown)})
-    if len(cuts) == 1:
-        return [_piece(0, "", reason, prompt, used, wanted, words, entries)]
-    pieces = []
-    for index, (start, end) in enumerate(itertools.pairwise(cuts)):
-        last = end == len(shown)
-        tail = (words, entries) if last else ([], [])
-        pieces.append(_piece(index, shown[start:end], reason if last else "", prompt, used, wanted, *tail, start))
-    return pieces
+    # After so many words, the text up to somewhere in the last of them: the rest is held back.
+    ends = list(itertools.accumulate(map(len, words), initial=len(shown) - len(text)))
+    stops = sorted({draw.randrange(1, used + 1) for _ in range(3)} - {used}) if used else []
+    cuts = [(count, draw.randrange(ends[count - 1] + 1, ends[count] + 1)) for count in stops]
+    cuts.append((used, len(shown)))
+    pieces, before, start = [], 0, 0
+    for count, end in cuts:
+        last = count == used
+        said = reason if last else ""
+        new = words[before:count]
+        pieces.append(
+            _piece(len(pieces), shown[start:end], said, prompt, count, wanted, new, entries if last else [], start)
+        )
+        before, start = count, end
+    if not wanted.resume_token_ids:
+        return pieces
+    # What the earlier try has sent is known by its tokens.
+    sent = [count for count, _ in cuts].index(len(wanted.resume_token_ids)) + 1
+    assert [WORDS.index(word) for word in words[: len(wanted.resume_token_ids)]] == list(wanted.resume_token_ids)
+    return [replace(piece, index=index) for index, piece in enumerate(pieces[sent:])]
 
 
 def _entry(word: str, alternatives: int, draw: random.Random, first: bool = False) -> Logprob:

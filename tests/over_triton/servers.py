@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract.control import STATUS, Command
+from tritonlm.contract.parts import PARTS
 from tritonlm.serving import Settings, paths
 from tritonlm.serving.catalogue import catalogue
-from tritonlm.serving.control import TritonControl
-from tritonlm.serving.registry import PARTS
+from tritonlm.serving.control import TritonControl, bounded
 from tritonlm.serving.supervisor import prepare, start
 
 LM, ENGINE = "tiny", "generate"
@@ -107,6 +107,6 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
     with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
         start(triton, control)
-        control.load(LM, LOAD_SECONDS)
+        control.load(LM, bounded(LOAD_SECONDS))
         with httpx.Client(base_url=control.url, timeout=WAIT_SECONDS, trust_env=False) as http:
             yield Server(f"{chosen.triton_host}:{chosen.grpc_port}", http, control, triton.process_id)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonlm.contract import (
+    Broken,
     CheckpointError,
     ContextLengthExceeded,
     InvalidRequest,
@@ -39,7 +40,6 @@ def test_each_case_has_a_code_of_its_own() -> None:
     [
         ("Exceeds maximum queue size", QueueFull),
         ("Request timeout expired", QueueTimeout),
-        ("Stub process 'generate_0_0' is not healthy.", TritonLMError),
         ("", TritonLMError),
     ],
 )
@@ -47,6 +47,14 @@ def test_tritons_own_errors_are_told_apart(prefix: str, text: str, kind: type[Tr
     received = from_wire(prefix + text)
     assert type(received) is kind
     assert received.message == text
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(("process", "name"), [("generate_0_0", "generate"), ("my_lm-tokenize_0_1", "my_lm-tokenize")])
+def test_a_process_that_died_is_told_by_its_model(prefix: str, process: str, name: str) -> None:
+    received = from_wire(f"{prefix}Stub process '{process}' is not healthy.")
+    assert type(received) is Broken
+    assert f"the process of '{name}' has died" in received.message
 
 
 def test_an_unknown_code_is_an_internal_error() -> None:

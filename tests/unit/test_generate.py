@@ -230,7 +230,7 @@ class TestTwoDevices:
         assert self.status(model)["running"] == 0
         retire = command("retire")
         model.execute([retire])
-        assert retire.sender.report()["draining"] is True
+        assert retire.sender.report()["retired"] is True
         late = [asked([5]), asked([5])]
         model.execute(late)
         assert all("being unloaded" in request.sender.error().message for request in late)

@@ -7,11 +7,14 @@ imports nothing else of the package, and knows nothing of Triton, HTTP or torch.
 from .checkpoint import Checkpoint
 from .chunk import Chunk, TokenLogprob, Usage
 from .errors import (
+    Broken,
     Cancelled,
     CheckpointError,
     ContextLengthExceeded,
     Draining,
     EngineFailure,
+    InsufficientScope,
+    InvalidKey,
     InvalidRequest,
     ModelNotFound,
     NoRoom,
@@ -19,6 +22,7 @@ from .errors import (
     NotOffered,
     QueueFull,
     QueueTimeout,
+    RateLimited,
     TimedOut,
     TritonLMError,
     Unavailable,
@@ -27,6 +31,7 @@ from .parameters import SamplingParameters
 from .request import GenerationRequest
 
 __all__ = [
+    "Broken",
     "Cancelled",
     "Checkpoint",
     "CheckpointError",
@@ -35,6 +40,8 @@ __all__ = [
     "Draining",
     "EngineFailure",
     "GenerationRequest",
+    "InsufficientScope",
+    "InvalidKey",
     "InvalidRequest",
     "ModelNotFound",
     "NoRoom",
@@ -42,6 +49,7 @@ __all__ = [
     "NotOffered",
     "QueueFull",
     "QueueTimeout",
+    "RateLimited",
     "SamplingParameters",
     "TimedOut",
     "TokenLogprob",

@@ -15,29 +15,43 @@ ABOUT = "about"  # the checkpoint: architecture, sizes, special tokens, chat tem
 PING = "ping"  # answered by the engine's own thread: its answer is the heartbeat
 STATUS = "status"  # counters: places, running, waiting, blocks …
 FIND = "find"  # {"command": "find", "id": request id} -> {"requests": [{"state", "position", "completion_tokens"}, …]}
+KNOWN = "known"  # {"command": "known", "ids": [request id, …]} -> {"known": those that run or wait}
 DRAIN = "drain"  # refuse new requests from now on, let the others end: the server stops
 RETIRE = "retire"  # the same for some seconds, answered with the status: the model is to be unloaded; said until it is
 
-COMMANDS = (ABOUT, CANCEL, FIND, PING, STATUS, DRAIN, RETIRE)
+COMMANDS = (ABOUT, CANCEL, FIND, KNOWN, PING, STATUS, DRAIN, RETIRE)
+MAX_IDS = 1024
 
 
 @dataclass(frozen=True)
 class Command:
     name: str
     request_id: str = ""
+    request_ids: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps({"command": self.name} | ({"id": self.request_id} if self.request_id else {}))
+        fields: dict[str, object] = {"command": self.name}
+        if self.request_id:
+            fields["id"] = self.request_id
+        if self.request_ids:
+            fields["ids"] = self.request_ids
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Command:
         try:
             fields = json.loads(text)
-            name, request_id = fields["command"], fields.get("id", "")
+            name, request_id, request_ids = fields["command"], fields.get("id", ""), fields.get("ids", [])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidRequest('control must be a JSON object such as {"command": "ping"}', "control") from error
         if name not in COMMANDS:
             raise InvalidRequest(f"unknown command {str(name)[:60]!r}; known are {', '.join(COMMANDS)}", "control")
         if not isinstance(request_id, str) or (name in (CANCEL, FIND) and not request_id):
             raise InvalidRequest(f'{name} needs the request\'s id: {{"command": "{name}", "id": "…"}}', "control")
-        return cls(name, request_id)
+        if (
+            not isinstance(request_ids, list)
+            or len(request_ids) > MAX_IDS
+            or not all(isinstance(i, str) for i in request_ids)
+        ):
+            raise InvalidRequest(f"ids must be a list of at most {MAX_IDS} request ids", "control")
+        return cls(name, request_id, tuple(request_ids))

@@ -23,6 +23,9 @@ class TritonLMError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+        # Where it is known: in how many seconds to come back, and what else an HTTP answer tells.
+        self.retry_after: int | None = None
+        self.headers: dict[str, str] = {}
 
     def to_wire(self) -> str:
         """The sentence with its machine-readable tail: what Triton carries to the caller."""
@@ -61,6 +64,10 @@ class InvalidKey(TritonLMError):
     triton_code, http_status, openai_type, code = "INVALID_ARG", 401, "invalid_request_error", "invalid_api_key"
 
 
+class InsufficientScope(TritonLMError):
+    triton_code, http_status, openai_type, code = "INVALID_ARG", 403, "permission_error", "insufficient_scope"
+
+
 class RateLimited(TritonLMError):
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 429, "rate_limit_exceeded", "rate_limit_exceeded"
 
@@ -91,6 +98,12 @@ class NotLoaded(Unavailable):
     """The model is there and is not loaded, or is just being replaced: loading it, or waiting, helps."""
 
     code = "not_loaded"
+
+
+class Broken(Unavailable):
+    """It answered, and does so no more: a process has died or hangs. It will be brought back; going on then is safe."""
+
+    code = "broken"
 
 
 class NoRoom(TritonLMError):
@@ -130,6 +143,7 @@ ERRORS: tuple[type[TritonLMError], ...] = (
     InvalidRequest,
     ContextLengthExceeded,
     InvalidKey,
+    InsufficientScope,
     RateLimited,
     QueueFull,
     QueueTimeout,
@@ -137,6 +151,7 @@ ERRORS: tuple[type[TritonLMError], ...] = (
     ModelNotFound,
     Unavailable,
     NotLoaded,
+    Broken,
     NoRoom,
     TimedOut,
     NotOffered,
@@ -150,6 +165,7 @@ _TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<para
 # What Triton itself puts in front of an ensemble's or a queue's error.
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
 _TRITONS_OWN = {"Exceeds maximum queue size": QueueFull, "Request timeout expired": QueueTimeout}
+_DEAD_PROCESS = re.compile(r"Stub process '(?P<name>.*?)(?:_\d+_\d+)?' is not healthy")
 _UNKNOWN_MODEL = re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$")
 # A model that refuses to load: Triton tells the exception with the places in the code where it came from.
 _REFUSED_LOAD = re.compile(r"\b(?P<kind>CheckpointError|NoRoom): (?P<message>.*?)(?:\s+At:\s.*)?$", re.DOTALL)
@@ -168,6 +184,8 @@ def from_wire(text: str) -> TritonLMError:
     for words, refusal in _TRITONS_OWN.items():
         if words in text:
             return refusal(text)
+    if found := _DEAD_PROCESS.search(text):
+        return Broken(f"the process of {found['name']!r} has died; it will be brought back")
     if found := _UNKNOWN_MODEL.search(text):
         missing = found["why"] == "is not found"
         kind, why = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")

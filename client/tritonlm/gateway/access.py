@@ -1,80 +1,87 @@
-"""Who may call, and how often: a bearer key, and a number of requests a minute for each caller.
+"""Who may call: a bearer key with the scope that the route wants; how much; and how many at once.
 
-Plain ASGI around all routes, so that none can be forgotten. It knows no routes but the two that tell whether it lives.
+Plain ASGI around all routes, so that none can be forgotten. It brings keys, allowance and admission together; their
+rules are their own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import math
-import time
-
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tritonlm.contract.errors import InvalidKey, RateLimited
+from tritonlm.contract import InsufficientScope, InvalidKey, TritonLMError
+from tritonlm.keys import KeyRing, Limits
 
+from .admission import Admission
+from .allowance import Allowance, Caller
 from .errors import response_of
+from .middleware import context_of
+from .scopes import OPEN, is_work, scope_of
 from .settings import GatewaySettings
-
-# A supervisor has no key and must be able to look.
-_OPEN = ("/health/live", "/health/ready")
 
 
 class Access:
-    def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
-        self._app = app
-        self._key = _digest(settings.api_key.get_secret_value()) if settings.api_key else None
-        self._limit = RateLimitItemPerMinute(settings.requests_per_minute) if settings.requests_per_minute else None
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+    def __init__(
+        self, app: ASGIApp, settings: GatewaySettings, ring: KeyRing, allowance: Allowance, admission: Admission
+    ) -> None:
+        self._app, self._ring, self._allowance, self._admission = app, ring, allowance, admission
+        # Of callers without a limit of their own.
+        self._limits = Limits(requests_per_minute=settings.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A browser asks with OPTIONS, without a key, whether its page may ask at all.
-        if scope["type"] != "http" or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or scope["path"] in OPEN or scope["method"] == "OPTIONS":
             await self._app(scope, receive, send)
             return
+        try:
+            caller = self._identify(scope)
+            context_of(scope).caller = caller.shown
+            if is_work(scope["method"], scope["path"]):
+                await self._work(caller, scope, receive, send)
+                return
+        except TritonLMError as error:
+            await response_of(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _identify(self, scope: Scope) -> Caller:
         given = Headers(scope=scope).get("authorization", "")
-        kind, _, key = given.partition(" ")
-        if self._key is not None and not (kind.lower() == "bearer" and hmac.compare_digest(_digest(key), self._key)):
-            why = "no key was sent" if not given else "the key is wrong"
-            await response_of(InvalidKey(f"{why}; send it as Authorization: Bearer KEY"))(scope, receive, send)
-            return
-        if self._limit is None or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        # A key that nobody checks is anybody's to change.
-        caller = key if self._key is not None else str((scope.get("client") or ("", 0))[0])
-        await self._bounded(self._limit, _digest(caller).hex(), scope, receive, send)
+        kind, _, secret = given.partition(" ")
+        self._ring.look()
+        if self._ring.is_empty:
+            # A key that nobody checks is anybody's to change.
+            return Caller(str((scope.get("client") or ("", 0))[0]), self._limits, has_key=False)
+        key = self._ring.find(secret) if kind.lower() == "bearer" else None
+        if key is None or key.revoked is not None:
+            why = "no key was sent" if not given else "the key is wrong" if key is None else "the key has been revoked"
+            raise InvalidKey(f"{why}; send it as Authorization: Bearer KEY")
+        wanted = scope_of(scope["method"], scope["path"])
+        if wanted not in key.scopes:
+            raise InsufficientScope(f"this needs a key with the scope {wanted}; {key.name} has {', '.join(key.scopes)}")
+        given_limits = key.limits.model_dump(exclude_none=True)
+        return Caller(key.name, self._limits.model_copy(update=given_limits))
 
-    async def _bounded(
-        self, limit: RateLimitItemPerMinute, caller: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        allowed = self._limiter.hit(limit, caller)
-        window = self._limiter.get_window_stats(limit, caller)
-        seconds = max(1, math.ceil(window.reset_time - time.time()))
-        headers = {
-            "x-ratelimit-limit-requests": str(limit.amount),
-            "x-ratelimit-remaining-requests": str(window.remaining),
-            "x-ratelimit-reset-requests": f"{seconds}s",
-        }
-
-        async def marked_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(headers)
-            await send(message)
-
-        if allowed:
-            await self._app(scope, receive, marked_send)
-            return
-        refusal = response_of(RateLimited(f"{limit.amount} requests a minute are allowed; retry after {seconds} s"))
-        refusal.headers["Retry-After"] = str(seconds)
-        await refusal(scope, receive, marked_send)
+    async def _work(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        # Before the windows: who is refused here has used nothing.
+        try:
+            self._admission.enter(caller.name)
+        except TritonLMError:
+            self._allowance.refuse(caller)
+            raise
+        try:
+            headers = await self._allowance.take(caller)
+            try:
+                await self._app(scope, receive, _marked(send, headers))
+            finally:
+                await self._allowance.give_back(caller, context_of(scope).usage)
+        finally:
+            self._admission.leave(caller.name)
 
 
-def _digest(key: str) -> bytes:
-    # Of equal length, so that a comparison tells nothing of the key's.
-    return hashlib.sha256(key.encode()).digest()
+def _marked(send: Send, headers: dict[str, str]) -> Send:
+    async def marked_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(headers)
+        await send(message)
+
+    return marked_send

@@ -61,8 +61,15 @@ async def answer(
     if isinstance(found, AsyncStream):
         entry.status, entry.started = PROCESSING, time.time()
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        ping = request.app.state.settings.ping_seconds
-        return EventSourceResponse(_events(found, context, entry, shape), ping=ping, sep="\n", headers=headers)
+        chosen = request.app.state.settings
+        return EventSourceResponse(
+            _events(found, context, entry, shape),
+            ping=chosen.ping_seconds,
+            sep="\n",
+            headers=headers,
+            # Who stops reading holds up its own stream only, and not for ever.
+            send_timeout=chosen.reader_seconds,
+        )
     _note_usage(context, entry, found.usage)
     entry.end(COMPLETED)
     return Response(shape.whole(found, context), media_type="application/json")

@@ -11,19 +11,27 @@ from fastapi_offline import FastAPIOffline
 
 import tritonlm
 from tritonlm.client import AsyncClient
+from tritonlm.keys import KeyFile, KeyRing
 
 from . import errors
 from .access import Access
+from .admission import Admission
+from .allowance import Allowance
 from .history import History
 from .loading import Loader
 from .middleware import REQUEST_ID, Surroundings
-from .routes import jobs, models, older, openai, tools
+from .routes import jobs, models, older, openai, tools, usage
 from .settings import GatewaySettings
 from .training import Training
 
 
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     training = Training(settings)
+    ring, allowance, admission = (
+        key_ring(settings),
+        Allowance(settings.limits_storage),
+        Admission(settings.max_requests),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -41,15 +49,17 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         description="Language models on Triton, with OpenAI's API.",
         lifespan=lifespan,
     )
-    app.state.settings, app.state.history = settings, History()
+    app.state.settings, app.state.history, app.state.admission = settings, History(), admission
     app.state.loader = Loader(client, settings)
+    client.revive = app.state.loader.revive
     errors.install(app)
     app.include_router(openai.router(client, settings))
     app.include_router(older.router(client, settings, training))
     app.include_router(jobs.router(training))
     app.include_router(models.router(client, training))
     app.include_router(tools.router(client, settings))
-    app.add_middleware(Access, settings=settings)
+    app.include_router(usage.router(allowance))
+    app.add_middleware(Access, settings=settings, ring=ring, allowance=allowance, admission=admission)
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -60,3 +70,8 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         )
     app.add_middleware(Surroundings, max_body_bytes=settings.max_body_bytes)
     return app
+
+
+def key_ring(settings: GatewaySettings) -> KeyRing:
+    secret = settings.api_key.get_secret_value() if settings.api_key else None
+    return KeyRing(KeyFile(settings.keys) if settings.keys else None, secret)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from tritonlm.contract import TritonLMError
+from tritonlm.contract import QueueFull, TritonLMError
 
 _log = logging.getLogger("tritonlm.gateway")
 _LONGEST_MESSAGE = 2000
@@ -67,10 +67,10 @@ def body_of(error: Exception) -> dict[str, Any]:
 def response_of(error: TritonLMError) -> JSONResponse:
     headers = {}
     if error.http_status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        headers["Retry-After"] = str(error.retry_after or RETRY_AFTER_SECONDS)
     if error.http_status == 501:
         headers["x-should-retry"] = "false"
-    return JSONResponse(body_of(error), error.http_status, headers)
+    return JSONResponse(body_of(error), error.http_status, {**headers, **error.headers})
 
 
 def install(app: FastAPI) -> None:
@@ -82,6 +82,9 @@ def install(app: FastAPI) -> None:
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TritonLMError)
+    if isinstance(error, QueueFull):
+        # The engine's own refusal: when a place will be free, the rate at which requests end tells.
+        error.retry_after = error.retry_after or request.app.state.admission.retry_after()
     return response_of(error)
 
 

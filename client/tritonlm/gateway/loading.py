@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tritonlm.client import AsyncClient
-from tritonlm.contract import ModelNotFound, NotLoaded, TimedOut, Unavailable
+from tritonlm.contract import ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
 from tritonlm.types import Model, ModelList
 
 from .residence import Residence
@@ -68,6 +68,12 @@ class Loader:
             if not self._claims[model]:
                 # Callers may name anything: what nobody waits for leaves no trace.
                 del self._claims[model]
+
+    async def revive(self, model: str) -> None:
+        """For a call that found its model gone on its way: have it loaded again, if that is ours to do."""
+        if self._settings.load_on_demand:
+            with contextlib.suppress(TritonLMError):
+                await self._loaded(model, time.monotonic() + self._settings.load_seconds)
 
     async def _loaded(self, model: str, deadline: float) -> None:
         """Wait in the line of those who want this model."""

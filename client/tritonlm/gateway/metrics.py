@@ -21,6 +21,13 @@ FIRST_BYTE = Histogram(
 TOKENS = Counter(
     "tritonlm_tokens", "Tokens by model and kind (prompt, cached, completion)", ("model", "kind"), registry=REGISTRY
 )
+KEY_REQUESTS = Counter(
+    "tritonlm_key_requests", "Requests by key and what became of them (served, refused)", ("key", "outcome"),
+    registry=REGISTRY,
+)  # fmt: skip
+KEY_TOKENS = Counter(
+    "tritonlm_key_tokens", "Tokens by key and kind (prompt, completion)", ("key", "kind"), registry=REGISTRY
+)
 
 
 def record(

@@ -31,6 +31,8 @@ class Context:
     request_id: str
     started: float = field(default_factory=time.monotonic)
     model: str = ""
+    # The name of the key that was sent.
+    caller: str = ""
     usage: CompletionUsage | None = None
     first_byte: float | None = None
     client_left: bool = False
@@ -100,4 +102,6 @@ def _finish(scope: Scope, context: Context, status: int) -> None:
     if context.usage is not None and seconds > 0:
         tokens = context.usage.completion_tokens
         said += f", {context.usage.prompt_tokens} in, {tokens} out, {tokens / seconds:.1f} tok/s"
+    if context.caller:
+        said += f", {context.caller}"
     _log.info("%s [%s]", said, context.request_id)

@@ -1,22 +1,36 @@
-"""Runs the gateway in this process until a signal; running requests get their time to end."""
+"""Runs the gateway in this process until a signal; running requests get their time to end.
+
+At the first signal it is no longer ready and refuses new requests, still listening; it ends when the last running one
+has ended, or when their time is up, or at a second signal.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import signal
+import socket
+from types import FrameType
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
 from tritonlm.client import AsyncClient
 from tritonlm.contract.priority import step_back
+from tritonlm.serving import ServingError, paths
 
-from .app import create_app
+from .admission import Admission
+from .app import create_app, key_ring
 from .settings import GatewaySettings
+
+_POLL_SECONDS = 0.05
 
 
 def serve(settings: GatewaySettings) -> None:
+    """ServingError says why serving cannot begin."""
+    settings = settings.model_copy(update={"keys": settings.keys or paths.keys()})
+    check_door(settings)
     step_back()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -25,19 +39,80 @@ def serve(settings: GatewaySettings) -> None:
     asyncio.run(_serve(settings))
 
 
+def check_door(settings: GatewaySettings) -> None:
+    """Without a key only this machine is served, unless somebody has said otherwise."""
+    ring = key_ring(settings)
+    if ring.trouble:
+        raise ServingError(ring.trouble)
+    if ring.is_empty and not settings.allow_anonymous and not is_loopback(settings.host):
+        raise ServingError(
+            f"listening on {settings.host} without a key would let anybody in; make one with tritonlm keys create "
+            "NAME, or say --allow-anonymous"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of this host is this machine's own."""
+    try:
+        found = {ipaddress.ip_address(about[4][0]) for about in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(address.is_loopback for address in found)
+
+
 async def _serve(settings: GatewaySettings) -> None:
     # By itself that library ends every stream at the signal; uvicorn gives them their time instead.
     AppStatus.enable_automatic_graceful_drain = False
-    # Retries are the caller's: a gateway that tried again would hide a full queue and double the load.
-    client = AsyncClient(settings.triton, timeout=settings.request_seconds, max_retries=0)
+    # Each Triton is asked once; more is the caller's: a gateway that tried again would hide full queues.
+    client = AsyncClient(
+        settings.triton,
+        timeout=settings.request_seconds,
+        max_retries=len(settings.triton) - 1,
+        repair_seconds=settings.repair_seconds,
+    )
+    app = create_app(client, settings)
     config = uvicorn.Config(
-        create_app(client, settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         # The middleware writes one line per request itself.
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        # What is left when the drain is over has had its time.
+        timeout_graceful_shutdown=1,
         server_header=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
-    await uvicorn.Server(config).serve()
+    await _Server(config, app.state.admission, settings.drain_seconds).serve()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn stops listening at the first signal; here who comes late is told so."""
+
+    def __init__(self, config: uvicorn.Config, admission: Admission, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._admission, self._drain_seconds = admission, drain_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._admission.closed or self._loop is None:
+            super().handle_exit(sig, frame)
+            return
+        self._admission.close()
+        # In a signal handler nothing but this is safe.
+        self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _begin_to_drain(self) -> None:
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        deadline = asyncio.get_running_loop().time() + self._drain_seconds
+        while self._admission.total and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+        self.should_exit = True

@@ -32,6 +32,9 @@ class GatewaySettings(BaseSettings):
     request_seconds: float = Field(
         600, gt=0, le=86_400, description="How long a request may take, unless it asks for less."
     )
+    repair_seconds: float = Field(
+        30, ge=0, le=3600, description="How long a request waits for a Triton that broke under it, to go on there."
+    )
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body that is read.")
     ping_seconds: float = Field(15, gt=0, description="A stream without text for so long sends a comment.")
     drain_seconds: float = Field(30, ge=0, description="How long running requests may go on after the signal to stop.")
@@ -53,7 +56,26 @@ class GatewaySettings(BaseSettings):
     api_key: SecretStr | None = Field(
         None,
         min_length=8,
-        description="Key that callers must send (Authorization: Bearer …); unset: none is needed.",
+        description="Key that callers must send (Authorization: Bearer …), with every scope; beside those of the file.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="File with the certificate of https, and those that sign it; unset: plain http."
+    )
+    tls_key: Path | None = Field(None, description="File with the certificate's private key.")
+    keys: Path | None = Field(
+        None, description="File of keys, as tritonlm keys writes it; default: keys.json beside the registry."
+    )
+    allow_anonymous: bool = Field(False, description="Whether to listen beyond this machine although there is no key.")
+    limits_storage: str = Field(
+        "memory://",
+        pattern=r"^(memory|redis|rediss)://",
+        description="Where what callers have used is counted: memory://, or redis://HOST:PORT for several gateways.",
+    )
+    max_requests: int = Field(
+        512, ge=1, description="Requests inside at once, running and waiting; one more gets a 429."
+    )
+    reader_seconds: float = Field(
+        30, gt=0, description="How long a stream waits for a reader who takes nothing, before it is cut."
     )
     requests_per_minute: int | None = Field(
         None, ge=1, description="Requests that one caller, told by key or address, may send in a minute; unset: any."

@@ -46,13 +46,19 @@ class Child:
         assert self._process is not None, f"{self.name} was not started"
         return self._process.pid
 
-    def start(self) -> None:
-        assert self._process is None, f"{self.name} is started once"
+    def restart(self) -> None:
+        """Once more, after it has ended or instead of what hangs; its log goes on where it was."""
+        self.stop()
+        self._process = None
+        self.start(again=True)
+
+    def start(self, again: bool = False) -> None:
+        assert self._process is None, f"{self.name} runs once at a time"
         with contextlib.ExitStack() as stack:
             output = None
             if self.log is not None:
                 self.log.parent.mkdir(parents=True, exist_ok=True)
-                output = stack.enter_context(self.log.open("wb"))
+                output = stack.enter_context(self.log.open("ab" if again else "wb"))
             self._process = subprocess.Popen(
                 self.command,
                 env=self.environment,
@@ -71,7 +77,10 @@ class Child:
         """What to tell of a process that ended although nobody stopped it."""
         assert self._process is not None, f"{self.name} was not started"
         code = self._process.returncode
-        how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        if code is None:
+            how = "it does not answer"
+        else:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self.log is None:
             return ServingError(f"{self.name} ended unexpectedly ({how}); its log is above")
         return ServingError(f"{self.name} ended unexpectedly ({how}); the end of {self.log}:", self._log_end())

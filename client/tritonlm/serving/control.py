@@ -8,18 +8,23 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from tritonlm.contract.control import Command
+from tritonlm.contract import Broken, Chunk
+from tritonlm.contract.control import PING, Command
 from tritonlm.contract.errors import from_wire
+from tritonlm.contract.parts import GENERATE, TOKENIZE, part_of
 from tritonlm.contract.tensors import CONTROL, INPUT_IDS, REPORT
 
 from .errors import ServingError
 
 _COMMAND_SECONDS = 5.0
+_PATIENCE_SECONDS, _POLL_SECONDS = 2.0, 0.1
 
 
 def reachable_host(host: str) -> str:
@@ -51,29 +56,87 @@ class TritonControl:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._http.close()
 
-    def is_live(self) -> bool:
+    def is_live(self, seconds: float = _COMMAND_SECONDS) -> bool:
         try:
-            return self._http.get("/v2/health/live").is_success
+            return self._http.get("/v2/health/live", timeout=seconds).is_success
         except httpx.TransportError:
             return False
 
-    def load(self, model: str, seconds: float) -> None:
-        """Load a model, and the parts of an ensemble with it."""
-        response = self._http.post(f"/v2/repository/models/{model}/load", json={}, timeout=seconds)
+    def begin_load(self, model: str) -> bool:
+        """Have a model loaded, and the parts of an ensemble with it; whether that is done already."""
+        try:
+            response = self._http.post(f"/v2/repository/models/{model}/load", json={}, timeout=_PATIENCE_SECONDS)
+        except httpx.ReadTimeout:
+            # It goes on. Whoever waited for this answer would not learn of a Triton that dies meanwhile: the models'
+            # processes hold its connections, too.
+            return False
         _refuse_failure(response, f"{model} does not load")
+        return True
+
+    def load(self, model: str, still: Callable[[], None]) -> None:
+        """Load a model and wait for it; `still` raises what ends the waiting."""
+        done = self.begin_load(model)
+        while not done:
+            still()
+            time.sleep(_POLL_SECONDS)
+            done = self.is_loaded(model)
+
+    def is_loaded(self, model: str) -> bool:
+        """Whether a load that was begun has ended; ServingError tells why it failed."""
+        for entry in self._index({}):
+            if entry["name"] == model:
+                if entry.get("state") == "UNAVAILABLE":
+                    raise ServingError(f"{model} does not load: {one_line(entry.get('reason', ''))}")
+                return bool(entry.get("state") == "READY")
+        return False
+
+    def unload(self, model: str) -> None:
+        response = self._http.post(f"/v2/repository/models/{model}/unload", json={})
+        _refuse_failure(response, f"{model} does not unload")
 
     def loaded_engines(self) -> list[str]:
         """The `generate` parts of all language models that are loaded."""
-        response = self._http.post("/v2/repository/index", json={"ready": True})
-        _refuse_failure(response, "Triton does not list its models")
-        names = [entry["name"] for entry in response.json() if entry.get("state") == "READY"]
-        return [name for name in names if name.rpartition("-")[2] == "generate"]
+        return [name for name in self.loaded_parts() if part_of(name) == GENERATE]
 
-    def generate_token(self, model: str, seconds: float) -> None:
+    def loaded_parts(self) -> list[str]:
+        """The parts of all language models that are loaded: each has a process."""
+        names = [entry["name"] for entry in self._index({"ready": True}) if entry.get("state") == "READY"]
+        return [name for name in names if part_of(name)]
+
+    def _index(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        response = self._http.post("/v2/repository/index", json=wanted, timeout=_PATIENCE_SECONDS)
+        _refuse_failure(response, "Triton does not list its models")
+        found: list[dict[str, Any]] = response.json()
+        return found
+
+    def ping(self, part: str, seconds: float) -> bool:
+        """Have a part's process answer; False where Triton itself says that it does not. Refusals are answers."""
+        kind = part_of(part)
+        if kind == GENERATE:
+            body: dict[str, Any] = {CONTROL.name: Command(PING).to_json()}
+        elif kind == TOKENIZE:
+            body = {INPUT_IDS.name: [0]}
+        else:
+            arrays = Chunk(0, [0], 1, 0, 0).to_arrays()
+            body = {
+                spec.name: spec.text(array) if spec.dtype == "STRING" else array.reshape(-1).tolist()
+                for spec, array in arrays.items()
+            }
+        try:
+            response = self._http.post(f"/v2/models/{part}/generate", json=body, timeout=seconds)
+        except httpx.ReadTimeout:
+            return False
+        return not isinstance(from_wire(_reason_of(response)), Broken)
+
+    def generates(self, model: str) -> bool:
         """The proof that an LM answers: one token for a prompt of one token, whatever its tokenizer knows."""
         body = {INPUT_IDS.name: [0], "max_tokens": 1, "temperature": 0}
-        response = self._http.post(f"/v2/models/{model}/generate", json=body, timeout=seconds)
+        try:
+            response = self._http.post(f"/v2/models/{model}/generate", json=body)
+        except httpx.ReadTimeout:
+            return False
         _refuse_failure(response, f"{model} is loaded, but does not generate")
+        return True
 
     def command(self, generate: str, command: Command) -> dict[str, Any]:
         """Give the engine of a `generate` model a command; return its report."""
@@ -84,11 +147,27 @@ class TritonControl:
         return report
 
 
+def bounded(seconds: float) -> Callable[[], None]:
+    """For a wait that only time ends: raises ServingError when it is over."""
+    deadline = time.monotonic() + seconds
+
+    def still() -> None:
+        if time.monotonic() > deadline:
+            raise ServingError(f"that took longer than {seconds:g} s")
+
+    return still
+
+
 def _refuse_failure(response: httpx.Response, what: str) -> None:
+    if not response.is_success:
+        raise ServingError(f"{what}: {one_line(_reason_of(response))}")
+
+
+def _reason_of(response: httpx.Response) -> str:
+    """Why a call failed; empty where it did not."""
     if response.is_success:
-        return
+        return ""
     try:
-        reason = str(response.json()["error"])
+        return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        reason = f"HTTP status {response.status_code}"
-    raise ServingError(f"{what}: {one_line(reason)}")
+        return f"HTTP status {response.status_code}"

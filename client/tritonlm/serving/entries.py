@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tritonlm.contract.checkpoint import HUB
+from tritonlm.contract.parts import PARTS
 
 from . import paths
 from .errors import ServingError
-from .registry import PARTS, Entry
+from .registry import Entry
 
 # The ensemble that the others are made after.
 _PATTERN = "abacus"

@@ -25,6 +25,15 @@ def cache() -> Path:
 
 def registry() -> Path:
     """The registry that `tritonlm add` writes unless it is told another."""
+    return _settings() / "models.yaml"
+
+
+def keys() -> Path:
+    """The file of keys that `tritonlm keys` writes unless it is told another."""
+    return _settings() / "keys.json"
+
+
+def _settings() -> Path:
     if in_checkout():
-        return _CHECKOUT / "models.yaml"
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tritonlm" / "models.yaml"
+        return _CHECKOUT
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tritonlm"

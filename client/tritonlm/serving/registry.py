@@ -18,11 +18,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tritonlm.contract import devices
+from tritonlm.contract.parts import PARTS, part_of
 
 from .errors import ServingError
 from .settings import Device
 
-PARTS = ("tokenize", "generate", "detokenize")
 # A model's name is a folder's and a part of URLs.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _HUB_ID = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
@@ -55,7 +55,7 @@ class Entry(BaseModel):
             raise ValueError("exactly one of path and hf_repo is needed")
         if self.revision is not None and self.hf_repo is None:
             raise ValueError("revision is for hf_repo; a path has none")
-        if self.name in PARTS or self.name.rpartition("-")[2] in PARTS:
+        if part_of(self.name):
             raise ValueError(f"a name must not end in {', '.join(PARTS)}: the parts of a language model are named so")
         return self
 

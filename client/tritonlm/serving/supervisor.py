@@ -1,4 +1,4 @@
-"""The story of `tritonlm serve`: check, start, load, answer, wait, drain, stop.
+"""The story of `tritonlm serve`: check, start, load, answer, watch and repair, drain, stop.
 
 It knows the order of things; how Triton runs is `triton`'s matter, what is said to it `control`'s.
 """
@@ -23,10 +23,12 @@ from .child import Child
 from .control import TritonControl
 from .errors import ServingError
 from .gateway import LocalGateway
+from .patience import Patience
 from .reloader import Reloader
 from .repository import LanguageModel
 from .settings import Settings
 from .triton import LocalTriton, triton_environment
+from .watchdog import Watchdog
 
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -55,7 +57,7 @@ def serve(settings: Settings) -> None:
                 gateway.wait_until_live()
             print(terminal.banner(settings, reports, triton.log), flush=True)
             try:
-                watch(children, Reloader(settings) if settings.reload else None)
+                Watch(settings, models, triton, control, gateway).run()
             except StopRequested:
                 drain(models, triton, control, settings.drain_seconds)
 
@@ -73,6 +75,10 @@ def prepare(settings: Settings, found: Catalogue) -> tuple[list[LanguageModel], 
 
 def start(triton: LocalTriton, control: TritonControl) -> None:
     triton.start()
+    wait_until_live(triton, control)
+
+
+def wait_until_live(triton: LocalTriton, control: TritonControl) -> None:
     with terminal.step("starting Triton"):
         deadline = time.monotonic() + _START_SECONDS
         while not control.is_live():
@@ -87,17 +93,24 @@ def start(triton: LocalTriton, control: TritonControl) -> None:
 
 def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seconds: float) -> dict[str, Any]:
     """Load an LM and have it generate a token; return its engine's status."""
+    deadline = time.monotonic() + seconds
+
+    def still(what: str) -> None:
+        """There is time left, and a Triton to wait for."""
+        if not triton.is_running():
+            raise triton.crash()
+        if time.monotonic() > deadline:
+            raise ServingError(
+                f"{what} after {seconds:g} s; allow more with --load-seconds, or see {triton.log or 'the log'}"
+            )
+
     try:
         with terminal.step(f"loading {model.name}"):
-            control.load(model.name, seconds)
+            control.load(model.name, lambda: still(f"{model.name} is not loaded"))
         with terminal.step(f"waiting for the first token of {model.name}"):
-            control.generate_token(model.name, seconds)
+            while not control.generates(model.name):
+                still(f"{model.name} does not answer")
         return control.command(model.generate, Command(STATUS))
-    except httpx.TimeoutException:
-        raise ServingError(
-            f"{model.name} does not answer after {seconds:g} s; allow more with --load-seconds, "
-            f"or see {triton.log or 'the log'}"
-        ) from None
     except httpx.TransportError as error:
         # The connection goes a moment before the process does.
         for _ in range(20):
@@ -107,15 +120,55 @@ def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seco
         raise ServingError(f"lost the connection to Triton while loading {model.name}: {error}") from None
 
 
-def watch(children: Sequence[Child], reloader: Reloader | None = None) -> NoReturn:
-    """Wait until one of them ends of itself, and tell of the crash."""
-    while True:
-        if reloader:
-            reloader.look()
-        for child in children:
-            if not child.is_running():
-                raise child.crash()
-        time.sleep(_WATCH_SECONDS)
+class Watch:
+    """Until a signal comes: what has died or hangs is brought back; what keeps dying ends the service."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: list[LanguageModel],
+        triton: LocalTriton,
+        control: TritonControl,
+        gateway: LocalGateway | None,
+    ) -> None:
+        self._settings, self._models, self._triton, self._control = settings, models, triton, control
+        self._gateway = gateway
+        self._reloader = Reloader(settings) if settings.reload else None
+        self._watchdog = Watchdog(control, settings.load_seconds)
+        self._patience: dict[str, Patience] = {}
+
+    def run(self) -> NoReturn:
+        while True:
+            if self._reloader:
+                self._reloader.look()
+            if self._gateway and not self._gateway.is_running():
+                self._restart(self._gateway, "ended")
+            if not self._triton.is_running():
+                self._restart_triton("ended")
+            elif self._watchdog.triton_hangs:
+                self._restart_triton("does not answer")
+            self._watchdog.look(self._triton.process_id)
+            time.sleep(_WATCH_SECONDS)
+
+    def _restart_triton(self, what: str) -> None:
+        self._restart(self._triton, what)
+        self._watchdog.forget()
+        try:
+            wait_until_live(self._triton, self._control)
+            for model in self._models:
+                load(model, self._triton, self._control, self._settings.load_seconds)
+        except ServingError as error:
+            # It may have died once more: the next look starts it again, as long as there is patience.
+            terminal.explain(error)
+
+    def _restart(self, child: Child, what: str) -> None:
+        patience = self._patience.setdefault(child.name, Patience())
+        if patience.is_over:
+            raise child.crash()
+        time.sleep(patience.pause)
+        patience.note()
+        terminal.say(f"{child.name} {what} unexpectedly: starting it again")
+        child.restart()
 
 
 def drain(models: list[LanguageModel], triton: LocalTriton, control: TritonControl, seconds: float) -> None:

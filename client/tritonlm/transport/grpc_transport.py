@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonlm.contract import (
+    Broken,
     Chunk,
     GenerationRequest,
     ModelNotFound,
@@ -27,18 +28,23 @@ from tritonlm.contract import (
     Unavailable,
     tensors,
 )
-from tritonlm.contract.control import CANCEL, Command
+from tritonlm.contract.control import CANCEL, KNOWN, MAX_IDS, PING, Command
 from tritonlm.contract.errors import from_wire
+from tritonlm.contract.parts import part_of
 from tritonlm.contract.tensors import TensorSpec
 from tritonlm.types import Piece
 
 from . import Call, Embedded, Listed, Prompt
+from .responses import Responses, grpc_errors, once
+from .watch import Watch, Watched
 from .wire import Outputs, infer_request, piece_of
 
 _COMMAND_SECONDS = 5.0
 # The engine keeps a request's time limit itself; this is for a Triton that has stopped answering.
 _GRACE_SECONDS = 10.0
 _ABANDON_SECONDS = 30.0
+# A stream that has not ended so long after the engine had forgotten its request is lost.
+_LOST_SECONDS = 3.0
 _FIRST_CANCEL_SECONDS, _LAST_CANCEL_SECONDS = 0.02, 1.0
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -62,9 +68,12 @@ class GrpcTransport:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._parts: dict[str, Parts] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._watches: dict[str, Watch] = {}
 
     async def close(self) -> None:
         """Let the cancels that are under way come through, then close the channel."""
+        for watch in self._watches.values():
+            watch.close()
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=_ABANDON_SECONDS)
         await self._channel.close()
@@ -73,26 +82,28 @@ class GrpcTransport:
         inputs = {**_prompt(call.prompt), tensors.STREAM: call.stream, tensors.EXCLUDE_INPUT: True}
         inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout})
         request = infer_request(call.model, inputs, tensors.LM_OUTPUTS, call.request_id)
-        stream = _Responses(self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS))
-        ended = False
+        stream = Responses(self._stub.ModelStreamInfer(once(request), timeout=call.timeout + _GRACE_SECONDS))
+        ended, watched = False, Watched(call.request_id, stream.fail)
+        self._watch(call.model).enter(watched)
         try:
-            with _grpc_errors(self.url):
+            with grpc_errors(self.url):
                 while (message := await stream.next()) is not None:
                     if message.error_message:
-                        ended = True
                         raise from_wire(message.error_message)
+                    watched.hear()
                     piece = piece_of(message.infer_response)
                     ended = bool(piece.finish_reason)
                     yield piece
                     if ended:
                         return
                 ended = True
-                raise Unavailable(f"Triton at {self.url} ended the stream before the answer's end")
+                raise Broken(f"Triton at {self.url} ended the stream before the answer's end")
         except TritonLMError as error:
-            # Out of time is not over: the engine may still be at it.
-            ended = ended or not isinstance(error, TimedOut)
+            # Out of time, or without a sign of life, is not over: the engine may still be at it.
+            ended = ended or not isinstance(error, (TimedOut, Broken))
             raise
         finally:
+            self._watch(call.model).leave(watched)
             if not ended:
                 self._in_background(self._abandon(call, stream))
 
@@ -107,10 +118,10 @@ class GrpcTransport:
             [tensors.EMBEDDING, tensors.USAGE],
             call.request_id,
         )
-        stream = _Responses(self._stub.ModelStreamInfer(_once(request), timeout=call.timeout + _GRACE_SECONDS))
+        stream = Responses(self._stub.ModelStreamInfer(once(request), timeout=call.timeout + _GRACE_SECONDS))
         ended = False
         try:
-            with _grpc_errors(self.url):
+            with grpc_errors(self.url):
                 while (message := await stream.next()) is not None:
                     ended = True
                     if message.error_message:
@@ -123,19 +134,38 @@ class GrpcTransport:
             if not ended:
                 self._in_background(self._abandon(call, stream))
 
+    def _watch(self, model: str) -> Watch:
+        if model not in self._watches:
+
+            async def known(request_ids: Sequence[str]) -> list[str]:
+                # Of more than can be asked for at once the others' turn comes at the next look.
+                command = Command(KNOWN, request_ids=tuple(request_ids[:MAX_IDS]))
+                found: list[str] = (await self.command(model, command))["known"]
+                return [*found, *request_ids[MAX_IDS:]]
+
+            self._watches[model] = Watch(model, lambda: self.ping(model), known)
+        return self._watches[model]
+
+    async def ping(self, model: str) -> dict[str, Any]:
+        others = asyncio.gather(self.tokenize(model, Prompt(input_ids=(0,))), self.detokenize(model, [0]))
+        report: dict[str, Any] = (await asyncio.gather(self.command(model, Command(PING)), others))[0]
+        return report
+
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _abandon(self, call: Call, stream: _Responses) -> None:
+    async def _abandon(self, call: Call, stream: Responses) -> None:
         """Cancel until the stream has ended: the first cancel may come before the request itself."""
-        drained = asyncio.ensure_future(_drain(stream))
-        pause, deadline = _FIRST_CANCEL_SECONDS, asyncio.get_running_loop().time() + _ABANDON_SECONDS
+        drained = asyncio.ensure_future(stream.drain())
+        clock = asyncio.get_running_loop().time
+        pause, deadline = _FIRST_CANCEL_SECONDS, clock() + _ABANDON_SECONDS
         try:
-            while not drained.done() and asyncio.get_running_loop().time() < deadline:
+            while not drained.done() and clock() < deadline:
                 with contextlib.suppress(TritonLMError):
-                    await self.command(call.model, Command(CANCEL, call.request_id))
+                    if (await self.command(call.model, Command(CANCEL, call.request_id)))["cancelled"]:
+                        deadline = min(deadline, clock() + _LOST_SECONDS)
                 await asyncio.wait([drained], timeout=pause)
                 pause = min(2 * pause, _LAST_CANCEL_SECONDS)
         finally:
@@ -145,8 +175,8 @@ class GrpcTransport:
     async def command(self, model: str, command: Command) -> dict[str, Any]:
         parts = await self._parts_of(model)
         request = infer_request(parts.generate, {tensors.CONTROL: command.to_json()}, [tensors.REPORT])
-        with _grpc_errors(self.url):
-            async for message in self._stub.ModelStreamInfer(_once(request), timeout=_COMMAND_SECONDS):
+        with grpc_errors(self.url):
+            async for message in self._stub.ModelStreamInfer(once(request), timeout=_COMMAND_SECONDS):
                 if message.error_message:
                     raise from_wire(message.error_message)
                 report: dict[str, Any] = json.loads(Outputs(message.infer_response).text(tensors.REPORT))
@@ -170,7 +200,7 @@ class GrpcTransport:
         return (await self._infer(parts.detokenize, inputs, tensors.TEXT_OUTPUT)).text(tensors.TEXT_OUTPUT)
 
     async def _infer(self, model: str, inputs: Mapping[TensorSpec, object], output: TensorSpec) -> Outputs:
-        with _grpc_errors(self.url):
+        with grpc_errors(self.url):
             return Outputs(
                 await self._stub.ModelInfer(infer_request(model, inputs, [output]), timeout=_COMMAND_SECONDS)
             )
@@ -184,12 +214,12 @@ class GrpcTransport:
         return self._parts[model]
 
     async def _config(self, model: str) -> Any:
-        with _grpc_errors(self.url):
+        with grpc_errors(self.url):
             request = service_pb2.ModelConfigRequest(name=model)
             return (await self._stub.ModelConfig(request, timeout=_COMMAND_SECONDS)).config
 
     async def models(self) -> list[Listed]:
-        with _grpc_errors(self.url):
+        with grpc_errors(self.url):
             index = await self._index()
         found, parts = [], set()
         for entry in index:
@@ -206,11 +236,11 @@ class GrpcTransport:
                 parts |= set(_names(tied))
             found.append(Listed(entry.name, ready, entry.reason, entry.state == "LOADING"))
         # What is not loaded does not tell what it is: parts of LMs are left out by their names.
-        return [model for model in found if model.name not in parts and not _is_part(model.name)]
+        return [model for model in found if model.name not in parts and not part_of(model.name)]
 
     async def load(self, model: str, timeout: float) -> None:
         self._parts.pop(model, None)
-        with _grpc_errors(self.url):
+        with grpc_errors(self.url):
             await self._stub.RepositoryModelLoad(
                 service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout
             )
@@ -220,7 +250,7 @@ class GrpcTransport:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         request.parameters["unload_dependents"].bool_param = True
         names = {model, *(_names(self._parts[model]) if model in self._parts else ())}
-        with _grpc_errors(self.url):
+        with grpc_errors(self.url):
             await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS)
             deadline = asyncio.get_running_loop().time() + _GRACE_SECONDS
             while names & {entry.name for entry in await self._index() if entry.state in ("READY", "UNLOADING")}:
@@ -252,68 +282,8 @@ def _names(parts: Parts) -> tuple[str, str, str]:
     return (parts.tokenize, parts.generate, parts.detokenize)
 
 
-def _is_part(name: str) -> bool:
-    """The trio's names, by themselves or behind an LM's name."""
-    return name.rpartition("-")[2] in ("tokenize", "generate", "detokenize")
-
-
 def _prompt(prompt: Prompt) -> dict[TensorSpec, object]:
     given: dict[TensorSpec, object | None] = {
         tensors.TEXT_INPUT: prompt.text, tensors.INPUT_IDS: prompt.input_ids, tensors.MESSAGES: prompt.messages
     }  # fmt: skip
     return {spec: value for spec, value in given.items() if value is not None}
-
-
-async def _once(request: Any) -> AsyncIterator[Any]:
-    yield request
-
-
-class _Responses:
-    """The responses of one stream. Whoever is cancelled while waiting leaves the stream whole, to be drained.
-
-    A cancelled read would cut the call itself, and to Triton that means a `detokenize` that is born cancelled.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self._reading: asyncio.Future[Any] | None = None
-
-    async def next(self) -> Any:
-        """The next response; None after the last."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._call.read())
-        reading = self._reading
-        try:
-            message = await asyncio.shield(reading)
-        finally:
-            if reading.done():
-                self._reading = None
-        return None if message is grpc.aio.EOF else message
-
-    def cancel(self) -> None:
-        self._call.cancel()
-
-
-async def _drain(stream: _Responses) -> None:
-    with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
-        while await stream.next() is not None:
-            pass
-
-
-@contextlib.contextmanager
-def _grpc_errors(url: str) -> Iterator[None]:
-    """Errors of the connection and of Triton's own calls as errors of the contract."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        code, details = error.code(), error.details() or ""
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise TimedOut(f"Triton at {url} does not answer in time") from None
-        if code == grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
-            raise Unavailable(f"no Triton answers at {url}") from None
-        if code == grpc.StatusCode.CANCELLED:
-            raise Unavailable(f"the connection to Triton at {url} was closed") from None
-        found = from_wire(details)
-        if type(found) is TritonLMError and code == grpc.StatusCode.UNAVAILABLE:
-            raise Unavailable(f"lost the connection to Triton at {url}") from None
-        raise found from None

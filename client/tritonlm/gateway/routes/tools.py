@@ -83,10 +83,14 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     @routes.get("/health", response_model=HealthReport, responses={503: {"model": HealthReport}})
     @routes.get("/healthz", response_model=HealthReport, responses={503: {"model": HealthReport}})
     @routes.get("/health/ready", response_model=HealthReport, responses={503: {"model": HealthReport}})
-    async def ready() -> Response:
-        """A language model is loaded and its engine answers: 200; else 503."""
+    async def ready(request: Request) -> Response:
+        """Language models are loaded and all of them answer: 200; else 503."""
         found = await client.health()
         note = "a language model is loaded and answers" if found.ready else "no language model answers"
+        if found.silent:
+            note = f"{', '.join(found.silent)} does not answer"
+        if request.app.state.admission.closed:
+            found, note = found.model_copy(update={"ready": False}), "this gateway is being stopped"
         model = await default_model(client, settings) if found.ready else None
         status = await client.status(model) if model else None
         report = HealthReport(

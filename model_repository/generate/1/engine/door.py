@@ -46,8 +46,8 @@ class Door:
         return time.monotonic() < self._retired_until
 
     @property
-    def is_closed(self) -> bool:
-        return self._draining or self.is_retired
+    def is_draining(self) -> bool:
+        return self._draining
 
     @property
     def idle_seconds(self) -> float:

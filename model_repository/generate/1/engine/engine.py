@@ -25,7 +25,7 @@ from tritonlm.contract import (
     TokenLogprob,
     TritonLMError,
 )
-from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, RETIRE, Command
+from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
 
 from .answer import CANCELLED, STOP, TIMEOUT, Answer, Decode
 from .blocks import BlockPool
@@ -219,6 +219,8 @@ class Engine:
             return {"cancelled": self.cancel(command.request_id)}
         if command.name == FIND:
             return {"requests": self.find(command.request_id)}
+        if command.name == KNOWN:
+            return {"known": self.known(command.request_ids)}
         return self._about if command.name == ABOUT else self.status()
 
     def find(self, request_id: str) -> list[dict[str, Any]]:
@@ -230,6 +232,11 @@ class Engine:
             for state, position, request in places
             if request.id == request_id
         ]
+
+    def known(self, request_ids: Collection[str]) -> list[str]:
+        """Those of them that run or wait: the others have ended, or were lost with another process."""
+        asked = set(request_ids)
+        return [request.id for request in (*self.scheduler.running, *self.scheduler.waiting) if request.id in asked]
 
     def cancel(self, request_id: str) -> int:
         """End the requests of this id, wherever they are; how many there were."""
@@ -247,7 +254,8 @@ class Engine:
             **self._counters,
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
-            "draining": self._door.is_closed,
+            "draining": self._door.is_draining,
+            "retired": self._door.is_retired,
             "idle_seconds": round(self._door.idle_seconds, 3),
             "idle_unload_seconds": self.config.idle_unload_seconds,
             "memory_bytes": self.runner.memory_bytes,

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from tritonlm.contract.control import ABOUT, CANCEL, FIND, Command
+from tritonlm.contract.control import ABOUT, CANCEL, FIND, KNOWN, Command
 
 from .engine import COUNTERS, Engine
 from .request import Request
@@ -93,10 +93,12 @@ def _merged(command: Command, reports: Sequence[Report]) -> Report:
         return {"cancelled": sum(report["cancelled"] for report in reports)}
     if command.name == FIND:
         return {"requests": [request for report in reports for request in report["requests"]]}
+    if command.name == KNOWN:
+        return {"known": [request_id for report in reports for request_id in report["known"]]}
     return {
         **reports[0],
         **{name: sum(report[name] for report in reports) for name in _ADDED},
-        "draining": any(report["draining"] for report in reports),
+        **{name: any(report[name] for report in reports) for name in ("draining", "retired")},
         "idle_seconds": min(report["idle_seconds"] for report in reports),
         # The longest prompt must fit wherever it goes.
         "context_length": min(report["context_length"] for report in reports),

@@ -83,5 +83,6 @@ class Request:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the prompt's log-probabilities are wanted."""
-        return self.parameters.echo and self.parameters.logprobs is not None
+        """Whether the prompt's log-probabilities are wanted; whoever goes on after an earlier try has had them."""
+        wanted = self.parameters
+        return wanted.echo and wanted.logprobs is not None and not wanted.resume_token_ids

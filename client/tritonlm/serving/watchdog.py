@@ -1,0 +1,164 @@
+"""Watches over the processes of a Triton's models, and has Triton start those again that have died or hang.
+
+Triton itself does neither: a killed model process is never restarted, and its model stays "ready". A model is dead when
+its process is gone; it hangs when it does not answer for some seconds. Slow is neither. It looks when it is told to, on
+the caller's thread, and knows one Triton's processes; Triton's own life is the supervisor's matter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+
+from . import terminal
+from .control import TritonControl
+from .errors import ServingError
+from .patience import Patience
+
+_PING_EVERY_SECONDS = 1.0
+# An answer that takes longer is slow. So many in a row, over at least so long, mean that the process hangs; one that
+# somebody has stopped (SIGSTOP) will not answer however long one waits.
+_SLOW_SECONDS, _HANGING_LOOKS = 2.0, 4
+_SILENT_LOOKS = 3
+_STUB = "triton_python_backend_stub"
+
+
+@dataclass
+class _Part:
+    slow_looks: int = 0
+    patience: Patience = field(default_factory=Patience)
+
+
+class Watchdog:
+    def __init__(self, control: TritonControl, load_seconds: float) -> None:
+        self._control, self._load_seconds = control, load_seconds
+        self._parts: dict[str, _Part] = {}
+        self._processes: dict[str, psutil.Process] = {}
+        self._next_pings = 0.0
+        # Those that are being started again, and since when.
+        self._coming: dict[str, float] = {}
+        # Looks in a row at which Triton itself gave no answer.
+        self._silent_looks = 0
+
+    @property
+    def triton_hangs(self) -> bool:
+        """Whether Triton itself has given no answer for long."""
+        return self._silent_looks >= _SILENT_LOOKS
+
+    def forget(self) -> None:
+        """Triton has been started anew: nothing of what was seen holds."""
+        self._processes.clear()
+        self._coming.clear()
+        self._silent_looks = 0
+        for part in self._parts.values():
+            part.slow_looks = 0
+
+    def look(self, triton: int) -> None:
+        """Repair what has died since the last look; from time to time, ask everybody for a sign of life."""
+        ping = time.monotonic() >= self._next_pings
+        if not ping and not self._coming and all(map(_lives, self._processes.values())):
+            return
+        try:
+            loaded = self._control.loaded_parts()
+            self._silent_looks = 0
+        except (ServingError, httpx.HTTPError):
+            # Who has been stopped will not answer however often one looks.
+            self._silent_looks += _SILENT_LOOKS if _is_stopped(triton) else 1
+            return
+        self._processes = _processes_of(triton)
+        self._greet(loaded)
+        for name in loaded:
+            if name not in self._processes:
+                self._repair(name, "has died")
+            elif ping:
+                self._ping(name)
+        if ping:
+            self._next_pings = time.monotonic() + _PING_EVERY_SECONDS
+
+    def _ping(self, name: str) -> None:
+        part = self._parts.setdefault(name, _Part())
+        try:
+            answers = self._control.ping(name, _SLOW_SECONDS)
+        except httpx.HTTPError:
+            # The connection to Triton: the next look tells.
+            return
+        part.slow_looks = 0 if answers else part.slow_looks + 1
+        if not answers and (_is_stopped(self._processes[name].pid) or part.slow_looks >= _HANGING_LOOKS):
+            self._repair(name, "hangs")
+
+    def _repair(self, name: str, what: str) -> None:
+        part = self._parts.setdefault(name, _Part())
+        if part.patience.pause:
+            return
+        part.slow_looks = 0
+        if process := self._processes.pop(name, None):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        often = f" ({part.patience.recent + 1} times in a minute)" if part.patience.is_over else ""
+        terminal.say(f"the process of {name} {what}{often}: starting it again")
+        part.patience.note()
+        self._coming[name] = time.monotonic()
+        try:
+            # Triton would not load what has not changed on disk, unless it is gone.
+            self._control.unload(name)
+            self._control.begin_load(name)
+        except (ServingError, httpx.HTTPError) as error:
+            terminal.say(f"{name} could not be started again: {error}")
+
+    def _insist(self, name: str) -> None:
+        """Of one that is not back yet: where its load has failed, begin it once more."""
+        try:
+            self._control.is_loaded(name)
+        except ServingError as error:
+            patience = self._parts[name].patience
+            if not patience.pause:
+                terminal.say(f"{error}; trying again")
+                patience.note()
+                with contextlib.suppress(ServingError):
+                    self._control.begin_load(name)
+        except httpx.HTTPError:
+            return
+
+    def _greet(self, loaded: list[str]) -> None:
+        """Tell of those that are back, and of those that stay away."""
+        for name, since in list(self._coming.items()):
+            seconds = time.monotonic() - since
+            if name in loaded and name in self._processes:
+                terminal.say(f"{name} is back after {seconds:.1f} s")
+                del self._coming[name]
+            elif seconds > self._load_seconds:
+                terminal.say(f"{name} is not back after {seconds:.0f} s; see Triton's log")
+                del self._coming[name]
+            elif name not in loaded:
+                self._insist(name)
+
+
+def _processes_of(triton: int) -> dict[str, psutil.Process]:
+    """The living processes of Triton's models, by the model's name."""
+    found = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(triton).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = process.cmdline()
+                if command and command[0].endswith(_STUB) and _lives(process):
+                    # The last but one argument is the instance: the model's name and two numbers.
+                    found[command[-2].rsplit("_", 2)[0]] = process
+    return found
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        return bool(psutil.Process(process).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False
