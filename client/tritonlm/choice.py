@@ -58,6 +58,10 @@ class Choice:
             del self._failures[transport.url]
             self._rests_until.pop(transport.url, None)
 
+    def has_failed(self, transport: Transport) -> bool:
+        """Whether it has not answered since it failed."""
+        return bool(self._failures[transport.url])
+
     def failed(self, transport: Transport) -> None:
         """Let it rest; what fails while it rests already tells nothing new."""
         now = time.monotonic()

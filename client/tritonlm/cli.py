@@ -132,6 +132,7 @@ def run_gateway(
     allow_anonymous: Annotated[
         bool | None, _setting("allow_anonymous", None, "--allow-anonymous/--keys-only", kind=GatewaySettings)
     ] = None,
+    triton_authorities: Annotated[Path | None, _gateway_setting("triton_authorities", "FILE")] = None,
     tls_certificate: Annotated[Path | None, _gateway_setting("tls_certificate", "FILE")] = None,
     tls_key: Annotated[Path | None, _gateway_setting("tls_key", "FILE")] = None,
     requests_per_minute: Annotated[str | None, _gateway_setting("requests_per_minute", "N")] = None,

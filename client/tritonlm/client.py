@@ -7,9 +7,11 @@ objects look like `results`'. `sync.Client` is the same with blocking calls.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from tritonlm.choice import Choice
@@ -37,6 +39,8 @@ T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
 REPAIR_SECONDS = 30.0
+# How long a Triton that has failed may take for a sign of life.
+_SIGN_SECONDS = 1.0
 # Puts a model that is not loaded back, or waits until somebody else has.
 Revive = Callable[[str], Awaitable[None]]
 
@@ -52,14 +56,17 @@ class AsyncClient:
         connect_timeout: float = 5.0,
         max_retries: int = 2,
         repair_seconds: float = REPAIR_SECONDS,
+        authorities: str | Path | None = None,
         transports: Sequence[Transport] | None = None,
     ) -> None:
-        """`repair_seconds`: how long a call waits for a Triton that has broken under it, to go on where it was."""
+        """`urls`: HOST:PORT, or grpcs://HOST:PORT, encrypted; `authorities` is a file of certificates for that.
+        `repair_seconds`: how long a call waits for a Triton that has broken under it, to go on where it was."""
         if transports is None:
             from tritonlm.transport.grpc_transport import GrpcTransport  # noqa: PLC0415 (tests bring their own)
 
             addresses = [urls] if isinstance(urls, str) else list(urls)
-            transports = [GrpcTransport(address.removeprefix("grpc://"), connect_timeout) for address in addresses]
+            vouched = None if authorities is None else Path(authorities).read_bytes()
+            transports = [GrpcTransport(address, connect_timeout, vouched) for address in addresses]
         if not transports:
             raise ValueError("urls must name at least one Triton, such as 127.0.0.1:8001")
         self._transports = list(transports)
@@ -192,7 +199,7 @@ class AsyncClient:
         """One sequence's pieces; after a fault, from another try that goes on where the last one was."""
         tries = Tries(call, self._max_retries, self._repair_seconds)
         while True:
-            transport, asked = self._choice.next(call), tries.next_call()
+            transport, asked = await self._living(call), tries.next_call()
             running = self._running.get(plan.id, {})
             running[asked.request_id] = transport
             self._choice.begin(transport)
@@ -216,6 +223,18 @@ class AsyncClient:
             if missing and self.revive is not None:
                 await self.revive(call.model)
             await asyncio.sleep(pause)
+
+    async def _living(self, call: Call) -> Transport:
+        """The Triton to ask; of those that have failed, one that gives a sign of life first, where there is any."""
+        for _ in self._transports:
+            transport = self._choice.next(call)
+            if not self._choice.has_failed(transport):
+                break
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                if await asyncio.wait_for(transport.is_live(), _SIGN_SECONDS):
+                    break
+            self._choice.failed(transport)
+        return transport
 
     async def _anywhere(self, ask: Callable[[Transport], Awaitable[T]]) -> T:
         """A small question, to the next Triton that answers it."""

@@ -9,9 +9,10 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from tritonlm.client import DEFAULT_URL, AsyncClient
+from tritonlm.client import DEFAULT_URL, REPAIR_SECONDS, AsyncClient
 from tritonlm.sequences import PromptArgument
 from tritonlm.stream import AsyncStream
 from tritonlm.transport import Transport
@@ -91,13 +92,22 @@ class Client:
         timeout: float = 600.0,
         connect_timeout: float = 5.0,
         max_retries: int = 2,
+        repair_seconds: float = REPAIR_SECONDS,
+        authorities: str | Path | None = None,
         transports: Sequence[Transport] | None = None,
     ) -> None:
+        """As AsyncClient's."""
         self._loop = _Loop()
 
         async def make() -> AsyncClient:
             return AsyncClient(
-                urls, timeout=timeout, connect_timeout=connect_timeout, max_retries=max_retries, transports=transports
+                urls,
+                timeout=timeout,
+                connect_timeout=connect_timeout,
+                max_retries=max_retries,
+                repair_seconds=repair_seconds,
+                authorities=authorities,
+                transports=transports,
             )
 
         try:

@@ -125,6 +125,24 @@ def test_a_stream_goes_on_at_the_other_triton() -> None:
     asyncio.run(ask())
 
 
+def test_one_that_has_failed_is_asked_for_a_sign_of_life_first() -> None:
+    async def ask() -> None:
+        first, second = FakeTransport("fake:1"), FakeTransport("fake:2")
+        first.breaks_after, first.live = (0, Broken("hangs")), False
+        async with AsyncClient(transports=[first, second], max_retries=0) as client:
+            for _ in range(8):
+                await client.completions.create(LM, "a b c", max_tokens=20)
+                await asyncio.sleep(0.2)
+            assert len(first.calls) <= 1
+            first.live = True
+            for _ in range(8):
+                await client.completions.create(LM, "a b c", max_tokens=20)
+                await asyncio.sleep(0.2)
+        assert len(first.calls) > 2
+
+    asyncio.run(ask())
+
+
 def call_of(text: str) -> Call:
     return Call(LM, "id", Prompt(text=text))
 

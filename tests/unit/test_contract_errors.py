@@ -9,6 +9,7 @@ from tritonlm.contract import (
     Broken,
     CheckpointError,
     ContextLengthExceeded,
+    InsufficientScope,
     InvalidRequest,
     QueueFull,
     QueueTimeout,
@@ -55,6 +56,12 @@ def test_a_process_that_died_is_told_by_its_model(prefix: str, process: str, nam
     received = from_wire(f"{prefix}Stub process '{process}' is not healthy.")
     assert type(received) is Broken
     assert f"the process of '{name}' has died" in received.message
+    assert type(from_wire(f"{prefix}Internal error from Core")) is Broken
+
+
+def test_calls_that_are_not_for_everybody_say_so() -> None:
+    text = "This protocol is restricted, expecting header 'triton-grpc-protocol-tritonlm-control'"
+    assert type(from_wire(text)) is InsufficientScope
 
 
 def test_an_unknown_code_is_an_internal_error() -> None:

@@ -165,6 +165,9 @@ _TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<para
 # What Triton itself puts in front of an ensemble's or a queue's error.
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
 _TRITONS_OWN = {"Exceeds maximum queue size": QueueFull, "Request timeout expired": QueueTimeout}
+# An ensemble whose part has just gone.
+_LOST_PART = "Internal error from Core"
+_RESTRICTED = re.compile(r"(?:protocol|API) is restricted")
 _DEAD_PROCESS = re.compile(r"Stub process '(?P<name>.*?)(?:_\d+_\d+)?' is not healthy")
 _UNKNOWN_MODEL = re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$")
 # A model that refuses to load: Triton tells the exception with the places in the code where it came from.
@@ -181,15 +184,28 @@ def from_wire(text: str) -> TritonLMError:
     text = _PREFIX.sub("", text, count=1)
     if found := _TAIL.match(text):
         return from_code(found["code"], found["message"], unquote(found["param"]) if found["param"] else None)
+    if own := _tritons_own(text):
+        return own
+    if found := _REFUSED_LOAD.search(text):
+        return CheckpointError(found["message"]) if found["kind"] == "CheckpointError" else from_wire(found["message"])
+    return TritonLMError(text)
+
+
+def _tritons_own(text: str) -> TritonLMError | None:
+    """What Triton says by itself, in its own words."""
     for words, refusal in _TRITONS_OWN.items():
         if words in text:
             return refusal(text)
+    if _RESTRICTED.search(text):
+        return InsufficientScope(
+            "this Triton keeps listing and loading models for those who know its secret; set TRITONLM_TRITON_SECRET"
+        )
+    if text == _LOST_PART:
+        return Broken("a part of the model has gone; it will be brought back")
     if found := _DEAD_PROCESS.search(text):
         return Broken(f"the process of {found['name']!r} has died; it will be brought back")
     if found := _UNKNOWN_MODEL.search(text):
         missing = found["why"] == "is not found"
         kind, why = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")
         return kind(f"the model {found['name']!r} {why}", "model")
-    if found := _REFUSED_LOAD.search(text):
-        return CheckpointError(found["message"]) if found["kind"] == "CheckpointError" else from_wire(found["message"])
-    return TritonLMError(text)
+    return None

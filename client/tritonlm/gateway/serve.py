@@ -69,6 +69,7 @@ async def _serve(settings: GatewaySettings) -> None:
         timeout=settings.request_seconds,
         max_retries=len(settings.triton) - 1,
         repair_seconds=settings.repair_seconds,
+        authorities=settings.triton_authorities,
     )
     app = create_app(client, settings)
     config = uvicorn.Config(

@@ -58,6 +58,9 @@ class GatewaySettings(BaseSettings):
         min_length=8,
         description="Key that callers must send (Authorization: Bearer …), with every scope; beside those of the file.",
     )
+    triton_authorities: Path | None = Field(
+        None, description="File of certificates that vouch for Tritons at grpcs://HOST:PORT; unset: the system's."
+    )
     tls_certificate: Path | None = Field(
         None, description="File with the certificate of https, and those that sign it; unset: plain http."
     )

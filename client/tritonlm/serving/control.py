@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from tritonlm import secret
 from tritonlm.contract import Broken, Chunk
 from tritonlm.contract.control import PING, Command
 from tritonlm.contract.errors import from_wire
@@ -49,6 +50,7 @@ class TritonControl:
         self.url = f"http://{reachable_host(host)}:{http_port}"
         # trust_env: a proxy has no business between a supervisor and its own child.
         self._http = httpx.Client(base_url=self.url, timeout=_COMMAND_SECONDS, trust_env=False)
+        self._address = f"{reachable_host(host)}:{http_port}"
 
     def __enter__(self) -> TritonControl:
         return self
@@ -65,13 +67,18 @@ class TritonControl:
     def begin_load(self, model: str) -> bool:
         """Have a model loaded, and the parts of an ensemble with it; whether that is done already."""
         try:
-            response = self._http.post(f"/v2/repository/models/{model}/load", json={}, timeout=_PATIENCE_SECONDS)
+            response = self._restricted(f"models/{model}/load", {}, _PATIENCE_SECONDS)
         except httpx.ReadTimeout:
             # It goes on. Whoever waited for this answer would not learn of a Triton that dies meanwhile: the models'
             # processes hold its connections, too.
             return False
         _refuse_failure(response, f"{model} does not load")
         return True
+
+    def _restricted(self, path: str, body: dict[str, Any], seconds: float) -> httpx.Response:
+        """A call of the control API, which wants the secret."""
+        headers = {secret.HEADER: secret.of(self._address)}
+        return self._http.post(f"/v2/repository/{path}", json=body, headers=headers, timeout=seconds)
 
     def load(self, model: str, still: Callable[[], None]) -> None:
         """Load a model and wait for it; `still` raises what ends the waiting."""
@@ -91,7 +98,7 @@ class TritonControl:
         return False
 
     def unload(self, model: str) -> None:
-        response = self._http.post(f"/v2/repository/models/{model}/unload", json={})
+        response = self._restricted(f"models/{model}/unload", {}, _COMMAND_SECONDS)
         _refuse_failure(response, f"{model} does not unload")
 
     def loaded_engines(self) -> list[str]:
@@ -104,7 +111,7 @@ class TritonControl:
         return [name for name in names if part_of(name)]
 
     def _index(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-        response = self._http.post("/v2/repository/index", json=wanted, timeout=_PATIENCE_SECONDS)
+        response = self._restricted("index", wanted, _PATIENCE_SECONDS)
         _refuse_failure(response, "Triton does not list its models")
         found: list[dict[str, Any]] = response.json()
         return found

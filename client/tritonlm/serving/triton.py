@@ -13,6 +13,8 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from tritonlm import secret
+
 from . import paths
 from .backend import Installation
 from .child import Child
@@ -22,6 +24,8 @@ from .settings import LogLevel, Settings
 # Running requests were given drain_seconds before; what is left then is cut off.
 EXIT_SECONDS = 5
 
+# Loading runs code, shared memory is anybody's, and what is logged or traced shows prompts.
+_RESTRICTED = ("model-repository", "shared-memory", "logging", "trace")
 _LOG_FLAGS: dict[LogLevel, list[str]] = {
     "debug": ["--log-verbose=1"],
     "info": [],
@@ -58,8 +62,14 @@ def triton_environment(installation: Installation, settings: Settings) -> dict[s
 
 
 def triton_command(
-    binary: Path, backend: Path, settings: Settings, repositories: Sequence[Path], shared_memory_prefix: str
+    binary: Path,
+    backend: Path,
+    settings: Settings,
+    repositories: Sequence[Path],
+    shared_memory_prefix: str,
+    control_secret: str,
 ) -> list[str]:
+    restricted = f"{','.join(_RESTRICTED)}:{secret.HEADER}={control_secret}"
     return [
         str(binary),
         *(f"--model-repository={folder.resolve()}" for folder in repositories),
@@ -71,6 +81,8 @@ def triton_command(
         f"--http-port={settings.http_port}",
         f"--grpc-port={settings.grpc_port}",
         f"--metrics-port={settings.metrics_port}",
+        f"--http-restricted-api={restricted}",
+        f"--grpc-restricted-protocol={restricted}",
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *_LOG_FLAGS[settings.log_level],
     ]
@@ -84,16 +96,25 @@ class LocalTriton(Child):
     ) -> None:
         # Unique per run, so that clearing up never touches another Triton's regions.
         self.shared_memory_prefix = f"tritonlm-{os.getpid()}-{secrets.token_hex(4)}-"
+        self._ports = (settings.http_port, settings.grpc_port)
+        self.secret = secret.made()
         super().__init__(
             "Triton",
-            triton_command(installation.binary, backend, settings, repositories, self.shared_memory_prefix),
+            triton_command(
+                installation.binary, backend, settings, repositories, self.shared_memory_prefix, self.secret
+            ),
             triton_environment(installation, settings),
             # At debug level the log goes to our own stderr instead.
             None if settings.log_level == "debug" else paths.cache() / "logs" / f"triton-{settings.http_port}.log",
             exit_seconds=EXIT_SECONDS + 5,
         )
 
+    def start(self, again: bool = False) -> None:
+        secret.keep(self.secret, self._ports)
+        super().start(again)
+
     def stop(self) -> None:
         super().stop()
+        secret.forget(self._ports)
         for region in SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"):
             region.unlink(missing_ok=True)

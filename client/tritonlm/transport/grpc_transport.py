@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from tritonlm import secret
 from tritonlm.contract import (
     Broken,
     Chunk,
@@ -59,12 +60,19 @@ class Parts:
 
 
 class GrpcTransport:
-    def __init__(self, url: str, connect_timeout: float) -> None:
+    def __init__(self, url: str, connect_timeout: float, authorities: bytes | None = None) -> None:
+        """grpcs://HOST:PORT is encrypted; `authorities` are the certificates that may vouch for it (the system's)."""
         self.url = url
+        scheme, _, rest = url.rpartition("://")
+        self._address = rest
         self._connect_timeout = connect_timeout
         # How long one attempt to connect may take; without it a host that does not answer holds a call up for 20 s.
         patience = ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000))
-        self._channel = grpc.aio.insecure_channel(url, options=[*_OPTIONS, patience])
+        options = [*_OPTIONS, patience]
+        if scheme == "grpcs":
+            self._channel = grpc.aio.secure_channel(rest, grpc.ssl_channel_credentials(authorities), options=options)
+        else:
+            self._channel = grpc.aio.insecure_channel(rest, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._parts: dict[str, Parts] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -242,7 +250,7 @@ class GrpcTransport:
         self._parts.pop(model, None)
         with grpc_errors(self.url):
             await self._stub.RepositoryModelLoad(
-                service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout
+                service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout, metadata=self._opening()
             )
 
     async def unload(self, model: str) -> None:
@@ -251,7 +259,7 @@ class GrpcTransport:
         request.parameters["unload_dependents"].bool_param = True
         names = {model, *(_names(self._parts[model]) if model in self._parts else ())}
         with grpc_errors(self.url):
-            await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS)
+            await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS, metadata=self._opening())
             deadline = asyncio.get_running_loop().time() + _GRACE_SECONDS
             while names & {entry.name for entry in await self._index() if entry.state in ("READY", "UNLOADING")}:
                 if asyncio.get_running_loop().time() > deadline:
@@ -261,7 +269,12 @@ class GrpcTransport:
 
     async def _index(self) -> Any:
         request = service_pb2.RepositoryIndexRequest()
-        return (await self._stub.RepositoryIndex(request, timeout=_COMMAND_SECONDS)).models
+        return (await self._stub.RepositoryIndex(request, timeout=_COMMAND_SECONDS, metadata=self._opening())).models
+
+    def _opening(self) -> list[tuple[str, str]]:
+        """What opens the calls that Triton keeps for those who know its secret."""
+        found = secret.of(self._address)
+        return [(secret.GRPC_HEADER, found)] if found else []
 
     async def is_live(self) -> bool:
         try:

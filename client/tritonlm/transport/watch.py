@@ -59,7 +59,8 @@ class Watch:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            # Who was slow is asked again at once.
+            await asyncio.sleep(0 if self._slow_looks else _LOOK_SECONDS)
             if not self._calls:
                 return
             try:
@@ -68,6 +69,7 @@ class Watch:
             except (TimedOut, TimeoutError, asyncio.TimeoutError):
                 self._slow_looks += 1
                 if self._slow_looks >= _SLOW_LOOKS:
+                    self._slow_looks = 0
                     self._break(f"{self._model!r} does not answer any more; it will be brought back")
             except Unavailable as error:
                 self._break(error.message)

@@ -1,0 +1,208 @@
+"""Keys: every route for every kind of key; what a key may use; a file that is followed while it changes."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from fakes.fake_transport import LM
+from tritonlm.gateway.scopes import OPEN, scope_of
+from tritonlm.gateway.serve import check_door, is_loopback
+from tritonlm.gateway.settings import GatewaySettings
+from tritonlm.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
+from tritonlm.serving import ServingError
+
+from .conftest import Gateway, running_gateway
+
+NONE = Limits()
+BODY = {"model": LM, "prompt": "a", "max_tokens": 4}
+
+
+@dataclass
+class Locked:
+    gateway: Gateway
+    file: KeyFile
+    secrets: dict[str, str]
+
+    def ask(self, method: str, path: str, who: str = "") -> httpx.Response:
+        return self.gateway.http.request(method, path, headers=self.headers(who))
+
+    def headers(self, who: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.secrets.get(who, who)}"} if who else {}
+
+    def complete(self, who: str, **body: object) -> httpx.Response:
+        return self.gateway.http.post("/v1/completions", json={**BODY, **body}, headers=self.headers(who))
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Locked]:
+    """A gateway with a key for each scope, one that has been revoked, and some with limits."""
+    file = KeyFile(tmp_path / "keys.json")
+    secrets = {scope: file.create(scope, [scope], NONE) for scope in SCOPES}
+    secrets["gone"] = file.create("gone", SCOPES, NONE)
+    file.revoke("gone")
+    secrets["few"] = file.create("few", ["infer"], Limits(requests_per_minute=2))
+    secrets["short"] = file.create("short", ["infer"], Limits(tokens_per_minute=5))
+    secrets["one"] = file.create("one", ["infer", "admin"], Limits(running_requests=1))
+    with running_gateway(keys=file.path, training=False) as gateway:
+        yield Locked(gateway, file, secrets)
+
+
+def routes(locked: Locked) -> list[tuple[str, str]]:
+    paths = locked.ask("GET", "/openapi.json", "infer").json()["paths"]
+    found = [(method.upper(), path.replace("{", "").replace("}", "")) for path in paths for method in paths[path]]
+    return [*found, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
+
+
+def test_every_route_wants_a_key_with_its_scope(locked: Locked) -> None:
+    """The whole table: each route, each kind of key."""
+    checked = routes(locked)
+    assert len(checked) > 30
+    for method, path in checked:
+        wanted = scope_of(method, path)
+        for who in ("", "wrong", "gone", *SCOPES):
+            response = locked.ask(method, path, who)
+            place = f"{method} {path} as {who or 'nobody'}"
+            if path in OPEN:
+                assert response.status_code == 200, place
+            elif who not in SCOPES:
+                assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key"), place
+            elif who != wanted:
+                assert (response.status_code, response.json()["error"]["code"]) == (403, "insufficient_scope"), place
+            else:
+                assert response.status_code not in (401, 403), place
+            assert not any(secret in response.text for secret in locked.secrets.values())
+
+
+def test_what_changes_the_service_or_shows_others_is_not_for_everybody() -> None:
+    for method, path in (
+        ("POST", "/api/models/x/load"), ("POST", "/api/models/x/unload"), ("DELETE", "/v1/models/x"),
+        ("POST", "/api/load_model"), ("POST", "/api/train"), ("GET", "/api/jobs"), ("POST", "/api/jobs/1/cancel"),
+        ("GET", "/api/usage"),
+    ):  # fmt: skip
+        assert scope_of(method, path) == "admin"
+    assert scope_of("GET", "/metrics") == "metrics"
+    assert scope_of("GET", "/v1/models") == scope_of("POST", "/v1/completions") == "infer"
+
+
+def test_the_file_holds_no_key_and_belongs_to_its_owner(locked: Locked) -> None:
+    text = locked.file.path.read_text()
+    assert not any(secret in text for secret in locked.secrets.values())
+    assert stat.S_IMODE(locked.file.path.stat().st_mode) == 0o600
+
+
+def test_a_gateway_follows_the_file(locked: Locked) -> None:
+    secret = locked.file.create("late", ["infer"], NONE)
+    locked.gateway.wait_until(lambda: locked.complete(secret).status_code == 200)
+    locked.file.revoke("late")
+    locked.gateway.wait_until(lambda: locked.complete(secret).status_code == 401)
+    assert "revoked" in locked.complete(secret).json()["error"]["message"]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_a_file_that_is_gone_or_damaged_opens_nothing(locked: Locked, damage: object) -> None:
+    assert callable(damage)
+    damage(locked.file.path)
+    time.sleep(1.1)
+    assert locked.complete("").status_code == 401
+    assert locked.complete("infer").status_code == 200
+
+
+def test_requests_in_a_minute(locked: Locked) -> None:
+    answers = [locked.complete("few") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+    assert locked.complete("infer").status_code == 200
+
+
+def test_tokens_in_a_minute_count_when_they_are_known(locked: Locked) -> None:
+    first = locked.complete("short")
+    assert (first.status_code, first.headers["x-ratelimit-limit-tokens"]) == (200, "5")
+    used = first.json()["usage"]["total_tokens"]
+    assert used >= 5, "the fake model counts a word of the prompt and four tokens"
+    refused = locked.complete("short")
+    assert (refused.status_code, refused.headers["x-ratelimit-remaining-tokens"]) == (429, "0")
+    assert "5 tokens a minute" in refused.json()["error"]["message"]
+
+
+def test_requests_at_once(locked: Locked) -> None:
+    locked.gateway.transport.pause = 0.3
+    headers = locked.headers("one")
+    body = {**BODY, "stream": True, "max_tokens": 40}
+    with locked.gateway.http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
+        assert response.status_code == 200
+        assert locked.complete("one").status_code == 429
+        assert locked.complete("infer").status_code == 200
+    locked.gateway.transport.pause = 0.0
+    locked.gateway.wait_until(lambda: locked.complete("one").status_code == 200)
+
+
+def test_usage_by_key(locked: Locked) -> None:
+    for _ in range(2):
+        locked.complete("infer")
+    locked.complete("few", prompt="a b c", stream=True)
+    report = locked.ask("GET", "/api/usage", "admin").json()
+    used = {entry["key"]: entry for entry in report["keys"]}
+    assert (used["infer"]["requests"], used["infer"]["completion_tokens"]) == (2, 8)
+    assert (used["few"]["requests"], used["few"]["prompt_tokens"], used["few"]["running"]) == (1, 3, 0)
+    told = locked.ask("GET", "/metrics", "metrics").text
+    assert 'tritonlm_key_tokens_total{key="infer",kind="completion"}' in told
+
+
+def test_keys_have_names_and_scopes_that_exist(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    for name, scopes, said in (
+        ("a b", ["infer"], "letters, digits"),
+        ("", ["infer"], "letters"),
+        ("x\n", [], "letters"),
+        ("x", ["root"], "no scope 'root'"),
+    ):
+        with pytest.raises(KeysError, match=said):
+            file.create(name, scopes, NONE)
+    file.create("x", ["infer"], NONE)
+    with pytest.raises(KeysError, match="already"):
+        file.create("x", ["infer"], NONE)
+    file.revoke("x")
+    with pytest.raises(KeysError, match="there is no key 'x'"):
+        file.revoke("x")
+    # A name may be given again; the old key stays worthless.
+    file.create("x", ["admin"], NONE)
+    assert [(key.name, key.scopes, key.revoked) for key in file.read()] == [("x", ("admin",), None)]
+
+
+def test_a_file_of_something_else_is_told(tmp_path: Path) -> None:
+    for text in ("", "[]", json.dumps({"keys": [{"name": 1}]})):
+        (tmp_path / "keys.json").write_text(text)
+        with pytest.raises(KeysError, match="cannot be read as a file of keys"):
+            KeyFile(tmp_path / "keys.json").read()
+        with pytest.raises(ServingError, match="cannot be read"):
+            check_door(GatewaySettings(keys=tmp_path / "keys.json"))
+
+
+def test_without_a_key_only_this_machine_is_served(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    check_door(GatewaySettings(keys=keys))
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        assert not is_loopback(host)
+        with pytest.raises(ServingError, match="tritonlm keys create"):
+            check_door(GatewaySettings(keys=keys, host=host))
+        check_door(GatewaySettings(keys=keys, host=host, allow_anonymous=True))
+        check_door(GatewaySettings(keys=keys, host=host, api_key="long-enough"))
+    KeyFile(keys).create("x", ["infer"], NONE)
+    check_door(GatewaySettings(keys=keys, host="0.0.0.0"))
+    assert is_loopback("localhost")
+
+
+def test_the_last_key_that_is_revoked_leaves_the_door_locked(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    assert KeyRing(file, None).is_empty
+    file.create("x", ["infer"], NONE)
+    file.revoke("x")
+    assert not KeyRing(file, None).is_empty
