@@ -1,6 +1,6 @@
 """Kills and stops processes under load, and holds every answer to what it is without a fault.
 
-    scripts/chaos [--faults 40] [--clients 64] [--tritons 2] [--seed 0]
+    scripts/chaos [--faults 40] [--clients 64] [--tritons 2] [--pause 5] [--seed 0]
 
 Clients ask for continuations, greedy and with seeds, streamed and whole, of both bundled language models. Meanwhile one
 process after the other, at random moments, is killed (SIGKILL) or stopped (SIGSTOP): a model's tokenize, generate or
@@ -115,9 +115,9 @@ async def client(
             result.wrong.append(f"expected {expected[wanted]}, got {found} ({wanted.body})")
 
 
-async def break_things(found: Fleet, faults: int, result: Result, draw: random.Random) -> None:
+async def break_things(found: Fleet, faults: int, pause: float, result: Result, draw: random.Random) -> None:
     while len(result.faults) < faults:
-        await asyncio.sleep(draw.uniform(2.0, 8.0))
+        await asyncio.sleep(draw.uniform(0.4, 1.6) * pause)
         kind, model = draw.choice(KINDS), draw.choice(MODELS)
         how = draw.choices(list(SIGNALS), WEIGHTS)[0]
         number = draw.randrange(len(found.tritons))
@@ -154,7 +154,7 @@ async def run(found: Fleet, options: argparse.Namespace) -> Result:
             asyncio.create_task(client(http, found.url, expected, result, random.Random(f"{options.seed} {n}"), stop))
             for n in range(options.clients)
         ]  # fmt: skip
-        await break_things(found, options.faults, result, draw)
+        await break_things(found, options.faults, options.pause, result, draw)
         # The last one's victims too are to be seen whole.
         await asyncio.sleep(5)
         stop.set()
@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--tritons", type=int, default=2)
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds between two faults, on the average")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     console.print(f"starting {options.tritons} Tritons and a gateway …")

@@ -56,9 +56,16 @@ class Models:
     async def load(self, model: str, timeout: float = 600.0) -> Model:
         """Load it on every Triton. Where it is loaded and its checkpoint has changed on disk, that takes its place."""
         await self.retrieve(model)
+        failures: list[TritonLMError] = []
         # One after the other: the others go on serving.
         for transport in self._transports:
-            await _load(transport, model, timeout)
+            try:
+                await _load(transport, model, timeout)
+            except (Unavailable, TimedOut) as error:
+                # One that is down does not keep the others from serving.
+                failures.append(error)
+        if len(failures) == len(self._transports):
+            raise failures[0]
         return await self.retrieve(model)
 
     async def unload(self, model: str, timeout: float = 600.0) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 from tritonlm.contract import Broken, EngineFailure, TritonLMError, Unavailable
@@ -17,8 +18,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(watch, f"_{name}_SECONDS", seconds)
 
 
-async def well() -> None:
-    pass
+async def well() -> dict[str, float]:
+    return {"age_seconds": 100.0}
 
 
 async def nobody(_: Sequence[str]) -> list[str]:
@@ -30,7 +31,7 @@ async def everybody(asked: Sequence[str]) -> list[str]:
 
 
 def outcome(
-    ask: Callable[[], Awaitable[object]] = well,
+    ask: Callable[[], Awaitable[dict[str, Any]]] = well,
     known: Callable[[Sequence[str]], Awaitable[Sequence[str]]] = everybody,
     arrived: bool = False,
     seconds: float = 0.25,
@@ -70,7 +71,7 @@ def test_a_call_that_has_not_come_to_the_engine_yet_is_given_time() -> None:
 
 @pytest.mark.parametrize("error", [Broken("died"), Unavailable("gone")])
 def test_a_process_that_has_died_breaks_its_calls_at_once(error: TritonLMError) -> None:
-    async def ask() -> None:
+    async def ask() -> dict[str, Any]:
         raise error
 
     found = outcome(ask)
@@ -78,9 +79,21 @@ def test_a_process_that_has_died_breaks_its_calls_at_once(error: TritonLMError) 
     assert found.message == error.message
 
 
+def test_an_engine_younger_than_a_call_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> dict[str, Any]:
+        return {"age_seconds": 0.05}
+
+    monkeypatch.setattr(watch, "_YOUNGER_SECONDS", 0.1)
+    assert outcome(ask, seconds=0.1) is None
+    found = outcome(ask, seconds=0.3)
+    assert isinstance(found, Broken)
+    assert "was replaced" in found.message
+
+
 def test_a_process_that_does_not_answer_hangs() -> None:
-    async def ask() -> None:
+    async def ask() -> dict[str, Any]:
         await asyncio.sleep(60)
+        return {}
 
     found = outcome(ask)
     assert isinstance(found, Broken)
@@ -90,10 +103,11 @@ def test_a_process_that_does_not_answer_hangs() -> None:
 def test_one_slow_answer_or_a_refusal_breaks_nothing() -> None:
     slow = iter([0.06] + [0.0] * 1000)
 
-    async def slow_once() -> None:
+    async def slow_once() -> dict[str, Any]:
         await asyncio.sleep(next(slow))
+        return {}
 
-    async def refuse() -> None:
+    async def refuse() -> dict[str, Any]:
         raise EngineFailure("asked too much")
 
     assert outcome(slow_once) is None

@@ -52,12 +52,21 @@ class Loader:
             if not self._settings.load_on_demand:
                 raise
         deadline = time.monotonic() + self._settings.load_seconds
+        patience = time.monotonic() + self._settings.repair_seconds
         self._claims[model] += 1
         try:
             while True:
-                # Whoever replaces it may take it away once more in the meantime.
-                with contextlib.suppress(NotLoaded):
+                try:
                     await self._loaded(model, deadline)
+                except NotLoaded:
+                    # Whoever replaces it may take it away once more in the meantime.
+                    pass
+                except Unavailable:
+                    # A Triton has just answered; now none does: that will be mended.
+                    if time.monotonic() > patience or self._waiting >= self._settings.max_loading_requests:
+                        raise
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
                 try:
                     return await make()
                 except (ModelNotFound, NotLoaded):

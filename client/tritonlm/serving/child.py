@@ -48,6 +48,9 @@ class Child:
 
     def restart(self) -> None:
         """Once more, after it has ended or instead of what hangs; its log goes on where it was."""
+        if self._process is not None:
+            # What hangs would not hear a polite request.
+            self._end_group()
         self.stop()
         self._process = None
         self.start(again=True)
@@ -102,6 +105,10 @@ class Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=self.exit_seconds)
         # Its own children live in its group; after a crash they would live on.
+        self._end_group()
+
+    def _end_group(self) -> None:
+        assert self._process is not None, f"{self.name} was not started"
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

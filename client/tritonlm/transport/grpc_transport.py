@@ -44,7 +44,7 @@ _COMMAND_SECONDS = 5.0
 # The engine keeps a request's time limit itself; this is for a Triton that has stopped answering.
 _GRACE_SECONDS = 10.0
 _ABANDON_SECONDS = 30.0
-# A stream that has not ended so long after the engine had forgotten its request is lost.
+# A stream whose request the engine has cancelled, or has lost, ends in this time or never.
 _LOST_SECONDS = 3.0
 _FIRST_CANCEL_SECONDS, _LAST_CANCEL_SECONDS = 0.02, 1.0
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -91,7 +91,7 @@ class GrpcTransport:
         inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout})
         request = infer_request(call.model, inputs, tensors.LM_OUTPUTS, call.request_id)
         stream = Responses(self._stub.ModelStreamInfer(once(request), timeout=call.timeout + _GRACE_SECONDS))
-        ended, watched = False, Watched(call.request_id, stream.fail)
+        ended, watched, patience = False, Watched(call.request_id, stream.fail), _ABANDON_SECONDS
         self._watch(call.model).enter(watched)
         try:
             with grpc_errors(self.url):
@@ -109,11 +109,12 @@ class GrpcTransport:
         except TritonLMError as error:
             # Out of time, or without a sign of life, is not over: the engine may still be at it.
             ended = ended or not isinstance(error, (TimedOut, Broken))
+            patience = _LOST_SECONDS if isinstance(error, Broken) else _ABANDON_SECONDS
             raise
         finally:
             self._watch(call.model).leave(watched)
             if not ended:
-                self._in_background(self._abandon(call, stream))
+                self._in_background(self._abandon(call, stream, patience))
 
     async def embed(self, call: Call) -> Embedded:
         """Straight to `generate`: the ensemble's outputs are those of a text."""
@@ -164,11 +165,11 @@ class GrpcTransport:
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _abandon(self, call: Call, stream: Responses) -> None:
+    async def _abandon(self, call: Call, stream: Responses, patience: float = _ABANDON_SECONDS) -> None:
         """Cancel until the stream has ended: the first cancel may come before the request itself."""
         drained = asyncio.ensure_future(stream.drain())
         clock = asyncio.get_running_loop().time
-        pause, deadline = _FIRST_CANCEL_SECONDS, clock() + _ABANDON_SECONDS
+        pause, deadline = _FIRST_CANCEL_SECONDS, clock() + patience
         try:
             while not drained.done() and clock() < deadline:
                 with contextlib.suppress(TritonLMError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from tritonlm.contract import Broken, TimedOut, TritonLMError, Unavailable
 
@@ -19,6 +20,8 @@ _SILENT_SECONDS = 2.0
 # A call that has not come to the engine yet may wait in front of `tokenize`.
 _UNSEEN_SECONDS = 10.0
 _MISSED_LOOKS = 2
+# An engine so much younger than a call is not the one that the call was sent to.
+_YOUNGER_SECONDS = 0.5
 
 
 class Watched:
@@ -26,7 +29,7 @@ class Watched:
 
     def __init__(self, request_id: str, fail: Callable[[TritonLMError], None]) -> None:
         self.request_id, self.fail = request_id, fail
-        self.heard = time.monotonic()
+        self.sent = self.heard = time.monotonic()
         # The engine has had it.
         self.arrived = False
         self.missed = 0
@@ -39,10 +42,11 @@ class Watch:
     def __init__(
         self,
         model: str,
-        ask: Callable[[], Awaitable[object]],
+        ask: Callable[[], Awaitable[Mapping[str, Any]]],
         known: Callable[[Sequence[str]], Awaitable[Collection[str]]],
     ) -> None:
-        """`ask` has all processes of the LM answer; `known` tells which of these calls its engine has."""
+        """`ask` has all processes of the LM answer, and tells its engine's status; `known` tells which of these calls
+        the engine has."""
         self._model, self._ask, self._known = model, ask, known
         self._calls: set[Watched] = set()
         self._slow_looks = 0
@@ -78,8 +82,11 @@ class Watch:
                 self._slow_looks = 0
 
     async def _look(self) -> None:
-        await self._ask()
+        age = (await self._ask()).get("age_seconds", float("inf"))
         now = time.monotonic()
+        for call in list(self._calls):
+            if now - call.sent > age + _YOUNGER_SECONDS:
+                call.fail(Broken(f"the engine of {self._model!r} was replaced"))
         silent = [call for call in self._calls if now - call.heard >= _SILENT_SECONDS]
         if not silent:
             return

@@ -66,7 +66,7 @@ class Engine:
         self.scheduler = Scheduler(self.pool, config.max_sequences, config.prefill_tokens)
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._released_at = float("-inf")
-        self._created = int(time.time())
+        self._created, self._born = int(time.time()), time.monotonic()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._door = Door(config.max_sequences, config.max_queue_size)
@@ -261,6 +261,7 @@ class Engine:
             "memory_bytes": self.runner.memory_bytes,
             "memory_budget": self.config.memory_budget,
             "created": self._created,
+            "age_seconds": round(time.monotonic() - self._born, 3),
             "places": self.config.max_sequences,
             "preemptions": self.scheduler.preemptions,
             "blocks": self.pool.total,

@@ -1,0 +1,184 @@
+"""Processes are killed and stopped for real: streams go on, health tells the truth, nothing is left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonlm import Client
+from tritonlm.contract import InsufficientScope
+from tritonlm.secret import VARIABLE
+
+from .servers import LM, WAIT_SECONDS, copy_repository, wait_until
+from .test_serve import Serve, serving
+
+pytestmark = pytest.mark.triton
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG: dict[str, Any] = {
+    "model": LM, "prompt": "Once", "max_tokens": 440, "ignore_eos": True, "stream": True, "temperature": 1, "seed": 5,
+    "logprobs": 1, "stream_options": {"include_usage": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    folder = tmp_path_factory.mktemp("survival")
+    # Slow enough that a fault finds it at work.
+    with serving(copy_repository(folder, slow=True, n_layer=8, n_embd=128), folder) as serve:
+        yield serve
+
+
+def victim(serve: Serve, name: str) -> psutil.Process:
+    """Triton, or the process of a model."""
+
+    def found() -> list[psutil.Process]:
+        living = []
+        for process in psutil.Process(serve.process.pid).children(recursive=True):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            command = process.cmdline()
+            if Path(command[0]).name == name or (len(command) > 2 and command[-2] == f"{name}_0_0"):
+                living.append(process)
+        return living
+
+    wait_until(lambda: bool(found()), f"{name} runs")
+    return found()[0]
+
+
+def streamed(url: str, when_begun: Any = lambda: None) -> list[dict[str, Any]]:
+    """All events of the long stream."""
+    events = []
+    with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=WAIT_SECONDS, trust_env=False) as response:
+        for line in response.iter_lines():
+            if line.startswith("data:") and not line.endswith("[DONE]"):
+                events.append(json.loads(line[5:]))
+                assert "error" not in events[-1], events[-1]
+                if len(events) == 3:
+                    when_begun()
+    return events
+
+
+def told(events: list[dict[str, Any]]) -> tuple[str, list[Any], Any]:
+    """What the caller has in the end: the text, each token's log-probability, the usage."""
+    choices = [choice for event in events for choice in event["choices"]]
+    logprobs = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    text = "".join(choice["text"] for choice in choices)
+    values = [value for found in logprobs for value in found["token_logprobs"]]
+    return text, values, events[-1]["usage"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("generate", signal.SIGKILL), ("tokenize", signal.SIGKILL), ("detokenize", signal.SIGKILL),
+        ("tritonserver", signal.SIGKILL), ("generate", signal.SIGSTOP), ("tritonserver", signal.SIGSTOP),
+    ],
+    ids=lambda value: value if isinstance(value, str) else signal.Signals(value).name,
+)  # fmt: skip
+def test_a_stream_goes_on_where_it_was(served: Serve, name: str, fault: signal.Signals) -> None:
+    url = f"http://127.0.0.1:{served.ports['port']}"
+    expected = told(streamed(url))
+    text, values, usage = told(streamed(url, lambda: victim(served, name).send_signal(fault)))
+    assert text == expected[0]
+    # The same machine computes the same numbers, in whatever pieces.
+    assert values == pytest.approx(expected[1], abs=1e-5)
+    assert usage["completion_tokens"] == expected[2]["completion_tokens"] == LONG["max_tokens"]
+    wait_until(lambda: httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200, "all is well again")
+
+
+def test_health_tells_of_a_process_that_hangs(served: Serve) -> None:
+    url = f"http://127.0.0.1:{served.ports['port']}"
+    assert httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200
+    victim(served, "tokenize").send_signal(signal.SIGSTOP)
+    answer = httpx.get(f"{url}/health/ready", timeout=20, trust_env=False)
+    assert answer.status_code == 503
+    assert LM in answer.json()["note"]
+    assert int(answer.headers["retry-after"]) >= 1
+    assert httpx.get(f"{url}/health/live", trust_env=False).status_code == 200
+    wait_until(lambda: httpx.get(f"{url}/health/ready", timeout=20, trust_env=False).is_success, "it is brought back")
+
+
+def test_what_is_not_streamed_is_answered_too(served: Serve) -> None:
+    with Client(served.grpc) as client:
+        wanted: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "seed": 3}
+        expected = client.completions.create(LM, "Once", **wanted)
+        killing = threading.Timer(0.3, lambda: victim(served, "generate").kill())
+        killing.start()
+        found = client.completions.create(LM, "Once", **wanted)
+        killing.join()
+    assert found.choices[0].text == expected.choices[0].text
+    assert found.usage == expected.usage
+
+
+def test_the_gateway_is_started_again(served: Serve) -> None:
+    url = f"http://127.0.0.1:{served.ports['port']}"
+    gateway = next(
+        process for process in psutil.Process(served.process.pid).children() if "gateway" in process.cmdline()
+    )
+    gateway.kill()
+    gateway.wait(WAIT_SECONDS)
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/health/ready", timeout=20, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    wait_until(answers, "the gateway answers again")
+
+
+def test_nobody_loads_a_model_without_the_secret(served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    http = f"http://127.0.0.1:{served.ports['http_port']}/v2"
+    for call in ("repository/index", f"repository/models/{LM}/load", f"repository/models/{LM}/unload"):
+        assert httpx.post(f"{http}/{call}", json={}, trust_env=False).status_code == 403
+    for call in ("systemsharedmemory/status", "logging", "trace/setting"):
+        assert httpx.get(f"{http}/{call}", trust_env=False).status_code == 403
+    with grpc.insecure_channel(served.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for method, request in (
+            (stub.RepositoryIndex, service_pb2.RepositoryIndexRequest()),
+            (stub.RepositoryModelLoad, service_pb2.RepositoryModelLoadRequest(model_name=LM)),
+            (stub.RepositoryModelUnload, service_pb2.RepositoryModelUnloadRequest(model_name=LM)),
+            (stub.SystemSharedMemoryStatus, service_pb2.SystemSharedMemoryStatusRequest()),
+        ):
+            with pytest.raises(grpc.RpcError, match="restricted"):
+                method(request, timeout=10)
+    with Client(served.grpc) as client:
+        assert [model.id for model in client.models.list().data] == [LM]
+        monkeypatch.setenv(VARIABLE, "wrong")
+        with pytest.raises(InsufficientScope, match=VARIABLE):
+            client.models.list()
+        # Whoever only asks needs none.
+        assert client.completions.create(LM, "Once", max_tokens=2).choices[0].text
+
+
+def test_chaos() -> None:
+    """The short twin of scripts/chaos: exit code 1 where an answer is not that of an undisturbed run."""
+    command = [
+        sys.executable,
+        str(ROOT / "load_tests" / "chaos.py"),
+        "--faults",
+        "3",
+        "--clients",
+        "10",
+        "--pause",
+        "3",
+    ]
+    told = subprocess.run(
+        command, env={**os.environ}, check=False, capture_output=True, text=True, timeout=280
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "0 were not" in told.stdout
