@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import socket
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes.fake_transport import LM, FakeTransport
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonlm.contract import Draining, QueueFull
+from tritonlm.contract import Draining, QueueFull, QueueTimeout
 from tritonlm.gateway import admission
 from tritonlm.gateway.admission import Admission
 
@@ -22,51 +24,89 @@ BODY = {"model": LM, "prompt": "a", "max_tokens": 40}
 
 @given(
     limit=st.integers(1, 20),
-    moves=st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=120),
+    places=st.integers(1, 6),
+    moves=st.lists(st.tuples(st.booleans(), st.sampled_from("abc"), st.integers(0, 30)), max_size=80),
 )
-def test_no_more_are_inside_than_allowed_and_who_has_nothing_inside_is_not_kept_out_by_one(
-    limit: int, moves: list[tuple[bool, str]]
+def test_the_bounds_hold_nobody_is_forgotten_and_places_go_to_who_has_fewest(
+    limit: int, places: int, moves: list[tuple[bool, str, int]]
 ) -> None:
-    inside = Admission(limit)
-    for enters, caller in moves:
-        if not enters:
-            if inside.inside[caller]:
-                inside.leave(caller)
-            continue
-        before, had = inside.total, inside.inside[caller]
-        refused = False
-        try:
-            inside.enter(caller)
-        except QueueFull:
-            refused = True
-        assert inside.total <= limit
-        assert not refused or before >= limit or (before >= limit / 2 and had > 0)
+    async def play() -> None:
+        inside = Admission(limit, places, 60)
+        waiting: list[tuple[str, asyncio.Task[None]]] = []
+        running: list[str] = []
+        for enters, caller, number in moves:
+            if enters:
+                waiting.append((caller, asyncio.ensure_future(inside.enter(caller, is_known=False))))
+            elif number % 3 == 0 and waiting:
+                # Somebody who waits leaves.
+                waiting[number % len(waiting)][1].cancel()
+            elif running:
+                before = Counter(running)
+                gone = running.pop(number % len(running))
+                queued = {name for name, task in waiting if not task.done()}
+                inside.leave(gone)
+                before[gone] -= 1
+                chosen = [name for name in inside.running if inside.running[name] > before[name]]
+                if chosen:
+                    assert before[chosen[0]] == min(before[name] for name in queued)
+            for _ in range(8):
+                # Whoever got a turn, or left, is told.
+                await asyncio.sleep(0)
+            for name, task in [entry for entry in waiting if entry[1].done()]:
+                waiting.remove((name, task))
+                if not task.cancelled() and task.exception() is None:
+                    running.append(name)
+            assert Counter(running) == inside.running
+            assert inside.running.total() <= places
+            assert inside.total <= limit
+            # Nobody waits while there is a place.
+            assert inside.waiting == len(waiting)
+            assert not waiting or inside.running.total() == places
+        for _, task in waiting:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+        assert inside.waiting == 0
+
+    asyncio.run(play())
 
 
-def test_a_caller_that_takes_everything_leaves_room_for_one_that_comes_later() -> None:
-    inside = Admission(10)
-    for _ in range(10):
-        inside.enter("greedy")
-    with pytest.raises(QueueFull):
-        inside.enter("modest")
-    for _ in range(5):
-        inside.leave("greedy")
-        with pytest.raises(QueueFull, match="your share"):
-            inside.enter("greedy")
-        inside.enter("modest")
-    assert (inside.inside["greedy"], inside.inside["modest"]) == (5, 5)
+def test_one_caller_does_not_fill_the_house() -> None:
+    async def fill() -> None:
+        inside = Admission(10, 10, 60)
+        for _ in range(8):
+            await inside.enter("greedy")
+        with pytest.raises(QueueFull, match="of yours"):
+            await inside.enter("greedy")
+        await inside.enter("modest")
+        # Behind one address may be many.
+        elsewhere = Admission(10, 10, 60)
+        for _ in range(10):
+            await elsewhere.enter("10.0.0.1", is_known=False)
+
+    asyncio.run(fill())
+
+
+def test_who_waits_too_long_is_sent_away() -> None:
+    async def wait() -> None:
+        inside = Admission(10, 1, 0.01)
+        await inside.enter("a")
+        with pytest.raises(QueueTimeout) as told:
+            await inside.enter("b")
+        assert told.value.retry_after
+        assert inside.waiting == 0
+
+    asyncio.run(wait())
 
 
 def test_the_time_to_come_back_is_that_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 1000.0
     monkeypatch.setattr(admission.time, "monotonic", lambda: clock)
-    inside = Admission(4)
-    for _ in range(4):
-        inside.enter("a")
+    inside = Admission(4, 4, 60)
+    inside.running["a"] = 6
     assert inside.retry_after() == 1, "nothing is known yet"
     for _ in range(2):
         inside.leave("a")
-        inside.enter("a")
+    assert inside.total == inside.limit
     # Two in ten seconds: one in five.
     assert inside.retry_after() == math.ceil(10 / 2)
     clock += 60
@@ -74,13 +114,20 @@ def test_the_time_to_come_back_is_that_of_the_rate(monkeypatch: pytest.MonkeyPat
 
 
 def test_closed_it_lets_nobody_in() -> None:
-    inside = Admission(4)
-    inside.enter("a")
-    inside.close()
-    with pytest.raises(Draining):
-        inside.enter("b")
-    inside.leave("a")
-    assert inside.total == 0
+    async def close() -> None:
+        inside = Admission(4, 1, 60)
+        await inside.enter("a")
+        late = asyncio.ensure_future(inside.enter("b"))
+        await asyncio.sleep(0)
+        inside.close()
+        with pytest.raises(Draining):
+            await inside.enter("c")
+        inside.leave("a")
+        await late
+        inside.leave("b")
+        assert inside.total == 0
+
+    asyncio.run(close())
 
 
 def test_one_more_than_there_is_room_for_is_refused_before_any_work() -> None:

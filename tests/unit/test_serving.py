@@ -154,10 +154,16 @@ def test_a_bad_option_ends_the_command_with_code_2() -> None:
 
 def test_triton_is_told_to_stay_on_the_given_address_and_to_load_nothing_unasked(tmp_path: Path) -> None:
     settings = Settings(model_repository=[tmp_path], triton_host="127.0.0.1", http_port=9000)
-    command = triton_command(tmp_path / "tritonserver", tmp_path, settings, [tmp_path], "prefix-")
+    command = triton_command(tmp_path / "tritonserver", tmp_path, settings, [tmp_path], "prefix-", "secret")
     for flag in ("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1",
                  "--http-port=9000", "--model-control-mode=explicit"):  # fmt: skip
         assert flag in command
+    closed = [flag.partition("=")[2] for flag in command if "restricted" in flag]
+    assert len(closed) == 2
+    for flag in closed:
+        kinds, _, key = flag.partition(":")
+        assert {"model-repository", "shared-memory"} <= set(kinds.split(","))
+        assert key == "tritonlm-control=secret"
 
 
 @pytest.mark.parametrize(

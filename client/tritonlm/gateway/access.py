@@ -64,7 +64,7 @@ class Access:
     async def _work(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         # Before the windows: who is refused here has used nothing.
         try:
-            self._admission.enter(caller.name)
+            await self._admission.enter(caller.name, caller.has_key)
         except TritonLMError:
             self._allowance.refuse(caller)
             raise

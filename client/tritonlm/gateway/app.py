@@ -27,11 +27,8 @@ from .training import Training
 
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     training = Training(settings)
-    ring, allowance, admission = (
-        key_ring(settings),
-        Allowance(settings.limits_storage),
-        Admission(settings.max_requests),
-    )
+    ring, allowance = key_ring(settings), Allowance(settings.limits_storage)
+    admission = Admission(settings.max_requests, settings.max_running, settings.queue_seconds)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -77,6 +77,10 @@ class GatewaySettings(BaseSettings):
     max_requests: int = Field(
         512, ge=1, description="Requests inside at once, running and waiting; one more gets a 429."
     )
+    max_running: int = Field(
+        128, ge=1, description="Of those, requests that are handed to Triton; the others wait, each key in its turn."
+    )
+    queue_seconds: float = Field(60, gt=0, description="How long a request may wait so, before it gets a 503.")
     reader_seconds: float = Field(
         30, gt=0, description="How long a stream waits for a reader who takes nothing, before it is cut."
     )

@@ -1,0 +1,157 @@
+"""Ten times the capacity: what is let in is served as well as before, and the rest is told so at once.
+
+    scripts/load overload [--seconds 120] [--times 10] [--clients 16]
+
+First the capacity: so many clients in a closed loop, requests a second and how long one takes. Then requests arrive at
+ten times that rate, whatever becomes of them. Held to: goodput at least 90 % of the capacity; every refusal a 429 or
+503 with Retry-After, within 50 ms at the median; those let in take at most twice as long as before; memory grows by no
+more than 5 %; and when the load ends, the next request is served as before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+
+import aiohttp
+from rich.console import Console
+from rich.table import Table
+from servers import Fleet, fleet
+
+TOKENS = 200
+LONGEST_SECONDS = 120.0
+GOODPUT, REFUSAL_MS, SLOWER, GROWTH = 0.9, 50.0, 2.0, 0.05
+
+console = Console()
+
+
+@dataclass
+class Seen:
+    """Seconds that answers took, by what they were."""
+
+    served: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    # Refusals that were none of those that are promised.
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return len(self.served) / self.seconds
+
+
+async def ask(session: aiohttp.ClientSession, url: str, seen: Seen) -> None:
+    body = {"model": "fable", "prompt": "Once upon a time", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 1}
+    start = time.perf_counter()
+    try:
+        async with session.post(f"{url}/v1/completions", json=body) as response:
+            told = await response.text()
+            seconds = time.perf_counter() - start
+            if response.status == 200:
+                seen.served.append(seconds)
+            elif response.status in (429, 503) and int(response.headers.get("retry-after", 0)) >= 1:
+                seen.refused.append(seconds)
+            else:
+                seen.wrong.append(f"{response.status}: {told[:200]}")
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        seen.wrong.append(f"{type(error).__name__}: {error}")
+
+
+async def closed_loop(session: aiohttp.ClientSession, url: str, clients: int, seconds: float) -> Seen:
+    seen, start = Seen(), time.perf_counter()
+
+    async def client() -> None:
+        while time.perf_counter() - start < seconds:
+            await ask(session, url, seen)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    seen.seconds = time.perf_counter() - start
+    return seen
+
+
+async def arrivals(session: aiohttp.ClientSession, url: str, rate: float, seconds: float) -> Seen:
+    """An open loop: the next one comes when it comes, and waits for nobody."""
+    seen, draw, tasks = Seen(), random.Random(0), set()
+    start = due = time.perf_counter()
+    while due - start < seconds:
+        due += draw.expovariate(rate)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        task = asyncio.create_task(ask(session, url, seen))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    seen.seconds = time.perf_counter() - start
+    # Those still inside were let in during the load, and are counted as long as it lasted.
+    served = len(seen.served)
+    await asyncio.gather(*tasks)
+    del seen.served[served:]
+    return seen
+
+
+async def run(found: Fleet, options: argparse.Namespace) -> bool:
+    timeout = aiohttp.ClientTimeout(total=LONGEST_SECONDS)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        await closed_loop(session, found.url, options.clients, 5)
+        calm = await closed_loop(session, found.url, options.clients, options.calm_seconds)
+        console.print(f"capacity: {calm.rate:.1f} requests/s of {TOKENS} tokens, {median_ms(calm.served):.0f} ms each")
+        memory = found.memory()
+        rate = options.times * calm.rate
+        console.print(f"{rate:.0f} requests/s for {options.seconds:.0f} s …")
+        busy = await arrivals(session, found.url, rate, options.seconds)
+        growth = found.memory() / memory - 1
+        after = Seen()
+        await ask(session, found.url, after)
+        again = await closed_loop(session, found.url, options.clients, options.calm_seconds)
+    return report(calm, busy, growth, after, again)
+
+
+def report(calm: Seen, busy: Seen, growth: float, after: Seen, again: Seen) -> bool:
+    # The machine's speed drifts: what was measured before and after stand for the time between.
+    capacity = (calm.rate + again.rate) / 2
+    before = statistics.median([*calm.served, *again.served])
+    rows = [
+        ("goodput, of the capacity", busy.rate / capacity, GOODPUT, busy.rate / capacity >= GOODPUT, "{:.0%}"),
+        ("a refusal takes, ms", median_ms(busy.refused), REFUSAL_MS, median_ms(busy.refused) <= REFUSAL_MS, "{:.1f}"),
+        ("who is let in waits, times as long", statistics.median(busy.served) / before, SLOWER,
+         statistics.median(busy.served) / before <= SLOWER, "{:.2f}"),
+        ("memory has grown by", growth, GROWTH, growth <= GROWTH, "{:.1%}"),
+        ("answers that were neither", float(len(busy.wrong)), 0.0, not busy.wrong, "{:.0f}"),
+        ("refused or failed when it was over", float(1 - len(after.served)), 0.0, bool(after.served), "{:.0f}"),
+    ]  # fmt: skip
+    table = Table(title=f"{len(busy.served)} served, {len(busy.refused)} refused")
+    for name in ("", "seen", "bound", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for name, seen, bound, kept, shown in rows:
+        table.add_row(name, shown.format(seen), shown.format(bound), "kept" if kept else "[red]NOT KEPT[/red]")
+    console.print(table)
+    console.print(f"capacity before {calm.rate:.1f}, after {again.rate:.1f} requests/s")
+    for wrong in busy.wrong[:5]:
+        console.print(f"  {wrong}", style="red", markup=False)
+    return all(kept for _, _, _, kept, _ in rows)
+
+
+def median_ms(seconds: list[float]) -> float:
+    return 1000 * statistics.median(seconds) if seconds else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--calm-seconds", type=float, default=20)
+    parser.add_argument("--times", type=float, default=10)
+    parser.add_argument("--clients", type=int, default=16)
+    options = parser.parse_args()
+    # As many run as saturate the machine, and hardly more wait: a longer line is a longer wait.
+    bounds = ["--max-running", str(options.clients), "--max-requests", str(options.clients + options.clients // 2)]
+    with fleet(gateway=bounds) as found:
+        kept = asyncio.run(run(found, options))
+    sys.exit(0 if kept else 1)
+
+
+if __name__ == "__main__":
+    main()
