@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import random
 import statistics
 import sys
 import time
 from dataclasses import dataclass, field
 
-import aiohttp
 from rich.console import Console
 from rich.table import Table
 from servers import Fleet, fleet
 
-TOKENS = 200
+TOKENS = 400
 LONGEST_SECONDS = 120.0
+EARLY_SECONDS = 5.0
 GOODPUT, REFUSAL_MS, SLOWER, GROWTH = 0.9, 50.0, 2.0, 0.05
 
 console = Console()
@@ -45,68 +47,88 @@ class Seen:
         return len(self.served) / self.seconds
 
 
-async def ask(session: aiohttp.ClientSession, url: str, seen: Seen) -> None:
-    body = {"model": "fable", "prompt": "Once upon a time", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 1}
+BODY = json.dumps(
+    {"model": "fable", "prompt": "Once upon a time", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 1}
+)
+REQUEST = (
+    "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    f"Content-Length: {len(BODY)}\r\n\r\n{BODY}"
+).encode()
+
+
+async def ask(port: int, seen: Seen) -> None:
+    """By hand: a client library would take more of the machine's time than the gateway does to refuse."""
     start = time.perf_counter()
     try:
-        async with session.post(f"{url}/v1/completions", json=body) as response:
-            told = await response.text()
-            seconds = time.perf_counter() - start
-            if response.status == 200:
-                seen.served.append(seconds)
-            elif response.status in (429, 503) and int(response.headers.get("retry-after", 0)) >= 1:
-                seen.refused.append(seconds)
-            else:
-                seen.wrong.append(f"{response.status}: {told[:200]}")
-    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        told = await asyncio.wait_for(_exchange(port), LONGEST_SECONDS)
+    except (OSError, asyncio.TimeoutError) as error:
         seen.wrong.append(f"{type(error).__name__}: {error}")
+        return
+    seconds = time.perf_counter() - start
+    head = told.partition(b"\r\n\r\n")[0].lower()
+    if head.startswith(b"http/1.1 200"):
+        seen.served.append(seconds)
+    elif head.startswith((b"http/1.1 429", b"http/1.1 503")) and b"\r\nretry-after: " in head:
+        seen.refused.append(seconds)
+    else:
+        seen.wrong.append(told[:300].decode("utf-8", "replace"))
 
 
-async def closed_loop(session: aiohttp.ClientSession, url: str, clients: int, seconds: float) -> Seen:
+async def _exchange(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(REQUEST)
+        return await reader.read(-1)
+    finally:
+        writer.close()
+
+
+async def closed_loop(port: int, clients: int, seconds: float) -> Seen:
     seen, start = Seen(), time.perf_counter()
 
     async def client() -> None:
         while time.perf_counter() - start < seconds:
-            await ask(session, url, seen)
+            await ask(port, seen)
 
     await asyncio.gather(*(client() for _ in range(clients)))
     seen.seconds = time.perf_counter() - start
     return seen
 
 
-async def arrivals(session: aiohttp.ClientSession, url: str, rate: float, seconds: float) -> Seen:
+async def arrivals(port: int, rate: float, seconds: float) -> Seen:
     """An open loop: the next one comes when it comes, and waits for nobody."""
     seen, draw, tasks = Seen(), random.Random(0), set()
     start = due = time.perf_counter()
+    early = 0
     while due - start < seconds:
+        if due - start < EARLY_SECONDS:
+            early = len(seen.served)
         due += draw.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.create_task(ask(session, url, seen))
+        task = asyncio.create_task(ask(port, seen))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-    seen.seconds = time.perf_counter() - start
-    # Those still inside were let in during the load, and are counted as long as it lasted.
+    # From when all places were taken until the load ended.
+    seen.seconds = time.perf_counter() - start - EARLY_SECONDS
     served = len(seen.served)
     await asyncio.gather(*tasks)
-    del seen.served[served:]
+    seen.served = seen.served[early:served]
     return seen
 
 
 async def run(found: Fleet, options: argparse.Namespace) -> bool:
-    timeout = aiohttp.ClientTimeout(total=LONGEST_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        await closed_loop(session, found.url, options.clients, 5)
-        calm = await closed_loop(session, found.url, options.clients, options.calm_seconds)
-        console.print(f"capacity: {calm.rate:.1f} requests/s of {TOKENS} tokens, {median_ms(calm.served):.0f} ms each")
-        memory = found.memory()
-        rate = options.times * calm.rate
-        console.print(f"{rate:.0f} requests/s for {options.seconds:.0f} s …")
-        busy = await arrivals(session, found.url, rate, options.seconds)
-        growth = found.memory() / memory - 1
-        after = Seen()
-        await ask(session, found.url, after)
-        again = await closed_loop(session, found.url, options.clients, options.calm_seconds)
+    port = int(found.url.rpartition(":")[2])
+    await closed_loop(port, options.clients, 5)
+    calm = await closed_loop(port, options.clients, options.calm_seconds)
+    console.print(f"capacity: {calm.rate:.1f} requests/s of {TOKENS} tokens, {median_ms(calm.served):.0f} ms each")
+    memory = found.memory()
+    rate = options.times * calm.rate
+    console.print(f"{rate:.0f} requests/s for {options.seconds:.0f} s …")
+    busy = await arrivals(port, rate, options.seconds)
+    growth = found.memory() / memory - 1
+    after = Seen()
+    await ask(port, after)
+    again = await closed_loop(port, options.clients, options.calm_seconds)
     return report(calm, busy, growth, after, again)
 
 
@@ -149,6 +171,8 @@ def main() -> None:
     # As many run as saturate the machine, and hardly more wait: a longer line is a longer wait.
     bounds = ["--max-running", str(options.clients), "--max-requests", str(options.clients + options.clients // 2)]
     with fleet(gateway=bounds) as found:
+        # The callers stand for other machines: they must not take this one's time.
+        os.nice(15)
         kept = asyncio.run(run(found, options))
     sys.exit(0 if kept else 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tritonlm import AsyncClient
 from tritonlm.gateway.app import create_app
+from tritonlm.gateway.scopes import OPEN, scope_of
 from tritonlm.gateway.settings import GatewaySettings
+from tritonlm.keys import SCOPES, KeyFile, Limits
 
 from .conftest import Gateway, running_gateway
 
@@ -59,6 +62,32 @@ def test_every_route_of_training_is_as_documented_where_one_may_train(
     training_gateway: Gateway, label: str, mode: GenerationMode
 ) -> None:
     hold_to(training_gateway, label, mode, [])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_route_keeps_to_its_scope_whatever_is_sent(tmp_path: Path, scope: str) -> None:
+    """Nothing fails; and who has another scope gets no further, with data of any kind."""
+    file = KeyFile(tmp_path / "keys.json")
+    secret = file.create("caller", [scope], Limits())
+    with running_gateway(keys=file.path) as gateway:
+        for label in OPERATIONS:
+            hold_to_scope(gateway, label, scope, secret)
+
+
+def hold_to_scope(gateway: Gateway, label: str, scope: str, secret: str) -> None:
+    operation = OPERATIONS[label]
+    path = operation.path.replace("{", "").replace("}", "")
+    is_ours = path in OPEN or scope_of(operation.method.upper(), path) == scope
+
+    @settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def hold(data: st.DataObject) -> None:
+        case: Any = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+        answer = case.call(base_url=gateway.url, headers={"Authorization": f"Bearer {secret}"})
+        assert answer.status_code < 500 or (label in TRAINING and answer.status_code == 501)
+        assert is_ours or answer.status_code == 403
+
+    hold()
 
 
 def hold_to(gateway: Gateway, label: str, mode: GenerationMode, excluded: list[Any]) -> None:

@@ -22,6 +22,7 @@ from tritonlm.serving import ServingError, paths
 
 from .admission import Admission
 from .app import create_app, key_ring
+from .protocol import BoundedProtocol
 from .settings import GatewaySettings
 
 _POLL_SECONDS = 0.05
@@ -82,6 +83,7 @@ async def _serve(settings: GatewaySettings) -> None:
         # What is left when the drain is over has had its time.
         timeout_graceful_shutdown=1,
         server_header=False,
+        http=BoundedProtocol,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
