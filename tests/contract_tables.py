@@ -1,8 +1,8 @@
-"""The tables of model_repository/README.md and docs/settings.md, made from the code. Run it to write them anew.
+"""The tables of model_repository/README.md and of the documents, made from the code. Run it to write them anew.
 
     python tests/contract_tables.py
 
-Tests hold both files to them.
+Tests hold the files to them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from pydantic_settings import BaseSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from engine.config import EngineConfig, environment_name  # noqa: E402
+from fakes.fake_transport import FakeTransport  # noqa: E402
+from tritonlm import AsyncClient  # noqa: E402
 from tritonlm.contract import SamplingParameters, tensors  # noqa: E402
 from tritonlm.contract.tensors import TensorSpec  # noqa: E402
+from tritonlm.gateway.app import create_app  # noqa: E402
+from tritonlm.gateway.scopes import OPEN, scope_of  # noqa: E402
 from tritonlm.gateway.settings import GatewaySettings  # noqa: E402
 from tritonlm.serving.settings import Settings, env_name, option_name  # noqa: E402
 
 README = ROOT / "model_repository" / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
+SECURITY = ROOT / "docs" / "security.md"
 
 _WAYS = (
     ("caller → LM", tensors.LM_INPUTS),
@@ -85,8 +91,21 @@ def engine_table() -> str:
     return _table(("parameter", "variable", "default", "meaning"), rows)
 
 
+def scope_table() -> str:
+    """What each route answers to each kind of key; `tests/gateway/test_keys.py` asks all of them."""
+    paths = create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()["paths"]
+    rows = []
+    for path in sorted(paths):
+        for method in paths[path]:
+            wanted = "–" if path in OPEN else scope_of(method.upper(), path)
+            refused = ("answered",) * 2 if path in OPEN else ("401", "403")
+            rows.append((f"`{method.upper()} {path}`", wanted, *refused, "answered"))
+    return _table(("route", "scope", "no key, a wrong one, a revoked one", "another scope", "the scope"), rows)
+
+
 TABLES = {
     README: {"tensors": tensor_table, "parameters": parameter_table},
+    SECURITY: {"scopes": scope_table},
     SETTINGS: {"serve": serve_table, "gateway": gateway_table, "engine": engine_table},
 }
 

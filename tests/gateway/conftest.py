@@ -51,10 +51,7 @@ def running_gateway(transport: FakeTransport | None = None, **settings: Any) -> 
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, http=BoundedProtocol))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not server.started:
-        assert time.monotonic() < deadline, "the gateway does not start"
-        time.sleep(0.005)
+    wait_until_started(server)
     port = server.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     try:
@@ -63,3 +60,10 @@ def running_gateway(transport: FakeTransport | None = None, **settings: Any) -> 
     finally:
         server.should_exit = True
         thread.join(WAIT_SECONDS)
+
+
+def wait_until_started(server: uvicorn.Server) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not server.started:
+        assert time.monotonic() < deadline, "the gateway does not start"
+        time.sleep(0.005)

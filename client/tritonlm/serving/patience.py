@@ -6,37 +6,39 @@ It knows the clock, not what fails.
 from __future__ import annotations
 
 import time
-from collections import deque
 
 
 class Patience:
-    """So many tries within a minute are free; then each waits twice as long, and in the end there is none left."""
+    """So many tries in a row are free; then each waits twice as long, and in the end there is none left.
 
-    FREE, MOST, SECONDS = 6, 12, 60.0
+    What has lived for a while after a try has not failed in a row.
+    """
+
+    FREE, MOST, LIVED_SECONDS = 6, 12, 15.0
     _LONGEST_PAUSE = 30.0
 
     def __init__(self) -> None:
-        self._tries: deque[float] = deque()
+        self._tries = 0
+        self._last = float("-inf")
 
     def note(self) -> None:
         """A try is being made."""
-        self._tries.append(time.monotonic())
+        self._tries = self.in_a_row + 1
+        self._last = time.monotonic()
 
     @property
-    def recent(self) -> int:
-        while self._tries and time.monotonic() - self._tries[0] > self.SECONDS:
-            self._tries.popleft()
-        return len(self._tries)
+    def in_a_row(self) -> int:
+        lived = time.monotonic() - self._last - self._pause_after(self._tries)
+        return 0 if lived > self.LIVED_SECONDS else self._tries
 
     @property
     def pause(self) -> float:
         """How long to wait from now on until the next try is due."""
-        beyond = self.recent - self.FREE
-        if beyond < 0:
-            return 0.0
-        due = self._tries[-1] + min(2.0**beyond, self._LONGEST_PAUSE)
-        return max(0.0, due - time.monotonic())
+        return max(0.0, self._last + self._pause_after(self.in_a_row) - time.monotonic())
 
     @property
     def is_over(self) -> bool:
-        return self.recent >= self.MOST
+        return self.in_a_row >= self.MOST
+
+    def _pause_after(self, tries: int) -> float:
+        return 0.0 if tries < self.FREE else min(2.0 ** (tries - self.FREE), self._LONGEST_PAUSE)

@@ -98,7 +98,7 @@ class Watchdog:
         if process := self._processes.pop(name, None):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        often = f" ({part.patience.recent + 1} times in a minute)" if part.patience.is_over else ""
+        often = f" ({part.patience.in_a_row + 1} times in a row)" if part.patience.is_over else ""
         terminal.say(f"the process of {name} {what}{often}: starting it again")
         part.patience.note()
         self._coming[name] = time.monotonic()

@@ -1,0 +1,79 @@
+"""What keeps dying is tried again more and more slowly, and in the end given up with a word."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from tritonlm.serving import ServingError, patience, supervisor
+from tritonlm.serving.child import Child
+from tritonlm.serving.patience import Patience
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(patience, "time", made)
+    return made
+
+
+def test_a_few_tries_are_free_and_then_each_waits_twice_as_long(clock: Clock) -> None:
+    tries, pauses = Patience(), []
+    for _ in range(Patience.FREE + 4):
+        pauses.append(tries.pause)
+        clock.sleep(tries.pause)
+        tries.note()
+    assert pauses == [0.0] * Patience.FREE + [1.0, 2.0, 4.0, 8.0]
+    clock.sleep(16.0 + Patience.LIVED_SECONDS + 1)
+    assert tries.pause == 0.0, "what has lived for a while is new"
+
+
+def test_it_is_over_after_too_many_in_a_row(clock: Clock) -> None:
+    tries = Patience()
+    for _ in range(Patience.MOST):
+        assert not tries.is_over
+        clock.sleep(tries.pause)
+        tries.note()
+    assert tries.is_over
+
+
+def test_what_dies_now_and_then_is_brought_back_for_ever(clock: Clock) -> None:
+    tries = Patience()
+    for _ in range(5 * Patience.MOST):
+        assert tries.pause == 0.0
+        tries.note()
+        clock.sleep(Patience.LIVED_SECONDS + 1)
+
+
+def test_a_child_that_always_dies_ends_the_service_with_its_last_words(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(supervisor.time, "sleep", clock.sleep)
+    command = [sys.executable, "-c", "print('a reason'); raise SystemExit(7)"]
+    child = Child("the thing", command, {}, tmp_path / "log", 1.0)
+    child.start()
+    watch = object.__new__(supervisor.Watch)
+    watch._patience = {}
+
+    def until_it_is_given_up() -> None:
+        while True:
+            assert child._process is not None
+            child._process.wait(20)
+            watch._restart(child, "ended")
+
+    with pytest.raises(ServingError, match="exit code 7") as told:
+        until_it_is_given_up()
+    assert "a reason" in told.value.detail
+    assert (tmp_path / "log").read_text().count("a reason") == Patience.MOST + 1
