@@ -58,9 +58,9 @@ def test_what_dies_now_and_then_is_brought_back_for_ever(clock: Clock) -> None:
 
 
 def test_a_child_that_always_dies_ends_the_service_with_its_last_words(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(supervisor.time, "sleep", clock.sleep)
+    monkeypatch.setattr(Patience, "_pause_after", lambda *_: 0.0)
     command = [sys.executable, "-c", "print('a reason'); raise SystemExit(7)"]
     child = Child("the thing", command, {}, tmp_path / "log", 1.0)
     child.start()
