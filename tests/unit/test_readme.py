@@ -64,7 +64,7 @@ def test_a_command_that_is_told_of_is_there_with_its_options(where: str) -> None
     _, name, *arguments = CLI[where]
     command = typer.main.get_command(app)
     subcommand = command.commands[name]  # type: ignore[attr-defined]
-    while hasattr(subcommand, "commands"):
+    while arguments and hasattr(subcommand, "commands"):
         # A group: its own command comes next.
         subcommand = subcommand.commands[arguments.pop(0)]
     known = {option for parameter in subcommand.params for option in parameter.opts} | {"--help"}
