@@ -138,6 +138,7 @@ def run_gateway(
     requests_per_minute: Annotated[str | None, _gateway_setting("requests_per_minute", "N")] = None,
     limits_storage: Annotated[str | None, _gateway_setting("limits_storage", "URI")] = None,
     max_requests: Annotated[str | None, _gateway_setting("max_requests", "N")] = None,
+    max_prompt_tokens: Annotated[str | None, _gateway_setting("max_prompt_tokens", "N")] = None,
     max_running: Annotated[str | None, _gateway_setting("max_running", "N")] = None,
     queue_seconds: Annotated[str | None, _gateway_setting("queue_seconds", "SECONDS")] = None,
     reader_seconds: Annotated[str | None, _gateway_setting("reader_seconds", "SECONDS")] = None,

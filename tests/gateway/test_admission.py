@@ -86,6 +86,33 @@ def test_one_caller_does_not_fill_the_house() -> None:
     asyncio.run(fill())
 
 
+def test_tokens_are_bounded_and_a_prompt_alone_is_let_in_whatever_its_size() -> None:
+    async def fill() -> None:
+        inside = Admission(10, 1, 0.01, tokens=100)
+        await inside.enter("a", tokens=500)
+        with pytest.raises(QueueFull, match="tokens of prompts"):
+            await inside.enter("b", tokens=1)
+        inside.leave("a", tokens=500)
+        await inside.enter("a", tokens=60)
+        with pytest.raises(QueueTimeout):
+            await inside.enter("b", tokens=40)
+        assert inside.tokens == 60
+        inside.leave("a", tokens=60)
+        assert inside.tokens == 0
+
+    asyncio.run(fill())
+
+
+def test_prompts_that_are_too_many_together_are_refused() -> None:
+    with running_gateway(FakeTransport(pause=0.2), max_prompt_tokens=100) as gateway, ThreadPoolExecutor(2) as crowd:
+        first = crowd.submit(gateway.post, "/v1/completions", **BODY)
+        gateway.wait_until(lambda: bool(gateway.transport.running))
+        refused = gateway.post("/v1/completions", **{**BODY, "prompt": "a" * 400})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert first.result().status_code == 200
+        assert gateway.post("/v1/completions", **{**BODY, "prompt": "a" * 400}).status_code == 200
+
+
 def test_who_waits_too_long_is_sent_away() -> None:
     async def wait() -> None:
         inside = Admission(10, 1, 0.01)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from tritonlm import Client
 
 from .servers import LM, WAIT_SECONDS, Server, copy_repository, free_ports, running, wait_until
+from .test_serve import serving
 
 pytestmark = pytest.mark.triton
 
@@ -28,11 +32,13 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def gateway(server: Server, log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def gateway(tritons: list[str], log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     port = free_ports()["port"]
-    command = [sys.executable, "-m", "tritonlm.cli", "gateway", "--triton", server.grpc, "--port", str(port), *options]
+    addresses = ",".join(tritons)
+    command = [sys.executable, "-m", "tritonlm.cli", "gateway", "--port", str(port), *options]
+    environment = {**os.environ, "TRITONLM_TRITON": addresses}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: status(f"{url}/health/ready") == 200, "the gateway is ready")
@@ -50,7 +56,7 @@ def status(url: str) -> int:
 
 
 def test_running_streams_end_and_new_work_is_sent_elsewhere(slow: Server, tmp_path: Path) -> None:
-    with gateway(slow, tmp_path / "log") as (process, url), httpx.Client(timeout=60, trust_env=False) as http:
+    with gateway([slow.grpc], tmp_path / "log") as (process, url), httpx.Client(timeout=60, trust_env=False) as http:
         with http.stream("POST", f"{url}/v1/completions", json={**BODY, "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
@@ -68,7 +74,7 @@ def test_running_streams_end_and_new_work_is_sent_elsewhere(slow: Server, tmp_pa
 def test_there_is_an_end_to_waiting(slow: Server, tmp_path: Path) -> None:
     body = {**BODY, "stream": True}
     with (
-        gateway(slow, tmp_path / "log", "--drain-seconds", "0.5") as (process, url),
+        gateway([slow.grpc], tmp_path / "log", "--drain-seconds", "0.5") as (process, url),
         httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60, trust_env=False) as response,
     ):
         next(response.iter_lines())
@@ -78,3 +84,34 @@ def test_there_is_an_end_to_waiting(slow: Server, tmp_path: Path) -> None:
     wait_until(slow.holds_nothing, "nothing runs")
     with Client(slow.grpc) as client:
         assert client.completions.create(LM, "Once", max_tokens=2).choices[0].text
+
+
+def test_one_of_two_tritons_is_taken_away_for_an_upgrade_and_nobody_notices(slow: Server, tmp_path: Path) -> None:
+    """Its streams end there, new requests go to the other one, and none of them fails."""
+    answers: list[httpx.Response] = []
+    other = copy_repository(tmp_path, slow=True, n_layer=12, n_embd=128)
+    stop = threading.Event()
+    with (
+        serving(other, tmp_path, "--no-gateway") as upgraded,
+        gateway([slow.grpc, upgraded.grpc], tmp_path / "log") as (_, url),
+    ):
+
+        def ask(number: int) -> None:
+            while not stop.is_set():
+                wanted = {**BODY, "max_tokens": 120, "stream": bool(number % 2)}
+                answers.append(httpx.post(f"{url}/v1/completions", json=wanted, timeout=60, trust_env=False))
+
+        with ThreadPoolExecutor(6) as crowd:
+            asked = [crowd.submit(ask, number) for number in range(6)]
+            wait_until(lambda: upgraded.status()["running"] > 0, "the one to be taken away has work")
+            upgraded.process.terminate()
+            assert upgraded.process.wait(WAIT_SECONDS) == 0
+            before = len(answers)
+            wait_until(lambda: len(answers) > before + 6, "the other one goes on")
+            stop.set()
+            for made in asked:
+                made.result()
+    assert {answer.status_code for answer in answers} == {200}
+    assert all("error" not in answer.text for answer in answers)
+    whole = {answer.json()["choices"][0]["text"] for answer in answers if "json" in answer.headers["content-type"]}
+    assert len(whole) == 1, "one text from both, before and after"

@@ -19,6 +19,8 @@ from .middleware import context_of
 from .scopes import OPEN, is_work, scope_of
 from .settings import GatewaySettings
 
+_BYTES_A_TOKEN = 4
+
 
 class Access:
     def __init__(
@@ -62,20 +64,22 @@ class Access:
         return Caller(key.name, self._limits.model_copy(update=given_limits))
 
     async def _work(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        # Before the windows: who is refused here has used nothing.
+        headers, served, tokens = await self._allowance.take(caller), False, _tokens_in(scope)
         try:
-            await self._admission.enter(caller.name, caller.has_key)
-        except TritonLMError:
-            self._allowance.refuse(caller)
-            raise
-        try:
-            headers = await self._allowance.take(caller)
+            await self._admission.enter(caller.name, caller.has_key, tokens)
+            served = True
             try:
                 await self._app(scope, receive, _marked(send, headers))
             finally:
-                await self._allowance.give_back(caller, context_of(scope).usage)
+                self._admission.leave(caller.name, tokens)
         finally:
-            self._admission.leave(caller.name)
+            await self._allowance.give_back(caller, context_of(scope).usage, served)
+
+
+def _tokens_in(scope: Scope) -> int:
+    """About as many as the body can hold; before it is read nothing else is known of it."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) // _BYTES_A_TOKEN if length.isdecimal() else 0
 
 
 def _marked(send: Send, headers: dict[str, str]) -> Send:

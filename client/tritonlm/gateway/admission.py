@@ -22,9 +22,11 @@ _MOST_OF_ALL = 0.8
 
 
 class Admission:
-    def __init__(self, limit: int, places: int, patience: float) -> None:
-        """At most `limit` are inside, of which `places` run; who waits longer than `patience` seconds is sent away."""
+    def __init__(self, limit: int, places: int, patience: float, tokens: int = 2**31) -> None:
+        """At most `limit` are inside, with so many tokens in their prompts, and `places` of them run; who waits longer
+        than `patience` seconds is sent away."""
         self.limit, self._places, self._patience = limit, places, patience
+        self._most_tokens, self.tokens = tokens, 0
         self.closed = False
         self.running: Counter[str] = Counter()
         # By caller, in the order in which they are asked when all have as few.
@@ -43,9 +45,17 @@ class Admission:
         """From now on nobody comes in; who waits inside still gets a turn."""
         self.closed = True
 
-    async def enter(self, caller: str, is_known: bool = True) -> None:
+    async def enter(self, caller: str, is_known: bool = True, tokens: int = 0) -> None:
         """Wait for a turn. Callers who are not known, but by an address, may be many behind one."""
-        self._check(caller, is_known)
+        self._check(caller, is_known, tokens)
+        self.tokens += tokens
+        try:
+            await self._wait_for_turn(caller)
+        except BaseException:
+            self.tokens -= tokens
+            raise
+
+    async def _wait_for_turn(self, caller: str) -> None:
         if not self._waiting and self.running.total() < self._places:
             self.running[caller] += 1
             return
@@ -63,7 +73,8 @@ class Admission:
             self._give_up(caller, turn)
             raise
 
-    def leave(self, caller: str) -> None:
+    def leave(self, caller: str, tokens: int = 0) -> None:
+        self.tokens -= tokens
         self.running[caller] -= 1
         if not self.running[caller]:
             del self.running[caller]
@@ -78,13 +89,15 @@ class Admission:
             return 1
         return min(_LONGEST_RETRY_SECONDS, max(1, math.ceil((self.total - self.limit + 1) * _RATE_SECONDS / ended)))
 
-    def _check(self, caller: str, is_known: bool) -> None:
+    def _check(self, caller: str, is_known: bool, tokens: int) -> None:
         if self.closed:
             raise Draining("this server is being stopped; send the request elsewhere or later")
         total = self.total
         mine = self.running[caller] + len(self._waiting.get(caller, ()))
         if total >= self.limit:
             why = f"{total} requests run or wait already"
+        elif total and self.tokens + tokens > self._most_tokens:
+            why = f"{self.tokens} tokens of prompts are inside already"
         elif is_known and mine >= max(1, self.limit * _MOST_OF_ALL):
             why = f"{mine} requests of yours run or wait already"
         else:

@@ -6,21 +6,27 @@ callers by name, not how they showed who they are.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
+from limits.errors import StorageError
 from limits.storage import storage_from_string
 from limits.util import WindowStats
 
-from tritonlm.contract import RateLimited
+from tritonlm.contract import RateLimited, Unavailable
 from tritonlm.keys import Limits
 from tritonlm.types import CompletionUsage
 
 from . import metrics
+
+_log = logging.getLogger("tritonlm.gateway")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Used:
 class Allowance:
     def __init__(self, storage: str) -> None:
         """`storage`: a URI of the limits library: memory://, or redis://HOST:PORT."""
-        kept = storage_from_string(f"async+{storage}")
+        kept = storage_from_string(f"async+{storage}", wrap_exceptions=True)
         self._requests, self._tokens = MovingWindowRateLimiter(kept), FixedWindowRateLimiter(kept)
         self.running: Counter[str] = Counter()
         self.used: defaultdict[str, Used] = defaultdict(Used)
@@ -55,8 +61,14 @@ class Allowance:
 
     async def take(self, caller: Caller) -> dict[str, str]:
         """Count a request in; headers that tell what is left, or RateLimited that says when there will be more."""
-        limits = caller.limits
         headers: dict[str, str] = {}
+        with _storage_errors():
+            await self._check(caller, headers)
+        self.running[caller.name] += 1
+        return headers
+
+    async def _check(self, caller: Caller, headers: dict[str, str]) -> None:
+        limits = caller.limits
         if limits.running_requests is not None and self.running[caller.name] >= limits.running_requests:
             raise self._refusal(caller, f"{limits.running_requests} requests at once are allowed", 1, headers)
         if limits.tokens_per_minute is not None:
@@ -72,14 +84,15 @@ class Allowance:
             seconds = _told("requests", requests, window, headers)
             if not allowed:
                 raise self._refusal(caller, f"{requests.amount} requests a minute are allowed", seconds, headers)
-        self.running[caller.name] += 1
-        return headers
 
-    async def give_back(self, caller: Caller, usage: CompletionUsage | None) -> None:
-        """Its request has ended, and used this much."""
+    async def give_back(self, caller: Caller, usage: CompletionUsage | None, served: bool) -> None:
+        """Its request has ended, and used this much; or it was not let in."""
         self.running[caller.name] -= 1
-        if self.running[caller.name] <= 0:
+        if not self.running[caller.name]:
             del self.running[caller.name]
+        if not served:
+            self._refused(caller)
+            return
         used = self.used[caller.shown]
         used.requests += 1
         metrics.KEY_REQUESTS.labels(caller.shown, "served").inc()
@@ -92,17 +105,29 @@ class Allowance:
         metrics.KEY_TOKENS.labels(caller.shown, "completion").inc(usage.completion_tokens)
         if caller.limits.tokens_per_minute is not None:
             window = RateLimitItemPerMinute(caller.limits.tokens_per_minute)
-            await self._tokens.hit(window, "tokens", caller.name, cost=usage.prompt_tokens + usage.completion_tokens)
+            cost = usage.prompt_tokens + usage.completion_tokens
+            with _storage_errors():
+                await self._tokens.hit(window, "tokens", caller.name, cost=cost)
 
-    def refuse(self, caller: Caller) -> None:
+    def _refused(self, caller: Caller) -> None:
         self.used[caller.shown].refused += 1
         metrics.KEY_REQUESTS.labels(caller.shown, "refused").inc()
 
     def _refusal(self, caller: Caller, what: str, seconds: int, headers: dict[str, str]) -> RateLimited:
-        self.refuse(caller)
+        self._refused(caller)
         error = RateLimited(f"{what}; retry after {seconds} s")
         error.retry_after, error.headers = seconds, headers
         return error
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Nobody is let past limits that cannot be counted."""
+    try:
+        yield
+    except StorageError as error:
+        _log.error("limits cannot be counted: %s", error)
+        raise Unavailable("what callers may use cannot be counted at the moment; try again") from None
 
 
 def _told(what: str, limit: RateLimitItem, window: WindowStats, headers: dict[str, str]) -> int:

@@ -28,7 +28,9 @@ from .training import Training
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     training = Training(settings)
     ring, allowance = key_ring(settings), Allowance(settings.limits_storage)
-    admission = Admission(settings.max_requests, settings.max_running, settings.queue_seconds)
+    admission = Admission(
+        settings.max_requests, settings.max_running, settings.queue_seconds, settings.max_prompt_tokens
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ import socket
 from types import FrameType
 
 import uvicorn
+from limits.errors import ConfigurationError
 from sse_starlette.sse import AppStatus
 
 from tritonlm.client import AsyncClient
@@ -21,6 +22,7 @@ from tritonlm.contract.priority import step_back
 from tritonlm.serving import ServingError, paths
 
 from .admission import Admission
+from .allowance import Allowance
 from .app import create_app, key_ring
 from .protocol import BoundedProtocol
 from .settings import GatewaySettings
@@ -42,6 +44,10 @@ def serve(settings: GatewaySettings) -> None:
 
 def check_door(settings: GatewaySettings) -> None:
     """Without a key only this machine is served, unless somebody has said otherwise."""
+    try:
+        Allowance(settings.limits_storage)
+    except ConfigurationError as error:
+        raise ServingError(f"--limits-storage {settings.limits_storage}: {error}") from None
     ring = key_ring(settings)
     if ring.trouble:
         raise ServingError(ring.trouble)

@@ -77,6 +77,9 @@ class GatewaySettings(BaseSettings):
     max_requests: int = Field(
         512, ge=1, description="Requests inside at once, running and waiting; one more gets a 429."
     )
+    max_prompt_tokens: int = Field(
+        4_000_000, ge=1, description="Tokens of their prompts at once, four bytes of a body for each; more gets a 429."
+    )
     max_running: int = Field(
         128, ge=1, description="Of those, requests that are handed to Triton; the others wait, each key in its turn."
     )

@@ -112,7 +112,7 @@ class GrpcTransport:
             patience = _LOST_SECONDS if isinstance(error, Broken) else _ABANDON_SECONDS
             raise
         finally:
-            self._watch(call.model).leave(watched)
+            self._leave(call.model, watched)
             if not ended:
                 self._in_background(self._abandon(call, stream, patience))
 
@@ -154,6 +154,14 @@ class GrpcTransport:
 
             self._watches[model] = Watch(model, lambda: self.ping(model), known)
         return self._watches[model]
+
+    def _leave(self, model: str, watched: Watched) -> None:
+        watch = self._watches[model]
+        watch.leave(watched)
+        if watch.is_idle:
+            # Callers may name anything: what nobody calls leaves no trace.
+            watch.close()
+            del self._watches[model]
 
     async def ping(self, model: str) -> dict[str, Any]:
         others = asyncio.gather(self.tokenize(model, Prompt(input_ids=(0,))), self.detokenize(model, [0]))

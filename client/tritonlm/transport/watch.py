@@ -61,6 +61,10 @@ class Watch:
     def leave(self, call: Watched) -> None:
         self._calls.discard(call)
 
+    @property
+    def is_idle(self) -> bool:
+        return not self._calls
+
     async def _run(self) -> None:
         while True:
             # Who was slow is asked again at once.
