@@ -20,16 +20,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.table import Table
+from promises import Promise, console, verdict
 from servers import Fleet, fleet
 
 TOKENS = 400
 LONGEST_SECONDS = 120.0
 EARLY_SECONDS = 5.0
 GOODPUT, REFUSAL_MS, SLOWER, GROWTH = 0.9, 50.0, 2.0, 0.05
-
-console = Console()
 
 
 @dataclass
@@ -136,25 +133,17 @@ def report(calm: Seen, busy: Seen, growth: float, after: Seen, again: Seen) -> b
     # The machine's speed drifts: what was measured before and after stand for the time between.
     capacity = (calm.rate + again.rate) / 2
     before = statistics.median([*calm.served, *again.served])
-    rows = [
-        ("goodput, of the capacity", busy.rate / capacity, GOODPUT, busy.rate / capacity >= GOODPUT, "{:.0%}"),
-        ("a refusal takes, ms", median_ms(busy.refused), REFUSAL_MS, median_ms(busy.refused) <= REFUSAL_MS, "{:.1f}"),
-        ("who is let in waits, times as long", statistics.median(busy.served) / before, SLOWER,
-         statistics.median(busy.served) / before <= SLOWER, "{:.2f}"),
-        ("memory has grown by", growth, GROWTH, growth <= GROWTH, "{:.1%}"),
-        ("answers that were neither", float(len(busy.wrong)), 0.0, not busy.wrong, "{:.0f}"),
-        ("refused or failed when it was over", float(1 - len(after.served)), 0.0, bool(after.served), "{:.0f}"),
-    ]  # fmt: skip
-    table = Table(title=f"{len(busy.served)} served, {len(busy.refused)} refused")
-    for name in ("", "seen", "bound", ""):
-        table.add_column(name, justify="right" if name else "left")
-    for name, seen, bound, kept, shown in rows:
-        table.add_row(name, shown.format(seen), shown.format(bound), "kept" if kept else "[red]NOT KEPT[/red]")
-    console.print(table)
+    slower, refusal = statistics.median(busy.served) / before, median_ms(busy.refused)
     console.print(f"capacity before {calm.rate:.1f}, after {again.rate:.1f} requests/s")
-    for wrong in busy.wrong[:5]:
-        console.print(f"  {wrong}", style="red", markup=False)
-    return all(kept for _, _, _, kept, _ in rows)
+    promises = [
+        Promise("goodput, of the capacity", busy.rate / capacity, GOODPUT, busy.rate / capacity >= GOODPUT, "{:.0%}"),
+        Promise("a refusal takes, ms", refusal, REFUSAL_MS, refusal <= REFUSAL_MS, "{:.1f}"),
+        Promise("who is let in waits, times as long", slower, SLOWER, slower <= SLOWER, "{:.2f}"),
+        Promise("memory has grown by", growth, GROWTH, growth <= GROWTH, "{:.1%}"),
+        Promise("answers that were neither", len(busy.wrong), 0, not busy.wrong),
+        Promise("served when it was over", len(after.served), 1, bool(after.served)),
+    ]
+    return verdict(f"{len(busy.served)} served, {len(busy.refused)} refused", promises, busy.wrong)
 
 
 def median_ms(seconds: list[float]) -> float:

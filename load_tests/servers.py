@@ -98,7 +98,9 @@ def fleet(count: int = 1, serve: Sequence[str] = (), gateway: Sequence[str] = ()
             tritons.append(stack.enter_context(_running(["serve", "--no-gateway", *ports, *serve], log)))
         (port,) = free_ports(1)
         log = folder / "gateway.log"
-        front = stack.enter_context(_running(["gateway", "--port", str(port), *addresses, *gateway], log))
+        # No keys but those that the test has made.
+        keys = [] if "--keys" in gateway else ["--keys", str(folder / "keys.json")]
+        front = stack.enter_context(_running(["gateway", "--port", str(port), *addresses, *keys, *gateway], log))
         found = Fleet(f"http://127.0.0.1:{port}", tritons, front)
         wait_until_ready(found)
         yield found

@@ -21,16 +21,13 @@ import tempfile
 import time
 
 import aiohttp
-from rich.console import Console
-from rich.table import Table
+from promises import Promise, console, verdict
 from servers import Fleet, fleet
 
 SECONDS, WAIT_SECONDS = 20.0, 90.0
 MOST_BYTES = 64 * 1024
 WARM_UP = 256
 BODY = {"model": "fable", "prompt": "Once", "max_tokens": 100, "ignore_eos": True, "stream": True}
-
-console = Console()
 
 
 def stall(url: str, key: str) -> socket.socket:
@@ -94,22 +91,14 @@ async def run(found: Fleet, options: argparse.Namespace, key: str, others_key: s
         inside = await _inside(found, session)
         for made in stalled:
             made.close()
-    rows = [
-        ("requests of others that were not answered", len(wrong), 0, not wrong),
-        ("memory for each stalled reader, KiB", growth / 1024, MOST_BYTES / 1024, growth <= MOST_BYTES),
-        ("requests inside in the end", inside, 0, inside == 0),
-    ]
-    table = Table(title=f"{options.readers} stalled readers")
-    for name in ("", "seen", "bound", " "):
-        table.add_column(name, justify="right" if name.strip() else "left")
-    for name, seen, bound, kept in rows:
-        table.add_row(name, f"{seen:,.1f}", f"{bound:,.0f}", "kept" if kept else "[red]NOT KEPT[/red]")
-    console.print(table)
     medians = [1000 * statistics.median(seconds) for seconds in (calm, beside)]
     console.print("others' requests took {:.0f} ms at the median before, {:.0f} ms beside them".format(*medians))
-    for text in wrong[:5]:
-        console.print(f"  {text}", style="red", markup=False)
-    return all(kept for _, _, _, kept in rows)
+    promises = [
+        Promise("requests of others that were not answered", len(wrong), 0, not wrong),
+        Promise("memory for each stalled reader, KiB", growth / 1024, MOST_BYTES / 1024, growth <= MOST_BYTES),
+        Promise("requests inside in the end", inside, 0, inside == 0),
+    ]
+    return verdict(f"{options.readers} stalled readers", promises, wrong)
 
 
 async def _inside(found: Fleet, session: aiohttp.ClientSession) -> int:

@@ -20,9 +20,8 @@ from typing import Any
 
 import aiohttp
 import psutil
-from rich.console import Console
+from promises import Promise, console, verdict
 from rich.progress import Progress
-from rich.table import Table
 from servers import Fleet, fleet
 
 WARM_UP, SETTLE_SECONDS = 2000, 6.0
@@ -32,8 +31,6 @@ BAD: list[bytes] = [
     b'{"model": "abacus", "prompt": []}', b'{"model": "nobody", "prompt": "x"}',
     b'{"model": "abacus", "prompt": "x", "n": 1e9}',
 ]  # fmt: skip
-
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -110,24 +107,17 @@ async def run(found: Fleet, options: argparse.Namespace) -> bool:
         await asyncio.sleep(SETTLE_SECONDS)
         after = await State.of(found, session)
     growth = after.memory / before.memory - 1
-    rows = [
-        ("memory, MB", before.memory / 2**20, after.memory / 2**20, growth < 0.05),
+    promises = [
+        Promise("memory, MB", after.memory / 2**20, before.memory / 2**20, growth < 0.05),
         # Connections that are kept, and threads of pools, come and go.
-        ("open files", before.files, after.files, after.files <= before.files + options.clients),
-        ("threads", before.threads, after.threads, after.threads <= before.threads + 8),
-        ("files in /dev/shm", before.shared, after.shared, after.shared == before.shared),
-        ("requests inside", before.inside, after.inside, after.inside == 0),
-        ("wrong answers", 0, len(wrong), not wrong),
+        Promise("open files", after.files, before.files, after.files <= before.files + options.clients),
+        Promise("threads", after.threads, before.threads, after.threads <= before.threads + 8),
+        Promise("files in /dev/shm", after.shared, before.shared, after.shared == before.shared),
+        Promise("requests inside", after.inside, before.inside, after.inside == 0),
+        Promise("wrong answers", len(wrong), 0, not wrong),
     ]
-    table = Table(title=f"{options.requests} requests, {CANCELLED:.0%} cancelled, {MALFORMED:.0%} malformed")
-    for name in ("", "before", "after", " "):
-        table.add_column(name, justify="right" if name.strip() else "left")
-    for name, was, now, kept in rows:
-        table.add_row(name, f"{was:,.0f}", f"{now:,.0f}", "kept" if kept else "[red]NOT KEPT[/red]")
-    console.print(table)
-    for text in wrong[:5]:
-        console.print(f"  {text}", style="red", markup=False)
-    return all(kept for _, _, _, kept in rows)
+    title = f"{options.requests} requests, {CANCELLED:.0%} cancelled, {MALFORMED:.0%} malformed; bound: as before"
+    return verdict(title, promises, wrong)
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ class EmbeddingCalls:
 
     async def _one(self, call: Call) -> Embedded:
         try:
-            return await self._client._anywhere(lambda transport: transport.embed(call))
+            return await self._client._embed(call)
         except InvalidRequest as error:
             if error.param in (TEXT_INPUT.name, INPUT_IDS.name, "prompt"):
                 raise type(error)(error.message.replace(error.param, "input", 1), "input") from None

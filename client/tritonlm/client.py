@@ -22,7 +22,7 @@ from tritonlm.models import Models, look
 from tritonlm.resume import Tries
 from tritonlm.sequences import Plan, completion_plan, read_prompts
 from tritonlm.stream import AsyncStream, Merged
-from tritonlm.transport import Call, Prompt, Transport
+from tritonlm.transport import Call, Embedded, Prompt, Transport
 from tritonlm.types import (
     CompletionUsage,
     Health,
@@ -206,10 +206,8 @@ class AsyncClient:
             except InvalidRequest as error:
                 raise _in_our_words(error) from None
             except TritonLMError as error:
-                lately = self._choice.answered_lately()
-                if isinstance(error, (Unavailable, Draining)):
-                    self._choice.failed(transport)
-                pause, missing = tries.after(error, lately), isinstance(error, (ModelNotFound, NotLoaded))
+                pause = self._pause_after(error, transport, tries)
+                missing = isinstance(error, (ModelNotFound, NotLoaded))
             finally:
                 self._choice.end(transport)
                 running.pop(asked.request_id, None)
@@ -217,6 +215,27 @@ class AsyncClient:
             if missing and self.revive is not None:
                 await self.revive(call.model)
             await asyncio.sleep(pause)
+
+    async def _embed(self, call: Call) -> Embedded:
+        """One prompt's embedding; after a fault, from another try."""
+        tries = Tries(call, self._max_retries, self._repair_seconds)
+        while True:
+            transport = await self._living(call)
+            try:
+                found = await transport.embed(tries.next_call())
+            except TritonLMError as error:
+                pause = self._pause_after(error, transport, tries)
+            else:
+                self._choice.answered(transport)
+                return found
+            await asyncio.sleep(pause)
+
+    def _pause_after(self, error: TritonLMError, transport: Transport, tries: Tries) -> float:
+        """How long to wait before the next try; raises the error where there is none."""
+        lately = self._choice.answered_lately()
+        if isinstance(error, (Unavailable, Draining)):
+            self._choice.failed(transport)
+        return tries.after(error, lately)
 
     async def _living(self, call: Call) -> Transport:
         """The Triton to ask; of those that have failed, one that gives a sign of life first, where there is any."""

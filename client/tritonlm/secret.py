@@ -63,5 +63,6 @@ def _is_here(host: str) -> bool:
 
 
 def _file(port: int) -> Path:
-    folder = os.environ.get("XDG_RUNTIME_DIR") or f"{tempfile.gettempdir()}/tritonlm-{os.getuid()}"
-    return Path(folder) / "tritonlm" / f"triton-{port}.secret"
+    own = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
+    folder = own if own.is_dir() else Path(tempfile.gettempdir()) / f"tritonlm-{os.getuid()}"
+    return folder / "tritonlm" / f"triton-{port}.secret"

@@ -44,7 +44,7 @@ def main() -> None:
     for batch in options.batch:
         best = {False: float("inf"), True: float("inf")}
         for _ in range(TURNS):
-            for shared in best:
+            for shared in (False, True):
                 seconds = side.measure(prompts(draw, batch, options.shared_tokens, shared), NEW_TOKENS).decode
                 best[shared] = min(best[shared], 1000 * seconds / (NEW_TOKENS - 1))
         table.add_row(str(batch), f"{best[False]:.2f}", f"{best[True]:.2f}", f"{best[False] / best[True]:.2f}")

@@ -112,6 +112,20 @@ def test_a_call_that_is_not_streamed_is_computed_again_from_its_seed() -> None:
     assert len({choice.text for choice in found.choices}) == 3
 
 
+def test_an_embedding_is_computed_again() -> None:
+    async def ask(transport: FakeTransport) -> list[float]:
+        async with AsyncClient(transports=[transport], max_retries=0) as client:
+            found = await client.embeddings.create(LM, "a b c", encoding_format="float")
+            vector = found.data[0].embedding
+            assert isinstance(vector, list)
+            return vector
+
+    broken = FakeTransport()
+    broken.trouble = [Broken("died"), Unavailable("away")]
+    assert asyncio.run(ask(broken)) == asyncio.run(ask(FakeTransport()))
+    assert len(broken.calls) == 3
+
+
 def test_a_stream_goes_on_at_the_other_triton() -> None:
     async def ask() -> None:
         expected = await told([FakeTransport()], max_tokens=20)

@@ -96,6 +96,8 @@ class FakeTransport:
     async def embed(self, call: Call) -> Embedded:
         self.calls.append(call)
         self._find(call.model)
+        if self.trouble:
+            raise self.trouble.pop(0)
         if not self.has_embeddings:
             raise NotOffered("embeddings are off; start the server with TRITONLM_ENABLE_EMBEDDINGS=true")
         text = prompt_text(call.prompt)

@@ -14,6 +14,14 @@ PLACES = QUEUE = 4
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever works in this checkout may have keys of his own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITONLM_KEYS", str(tmp_path_factory.mktemp("keys") / "keys.json"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = copy_repository(tmp_path_factory.mktemp("shared"))

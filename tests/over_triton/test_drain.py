@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +13,8 @@ import httpx
 import pytest
 from tritonlm import Client
 
-from .servers import LM, WAIT_SECONDS, Server, copy_repository, free_ports, running, wait_until
+from .gateways import gateway_to
+from .servers import LM, WAIT_SECONDS, Server, copy_repository, running, wait_until
 from .test_serve import serving
 
 pytestmark = pytest.mark.triton
@@ -31,23 +28,6 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@contextlib.contextmanager
-def gateway(tritons: list[str], log: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    port = free_ports()["port"]
-    addresses = ",".join(tritons)
-    command = [sys.executable, "-m", "tritonlm.cli", "gateway", "--port", str(port), *options]
-    environment = {**os.environ, "TRITONLM_TRITON": addresses}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: status(f"{url}/health/ready") == 200, "the gateway is ready")
-        yield process, url
-    finally:
-        process.kill()
-        process.wait(WAIT_SECONDS)
-
-
 def status(url: str) -> int:
     try:
         return httpx.get(url, timeout=20, trust_env=False).status_code
@@ -56,7 +36,8 @@ def status(url: str) -> int:
 
 
 def test_running_streams_end_and_new_work_is_sent_elsewhere(slow: Server, tmp_path: Path) -> None:
-    with gateway([slow.grpc], tmp_path / "log") as (process, url), httpx.Client(timeout=60, trust_env=False) as http:
+    with gateway_to(slow.grpc, tmp_path) as gateway, httpx.Client(timeout=60, trust_env=False) as http:
+        url, process = gateway.url, gateway.process
         with http.stream("POST", f"{url}/v1/completions", json={**BODY, "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
@@ -74,12 +55,12 @@ def test_running_streams_end_and_new_work_is_sent_elsewhere(slow: Server, tmp_pa
 def test_there_is_an_end_to_waiting(slow: Server, tmp_path: Path) -> None:
     body = {**BODY, "stream": True}
     with (
-        gateway([slow.grpc], tmp_path / "log", "--drain-seconds", "0.5") as (process, url),
-        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60, trust_env=False) as response,
+        gateway_to(slow.grpc, tmp_path, "--drain-seconds", "0.5") as gateway,
+        httpx.stream("POST", f"{gateway.url}/v1/completions", json=body, timeout=60, trust_env=False) as response,
     ):
         next(response.iter_lines())
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(WAIT_SECONDS) == 0
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(WAIT_SECONDS) == 0
     # The engine has nobody left to work for.
     wait_until(slow.holds_nothing, "nothing runs")
     with Client(slow.grpc) as client:
@@ -93,13 +74,13 @@ def test_one_of_two_tritons_is_taken_away_for_an_upgrade_and_nobody_notices(slow
     stop = threading.Event()
     with (
         serving(other, tmp_path, "--no-gateway") as upgraded,
-        gateway([slow.grpc, upgraded.grpc], tmp_path / "log") as (_, url),
+        gateway_to(slow.grpc, tmp_path, "--triton", upgraded.grpc) as gateway,
     ):
 
         def ask(number: int) -> None:
             while not stop.is_set():
                 wanted = {**BODY, "max_tokens": 120, "stream": bool(number % 2)}
-                answers.append(httpx.post(f"{url}/v1/completions", json=wanted, timeout=60, trust_env=False))
+                answers.append(httpx.post(f"{gateway.url}/v1/completions", json=wanted, timeout=60, trust_env=False))
 
         with ThreadPoolExecutor(6) as crowd:
             asked = [crowd.submit(ask, number) for number in range(6)]

@@ -86,6 +86,8 @@ async def _serve(settings: GatewaySettings) -> None:
         log_config=None,
         # The middleware writes one line per request itself.
         access_log=False,
+        # Longer than clients keep idle connections: else one is closed at the moment in which it is used again.
+        timeout_keep_alive=75,
         # What is left when the drain is over has had its time.
         timeout_graceful_shutdown=1,
         server_header=False,

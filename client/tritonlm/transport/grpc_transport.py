@@ -128,7 +128,8 @@ class GrpcTransport:
             call.request_id,
         )
         stream = Responses(self._stub.ModelStreamInfer(once(request), timeout=call.timeout + _GRACE_SECONDS))
-        ended = False
+        ended, watched = False, Watched(call.request_id, stream.fail)
+        self._watch(call.model).enter(watched)
         try:
             with grpc_errors(self.url):
                 while (message := await stream.next()) is not None:
@@ -138,8 +139,9 @@ class GrpcTransport:
                     outputs = Outputs(message.infer_response)
                     vector = [float(value) for value in outputs.numbers(tensors.EMBEDDING)]
                     return Embedded(vector, outputs.numbers(tensors.USAGE)[0])
-            raise Unavailable(f"Triton at {self.url} ended the stream without an embedding")
+            raise Broken(f"Triton at {self.url} ended the stream without an embedding")
         finally:
+            self._leave(call.model, watched)
             if not ended:
                 self._in_background(self._abandon(call, stream))
 
