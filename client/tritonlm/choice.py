@@ -29,12 +29,14 @@ class Choice:
         self._rests_until: dict[str, float] = {}
         self._answered: dict[str, float] = {}
 
-    def next(self, call: Call | None = None) -> Transport:
-        """Of those that do not rest; of all, where all do, the one whose rest ends first."""
+    def next(self, call: Call | None = None, after: Transport | None = None) -> Transport:
+        """Of those that do not rest; of all, where all do, the one whose rest ends first. `after` is the one that has
+        just failed this call: where there is another one, it is not asked again."""
         now, turn = time.monotonic(), next(self._turns)
         count = len(self._transports)
         order = [self._transports[(turn + offset) % count] for offset in range(count)]
         awake = [transport for transport in order if self._rests_until.get(transport.url, 0.0) <= now]
+        awake = [transport for transport in awake if transport is not after] or awake
         if not awake:
             return min(order, key=lambda transport: self._rests_until[transport.url])
         fewest = min(awake, key=lambda transport: self._running[transport.url])
@@ -63,9 +65,10 @@ class Choice:
         return bool(self._failures[transport.url])
 
     def failed(self, transport: Transport) -> None:
-        """Let it rest; what fails while it rests already tells nothing new."""
+        """Let it rest; who fails while it rests already, came before, and tells little new."""
         now = time.monotonic()
-        if self._rests_until.get(transport.url, 0.0) > now:
+        if (until := self._rests_until.get(transport.url, 0.0)) > now:
+            self._rests_until[transport.url] = max(until, now + _FIRST_REST_SECONDS)
             return
         rest = min(_FIRST_REST_SECONDS * 2.0 ** self._failures[transport.url], _LONGEST_REST_SECONDS)
         self._failures[transport.url] += 1

@@ -192,8 +192,9 @@ class AsyncClient:
     async def _pieces(self, plan: Plan, call: Call) -> AsyncGenerator[Piece, None]:
         """One sequence's pieces; after a fault, from another try that goes on where the last one was."""
         tries = Tries(call, self._max_retries, self._repair_seconds)
+        transport: Transport | None = None
         while True:
-            transport, asked = await self._living(call), tries.next_call()
+            transport, asked = await self._living(call, transport), tries.next_call()
             running = self._running.get(plan.id, {})
             running[asked.request_id] = transport
             self._choice.begin(transport)
@@ -219,8 +220,9 @@ class AsyncClient:
     async def _embed(self, call: Call) -> Embedded:
         """One prompt's embedding; after a fault, from another try."""
         tries = Tries(call, self._max_retries, self._repair_seconds)
+        transport: Transport | None = None
         while True:
-            transport = await self._living(call)
+            transport = await self._living(call, transport)
             try:
                 found = await transport.embed(tries.next_call())
             except TritonLMError as error:
@@ -237,10 +239,10 @@ class AsyncClient:
             self._choice.failed(transport)
         return tries.after(error, lately)
 
-    async def _living(self, call: Call) -> Transport:
+    async def _living(self, call: Call, after: Transport | None) -> Transport:
         """The Triton to ask; of those that have failed, one that gives a sign of life first, where there is any."""
         for _ in self._transports:
-            transport = self._choice.next(call)
+            transport = self._choice.next(call, after)
             if not self._choice.has_failed(transport):
                 break
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):

@@ -176,6 +176,18 @@ def test_the_triton_with_the_fewest_calls_is_asked_and_one_that_fails_rests() ->
     assert choice.next().url == "fake:1"
 
 
+def test_who_has_just_been_refused_by_one_is_sent_to_another() -> None:
+    """Its rest may end in the pause before the next try; it has the fewest calls, and would be asked again."""
+    transports = [FakeTransport(f"fake:{number}") for number in range(2)]
+    choice = Choice(transports)
+    for _ in range(3):
+        choice.begin(transports[1])
+    assert choice.next().url == "fake:0"
+    assert choice.next(after=transports[0]).url == "fake:1"
+    choice.failed(transports[1])
+    assert choice.next(after=transports[0]).url == "fake:0", "better the same than one that rests"
+
+
 def test_long_prompts_with_one_beginning_go_to_one_triton_while_it_has_few_more_calls() -> None:
     choice = Choice([FakeTransport(f"fake:{number}") for number in range(3)])
     shared = "You are a helpful fox. " * 20
