@@ -53,7 +53,8 @@ class Used:
 class Allowance:
     def __init__(self, storage: str) -> None:
         """`storage`: a URI of the limits library: memory://, or redis://HOST:PORT."""
-        kept = storage_from_string(f"async+{storage}", wrap_exceptions=True)
+        options = {} if storage.startswith("memory") else {"implementation": "redispy"}
+        kept = storage_from_string(f"async+{storage}", wrap_exceptions=True, **options)
         self._requests, self._tokens = MovingWindowRateLimiter(kept), FixedWindowRateLimiter(kept)
         self.running: Counter[str] = Counter()
         self.used: defaultdict[str, Used] = defaultdict(Used)

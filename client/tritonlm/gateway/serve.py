@@ -47,7 +47,9 @@ def check_door(settings: GatewaySettings) -> None:
     try:
         Allowance(settings.limits_storage)
     except ConfigurationError as error:
-        raise ServingError(f"--limits-storage {settings.limits_storage}: {error}") from None
+        raise ServingError(
+            f"--limits-storage {settings.limits_storage}: {error} (pip install 'tritonlm[redis]')"
+        ) from None
     ring = key_ring(settings)
     if ring.trouble:
         raise ServingError(ring.trouble)
