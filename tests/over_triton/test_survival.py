@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,8 +21,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonlm import Client
 from tritonlm.contract import InsufficientScope
 from tritonlm.secret import VARIABLE
+from tritonlm.serving import ServingError
 
-from .servers import LM, WAIT_SECONDS, copy_repository, wait_until
+from .servers import LM, WAIT_SECONDS, copy_repository, running, wait_until
 from .test_serve import Serve, serving
 
 pytestmark = pytest.mark.triton
@@ -163,6 +165,24 @@ def test_nobody_loads_a_model_without_the_secret(served: Serve, monkeypatch: pyt
             client.models.list()
         # Whoever only asks needs none.
         assert client.completions.create(LM, "Once", max_tokens=2).choices[0].text
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["loads", "fails"])
+def test_a_load_that_takes_long_ends_as_it_ends(tmp_path: Path, fails: bool) -> None:
+    """Longer than one call to Triton waits: it is loaded, or the reason is told, and nobody waits for nothing."""
+    repository = copy_repository(tmp_path)
+    model = repository / "generate" / "1" / "model.py"
+    begin = "        folder = checkpoint_folder(args, weights=True)\n"
+    slow = "        time.sleep(3)\n" + ("        raise RuntimeError('a broken thing')\n" if fails else "")
+    source = model.read_text(encoding="utf-8")
+    assert begin in source
+    model.write_text(source.replace(begin, slow + begin), encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        if fails:
+            with pytest.raises(ServingError, match=r"tiny does not load: .*a broken thing"):
+                stack.enter_context(running(repository))
+        else:
+            assert stack.enter_context(running(repository)).generate(text_input="Once").is_success
 
 
 def test_chaos() -> None:

@@ -107,7 +107,8 @@ class Allowance:
         if caller.limits.tokens_per_minute is not None:
             window = RateLimitItemPerMinute(caller.limits.tokens_per_minute)
             cost = usage.prompt_tokens + usage.completion_tokens
-            with _storage_errors():
+            # Its answer is out; the next request finds that nothing can be counted.
+            with contextlib.suppress(Unavailable), _storage_errors():
                 await self._tokens.hit(window, "tokens", caller.name, cost=cost)
 
     def _refused(self, caller: Caller) -> None:

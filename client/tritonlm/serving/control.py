@@ -19,13 +19,13 @@ from tritonlm import secret
 from tritonlm.contract import Broken, Chunk
 from tritonlm.contract.control import PING, Command
 from tritonlm.contract.errors import from_wire
-from tritonlm.contract.parts import GENERATE, TOKENIZE, part_of
+from tritonlm.contract.parts import GENERATE, PARTS, TOKENIZE, part_of
 from tritonlm.contract.tensors import CONTROL, INPUT_IDS, REPORT
 
 from .errors import ServingError
 
 _COMMAND_SECONDS = 5.0
-_PATIENCE_SECONDS, _POLL_SECONDS = 2.0, 0.1
+_PATIENCE_SECONDS, _POLL_SECONDS, _FAILED_LOOKS = 2.0, 0.1, 5
 
 
 def reachable_host(host: str) -> str:
@@ -82,20 +82,31 @@ class TritonControl:
 
     def load(self, model: str, still: Callable[[], None]) -> None:
         """Load a model and wait for it; `still` raises what ends the waiting."""
-        done = self.begin_load(model)
+        done, failed_looks = self.begin_load(model), 0
         while not done:
             still()
             time.sleep(_POLL_SECONDS)
-            done = self.is_loaded(model)
+            try:
+                done, failed_looks = self.is_loaded(model), 0
+            except ServingError:
+                # Between its parts' loads and its own, for a moment nothing seems to load.
+                failed_looks += 1
+                if failed_looks >= _FAILED_LOOKS:
+                    raise
 
     def is_loaded(self, model: str) -> bool:
         """Whether a load that was begun has ended; ServingError tells why it failed."""
-        for entry in self._index({}):
-            if entry["name"] == model:
-                if entry.get("state") == "UNAVAILABLE":
-                    raise ServingError(f"{model} does not load: {one_line(entry.get('reason', ''))}")
-                return bool(entry.get("state") == "READY")
-        return False
+        found = {entry["name"]: entry for entry in self._index({})}
+        states = {name: entry.get("state") for name, entry in found.items()}
+        if states.get(model) == "READY":
+            return True
+        if "LOADING" in states.values():
+            return False
+        # An LM whose part has failed has no state itself.
+        mine = [name for name in found if name == model or name.startswith(f"{model}-") or name in PARTS]
+        failed = [name for name in sorted(mine, key=len, reverse=True) if states[name] == "UNAVAILABLE"]
+        reasons = [one_line(found[name].get("reason", "")) for name in failed]
+        raise ServingError(f"{model} does not load: {next(filter(None, reasons), 'see the log of Triton')}")
 
     def unload(self, model: str) -> None:
         response = self._restricted(f"models/{model}/unload", {}, _COMMAND_SECONDS)
