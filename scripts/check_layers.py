@@ -63,7 +63,7 @@ RULES = (
         tuple(
             f"client/tritonlm/{name}.py"
             for name in (
-                *("calls", "choice", "client", "models", "results", "resume"),
+                *("calls", "choice", "client", "models", "observer", "results", "resume"),
                 *("sequences", "stream", "sync", "types"),
             )
         ),

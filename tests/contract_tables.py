@@ -20,17 +20,22 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from engine.config import EngineConfig, environment_name  # noqa: E402
+from engine.metrics import MEASURES  # noqa: E402
 from fakes.fake_transport import FakeTransport  # noqa: E402
 from tritonlm import AsyncClient  # noqa: E402
 from tritonlm.contract import SamplingParameters, tensors  # noqa: E402
 from tritonlm.contract.tensors import TensorSpec  # noqa: E402
 from tritonlm.gateway.app import create_app  # noqa: E402
+from tritonlm.gateway.metrics import REGISTRY  # noqa: E402
 from tritonlm.gateway.scopes import OPEN, scope_of  # noqa: E402
 from tritonlm.gateway.settings import GatewaySettings  # noqa: E402
 from tritonlm.serving.settings import Settings, env_name, option_name  # noqa: E402
 
 README = ROOT / "model_repository" / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
+OBSERVABILITY = ROOT / "docs" / "observability.md"
+# What a metric's name ends in when it is asked for.
+SUFFIXES = {"counter": "total", "info": "info"}
 SECURITY = ROOT / "docs" / "security.md"
 
 _WAYS = (
@@ -103,7 +108,24 @@ def scope_table() -> str:
     return _table(("route", "scope", "no key, a wrong one, a revoked one", "another scope", "the scope"), rows)
 
 
+def gateway_metrics_table() -> str:
+    """What `GET /metrics` has, without the process's own numbers, which the library names."""
+    rows = []
+    for family in REGISTRY._collector_to_names:
+        for metric in family.describe() if hasattr(family, "describe") else ():
+            name = f"{metric.name}_{SUFFIXES[metric.type]}" if metric.type in SUFFIXES else metric.name
+            labels = ", ".join(f"`{label}`" for label in getattr(family, "_labelnames", ())) or "–"
+            rows.append((f"`{name}`", metric.type, labels, metric.documentation))
+    return _table(("metric", "kind", "labels", "meaning"), rows)
+
+
+def engine_metrics_table() -> str:
+    rows = [(f"`{measure.published_name}`", measure.kind, "`model`", measure.meaning) for measure in MEASURES]
+    return _table(("metric", "kind", "labels", "meaning"), rows)
+
+
 TABLES = {
+    OBSERVABILITY: {"gateway": gateway_metrics_table, "engine": engine_metrics_table},
     README: {"tensors": tensor_table, "parameters": parameter_table},
     SECURITY: {"scopes": scope_table},
     SETTINGS: {"serve": serve_table, "gateway": gateway_table, "engine": engine_table},

@@ -82,11 +82,15 @@ def serve(
     max_context_tokens: Annotated[str | None, _setting("max_context_tokens", "N")] = None,
     max_sequences: Annotated[str | None, _setting("max_sequences", "N")] = None,
     kv_cache_tokens: Annotated[str | None, _setting("kv_cache_tokens", "N")] = None,
+    speculative_tokens: Annotated[str | None, _setting("speculative_tokens", "N")] = None,
     memory_budget: Annotated[str | None, _setting("memory_budget", "SIZE")] = None,
     idle_unload_seconds: Annotated[str | None, _setting("idle_unload_seconds", "SECONDS")] = None,
     enable_embeddings: Annotated[bool | None, _setting("enable_embeddings")] = None,
     training: Annotated[bool | None, _setting("training", None, "--training/--no-training")] = None,
     log_level: Annotated[str | None, _setting("log_level", "debug|info|warning|error")] = None,
+    log_format: Annotated[str | None, _setting("log_format", "auto|text|json")] = None,
+    logs: Annotated[str | None, _setting("logs", "auto|files|stderr")] = None,
+    otlp_endpoint: Annotated[str | None, _setting("otlp_endpoint", "URL")] = None,
     load_seconds: Annotated[str | None, _setting("load_seconds", "SECONDS")] = None,
     drain_seconds: Annotated[str | None, _setting("drain_seconds", "SECONDS")] = None,
 ) -> None:
@@ -143,6 +147,9 @@ def run_gateway(
     queue_seconds: Annotated[str | None, _gateway_setting("queue_seconds", "SECONDS")] = None,
     reader_seconds: Annotated[str | None, _gateway_setting("reader_seconds", "SECONDS")] = None,
     repair_seconds: Annotated[str | None, _gateway_setting("repair_seconds", "SECONDS")] = None,
+    log_format: Annotated[str | None, _gateway_setting("log_format", "auto|text|json")] = None,
+    otlp_endpoint: Annotated[str | None, _gateway_setting("otlp_endpoint", "URL")] = None,
+    repairs: Annotated[Path | None, _gateway_setting("repairs", "FILE")] = None,
     cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,
 ) -> None:
     """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""

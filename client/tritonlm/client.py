@@ -19,6 +19,7 @@ from tritonlm.contract import Draining, InvalidRequest, ModelNotFound, NotLoaded
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, STATUS, Command
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 from tritonlm.models import Models, look
+from tritonlm.observer import Observer, Told
 from tritonlm.resume import Tries
 from tritonlm.sequences import Plan, completion_plan, read_prompts
 from tritonlm.stream import AsyncStream, Merged
@@ -52,9 +53,11 @@ class AsyncClient:
         repair_seconds: float = REPAIR_SECONDS,
         authorities: str | Path | None = None,
         transports: Sequence[Transport] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """`urls`: HOST:PORT, or grpcs://HOST:PORT, encrypted; `authorities` is a file of certificates for that.
-        `repair_seconds`: how long a call waits for a Triton that has broken under it, to go on where it was."""
+        `repair_seconds`: how long a call waits for a Triton that has broken under it, to go on where it was.
+        `observer` is told of sequences' texts, ends and tries."""
         if transports is None:
             from tritonlm.transport.grpc_transport import GrpcTransport  # noqa: PLC0415 (tests bring their own)
 
@@ -65,6 +68,7 @@ class AsyncClient:
             raise ValueError("urls must name at least one Triton, such as 127.0.0.1:8001")
         self._transports = list(transports)
         self._choice = Choice(self._transports)
+        self._observer = observer or Observer()
         self._timeout, self._max_retries, self._repair_seconds = timeout, max_retries, repair_seconds
         # For calls that find their model gone after a fault.
         self.revive: Revive | None = None
@@ -192,6 +196,7 @@ class AsyncClient:
     async def _pieces(self, plan: Plan, call: Call) -> AsyncGenerator[Piece, None]:
         """One sequence's pieces; after a fault, from another try that goes on where the last one was."""
         tries = Tries(call, self._max_retries, self._repair_seconds)
+        told = Told(self._observer, call)
         transport: Transport | None = None
         while True:
             transport, asked = await self._living(call, transport), tries.next_call()
@@ -202,13 +207,16 @@ class AsyncClient:
             try:
                 async for piece in source:
                     self._choice.answered(transport)
-                    yield tries.take(piece)
+                    piece = tries.take(piece)  # noqa: PLW2901 (the same, as one of the whole sequence)
+                    told.piece(piece)
+                    yield piece
                 return
             except InvalidRequest as error:
                 raise _in_our_words(error) from None
             except TritonLMError as error:
                 pause = self._pause_after(error, transport, tries)
                 missing = isinstance(error, (ModelNotFound, NotLoaded))
+                told.error(error)
             finally:
                 self._choice.end(transport)
                 running.pop(asked.request_id, None)

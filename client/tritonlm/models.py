@@ -26,6 +26,10 @@ _TOLD = (
 )  # fmt: skip
 
 
+# What engines tell of themselves, by LM: one of each Triton.
+EngineReports = dict[str, list[dict[str, Any]]]
+
+
 class Models:
     def __init__(self, transports: Sequence[Transport]) -> None:
         self._transports = transports
@@ -52,6 +56,14 @@ class Models:
             if found.id == model:
                 return found
         raise ModelNotFound(f"the model {model!r} does not exist", "model")
+
+    async def reports(self) -> EngineReports:
+        """By LM, what each of its engines tells of itself, on all Tritons that answer."""
+        looks = await asyncio.gather(*map(_reports, self._transports))
+        found: EngineReports = {}
+        for name, report in sorted((pair for look in looks for pair in look), key=lambda pair: pair[0]):
+            found.setdefault(name, []).append(report)
+        return found
 
     async def load(self, model: str, timeout: float = 600.0) -> Model:
         """Load it on every Triton. Where it is loaded and its checkpoint has changed on disk, that takes its place."""
@@ -97,6 +109,16 @@ class Models:
             self._training = {known: value for known, value in self._training.items() if known[:2] != key[:2]}
             self._training[key] = found
         return self._training[key]
+
+
+async def _reports(transport: Transport) -> list[tuple[str, dict[str, Any]]]:
+    """Of the LMs that are ready; of one that does not answer, nothing."""
+    try:
+        listed = [model.name for model in await transport.models() if model.ready]
+    except TritonLMError:
+        return []
+    found = await asyncio.gather(*(transport.command(name, Command(STATUS)) for name in listed), return_exceptions=True)
+    return [(name, report) for name, report in zip(listed, found, strict=True) if isinstance(report, dict)]
 
 
 async def _load(transport: Transport, model: str, timeout: float) -> None:

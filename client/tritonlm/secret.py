@@ -21,7 +21,8 @@ GRPC_HEADER = f"triton-grpc-protocol-{HEADER}"
 
 
 def made() -> str:
-    return secrets.token_urlsafe(24)
+    """For a Triton that is about to start: the one that it is to share with callers elsewhere, or a new one."""
+    return os.environ.get(VARIABLE) or secrets.token_urlsafe(24)
 
 
 def keep(secret: str, ports: Sequence[int]) -> None:

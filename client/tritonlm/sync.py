@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tritonlm.client import DEFAULT_URL, REPAIR_SECONDS, AsyncClient
+from tritonlm.models import EngineReports
 from tritonlm.sequences import PromptArgument
 from tritonlm.stream import AsyncStream
 from tritonlm.transport import Transport
@@ -199,6 +200,9 @@ class Models:
 
     def retrieve(self, model: str) -> Model:
         return self._client._loop.run(self._client._client.models.retrieve(model))
+
+    def reports(self) -> EngineReports:
+        return self._client._loop.run(self._client._client.models.reports())
 
     def load(self, model: str, timeout: float = 600.0) -> Model:
         return self._client._loop.run(self._client._client.models.load(model, timeout))

@@ -1,12 +1,13 @@
 """Tokens per second of the engine alone, beside `transformers.generate` on the same checkpoint in the same run.
 
-    scripts/bench engine [--dtype bfloat16] [--weights int8] [--batch 1 8 32] [--prompt-tokens 128] [--new-tokens 64]
+    scripts/bench engine [--shape llama] [--dtype bfloat16] [--weights int8] [--batch 1 8 32] [--prompt-tokens 128]
     scripts/bench engine --profile [--dtype bfloat16]
 
-The checkpoint is GPT-2 124M with random weights, made once. Both sides get the same prompts, take turns, and count only
-what all of a batch's sequences compute together; equal lengths are the best case for `generate`, which pads. Before
-each turn the machine's limits are measured; the last column tells how much of them the engine reached. `--profile`
-tells in place of that where a step's time goes, and on the whole path whose processor time a token takes.
+The checkpoint is GPT-2 124M, or a Llama of 135M parameters, with random weights, made once. Both sides get the same
+prompts, take turns, and count only what all of a batch's sequences compute together; equal lengths are the best case
+for `generate`, which pads. Before each turn the machine's limits are measured; the last column tells how much of them
+the engine reached. `--profile` tells in place of that where a step's time goes, and on the whole path whose processor
+time a token takes.
 """
 
 from __future__ import annotations
@@ -30,13 +31,35 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models
-from transformers import AutoModelForCausalLM, GenerationMixin, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GenerationMixin, GPT2Config, LlamaConfig, PreTrainedConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / ".cache" / "benchmarks" / "gpt2-124m"
+FOLDER = ROOT / ".cache" / "benchmarks"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Of GPT-2 124M: those that every token passes through, and those of the logits, which a prompt needs once.
-LAYERS, HEAD = 85_056_000, 38_597_376
+
+
+@dataclass(frozen=True)
+class Shape:
+    title: str
+    config: PreTrainedConfig
+    # Weights that every token passes through, and those of the logits, which a prompt needs once.
+    layers: int
+    head: int
+
+
+SHAPES = {
+    "gpt2": Shape("GPT-2 124M", GPT2Config(), 85_056_000, 38_597_376),
+    # SmolLM2 135M is made so.
+    "llama": Shape(
+        "Llama 135M",
+        LlamaConfig(
+            vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+            num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        ),
+        106_168_320, 28_311_552,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,16 +76,17 @@ class Row:
         return self.engine / self.transformers
 
 
-def make_checkpoint() -> Path:
-    """GPT-2 124M with random weights and one word for each token id."""
-    if not (FOLDER / "tokenizer.json").exists():
+def make_checkpoint(shape: Shape) -> Path:
+    """The shape with random weights and one word for each token id."""
+    folder = FOLDER / shape.title.lower().replace(" ", "-")
+    if not (folder / "tokenizer.json").exists():
         torch.manual_seed(0)
-        config = GPT2Config()
-        GPT2LMHeadModel(config).save_pretrained(FOLDER)
-        tokenizer = Tokenizer(models.WordLevel({f" w{i}": i for i in range(config.vocab_size)}, unk_token=" w0"))
+        AutoModelForCausalLM.from_config(shape.config).save_pretrained(folder)
+        words = {f" w{i}": i for i in range(int(shape.config.vocab_size))}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token=" w0"))
         tokenizer.decoder = decoders.Fuse()
-        tokenizer.save(str(FOLDER / "tokenizer.json"))
-    return FOLDER
+        tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 @dataclass(frozen=True)
@@ -81,13 +105,14 @@ class Limits:
         left, right = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
         return cls(memory.nbytes / read, 2 * size**3 / _best_of(lambda: left @ right))
 
-    def prefill(self, prompt_tokens: int) -> float:
+    def prefill(self, shape: Shape, prompt_tokens: int) -> float:
         """Tokens a second, where nothing but products takes time: two operations a weight."""
-        return self.products / (2 * (LAYERS + HEAD / prompt_tokens))
+        return self.products / (2 * (shape.layers + shape.head / prompt_tokens))
 
-    def decode(self, batch: int, weight_bytes: int) -> float:
+    def decode(self, shape: Shape, batch: int, weight_bytes: int) -> float:
         """The tighter of the two: each step reads all weights once, each token takes two operations a weight."""
-        return min(self.products / (2 * (LAYERS + HEAD)), batch * self.read / ((LAYERS + HEAD) * weight_bytes))
+        weights = shape.layers + shape.head
+        return min(self.products / (2 * weights), batch * self.read / (weights * weight_bytes))
 
 
 def _best_of(work: Callable[[], object], times: int = 5) -> float:
@@ -126,13 +151,13 @@ class Turn:
 
 
 def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tuple[list[Row], list[Turn]]:
-    folder = make_checkpoint()
+    folder = make_checkpoint(SHAPES[arguments.shape])
     ours = EngineSide(folder, arguments.dtype, max(arguments.batch), arguments.runner, arguments.weights)
     theirs = TransformersSide(folder, arguments.dtype)
     draw = random.Random(0)
 
     def prompts(count: int) -> Prompts:
-        return [[draw.randrange(50000) for _ in range(arguments.prompt_tokens)] for _ in range(count)]
+        return [[draw.randrange(49_000) for _ in range(arguments.prompt_tokens)] for _ in range(count)]
 
     for side in (ours, theirs):
         side.measure(prompts(1), 4)
@@ -152,6 +177,7 @@ def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tupl
 
 
 def rows_of(batch: int, turns: list[Turn], arguments: argparse.Namespace) -> Iterator[Row]:
+    shape = SHAPES[arguments.shape]
     weight_bytes = 1 if arguments.weights == "int8" else DTYPES[arguments.dtype].itemsize
     for stage, tokens in (
         ("prefill", batch * arguments.prompt_tokens), ("decode", batch * (arguments.new_tokens - 1)),
@@ -162,9 +188,9 @@ def rows_of(batch: int, turns: list[Turn], arguments: argparse.Namespace) -> Ite
         )
         share = statistics.median(
             tokens / getattr(turn.engine, stage) / (
-                turn.limits.prefill(arguments.prompt_tokens)
+                turn.limits.prefill(shape, arguments.prompt_tokens)
                 if stage == "prefill"
-                else turn.limits.decode(batch, weight_bytes)
+                else turn.limits.decode(shape, batch, weight_bytes)
             )
             for turn in turns
         )  # fmt: skip
@@ -173,7 +199,8 @@ def rows_of(batch: int, turns: list[Turn], arguments: argparse.Namespace) -> Ite
 
 def show(rows: list[Row], turns: list[Turn], arguments: argparse.Namespace) -> None:
     weights = ", int8 weights" if arguments.weights == "int8" else ""
-    title = f"GPT-2 124M, random weights, {arguments.dtype}{weights}, {torch.get_num_threads()} threads; tokens/s"
+    about = (SHAPES[arguments.shape].title, "random weights", arguments.dtype + weights)
+    title = f"{', '.join(about)}, {torch.get_num_threads()} threads; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
     for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of the limit"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -187,6 +214,7 @@ def show(rows: list[Row], turns: list[Turn], arguments: argparse.Namespace) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench engine", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="gpt2")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--runner", choices=["auto", "native", "reference"], default="auto")
     parser.add_argument("--weights", choices=["full", "int8"], default="full")
@@ -200,7 +228,8 @@ def main() -> None:
     if arguments.profile:
         import shares  # noqa: PLC0415 (it needs the packages of development)
 
-        side = EngineSide(make_checkpoint(), arguments.dtype, max(arguments.batch), arguments.runner, arguments.weights)
+        folder = make_checkpoint(SHAPES[arguments.shape])
+        side = EngineSide(folder, arguments.dtype, max(arguments.batch), arguments.runner, arguments.weights)
         return shares.show(side, arguments.batch, arguments.dtype)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(arguments.batch) * arguments.repeat)

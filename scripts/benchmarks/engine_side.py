@@ -31,16 +31,23 @@ class Seconds:
 class EngineSide:
     """The engine, stepped on this thread."""
 
-    def __init__(self, folder: Path, dtype: str, places: int, runner: str, weights: str = "full") -> None:
-        config = EngineConfig(device="cpu", dtype=dtype, max_sequences=places, runner=runner, weights=weights)
+    def __init__(
+        self, folder: Path, dtype: str, places: int, runner: str, weights: str = "full", guesses: int = 0
+    ) -> None:
+        config = EngineConfig(
+            device="cpu", dtype=dtype, max_sequences=places, runner=runner, weights=weights, speculative_tokens=guesses
+        )
         self.runner = open_runner(folder, config, torch.device("cpu"))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._engine = Engine(
             self.runner, config, lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip), ()
         )
 
-    def measure(self, prompts: Prompts, new_tokens: int) -> Seconds:
-        wanted = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": 0, "seed": 0})
+    def measures(self) -> dict[str, float]:
+        return self._engine.measures()
+
+    def measure(self, prompts: Prompts, new_tokens: int, temperature: float = 0.0) -> Seconds:
+        wanted = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": temperature, "seed": 0})
         ended: list[bool] = []
         requests = [
             Request(

@@ -70,6 +70,19 @@ def make_checkpoint(dtype: str) -> Path:
     return folder
 
 
+# What a process of ours is, by a piece of its command line; the first that fits.
+ROLES = {
+    "-generate_": "generate (engine)", "-detokenize_": "detokenize", "-tokenize_": "tokenize",
+    "bin/tritonserver": "Triton (IPC, gRPC)", "--default-model": "gateway",
+}  # fmt: skip
+
+
+def role_of(process: psutil.Process) -> str:
+    """Empty for what has no name here."""
+    command = " ".join(process.cmdline())
+    return next((role for piece, role in ROLES.items() if piece in command), "")
+
+
 def free_port() -> int:
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
@@ -121,7 +134,18 @@ class Turn:
 
 @contextlib.contextmanager
 def running(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) -> Iterator[Running]:
-    """Started, and stopped in the end."""
+    """Started until it answers, and stopped in the end."""
+    with started(server, folder, dtype, options) as opened:
+        while not _answers(f"{opened.url}/health"):
+            if _has_ended(opened.pid) or time.monotonic() > opened.begun + START_SECONDS:
+                raise RuntimeError(f"{server} does not start; see {FOLDER / server}.log")
+            time.sleep(0.1)
+        yield opened
+
+
+@contextlib.contextmanager
+def started(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) -> Iterator[Running]:
+    """Just started, and stopped in the end."""
     port, log = free_port(), FOLDER / f"{server}.log"
     how = launch(server, folder, dtype, port)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **how.environment}
@@ -130,13 +154,8 @@ def running(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) 
         process = subprocess.Popen(
             [*how.command, *options], stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-    url = f"http://127.0.0.1:{port}"
     try:
-        while not _answers(f"{url}/health"):
-            if process.poll() is not None or time.monotonic() > begun + START_SECONDS:
-                raise RuntimeError(f"{server} does not start; see {log}")
-            time.sleep(0.1)
-        yield Running(url, how.model, process.pid, begun)
+        yield Running(f"http://127.0.0.1:{port}", how.model, process.pid, begun)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
@@ -145,6 +164,10 @@ def running(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) 
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(STOP_SECONDS)
+
+
+def _has_ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def _answers(url: str) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import serving
-from engine import engine as engine_room
-from engine.native.gpt2 import PARTS, Gpt2Runner
+from engine import outcome
+from engine.native.runner import PARTS, NativeRunner
 from load import measure, prompts_of
 from rich.console import Console
 from rich.table import Table
@@ -22,11 +22,6 @@ from tokenizers import Tokenizer
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 97
 WORKS = ("W1-1", "W1-8", "W1-32")
-# What a process is on the path, by a piece of its command line; the first that fits.
-ROLES = {
-    "-generate_": "generate (engine)", "-detokenize_": "detokenize", "-tokenize_": "tokenize",
-    "bin/tritonserver": "Triton (IPC, gRPC)", "--default-model": "gateway",
-}  # fmt: skip
 
 
 class Clocked:
@@ -46,7 +41,7 @@ class Clocked:
 def engine_table(side: Any, batches: list[int], dtype: str) -> Table:
     """`side` is engine.EngineSide."""
     table = Table(title=f"one decoding step of the engine alone, {dtype}: milliseconds (share)")
-    names = [*(PARTS if isinstance(side.runner, Gpt2Runner) else ["model"]), "sampling", "Python"]
+    names = [*(PARTS if isinstance(side.runner, NativeRunner) else ["model"]), "sampling", "Python"]
     for name in ("batch", "step", *names):
         table.add_column(name, justify="right")
     draw = random.Random(0)
@@ -64,16 +59,16 @@ def engine_table(side: Any, batches: list[int], dtype: str) -> Table:
 
 
 def _spent(side: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
-    runner, native = side.runner, isinstance(side.runner, Gpt2Runner)
-    forward, sample = Clocked(runner.forward), Clocked(engine_room.sample)
+    runner, native = side.runner, isinstance(side.runner, NativeRunner)
+    forward, sample = Clocked(runner.forward), Clocked(outcome.sample)
     within = runner.time_parts() if native else []
-    kept = engine_room.sample
-    runner.forward, engine_room.sample = forward, sample
+    kept = outcome.sample
+    runner.forward, outcome.sample = forward, sample
     start = time.perf_counter()
     try:
         side.measure(prompts, new_tokens)
     finally:
-        engine_room.sample = kept
+        outcome.sample = kept
         del runner.forward
     rest = time.perf_counter() - start - forward.seconds - sample.seconds
     computed = dict(zip(PARTS, within, strict=True)) if native else {"model": forward.seconds}
@@ -86,7 +81,7 @@ def path_table(dtype: str) -> Table:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     title = f"the whole path, {dtype}: microseconds of processor time for each token ({os.cpu_count()} cores)"
     table = Table(title=title)
-    for name in ("", "tokens/s", *ROLES.values(), "client"):
+    for name in ("", "tokens/s", *serving.ROLES.values(), "client"):
         table.add_column(name, justify="right")
     with serving.running(serving.OURS, folder, dtype) as opened:
         for name in WORKS:
@@ -94,17 +89,17 @@ def path_table(dtype: str) -> Table:
             before = dict(_processor_seconds(opened.pid))
             measured = measure(opened.url, opened.model, work, prompts_of(work, tokenizer, 0))
             after = dict(_processor_seconds(opened.pid))
-            cells = [1e6 * (after[role] - before[role]) / measured.tokens for role in (*ROLES.values(), "client")]
+            cells = [
+                1e6 * (after[role] - before[role]) / measured.tokens for role in (*serving.ROLES.values(), "client")
+            ]
             table.add_row(name, f"{measured.speed:,.0f}", *(f"{cell:,.0f}" for cell in cells))
     return table
 
 
 def _processor_seconds(server: int) -> Iterator[tuple[str, float]]:
-    seconds = dict.fromkeys((*ROLES.values(), "client"), 0.0)
+    seconds = dict.fromkeys((*serving.ROLES.values(), "client"), 0.0)
     for process in [psutil.Process(), *psutil.Process(server).children(recursive=True)]:
-        command = " ".join(process.cmdline())
-        found = (role for piece, role in ROLES.items() if piece in command)
-        role = "client" if process.pid == os.getpid() else next(found, "")
+        role = "client" if process.pid == os.getpid() else serving.role_of(process)
         if role:
             spent = process.cpu_times()
             seconds[role] += spent.user + spent.system

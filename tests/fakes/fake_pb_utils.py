@@ -83,5 +83,50 @@ class Logger:
         message.encode()
         cls.errors.append(message)
 
+    @classmethod
+    def log_warn(cls, message: str) -> None:
+        message.encode()
+
+
+class TritonModelException(Exception):
+    pass
+
+
+class Metric:
+    """One series of a family; every call is checked as Triton does."""
+
+    def __init__(self, kind: int, labels: dict[str, str], buckets: list[float] | None = None) -> None:
+        assert (kind == MetricFamily.HISTOGRAM) == (buckets is not None)
+        self.kind, self.labels, self.value, self.observed = kind, labels, 0.0, list[float]()
+
+    def increment(self, amount: float) -> None:
+        assert self.kind != MetricFamily.HISTOGRAM
+        assert amount >= 0 or self.kind == MetricFamily.GAUGE
+        self.value += amount
+
+    def set(self, value: float) -> None:
+        assert self.kind == MetricFamily.GAUGE
+        self.value = value
+
+    def observe(self, value: float) -> None:
+        assert self.kind == MetricFamily.HISTOGRAM
+        self.observed.append(value)
+
+
+class MetricFamily:
+    """What was published, by name, for tests to read: the newest family of a name."""
+
+    COUNTER, GAUGE, HISTOGRAM = range(3)
+    families: ClassVar[dict[str, MetricFamily]] = {}
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        assert description
+        self.name, self.kind, self.metrics = name, kind, list[Metric]()
+        self.families[name] = self
+
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:  # noqa: N802 (Triton's)
+        self.metrics.append(Metric(self.kind, labels, buckets))
+        return self.metrics[-1]
+
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1

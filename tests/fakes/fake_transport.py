@@ -119,6 +119,7 @@ class FakeTransport:
             "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "places": 64,
             "running": len(self.running), "waiting": 0, "stale": "", "broken": "", "memory_bytes": 2**20,
             "memory_budget": 0, "idle_seconds": 0.0, "idle_unload_seconds": 0.0, "draining": False,
+            "tokens_per_second": 12.5, "blocks": 128, "blocks_used": 3,
         }  # fmt: skip
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:

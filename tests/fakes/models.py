@@ -29,5 +29,7 @@ def start_model(model: str, checkpoint: Path, **parameters: str) -> Any:
     strings = {"checkpoint": checkpoint.name, **parameters}
     config = {"parameters": {name: {"string_value": value} for name, value in strings.items()}}
     started = load_module(model, "model").TritonPythonModel()
-    started.initialize({"model_config": json.dumps(config), "model_repository": str(checkpoint.parent)})
+    started.initialize(
+        {"model_config": json.dumps(config), "model_repository": str(checkpoint.parent), "model_name": model}
+    )
     return started

@@ -1,6 +1,6 @@
-"""A tiny random-weight GPT-2 with a byte-level BPE tokenizer, in Hugging Face format. It speaks nonsense.
+"""A tiny random-weight GPT-2, or one of another family, with a byte-level BPE tokenizer, in Hugging Face format.
 
-The same seed gives the same weights.
+It speaks nonsense. The same seed gives the same weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 512
@@ -41,17 +41,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
-def make_checkpoint(folder: Path, seed: int = 0, **gpt2_config_overrides: Any) -> Path:
+def make_checkpoint(folder: Path, seed: int = 0, model_type: str = "gpt2", **overrides: Any) -> Path:
     """Write the checkpoint; the folder appears complete or not at all."""
     tokenizer = make_tokenizer()
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    sizes = {"vocab_size": len(tokenizer), "n_positions": 512, "n_embd": 64, "n_layer": 2, "n_head": 4}
-    config = GPT2Config(**{**sizes, "bos_token_id": end, "eos_token_id": end, **gpt2_config_overrides})
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end}
+    if model_type == "gpt2":
+        sizes |= {"n_positions": 512, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    config = AutoConfig.for_model(model_type, **{**sizes, **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # Wider than GPT-2's own start, so that greedy text is not one token for ever.
-        config.initializer_range = gpt2_config_overrides.get("initializer_range", 0.2)
-        model = GPT2LMHeadModel(config).to(torch.float32).eval()
+        # Wider than a model's own start, so that greedy text is not one token for ever.
+        config.initializer_range = overrides.get("initializer_range", 0.2)
+        model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:

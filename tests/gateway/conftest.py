@@ -15,6 +15,7 @@ import uvicorn
 from fakes.fake_transport import FakeTransport
 from tritonlm import AsyncClient
 from tritonlm.gateway.app import create_app
+from tritonlm.gateway.metrics import Counting
 from tritonlm.gateway.protocol import BoundedProtocol
 from tritonlm.gateway.settings import GatewaySettings
 
@@ -47,7 +48,7 @@ def gateway() -> Iterator[Gateway]:
 def running_gateway(transport: FakeTransport | None = None, **settings: Any) -> Iterator[Gateway]:
     transport = transport or FakeTransport()
     chosen = GatewaySettings(cors_allow_origins=["http://page.example"], ping_seconds=0.2, **settings)
-    app = create_app(AsyncClient(transports=[transport], max_retries=0), chosen)
+    app = create_app(AsyncClient(transports=[transport], max_retries=0, observer=Counting()), chosen)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, http=BoundedProtocol))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

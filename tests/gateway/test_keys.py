@@ -206,3 +206,19 @@ def test_the_last_key_that_is_revoked_leaves_the_door_locked(tmp_path: Path) -> 
     file.create("x", ["infer"], NONE)
     file.revoke("x")
     assert not KeyRing(file, None).is_empty
+
+
+def test_the_playground_is_open_and_lets_nothing_in(locked: Locked) -> None:
+    """It asks for the key itself; its parts come from here alone, and nobody may frame it."""
+    for path in ("/playground", "/playground/app.js", "/playground/style.css"):
+        answer = locked.gateway.http.get(path)
+        assert answer.status_code == 200, path
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    browser = {"accept": "text/html,application/xhtml+xml"}
+    led = locked.gateway.http.get("/", headers=browser)
+    assert (led.status_code, led.headers["location"]) == (307, "playground")
+    assert locked.gateway.http.get("/", headers={"accept": "*/*"}).status_code == 401
+    for part in ("nothing.js", "..%2fapp.py", "%2e%2e%2fapp.py", "__init__.py"):
+        assert locked.gateway.http.get(f"/playground/{part}").status_code == 404, part
+    assert locked.gateway.http.get("/playgrounds").status_code == 401

@@ -138,7 +138,11 @@ def test_a_request_can_be_followed_by_its_id(gateway: Gateway) -> None:
         list(lines)
     assert gateway.http.get("/requests/cmpl-mine").json()["status"] == "completed"
     assert gateway.http.get("/requests/nobody").status_code == 404
-    assert gateway.http.get("/queue").json()["requests"]["completed"] == 2
+    state = gateway.http.get("/queue").json()
+    assert state["requests"]["completed"] == 2
+    (model,) = [model for model in state["models"] if model["model"] == LM]
+    assert (model["tritons"], model["places"], model["tokens_per_second"]) == (1, 64, 12.5)
+    assert (model["kv_blocks"], model["kv_blocks_used"]) == (128, 3)
 
 
 def test_without_a_model_the_answer_is_503() -> None:

@@ -26,6 +26,7 @@ _SMALL = {
     "initializer_range": 0.2,
 }  # fmt: skip
 _GROUPED = {**_SMALL, "num_key_value_heads": 2, "head_dim": 8}
+_WIDE = {**_SMALL, "hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2, "head_dim": 32}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256,
@@ -44,13 +45,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256,
                     "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2},
     "olmo2": _GROUPED,
+    # Wide enough for the kernels.
+    "llama wide": _WIDE, "qwen2 wide": _WIDE, "qwen3 wide": _WIDE, "mistral wide": {**_WIDE, "sliding_window": None},
 }  # fmt: skip
 
 
 def save_model(family: str, folder: Path) -> Path:
     """A random-weight model of the family, float32, with as much of a tokenizer as the checks want to see."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+    config = AutoConfig.for_model(family.split(maxsplit=1)[0], **FAMILIES[family])
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0")).save(
         str(folder / "tokenizer.json")
@@ -132,7 +135,7 @@ def run(engine: Engine, most_steps: int = 5000) -> None:
     """Step until there is nothing left to do."""
     for _ in range(most_steps):
         if not step(engine):
-            assert engine.status()["running"] == engine.status()["waiting"] == 0
+            assert engine.reports.status()["running"] == engine.reports.status()["waiting"] == 0
             assert engine.pool.used == 0
             return
-    raise AssertionError(f"still busy after {most_steps} steps: {engine.status()}")
+    raise AssertionError(f"still busy after {most_steps} steps: {engine.reports.status()}")

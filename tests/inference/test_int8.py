@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 import torch
 from engine.config import EngineConfig
 from engine.model_runner import ModelRunner, Runner
-from engine.native import build
-from engine.native.gpt2 import Gpt2Runner, in_bytes
+from engine.native.runner import NativeRunner
+from engine.native.weights import in_bytes
 from engine.runners import open_runner
 from engine.scheduler import Slice
 from fakes.sequences import Sequence
@@ -26,6 +25,8 @@ from tokenizers import Tokenizer
 from tritonlm.contract import CheckpointError
 from tritonlm.serving.paths import model_repository
 from tritonlm.training.data import abacus, fable
+
+from .forms import library_of
 
 CPU = torch.device("cpu")
 BUNDLED = model_repository()
@@ -57,8 +58,8 @@ def test_a_weight_is_at_most_half_a_step_away(numbers: np.ndarray[Any, np.dtype[
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("flags", [(), ("-mno-amx-bf16",), ("-march=haswell",)], ids=["all", "no_amx", "avx2"])
-def test_it_computes_what_the_rounded_weights_give(tmp_path: Path, dtype: str, flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("form", ["all", "no_amx", "avx2"])
+def test_it_computes_what_the_rounded_weights_give(tmp_path: Path, dtype: str, form: str) -> None:
     folder = make_checkpoint(tmp_path / "lm", seed=5, n_embd=96, n_head=3, n_layer=2, initializer_range=0.2)
     rounded = make_checkpoint(tmp_path / "rounded", seed=5, n_embd=96, n_head=3, n_layer=2, initializer_range=0.2)
     weights = load_file(rounded / "model.safetensors")
@@ -70,9 +71,8 @@ def test_it_computes_what_the_rounded_weights_give(tmp_path: Path, dtype: str, f
             found = values * scales[: values.shape[0], None]
             weights[name] = (found.t() if turned else found).contiguous()
     save_file(weights, rounded / "model.safetensors", metadata={"format": "pt"})
-    library = ctypes.CDLL(str(build.compiled(flags)))
     config = config_of(dtype, "int8")
-    ours = Gpt2Runner(folder, config, CPU, getattr(torch, dtype), library)
+    ours = NativeRunner(folder, config, CPU, getattr(torch, dtype), library_of(form))
     theirs = ModelRunner(rounded, config_of("float32", "full", runner="reference"))
     texts = [[1, 2, 3], list(range(20))]
     for found, expected in zip(logits_of(ours, texts), logits_of(theirs, texts), strict=True):

@@ -18,7 +18,8 @@ import torch
 from engine.config import EngineConfig
 from engine.model_runner import ModelRunner
 from engine.native import build
-from engine.native.gpt2 import Gpt2Runner, packed, why_not
+from engine.native.runner import NativeRunner, why_not
+from engine.native.weights import packed
 from engine.runners import open_runner
 from engine.scheduler import Slice
 from fakes.sequences import Sequence
@@ -26,21 +27,32 @@ from fakes.tiny_lm import make_checkpoint
 from safetensors.torch import load_file, save_file
 from tritonlm.contract import Checkpoint, CheckpointError
 
+from .forms import FORMS, library_of
+
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Each leaves one more instruction set out; the last is any processor of the last ten years.
-FORMS = {
-    "all": (), "no_amx": ("-mno-amx-bf16",), "no_bf16": ("-mno-amx-bf16", "-mno-avx512bf16"),
-    "avx2": ("-march=haswell",),
-}  # fmt: skip
 # Widths that leave one block of outputs over, heads of one vector and of several, a ragged vocabulary.
-SHAPES: dict[str, dict[str, int]] = {
+_LLAMA = {
+    "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32,
+}  # fmt: skip
+_SLOWER = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+_SHRUNK = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}
+SHAPES: dict[str, dict[str, Any]] = {
     "narrow": {"n_embd": 32, "n_head": 2, "n_layer": 2}, "odd": {"n_embd": 96, "n_head": 2, "n_layer": 3},
     "inner": {"n_embd": 64, "n_head": 1, "n_layer": 1, "n_inner": 96},
     "tiles": {"n_embd": 128, "n_head": 2, "n_layer": 2}, "wide": {"n_embd": 192, "n_head": 2, "n_layer": 1},
+    "llama": {"model_type": "llama", **_LLAMA, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True,
+              "rope_parameters": _SLOWER},
+    "mistral": {"model_type": "mistral", **_LLAMA, "num_key_value_heads": 1, "sliding_window": None,
+                "rope_parameters": _SHRUNK},
+    "qwen2": {"model_type": "qwen2", **_LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **_LLAMA, "head_dim": 64, "num_key_value_heads": 2},
 }  # fmt: skip
 # Heads of a multiple of 32, in blocks of a multiple of 16 tokens, are attended in AMX's tiles where there are such.
-BLOCKS = {"tiles": 16, "wide": 32}
+BLOCKS = {"tiles": 16, "wide": 32, "llama": 16, "qwen3": 32}
 
 
 def config_of(dtype: str, **settings: Any) -> EngineConfig:
@@ -49,19 +61,27 @@ def config_of(dtype: str, **settings: Any) -> EngineConfig:
 
 @pytest.fixture(scope="module", params=SHAPES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes: dict[str, Any] = {"n_positions": 64, "initializer_range": 0.2, "vocab_size": 509, **SHAPES[request.param]}
-    return make_checkpoint(tmp_path_factory.mktemp("native") / request.param, seed=3, **sizes)
+    places = "max_position_embeddings" if "model_type" in SHAPES[request.param] else "n_positions"
+    sizes: dict[str, Any] = {places: 64, "initializer_range": 0.2, "vocab_size": 509, **SHAPES[request.param]}
+    folder = make_checkpoint(tmp_path_factory.mktemp("native") / request.param, seed=3, **sizes)
+    # Biases begin as zeros and scales as ones: whoever forgot them would not be found out.
+    weights, draw = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(4)
+    for weight in (weight for weight in weights.values() if weight.dim() == 1):
+        weight.add_(0.2 * torch.randn(weight.shape, generator=draw))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
-@pytest.fixture(scope="module", params=FORMS)
+# The last one differs from AVX2 in nothing but its speed.
+@pytest.fixture(scope="module", params=[name for name in FORMS if name != "plain"])
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
-    return ctypes.CDLL(str(build.compiled(FORMS[request.param])))
+    return library_of(request.param)
 
 
-def runner_of(folder: Path, dtype: str, library: ctypes.CDLL, threads: int = 2, weights: str = "full") -> Gpt2Runner:
+def runner_of(folder: Path, dtype: str, library: ctypes.CDLL, threads: int = 2, weights: str = "full") -> NativeRunner:
     block = BLOCKS.get(folder.name, 4)
     config = config_of(dtype, threads=threads, weights=weights, block_tokens=block, kv_cache_tokens=100 * block)
-    return Gpt2Runner(folder, config, CPU, DTYPES[dtype], library)
+    return NativeRunner(folder, config, CPU, DTYPES[dtype], library)
 
 
 def sequences(seed: int, *lengths: int) -> list[Sequence]:
@@ -87,7 +107,7 @@ def test_logits_are_those_of_transformers(folder: Path, library: ctypes.CDLL, dt
     expected, found = theirs.forward(plan), ours.forward(plan)
     spread = expected.logits.std()
     apart = (found.logits - expected.logits).abs().max() / spread
-    assert apart < (1e-4 if dtype == "float32" else 0.15)
+    assert apart < (1e-4 if dtype == "float32" else 0.25)
     assert (found.hidden - expected.hidden).abs().max() < (1e-3 if dtype == "float32" else 0.5)
     if dtype == "bfloat16":
         # Not further away than Hugging Face's own bfloat16.
@@ -166,7 +186,7 @@ def test_weights_without_numbers_give_logits_without_numbers(folder: Path, tmp_p
     broken = tmp_path / "nan"
     shutil.copytree(folder, broken)
     weights = load_file(broken / "model.safetensors")
-    weights["transformer.h.0.mlp.c_fc.weight"].fill_(torch.nan)
+    next(weight for name, weight in weights.items() if ".mlp." in name and weight.dim() == 2).fill_(torch.nan)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     library = build.kernels()
     assert library is not None
@@ -180,7 +200,7 @@ def test_weights_without_numbers_give_logits_without_numbers(folder: Path, tmp_p
 
 
 def test_what_the_kernels_cannot_compute_is_left_to_the_reference(tmp_path: Path, folder: Path) -> None:
-    assert isinstance(open_runner(folder, config_of("float32"), CPU), Gpt2Runner)
+    assert isinstance(open_runner(folder, config_of("float32"), CPU), NativeRunner)
     assert isinstance(open_runner(folder, config_of("float32", runner="reference"), CPU), ModelRunner)
     other = make_checkpoint(tmp_path / "other", n_embd=48, n_head=4, n_layer=1)
     assert isinstance(open_runner(other, config_of("float32"), CPU), ModelRunner)
@@ -191,7 +211,7 @@ def test_what_the_kernels_cannot_compute_is_left_to_the_reference(tmp_path: Path
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"model_type": "llama"}, "model_type is not gpt2"), ({"activation_function": "relu"}, "activation"),
+        ({"model_type": "opt"}, "model_type is none of gpt2, llama,"), ({"activation_function": "relu"}, "activation"),
         ({"n_head": 8}, "heads are not as wide"), ({"scale_attn_weights": False}, "scaled in another way"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scaled in another way"), ({"n_inner": 100}, "multiples of 32"),
         ({"tie_word_embeddings": False}, "output layer"), ({"add_cross_attention": True}, "another sequence"),
@@ -202,6 +222,28 @@ def test_every_reason_is_named(tmp_path: Path, changed: dict[str, Any], said: st
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert why_not(Checkpoint(tmp_path), torch.float32) == ""
     assert "another type" in why_not(Checkpoint(tmp_path), torch.float16)
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
+    assert said in why_not(Checkpoint(tmp_path), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"hidden_act": "gelu"}, "not SiLU"), ({"hidden_size": 100}, "multiples of 32"), ({"head_dim": 48}, "as wide"),
+        ({"num_key_value_heads": 3}, "1 to 16"), ({"sliding_window": 8}, "window"), ({"hidden_size": None}, "names no"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "positions"), ({"partial_rotary_factor": 0.5}, "positions"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "positions"),
+        ({"num_key_value_heads": "two"}, "not as those"), ({"rope_scaling": [2.0]}, "not as those"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, "not as those"),
+    ],
+)  # fmt: skip
+def test_every_reason_is_named_of_llamas_kin_too(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    config = {
+        "model_type": "mistral", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "vocab_size": 9,
+        "num_hidden_layers": 1, "max_position_embeddings": 16,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert why_not(Checkpoint(tmp_path), torch.float32) == ""
     (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
     assert said in why_not(Checkpoint(tmp_path), torch.float32)
 
@@ -238,7 +280,7 @@ def test_on_a_processor_without_avx512_all_runners_give_the_same_text(
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
     assert found["capability"] == capability.upper()
-    assert found["kinds"] == {"native": "Gpt2Runner", "reference": "ModelRunner"}
+    assert found["kinds"] == {"native": "NativeRunner", "reference": "ModelRunner"}
     assert found["ids"]["native"] == found["ids"]["reference"] == found["ids"]["transformers"]
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tritonlm.serving.paths import model_repository
 
 from .servers import ENGINE, LM, Server, copy_repository, running
+from .test_serve import Serve, serving
 
 PLACES = QUEUE = 4
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -62,3 +64,10 @@ def small_server(shared_small_server: Server) -> Iterator[Server]:
     """A Triton with four places, a queue of four, a chat template, and a slower LM."""
     yield shared_small_server
     assert shared_small_server.holds_nothing(), shared_small_server.status()
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """The language models that lie in the repository, served as on a fresh clone."""
+    with serving(model_repository(), tmp_path_factory.mktemp("bundled")) as serve:
+        yield serve

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import httpx
 import openai
@@ -13,17 +12,11 @@ import pytest
 from tritonlm.serving.catalogue import BUNDLED
 from tritonlm.serving.paths import model_repository
 
-from .test_serve import Serve, serving
+from .test_serve import Serve
 
 pytestmark = pytest.mark.triton
 
 CHECKOUT = model_repository().parent
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    with serving(model_repository(), tmp_path_factory.mktemp("bundled")) as serve:
-        yield serve
 
 
 def url_of(serve: Serve) -> str:

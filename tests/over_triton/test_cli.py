@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from tritonlm.cli import app
@@ -24,6 +27,20 @@ def test_models_are_listed_for_people_and_for_scripts(server: Server) -> None:
     status = json.loads(tritonlm(server, "status", "--json").stdout)
     assert status["engines"][LM]["places"] == 64
     assert "1 language models ready" in tritonlm(server, "status").stdout
+
+
+def test_status_can_be_watched(server: Server) -> None:
+    command = [sys.executable, "-m", "tritonlm.cli", "status", "--watch", "--every", "0.2", "--triton", server.grpc]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        drawn = 0
+        for line in process.stdout:
+            drawn += LM in line
+            if drawn == 3:
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(20) == 130
 
 
 def test_a_text_is_continued_from_an_argument_and_from_standard_input(server: Server) -> None:

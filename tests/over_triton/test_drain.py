@@ -92,7 +92,7 @@ def test_one_of_two_tritons_is_taken_away_for_an_upgrade_and_nobody_notices(slow
             stop.set()
             for made in asked:
                 made.result()
-    assert {answer.status_code for answer in answers} == {200}
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
     assert all("error" not in answer.text for answer in answers)
     whole = {answer.json()["choices"][0]["text"] for answer in answers if "json" in answer.headers["content-type"]}
     assert len(whole) == 1, "one text from both, before and after"

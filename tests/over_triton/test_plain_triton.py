@@ -20,13 +20,14 @@ pytestmark = pytest.mark.triton
 
 
 @contextlib.contextmanager
-def tritonserver(repository: Path, ports: dict[str, int], log: Path) -> Iterator[None]:
+def tritonserver(repository: Path, ports: dict[str, int], log: Path, *more: str) -> Iterator[None]:
     installation = find_installation()
     command = [
         str(installation.binary),
         f"--model-repository={repository}",
         f"--backend-directory={assemble(installation)}",
         *(f"--{name.replace('_', '-')}={port}" for name, port in ports.items() if name != "port"),
+        *more,
     ]
     libraries = os.pathsep.join(str(folder) for folder in installation.library_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -45,11 +46,12 @@ def tritonserver(repository: Path, ports: dict[str, int], log: Path) -> Iterator
             process.kill()
 
 
-def test_it_serves_the_same_repository(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("metrics", ["true", "false"])
+def test_it_serves_the_same_repository(repository: Path, tmp_path: Path, metrics: str) -> None:
     ports = free_ports()
     log = tmp_path / "triton.log"
     with (
-        tritonserver(repository, ports, log),
+        tritonserver(repository, ports, log, f"--allow-metrics={metrics}"),
         httpx.Client(base_url=f"http://127.0.0.1:{ports['http_port']}", timeout=WAIT_SECONDS, trust_env=False) as http,
     ):
 

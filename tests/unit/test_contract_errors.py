@@ -9,11 +9,14 @@ from tritonlm.contract import (
     Broken,
     CheckpointError,
     ContextLengthExceeded,
+    Draining,
     InsufficientScope,
     InvalidRequest,
+    NotLoaded,
     QueueFull,
     QueueTimeout,
     TritonLMError,
+    Unavailable,
 )
 from tritonlm.contract.errors import ERRORS, from_wire
 
@@ -57,6 +60,22 @@ def test_a_process_that_died_is_told_by_its_model(prefix: str, process: str, nam
     assert type(received) is Broken
     assert f"the process of '{name}' has died" in received.message
     assert type(from_wire(f"{prefix}Internal error from Core")) is Broken
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Server is stopping, scheduler for model has stopped accepting new inference requests", Draining),
+        ("Server is stopping to serve requests.", Draining),
+        ("Server not ready", Unavailable),
+        ("requested model version is not available for model 'my-lm'", NotLoaded),
+        ("requested model 'my-lm' is not available", NotLoaded),
+    ],
+)
+def test_a_triton_that_goes_is_no_fault_of_the_request(prefix: str, text: str, kind: type[TritonLMError]) -> None:
+    """What has computed nothing is asked for again, or elsewhere."""
+    assert type(from_wire(prefix + text)) is kind
 
 
 def test_calls_that_are_not_for_everybody_say_so() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes.fake_pb_utils import InferenceRequest, InferenceResponse, TritonError
+from fakes.fake_pb_utils import InferenceRequest, InferenceResponse, MetricFamily, TritonError, TritonModelException
 from fakes.models import start_model
 from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract import (
@@ -126,6 +126,43 @@ def test_commands_are_answered_beside_requests(model: Any) -> None:
     assert (report["running"], report["waiting"], report["blocks_used"]) == (0, 0, 0)
 
 
+def test_what_the_engine_measures_is_published_by_name_and_model(model: Any, checkpoint: Path) -> None:
+    request = asked([5, 6, 7])
+    model.execute([request])
+    request.sender.chunks()
+    model._publisher.publish()
+    found = {name: family.metrics[0] for name, family in MetricFamily.families.items()}
+    assert {metric.labels["model"] for metric in found.values()} == {checkpoint.name}
+    counted = {name: found[f"tritonlm_engine_{name}_total"].value for name in ("requests", "finished", "steps")}
+    assert counted == {"requests": 1, "finished": 1, "steps": 5}
+    assert (found["tritonlm_engine_places"].value, found["tritonlm_engine_running"].value) == (2, 0)
+    for name in ("queue", "prefill", "decode"):
+        (seconds,) = found[f"tritonlm_engine_{name}_seconds"].observed
+        assert 0 <= seconds < WAIT_SECONDS
+    assert 0 < found["tritonlm_engine_step_seconds_total"].value < WAIT_SECONDS
+
+
+def test_who_retires_a_model_has_it_shown_as_gone(model: Any) -> None:
+    model._publisher.publish()
+    retire = command("retire")
+    model.execute([retire])
+    retire.sender.report()
+    assert MetricFamily.families["tritonlm_engine_places"].metrics[0].value == 0
+    assert MetricFamily.families["tritonlm_engine_kv_blocks"].metrics[0].value == 0
+
+
+def test_a_triton_without_metrics_serves_all_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TritonModelException("metrics not supported")
+
+    monkeypatch.setattr(MetricFamily, "__init__", refuse)
+    started = start_model("generate", checkpoint, device="cpu")
+    request = asked([5, 6, 7])
+    started.execute([request])
+    assert request.sender.chunks()[-1].finish_reason == "length"
+    started.finalize()
+
+
 BAD: dict[str, tuple[dict[str, Any], type[TritonLMError]]] = {
     "nothing": ({}, InvalidRequest),
     "no request": ({PROMPT_IDS.name: PROMPT_IDS.pack([5])}, InvalidRequest),
@@ -210,7 +247,7 @@ class TestTwoDevices:
         assert texts == [texts[0]] * 6
         # Each has had some of them.
         engines = model._engine._engines
-        assert [engine.status()["requests"] for engine in engines] == [3, 3]
+        assert [engine.reports.status()["requests"] for engine in engines] == [3, 3]
         assert (self.status(model)["requests"], self.status(model)["places"]) == (6, 4)
         assert self.status(model)["device"] == "cpu,cpu"
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from tritonlm.serving import ServingError, patience, supervisor
+from tritonlm.serving import child as child_module
 from tritonlm.serving.child import Child
 from tritonlm.serving.patience import Patience
+from tritonlm.serving.repairs import Repairs, read_repairs
 
 
 class Clock:
@@ -57,6 +59,18 @@ def test_what_dies_now_and_then_is_brought_back_for_ever(clock: Clock) -> None:
         clock.sleep(Patience.LIVED_SECONDS + 1)
 
 
+def test_a_childs_log_stays_short_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(child_module, "LONGEST_LOG", 1000)
+    lines = "import time\nfor n in range(400):\n    print(f'line {n:03}', flush=True)\n    time.sleep(0.001)"
+    with Child("the thing", [sys.executable, "-c", lines], {}, tmp_path / "the.log", 1.0) as child:
+        while child.is_running():
+            child.keep_log_short()
+    log, before = tmp_path / "the.log", tmp_path / "the.log.1"
+    assert log.stat().st_size < 2000
+    assert b"\0" not in log.read_bytes()
+    assert (before.read_text() + log.read_text()).splitlines()[-1] == "line 399"
+
+
 def test_a_child_that_always_dies_ends_the_service_with_its_last_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -65,7 +79,7 @@ def test_a_child_that_always_dies_ends_the_service_with_its_last_words(
     child = Child("the thing", command, {}, tmp_path / "log", 1.0)
     child.start()
     watch = object.__new__(supervisor.Watch)
-    watch._patience = {}
+    watch._patience, watch._repairs = {}, Repairs(tmp_path / "repairs.json")
 
     def until_it_is_given_up() -> None:
         while True:
@@ -76,4 +90,5 @@ def test_a_child_that_always_dies_ends_the_service_with_its_last_words(
     with pytest.raises(ServingError, match="exit code 7") as told:
         until_it_is_given_up()
     assert "a reason" in told.value.detail
+    assert read_repairs(tmp_path / "repairs.json") == {"the thing": Patience.MOST}
     assert (tmp_path / "log").read_text().count("a reason") == Patience.MOST + 1

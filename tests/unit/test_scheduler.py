@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from engine.blocks import BlockPool
+from engine.drafts import Lookup
 from engine.request import Request
 from engine.scheduler import Scheduler, Slice
 from hypothesis import given, settings
@@ -17,9 +18,13 @@ BLOCK = 4
 LONGEST = 40
 
 
-def make(prompt: list[int], max_tokens: int = 4, priority: int = 2, **parameters: object) -> Request:
+def make(
+    prompt: list[int], max_tokens: int = 4, priority: int = 2, guesses: bool = False, **parameters: object
+) -> Request:
     wanted = SamplingParameters.from_mapping({"max_tokens": max_tokens, "priority": priority, "seed": 0, **parameters})
-    return Request("", prompt, GenerationRequest(wanted, True), lambda *_: None)
+    request = Request("", prompt, GenerationRequest(wanted, True), lambda *_: None)
+    request.lookup = Lookup(8) if guesses else None
+    return request
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Machine:
 
     scheduler: Scheduler
     ended: list[Request] = field(default_factory=list)
+    guessed: int = 0
 
     def step(self) -> list[Slice]:
         before = list(self.scheduler.running)
@@ -37,22 +43,35 @@ class Machine:
             self.scheduler.advance(piece)
             request = piece.request
             if piece.samples:
-                request.ids.append(1000 + len(request.ids))
+                self.sample(piece)
                 if request.generated >= (request.parameters.max_tokens or 0):
                     self.scheduler.remove(request)
                     self.ended.append(request)
         self.scheduler.pool.check()
         return plan
 
+    def sample(self, piece: Slice) -> None:
+        request, right = piece.request, 0
+        # Who guesses has something to guess.
+        request.ids.append(len(request.ids) // 3 % 2 if request.lookup else 1000 + len(request.ids))
+        while right < len(piece.guesses) and request.ids[-1] == piece.guesses[right]:
+            right += 1
+            self.scheduler.accept(request, 1)
+            request.ids.append(len(request.ids) // 3 % 2)
+        if piece.guesses:
+            request.lookup.judge(len(piece.guesses), right)
+        self.guessed += right
+
     def check(self, plan: list[Slice], before: list[Request]) -> None:
         scheduler, pool = self.scheduler, self.scheduler.pool
         assert len(scheduler.running) <= scheduler.places
         assert len({id(piece.request) for piece in plan}) == len(plan)
-        read = sum(piece.count for piece in plan if piece.count > 1)
+        read = sum(piece.known for piece in plan if piece.known > 1)
         assert read <= scheduler.prefill_tokens
         for piece in plan:
             assert piece.request in scheduler.running
             assert piece.start == piece.request.computed
+            assert piece.request.generated + len(piece.guesses) < (piece.request.parameters.max_tokens or 1)
             assert pool.blocks_for(piece.start + piece.count) <= len(piece.request.table.blocks)
         # Whoever was preempted has a worse rank than all that ran before and still run.
         preempted = [request for request in before if request in scheduler.waiting]
@@ -79,6 +98,7 @@ requests = st.builds(
     st.lists(st.integers(0, 1), min_size=1, max_size=30),
     st.integers(1, LONGEST - 30),
     st.sampled_from([1, 2, 3]),
+    st.booleans(),
 )
 
 
@@ -120,6 +140,27 @@ def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks() -> None:
     counts = [{piece.request.number: piece.count for piece in driven.step()} for _ in range(4)]
     assert [step[long.number] for step in counts] == [8, 8, 8, 6]
     assert [step[short.number] for step in counts] == [1] * 4
+
+
+def test_guesses_are_computed_along_and_cost_nobody_a_block() -> None:
+    driven = machine(blocks=20)
+    guessing = make([0, 0, 0, 1, 1, 1] * 4, max_tokens=30, guesses=True)
+    driven.scheduler.add(guessing)
+    steps = 0
+    while guessing not in driven.ended:
+        driven.step()
+        steps += 1
+    assert driven.guessed >= 15
+    assert steps + driven.guessed == 30 + 1
+    # Too many at once for a guess to be free, or a pool in which each block is somebody's.
+    for crowd, blocks in ((9, 200), (2, 12)):
+        driven = machine(blocks=blocks, places=16, prefill_tokens=400)
+        for number in range(crowd):
+            driven.scheduler.add(make([2 + number, *[0, 0, 0, 1, 1, 1] * 3], max_tokens=4, guesses=True))
+        driven.step()
+        driven.step()
+        assert all(len(piece.request.table.blocks) * BLOCK < piece.start + 1 + BLOCK for piece in driven.step())
+        assert crowd < 9 or not driven.guessed
 
 
 def test_priority_then_arrival_decides_who_gets_a_place() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes.checkpoints import write_checkpoint
+from tritonlm import secret
 from tritonlm.cli import app
 from tritonlm.serving import ServingError, Settings, preflight
 from tritonlm.serving.backend import PYTHON, Installation, assemble, find_installation, missing_libraries
@@ -100,6 +101,25 @@ def test_a_wheel_without_this_pythons_stub_is_told(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
     with pytest.raises(ServingError, match="has no Python backend for Python"):
         assemble(Installation(tmp_path, tmp_path, "0.0"))
+
+
+def test_tritons_own_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in NVIDIA's images: binary, libraries and Python backend lie together."""
+    monkeypatch.setenv("TRITONLM_TRITON_HOME", str(tmp_path))
+    with pytest.raises(ServingError, match="holds no Triton"):
+        find_installation()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tritonserver").touch()
+    found = find_installation()
+    assert found.binary == tmp_path / "bin" / "tritonserver"
+    assert assemble(found) == tmp_path / "backends"
+
+
+def test_a_secret_that_is_given_opens_the_triton_that_starts_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(secret.VARIABLE, "shared with gateways elsewhere")
+    assert secret.made() == secret.of("triton-1.somewhere:8001") == "shared with gateways elsewhere"
+    monkeypatch.delenv(secret.VARIABLE)
+    assert secret.made() != secret.made()
 
 
 def test_an_lm_is_found_with_its_engine_and_its_checkpoint(repository: Path) -> None:

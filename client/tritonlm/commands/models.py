@@ -10,6 +10,7 @@ from rich.table import Table
 from tritonlm.types import Model
 
 from .common import FAILED, AsJson, Triton, connected, console, notes, print_json
+from .watch import watch
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the language model")]
 _COUNTERS = (
@@ -45,9 +46,16 @@ def _row(model: Model) -> list[str]:
     return [model.id, state, *("–" if value is None else str(value) for value in numbers), memory]
 
 
-def status(triton: Triton = None, as_json: AsJson = False) -> None:
+def status(
+    triton: Triton = None,
+    as_json: AsJson = False,
+    watching: Annotated[bool, typer.Option("--watch", help="Go on showing what runs, waits and how fast.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="With --watch: how often.")] = 1.0,
+) -> None:
     """Tell whether Triton and its engines answer, and what they do. Exit code 1 where none is ready."""
     with connected(triton) as client:
+        if watching:
+            watch(client, every, as_json)
         health = client.health()
         reports = {name: client.status(name) for name in health.models}
     if as_json:

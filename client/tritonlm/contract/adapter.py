@@ -16,8 +16,10 @@ import numpy as np
 from .errors import CheckpointError, InvalidRequest, TritonLMError
 from .tensors import Array, TensorSpec
 
-# What Triton puts among a request's parameters itself.
-_TRITONS_PARAMETERS = ("id", "sequence_id", "sequence_start", "sequence_end", "binary_data_output")
+# Of the trace that a request belongs to (W3C); whoever makes no traces passes over it.
+_TRACEPARENT = "traceparent"
+# What is among a request's parameters and not for sampling: what Triton puts there itself.
+_NOT_OURS = ("id", "sequence_id", "sequence_start", "sequence_end", "binary_data_output", _TRACEPARENT)
 _TRITONS_PREFIX = "triton_"
 
 
@@ -52,8 +54,13 @@ def flat_parameters(request: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in parameters.items()
-        if name not in _TRITONS_PARAMETERS and not name.startswith(_TRITONS_PREFIX)
+        if name not in _NOT_OURS and not name.startswith(_TRITONS_PREFIX)
     }
+
+
+def trace_of(request: Any) -> str:
+    """What names the trace that the request belongs to; empty where there is none."""
+    return str(json.loads(request.parameters() or "{}").get(_TRACEPARENT, ""))
 
 
 def response(pb_utils: Any, arrays: Mapping[TensorSpec, Array], wanted: Collection[str]) -> Any:

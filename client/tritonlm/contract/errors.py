@@ -7,6 +7,7 @@ machine-readable tail to the sentence and `from_wire` reads it back. This file d
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import ClassVar
 from urllib.parse import quote, unquote
 
@@ -164,12 +165,38 @@ _BY_CODE = {error.code: error for error in ERRORS}
 _TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<param>\S+))?\]$", re.DOTALL)
 # What Triton itself puts in front of an ensemble's or a queue's error.
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
-_TRITONS_OWN = {"Exceeds maximum queue size": QueueFull, "Request timeout expired": QueueTimeout}
-# An ensemble whose part has just gone.
-_LOST_PART = "Internal error from Core"
-_RESTRICTED = re.compile(r"(?:protocol|API) is restricted")
-_DEAD_PROCESS = re.compile(r"Stub process '(?P<name>.*?)(?:_\d+_\d+)?' is not healthy")
-_UNKNOWN_MODEL = re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$")
+_RESTRICTED = "this Triton keeps listing and loading models for those who know its secret; set TRITONLM_TRITON_SECRET"
+
+
+def _unknown(found: re.Match[str]) -> TritonLMError:
+    missing = found["why"] == "is not found"
+    kind, why = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")
+    return kind(f"the model {found['name']!r} {why}", "model")
+
+
+# What Triton says by itself, in its own words.
+_TRITONS_OWN: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], TritonLMError]], ...] = (
+    (re.compile(r"Exceeds maximum queue size"), lambda found: QueueFull(found.string)),
+    (re.compile(r"Request timeout expired"), lambda found: QueueTimeout(found.string)),
+    (re.compile(r"^Server is stopping"), lambda _: Draining("this Triton is stopping")),
+    # It begins or ends: who has answered lately is waited for.
+    (re.compile(r"^Server not ready"), lambda _: Unavailable("this Triton is not ready")),
+    (re.compile(r"(?:protocol|API) is restricted"), lambda _: InsufficientScope(_RESTRICTED)),
+    # An ensemble whose part has just gone.
+    (
+        re.compile(r"^Internal error from Core$"),
+        lambda _: Broken("a part of the model has gone; it will be brought back"),
+    ),
+    (
+        re.compile(r"Stub process '(?P<name>.*?)(?:_\d+_\d+)?' is not healthy"),
+        lambda found: Broken(f"the process of {found['name']!r} has died; it will be brought back"),
+    ),
+    (re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$"), _unknown),
+    (
+        re.compile(r"^requested model (?:version is not available for model )?'(?P<name>[^']*)'"),
+        lambda found: NotLoaded(f"the model {found['name']!r} is not loaded", "model"),
+    ),
+)
 # A model that refuses to load: Triton tells the exception with the places in the code where it came from.
 _REFUSED_LOAD = re.compile(r"\b(?P<kind>CheckpointError|NoRoom): (?P<message>.*?)(?:\s+At:\s.*)?$", re.DOTALL)
 
@@ -192,20 +219,7 @@ def from_wire(text: str) -> TritonLMError:
 
 
 def _tritons_own(text: str) -> TritonLMError | None:
-    """What Triton says by itself, in its own words."""
-    for words, refusal in _TRITONS_OWN.items():
-        if words in text:
-            return refusal(text)
-    if _RESTRICTED.search(text):
-        return InsufficientScope(
-            "this Triton keeps listing and loading models for those who know its secret; set TRITONLM_TRITON_SECRET"
-        )
-    if text == _LOST_PART:
-        return Broken("a part of the model has gone; it will be brought back")
-    if found := _DEAD_PROCESS.search(text):
-        return Broken(f"the process of {found['name']!r} has died; it will be brought back")
-    if found := _UNKNOWN_MODEL.search(text):
-        missing = found["why"] == "is not found"
-        kind, why = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")
-        return kind(f"the model {found['name']!r} {why}", "model")
+    for words, error in _TRITONS_OWN:
+        if found := words.search(text):
+            return error(found)
     return None

@@ -6,17 +6,20 @@ rules are their own.
 
 from __future__ import annotations
 
+import time
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tritonlm.contract import InsufficientScope, InvalidKey, TritonLMError
 from tritonlm.keys import KeyRing, Limits
 
+from . import metrics
 from .admission import Admission
 from .allowance import Allowance, Caller
 from .errors import response_of
 from .middleware import context_of
-from .scopes import OPEN, is_work, scope_of
+from .scopes import is_open, is_work, scope_of
 from .settings import GatewaySettings
 
 _BYTES_A_TOKEN = 4
@@ -32,7 +35,7 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # A browser asks with OPTIONS, without a key, whether its page may ask at all.
-        if scope["type"] != "http" or scope["path"] in OPEN or scope["method"] == "OPTIONS":
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -65,8 +68,10 @@ class Access:
 
     async def _work(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         headers, served, tokens = await self._allowance.take(caller), False, _tokens_in(scope)
+        began = time.monotonic()
         try:
             await self._admission.enter(caller.name, caller.has_key, tokens)
+            metrics.record_wait(time.monotonic() - began)
             served = True
             try:
                 await self._app(scope, receive, _marked(send, headers))
@@ -74,6 +79,10 @@ class Access:
                 self._admission.leave(caller.name, tokens)
         finally:
             await self._allowance.give_back(caller, context_of(scope).usage, served)
+
+
+def _is_open(scope: Scope) -> bool:
+    return is_open(scope["path"], Headers(scope=scope).get("accept", ""))
 
 
 def _tokens_in(scope: Scope) -> int:

@@ -96,14 +96,13 @@ class Allowance:
             return
         used = self.used[caller.shown]
         used.requests += 1
-        metrics.KEY_REQUESTS.labels(caller.shown, "served").inc()
+        metrics.record_key(caller.shown, "served")
         if usage is None:
             return
         used.prompt_tokens += usage.prompt_tokens
         used.cached_tokens += usage.prompt_tokens_details.cached_tokens
         used.completion_tokens += usage.completion_tokens
-        metrics.KEY_TOKENS.labels(caller.shown, "prompt").inc(usage.prompt_tokens)
-        metrics.KEY_TOKENS.labels(caller.shown, "completion").inc(usage.completion_tokens)
+        metrics.record_key_tokens(caller.shown, usage)
         if caller.limits.tokens_per_minute is not None:
             window = RateLimitItemPerMinute(caller.limits.tokens_per_minute)
             cost = usage.prompt_tokens + usage.completion_tokens
@@ -113,7 +112,7 @@ class Allowance:
 
     def _refused(self, caller: Caller) -> None:
         self.used[caller.shown].refused += 1
-        metrics.KEY_REQUESTS.labels(caller.shown, "refused").inc()
+        metrics.record_key(caller.shown, "refused")
 
     def _refusal(self, caller: Caller, what: str, seconds: int, headers: dict[str, str]) -> RateLimited:
         self._refused(caller)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,8 @@ from fastapi_offline import FastAPIOffline
 import tritonlm
 from tritonlm.client import AsyncClient
 from tritonlm.keys import KeyFile, KeyRing
+from tritonlm.serving.repairs import read_repairs
+from tritonlm.tracing import Tracing
 
 from . import errors
 from .access import Access
@@ -19,8 +22,9 @@ from .admission import Admission
 from .allowance import Allowance
 from .history import History
 from .loading import Loader
+from .metrics import Looks
 from .middleware import REQUEST_ID, Surroundings
-from .routes import jobs, models, older, openai, tools, usage
+from .routes import jobs, models, older, openai, playground, tools, usage
 from .settings import GatewaySettings
 from .training import Training
 
@@ -32,6 +36,8 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         settings.max_requests, settings.max_running, settings.queue_seconds, settings.max_prompt_tokens
     )
 
+    tracing = Tracing(settings.otlp_endpoint, "tritonlm-gateway") if settings.otlp_endpoint else None
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await training.start()
@@ -40,6 +46,8 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         await training.close()
         await app.state.loader.close()
         await client.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -49,6 +57,13 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings, app.state.history, app.state.admission = settings, History(), admission
+    app.state.looks = Looks(
+        running=admission.running.total,
+        waiting=lambda: admission.waiting,
+        limit=settings.max_requests,
+        jobs=training.counts,
+        repairs=lambda: read_repairs(settings.repairs),
+    )
     app.state.loader = Loader(client, settings)
     client.revive = app.state.loader.revive
     errors.install(app)
@@ -58,6 +73,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     app.include_router(models.router(client, training))
     app.include_router(tools.router(client, settings))
     app.include_router(usage.router(allowance))
+    app.include_router(playground.router())
     app.add_middleware(Access, settings=settings, ring=ring, allowance=allowance, admission=admission)
     if settings.cors_allow_origins:
         app.add_middleware(
@@ -67,7 +83,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", REQUEST_ID],
             expose_headers=[REQUEST_ID],
         )
-    app.add_middleware(Surroundings, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Surroundings, max_body_bytes=settings.max_body_bytes, tracing=tracing)
     return app
 
 

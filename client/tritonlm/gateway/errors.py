@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 
 from tritonlm.contract import QueueFull, TritonLMError
 
+from . import metrics
+
 _log = logging.getLogger("tritonlm.gateway")
 _LONGEST_MESSAGE = 2000
 RETRY_AFTER_SECONDS = 1
@@ -52,6 +54,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    metrics.record_error(code or kind)
     shown = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + "…"
     return {"error": {"message": shown, "type": kind, "param": param, "code": code}}
 

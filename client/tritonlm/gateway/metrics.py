@@ -1,47 +1,142 @@
-"""The gateway's own metrics, in Prometheus' format. It counts; it does not know why."""
+"""The gateway's own metrics, in Prometheus' format. It counts; it does not know why.
+
+Labels are names that the server knows: what callers make up never becomes one.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+
+import tritonlm
+from tritonlm.observer import Observer
 from tritonlm.types import CompletionUsage
 
 REGISTRY = CollectorRegistry()
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
-REQUESTS = Counter(
-    "tritonlm_requests", "Requests by route, model and status", ("route", "model", "status"), registry=REGISTRY
-)
-DURATION = Histogram(
-    "tritonlm_request_seconds", "From the request to the last byte", ("route",), buckets=_SECONDS, registry=REGISTRY
-)
-FIRST_BYTE = Histogram(
-    "tritonlm_first_byte_seconds", "From the request to the first byte", ("route",), buckets=_SECONDS, registry=REGISTRY
-)
-TOKENS = Counter(
-    "tritonlm_tokens", "Tokens by model and kind (prompt, cached, completion)", ("model", "kind"), registry=REGISTRY
-)
-KEY_REQUESTS = Counter(
-    "tritonlm_key_requests", "Requests by key and what became of them (served, refused)", ("key", "outcome"),
-    registry=REGISTRY,
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    return Counter(f"tritonlm_{name}", meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    return Gauge(f"tritonlm_{name}", meaning, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, meaning: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+    return Histogram(f"tritonlm_{name}", meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+_requests = _counter("requests", "Requests by route, model and status", "route", "model", "status")
+_duration = _histogram("request_seconds", "From the request to the last byte", "route")
+_first_byte = _histogram("first_byte_seconds", "From the request to the first byte of the answer", "route")
+_tokens = _counter("tokens", "Tokens by model and kind (prompt, cached, completion)", "model", "kind")
+_finished = _counter("sequences", "Sequences that ended, by model and finish reason", "model", "finish_reason")
+_first_token = _histogram("first_token_seconds", "Of a stream, from the call to its first text", "model")
+_inter_token = _histogram(
+    "inter_token_seconds", "Of a stream, the time between two texts by the tokens of the later one", "model",
+    buckets=_TOKEN_SECONDS,
 )  # fmt: skip
-KEY_TOKENS = Counter(
-    "tritonlm_key_tokens", "Tokens by key and kind (prompt, completion)", ("key", "kind"), registry=REGISTRY
+_waited = _histogram("admission_seconds", "How long a request waited for its turn in the gateway")
+_errors = _counter("errors", "Answers that told an error, by its code", "code")
+_tries = _counter("tries_again", "Further tries at a Triton, by the error of the last one", "error")
+_resumes = _counter("resumes", "Sequences that went on where a fault had broken them off")
+_retried = _counter("retried_requests", "Requests that their caller's library said to be a retry")
+_loads = _counter("model_loads", "Loads of models, by model and outcome (loaded, failed)", "model", "outcome")
+_key_requests = _counter("key_requests", "Requests by key and what became of them (served, refused)", "key", "outcome")
+_key_tokens = _counter("key_tokens", "Tokens by key and kind (prompt, completion)", "key", "kind")
+_running = _gauge("running_requests", "Requests that are being served")
+_waiting = _gauge("waiting_requests", "Requests that wait for their turn in the gateway")
+_limit = _gauge("requests_limit", "Requests that may be inside at once")
+_jobs = _gauge("training_jobs", "Training jobs by state", "state")
+_repairs = _counter("repairs", "What the supervisor found dead or hanging and started again", "part")
+Info("tritonlm_build", "What runs", registry=REGISTRY).info(
+    {"version": tritonlm.__version__, "python": platform.python_version()}
 )
+ProcessCollector(registry=REGISTRY)
+_seen_repairs: dict[str, int] = {}
 
 
 def record(
     route: str, model: str, status: int, seconds: float, first_byte: float | None, usage: CompletionUsage | None
 ) -> None:
-    REQUESTS.labels(route, model, str(status)).inc()
-    DURATION.labels(route).observe(seconds)
+    _requests.labels(route, model, str(status)).inc()
+    _duration.labels(route).observe(seconds)
     if first_byte is not None:
-        FIRST_BYTE.labels(route).observe(first_byte)
+        _first_byte.labels(route).observe(first_byte)
     if usage is not None:
-        TOKENS.labels(model, "prompt").inc(usage.prompt_tokens)
-        TOKENS.labels(model, "cached").inc(usage.prompt_tokens_details.cached_tokens)
-        TOKENS.labels(model, "completion").inc(usage.completion_tokens)
+        _tokens.labels(model, "prompt").inc(usage.prompt_tokens)
+        _tokens.labels(model, "cached").inc(usage.prompt_tokens_details.cached_tokens)
+        _tokens.labels(model, "completion").inc(usage.completion_tokens)
 
 
-def exposition() -> bytes:
+def record_error(code: str) -> None:
+    _errors.labels(code).inc()
+
+
+def record_retried() -> None:
+    _retried.inc()
+
+
+def record_wait(seconds: float) -> None:
+    _waited.observe(seconds)
+
+
+def record_load(model: str, loaded: bool) -> None:
+    _loads.labels(model, "loaded" if loaded else "failed").inc()
+
+
+def record_key(key: str, outcome: str) -> None:
+    _key_requests.labels(key, outcome).inc()
+
+
+def record_key_tokens(key: str, usage: CompletionUsage) -> None:
+    _key_tokens.labels(key, "prompt").inc(usage.prompt_tokens)
+    _key_tokens.labels(key, "completion").inc(usage.completion_tokens)
+
+
+class Counting(Observer):
+    """The client's sequences, counted."""
+
+    def first_piece(self, model: str, seconds: float) -> None:
+        _first_token.labels(model).observe(seconds)
+
+    def next_piece(self, model: str, seconds: float, tokens: int) -> None:
+        _inter_token.labels(model).observe(seconds / tokens)
+
+    def ended(self, model: str, reason: str) -> None:
+        _finished.labels(model, reason).inc()
+
+    def tries_again(self, error: str, resumes: bool) -> None:
+        _tries.labels(error).inc()
+        if resumes:
+            _resumes.inc()
+
+
+@dataclass
+class Looks:
+    """How to see what is the case now, whenever somebody asks for the metrics."""
+
+    running: Callable[[], float]
+    waiting: Callable[[], float]
+    limit: float
+    jobs: Callable[[], Mapping[str, int]]
+    repairs: Callable[[], Mapping[str, int]]
+
+
+def exposition(looks: Looks) -> bytes:
+    _running.set(looks.running())
+    _waiting.set(looks.waiting())
+    _limit.set(looks.limit)
+    for state, count in looks.jobs().items():
+        _jobs.labels(state).set(count)
+    for part, count in looks.repairs().items():
+        # Counted by another process; one that begins anew counts from nothing.
+        _repairs.labels(part).inc(max(0, count - _seen_repairs.get(part, 0)))
+        _seen_repairs[part] = count
     return generate_latest(REGISTRY)

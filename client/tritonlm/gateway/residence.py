@@ -13,8 +13,10 @@ import time
 from collections.abc import Mapping
 
 from tritonlm.client import AsyncClient
-from tritonlm.contract import NoRoom, TritonLMError
+from tritonlm.contract import ModelNotFound, NoRoom, TritonLMError
 from tritonlm.types import Model
+
+from . import metrics
 
 _log = logging.getLogger("tritonlm.gateway")
 _PAUSE_SECONDS = 0.05
@@ -66,7 +68,15 @@ class Residence:
                 missing = error.missing
 
     async def _load(self, model: str, deadline: float) -> Model:
-        loaded = await self._client.models.load(model, max(deadline - time.monotonic(), 1.0))
+        try:
+            loaded = await self._client.models.load(model, max(deadline - time.monotonic(), 1.0))
+        except ModelNotFound:
+            # A name that somebody made up.
+            raise
+        except TritonLMError:
+            metrics.record_load(model, loaded=False)
+            raise
+        metrics.record_load(model, loaded=True)
         self._seen[model] = loaded
         self._look_at_once.set()
         return loaded

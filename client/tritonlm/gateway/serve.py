@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 import signal
 import socket
 from types import FrameType
@@ -17,6 +16,7 @@ import uvicorn
 from limits.errors import ConfigurationError
 from sse_starlette.sse import AppStatus
 
+from tritonlm import logs, tracing
 from tritonlm.client import AsyncClient
 from tritonlm.contract.priority import step_back
 from tritonlm.serving import ServingError, paths
@@ -24,6 +24,7 @@ from tritonlm.serving import ServingError, paths
 from .admission import Admission
 from .allowance import Allowance
 from .app import create_app, key_ring
+from .metrics import Counting
 from .protocol import BoundedProtocol
 from .settings import GatewaySettings
 
@@ -35,7 +36,7 @@ def serve(settings: GatewaySettings) -> None:
     settings = settings.model_copy(update={"keys": settings.keys or paths.keys()})
     check_door(settings)
     step_back()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure(settings.log_format)
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal once more after its orderly end, for whoever else may wait for it: nobody does.
         signal.signal(number, lambda *_: None)
@@ -50,6 +51,8 @@ def check_door(settings: GatewaySettings) -> None:
         raise ServingError(
             f"--limits-storage {settings.limits_storage}: {error} (pip install 'tritonlm[redis]')"
         ) from None
+    if settings.otlp_endpoint and not tracing.is_possible():
+        raise ServingError("--otlp-endpoint: the library for traces is not here (pip install 'tritonlm[otel]')")
     ring = key_ring(settings)
     if ring.trouble:
         raise ServingError(ring.trouble)
@@ -79,6 +82,7 @@ async def _serve(settings: GatewaySettings) -> None:
         max_retries=len(settings.triton) - 1,
         repair_seconds=settings.repair_seconds,
         authorities=settings.triton_authorities,
+        observer=Counting(),
     )
     app = create_app(client, settings)
     config = uvicorn.Config(

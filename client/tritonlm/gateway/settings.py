@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
-PREFIX = "TRITONLM_"
+from tritonlm.serving.settings import ENV_PREFIX, Telling
 
 
 def _also(name: str, plain: str) -> AliasChoices:
     """Our variable's name, and the one that an older system had for the same thing."""
-    return AliasChoices(name, f"{PREFIX}{name.upper()}", plain)
+    return AliasChoices(name, f"{ENV_PREFIX}{name.upper()}", plain)
 
 
-class GatewaySettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, populate_by_name=True)
-
+class GatewaySettings(Telling):
     triton: Annotated[list[str], NoDecode] = Field(
         default_factory=lambda: ["127.0.0.1:8001"],
         min_length=1,
@@ -89,6 +87,9 @@ class GatewaySettings(BaseSettings):
     )
     requests_per_minute: int | None = Field(
         None, ge=1, description="Requests that one caller, told by key or address, may send in a minute; unset: any."
+    )
+    repairs: Path | None = Field(
+        None, description="File in which tritonlm serve counts what it has started again, for the metrics."
     )
     cors_allow_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,

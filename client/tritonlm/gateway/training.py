@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from tritonlm.contract import Checkpoint, InvalidRequest, ModelNotFound, NotOffered
 from tritonlm.jobs import Job, JobKeeper, JobStore
-from tritonlm.jobs.store import QUEUED, RUNNING
+from tritonlm.jobs.store import QUEUED, RUNNING, STATES
 from tritonlm.serving import ServingError, paths
 from tritonlm.serving.catalogue import BUNDLED
 from tritonlm.serving.entries import repository_of
@@ -59,6 +60,13 @@ class Training:
         if self._keeper is None:
             raise NotOffered("this server does not train; start it with --training, or use tritonlm train")
         return self._keeper
+
+    def counts(self) -> dict[str, int]:
+        """Jobs by state."""
+        if self._keeper is None:
+            return {}
+        counted = Counter(job.state for job in self._keeper.all())
+        return {state: counted[state] for state in STATES}
 
     def begin(self, config: dict[str, Any]) -> Job:
         """Everything that can be refused is refused here, by the name of the field."""

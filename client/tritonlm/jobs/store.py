@@ -14,6 +14,7 @@ from typing import Any
 QUEUED, RUNNING, FINISHED, FAILED, CANCELLED, INTERRUPTED = (
     "queued", "running", "finished", "failed", "cancelled", "interrupted"
 )  # fmt: skip
+STATES = (QUEUED, RUNNING, FINISHED, FAILED, CANCELLED, INTERRUPTED)
 # States in which a job can be taken up again.
 RESUMABLE = (FAILED, CANCELLED, INTERRUPTED)
 

@@ -1,4 +1,4 @@
-"""Triton as the wheel `nvidia-pytriton` brings it: where the binary is, and a Python backend put together from it.
+"""Triton as the wheel `nvidia-pytriton` brings it, or as its own image does: where the binary is, and a Python backend.
 
 `python -m tritonlm.serving.backend` assembles it. It does not start anything.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -19,16 +20,21 @@ from . import paths
 from .errors import ServingError
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+# Triton's own folder, where it does not come from the wheel: /opt/tritonserver in NVIDIA's images.
+HOME = "TRITONLM_TRITON_HOME"
+# Where the assembled backend lies or shall lie; default: in the cache.
+ASSEMBLED = "TRITONLM_BACKENDS"
 STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Triton's files inside site-packages."""
+    """Triton's files: inside site-packages, or in a folder of its own, where they are complete."""
 
     root: Path
     libraries: Path
     version: str
+    is_complete: bool = False
 
     @property
     def binary(self) -> Path:
@@ -42,6 +48,11 @@ class Installation:
 
 
 def find_installation() -> Installation:
+    if own := os.environ.get(HOME):
+        root = Path(own)
+        if not (root / "bin" / "tritonserver").is_file():
+            raise ServingError(f"{HOME}={own} holds no Triton (bin/tritonserver)")
+        return Installation(root, root / "lib", "its own", is_complete=True)
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServingError("Triton is not installed; run scripts/setup, or pip install 'tritonlm[server]'")
@@ -52,7 +63,9 @@ def find_installation() -> Installation:
 
 def assemble(installation: Installation) -> Path:
     """Put the Python backend of this Python's version together, once; return Triton's --backend-directory."""
-    directory = paths.cache() / "triton-backends"
+    if installation.is_complete:
+        return installation.root / "backends"
+    directory = Path(os.environ.get(ASSEMBLED) or paths.cache() / "triton-backends")
     target = directory / "python"
     stamp = f"nvidia-pytriton {installation.version}, Python {PYTHON}\n"
     if (target / "STAMP").is_file() and (target / "STAMP").read_text(encoding="utf-8") == stamp:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from .errors import ServingError
 
 _PR_SET_PDEATHSIG = 1
 _LOG_LINES_SHOWN = 12
+LONGEST_LOG = 64 * 2**20
 
 
 class Child:
@@ -61,7 +63,10 @@ class Child:
             output = None
             if self.log is not None:
                 self.log.parent.mkdir(parents=True, exist_ok=True)
-                output = stack.enter_context(self.log.open("ab" if again else "wb"))
+                if not again:
+                    self.log.write_bytes(b"")
+                # Appending: a log that is cut short goes on at its new end.
+                output = stack.enter_context(self.log.open("ab"))
             self._process = subprocess.Popen(
                 self.command,
                 env=self.environment,
@@ -72,6 +77,13 @@ class Child:
                 start_new_session=True,
                 preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (no thread of ours runs yet)
             )
+
+    def keep_log_short(self) -> None:
+        """What there is beyond the bound becomes the log before this one, of which there is one."""
+        with contextlib.suppress(OSError):
+            if self.log is not None and self.log.stat().st_size > LONGEST_LOG:
+                shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
+                os.truncate(self.log, 0)
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -12,6 +12,7 @@ from . import paths
 from .child import Child
 from .control import reachable_host
 from .errors import ServingError
+from .repairs import file_of
 from .settings import Settings
 
 _START_SECONDS = 30.0
@@ -26,12 +27,16 @@ class LocalGateway(Child):
         command = [
             *(sys.executable, "-m", "tritonlm.cli", "gateway"),
             *("--triton", triton, "--host", settings.host, "--port", str(settings.port)),
-            *("--drain-seconds", "1"),
+            *("--drain-seconds", "1", "--repairs", str(file_of(settings.http_port))),
             *(("--default-model", default_model) if default_model else ()),
             *(("--registry", str(settings.registry)) if settings.registry else ()),
+            *("--log-format", settings.log_format),
+            *(("--otlp-endpoint", settings.otlp_endpoint) if settings.otlp_endpoint else ()),
             "--training" if settings.training else "--no-training",
         ]
-        log = None if settings.log_level == "debug" else paths.cache() / "logs" / f"gateway-{settings.port}.log"
+        on_terminal = settings.logs == "auto" and sys.stderr.isatty()
+        to_file = settings.logs_to_files and not on_terminal
+        log = paths.cache() / "logs" / f"gateway-{settings.port}.log" if to_file else None
         super().__init__("the gateway", command, os.environ, log, _EXIT_SECONDS)
         self.url = f"http://{reachable_host(settings.host)}:{settings.port}"
 

@@ -27,6 +27,7 @@ Size = Annotated[
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["full", "int8"]
 Runner = Literal["auto", "native", "reference"]
+LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -42,9 +43,22 @@ def _also(name: str, plain: str) -> AliasChoices:
     return AliasChoices(name, f"{ENV_PREFIX}{name.upper()}", plain)
 
 
-class Settings(BaseSettings):
+class Telling(BaseSettings):
+    """How each process of ours tells what it does."""
+
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, populate_by_name=True)
 
+    log_format: LogFormat = Field(
+        "auto", description="How the log is written: text for persons, json for machines, auto: text on a terminal."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="OpenTelemetry collector to which traces go (OTLP over HTTP), such as http://127.0.0.1:4318.",
+    )
+
+
+class Settings(Telling):
     host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on.")
     port: Port = Field(8080, description="Port that the gateway listens on.")
     gateway: bool = Field(True, description="Whether to start the gateway; without it there is Triton alone.")
@@ -67,7 +81,7 @@ class Settings(BaseSettings):
     weights: Weights = Field(
         "full",
         description="How weights are kept: full, as the number type says; int8, in eight bits with a scale for each "
-        "output (GPT-2 on a CPU).",
+        "output (GPT-2, Llama, Mistral, Qwen 2 and 3 on a CPU).",
     )
     max_context_tokens: int | None = Field(
         None,
@@ -104,6 +118,13 @@ class Settings(BaseSettings):
     kv_cache_tokens: int | None = Field(
         None, ge=1, description="Tokens that the KV cache holds; sized from context and free memory if unset."
     )
+    speculative_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=15,
+        description="Tokens that are guessed ahead of each request, at most, from what its text holds already (prompt "
+        "lookup): texts stay the same, and come sooner where they repeat themselves. None if unset.",
+    )
     memory_budget: Size | None = Field(
         None,
         description="Memory that all language models on one device may take together, such as 8GiB; where one does "
@@ -119,6 +140,11 @@ class Settings(BaseSettings):
     )
     training: bool = Field(True, description="Whether callers of the gateway may train language models.")
     log_level: LogLevel = Field("info", description="Detail of the log; debug also shows Triton's log on stderr.")
+    logs: Literal["auto", "files", "stderr"] = Field(
+        "auto",
+        description="Where Triton's and the gateway's logs go: files in the cache, this command's own stderr, or auto: "
+        "files, but the gateway's lines to a terminal.",
+    )
     load_seconds: float = Field(600, gt=0, description="How long one language model may take to load and answer.")
     drain_seconds: float = Field(
         30, ge=0, description="How long running requests may go on after the signal to stop, before they are cut off."
@@ -136,11 +162,17 @@ class Settings(BaseSettings):
             raise ValueError("port, http_port, grpc_port and metrics_port must be different ports")
         return self
 
+    @property
+    def logs_to_files(self) -> bool:
+        """At debug level they are shown at once."""
+        return self.logs != "stderr" and self.log_level != "debug"
+
     def engine_environment(self) -> dict[str, str]:
         """The variables through which the engine's process learns what it was asked for; unset means its default."""
         asked = (
             "device", "dtype", "weights", "runner", "max_context_tokens", "max_sequences", "kv_cache_tokens",
-            "memory_budget", "idle_unload_seconds", "enable_embeddings", "log_level",
+            "speculative_tokens", "memory_budget", "idle_unload_seconds", "enable_embeddings", "log_level",
+            "log_format", "otlp_endpoint",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}

@@ -25,6 +25,7 @@ from .errors import ServingError
 from .gateway import LocalGateway
 from .patience import Patience
 from .reloader import Reloader
+from .repairs import Repairs, file_of
 from .repository import LanguageModel
 from .settings import Settings
 from .triton import LocalTriton, triton_environment
@@ -134,7 +135,8 @@ class Watch:
         self._settings, self._models, self._triton, self._control = settings, models, triton, control
         self._gateway = gateway
         self._reloader = Reloader(settings) if settings.reload else None
-        self._watchdog = Watchdog(control, settings.load_seconds)
+        self._repairs = Repairs(file_of(settings.http_port))
+        self._watchdog = Watchdog(control, settings.load_seconds, self._repairs)
         self._patience: dict[str, Patience] = {}
 
     def run(self) -> NoReturn:
@@ -148,6 +150,9 @@ class Watch:
             elif self._watchdog.triton_hangs:
                 self._restart_triton("does not answer")
             self._watchdog.look(self._triton.process_id)
+            for child in (self._triton, self._gateway):
+                if child is not None:
+                    child.keep_log_short()
             time.sleep(_WATCH_SECONDS)
 
     def _restart_triton(self, what: str) -> None:
@@ -167,6 +172,7 @@ class Watch:
             raise child.crash()
         time.sleep(patience.pause)
         patience.note()
+        self._repairs.note(child.name)
         terminal.say(f"{child.name} {what} unexpectedly: starting it again")
         child.restart()
 

@@ -54,7 +54,11 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
         )
     gateway = f"{reachable_host(settings.host)}:{settings.port}"
     if settings.gateway:
-        lines += [f"  API      http://{gateway}/v1", f"  docs     http://{gateway}/docs"]
+        lines += [
+            f"  API      http://{gateway}/v1",
+            f"  try it   http://{gateway}/playground",
+            f"  docs     http://{gateway}/docs",
+        ]
     lines += [
         f"  Triton   http://{triton}:{settings.http_port}, gRPC {triton}:{settings.grpc_port}, "
         f"metrics http://{triton}:{settings.metrics_port}/metrics",

@@ -85,7 +85,22 @@ def triton_command(
         f"--grpc-restricted-protocol={restricted}",
         f"--exit-timeout-secs={EXIT_SECONDS}",
         *_LOG_FLAGS[settings.log_level],
+        *_trace_flags(settings.otlp_endpoint),
     ]
+
+
+def _trace_flags(endpoint: str | None) -> list[str]:
+    """Triton's own spans, of every request that belongs to a trace already."""
+    if endpoint is None:
+        return []
+    options = {
+        "mode": "opentelemetry",
+        "level": "TIMESTAMPS",
+        "rate": "1000000",
+        "opentelemetry,url": f"{endpoint.rstrip('/')}/v1/traces",
+        "opentelemetry,resource": "service.name=triton",
+    }
+    return [f"--trace-config={name}={value}" for name, value in options.items()]
 
 
 class LocalTriton(Child):
@@ -104,8 +119,7 @@ class LocalTriton(Child):
                 installation.binary, backend, settings, repositories, self.shared_memory_prefix, self.secret
             ),
             triton_environment(installation, settings),
-            # At debug level the log goes to our own stderr instead.
-            None if settings.log_level == "debug" else paths.cache() / "logs" / f"triton-{settings.http_port}.log",
+            paths.cache() / "logs" / f"triton-{settings.http_port}.log" if settings.logs_to_files else None,
             exit_seconds=EXIT_SECONDS + 5,
         )
 

@@ -18,6 +18,7 @@ from . import terminal
 from .control import TritonControl
 from .errors import ServingError
 from .patience import Patience
+from .repairs import Repairs
 
 _PING_EVERY_SECONDS = 1.0
 # An answer that takes longer is slow. So many in a row, over at least so long, mean that the process hangs; one that
@@ -34,8 +35,8 @@ class _Part:
 
 
 class Watchdog:
-    def __init__(self, control: TritonControl, load_seconds: float) -> None:
-        self._control, self._load_seconds = control, load_seconds
+    def __init__(self, control: TritonControl, load_seconds: float, repairs: Repairs) -> None:
+        self._control, self._load_seconds, self._repairs = control, load_seconds, repairs
         self._parts: dict[str, _Part] = {}
         self._processes: dict[str, psutil.Process] = {}
         self._next_pings = 0.0
@@ -101,6 +102,7 @@ class Watchdog:
         often = f" ({part.patience.in_a_row + 1} times in a row)" if part.patience.is_over else ""
         terminal.say(f"the process of {name} {what}{often}: starting it again")
         part.patience.note()
+        self._repairs.note(name)
         self._coming[name] = time.monotonic()
         try:
             # Triton would not load what has not changed on disk, unless it is gone.

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tritonlm import tracing
 from tritonlm.contract.control import Command
 from tritonlm.types import Piece
 
@@ -32,6 +33,8 @@ class Call:
     parameters: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
     timeout: float = 600.0
+    # Of the trace that it belongs to; empty: of none.
+    traceparent: str = field(default_factory=tracing.current.get)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tritonlm.contract.control import CANCEL, KNOWN, MAX_IDS, PING, Command
 from tritonlm.contract.errors import from_wire
 from tritonlm.contract.parts import part_of
 from tritonlm.contract.tensors import TensorSpec
+from tritonlm.tracing import TRACEPARENT
 from tritonlm.types import Piece
 
 from . import Call, Embedded, Listed, Prompt
@@ -89,8 +90,12 @@ class GrpcTransport:
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         inputs = {**_prompt(call.prompt), tensors.STREAM: call.stream, tensors.EXCLUDE_INPUT: True}
         inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout})
-        request = infer_request(call.model, inputs, tensors.LM_OUTPUTS, call.request_id)
-        stream = Responses(self._stub.ModelStreamInfer(once(request), timeout=call.timeout + _GRACE_SECONDS))
+        request = infer_request(call.model, inputs, tensors.LM_OUTPUTS, call.request_id, call.traceparent)
+        stream = Responses(
+            self._stub.ModelStreamInfer(
+                once(request), timeout=call.timeout + _GRACE_SECONDS, metadata=_trace(call.traceparent)
+            )
+        )
         ended, watched, patience = False, Watched(call.request_id, stream.fail), _ABANDON_SECONDS
         self._watch(call.model).enter(watched)
         try:
@@ -126,6 +131,7 @@ class GrpcTransport:
             {tensors.PROMPT_IDS: ids, tensors.REQUEST: wanted},
             [tensors.EMBEDDING, tensors.USAGE],
             call.request_id,
+            call.traceparent,
         )
         stream = Responses(self._stub.ModelStreamInfer(once(request), timeout=call.timeout + _GRACE_SECONDS))
         ended, watched = False, Watched(call.request_id, stream.fail)
@@ -311,3 +317,8 @@ def _prompt(prompt: Prompt) -> dict[TensorSpec, object]:
         tensors.TEXT_INPUT: prompt.text, tensors.INPUT_IDS: prompt.input_ids, tensors.MESSAGES: prompt.messages
     }  # fmt: skip
     return {spec: value for spec, value in given.items() if value is not None}
+
+
+def _trace(traceparent: str) -> tuple[tuple[str, str], ...]:
+    """What tells Triton itself which trace a call belongs to."""
+    return ((TRACEPARENT, traceparent),) if traceparent else ()

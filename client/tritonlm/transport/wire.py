@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonlm.contract import tensors
 from tritonlm.contract.tensors import TensorSpec
+from tritonlm.tracing import TRACEPARENT
 from tritonlm.types import Logprob, Piece, TopLogprob
 
 _WIRE_TYPE = {"STRING": "BYTES"}
@@ -21,13 +22,19 @@ _FORMAT = {"INT32": "i", "INT64": "q", "BOOL": "?", "FP32": "f"}
 
 
 def infer_request(
-    model: str, inputs: Mapping[TensorSpec, object], outputs: Sequence[TensorSpec], request_id: str = ""
+    model: str,
+    inputs: Mapping[TensorSpec, object],
+    outputs: Sequence[TensorSpec],
+    request_id: str = "",
+    traceparent: str = "",
 ) -> Any:
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for spec, value in inputs.items():
         count, data = _pack(spec, value)
         request.inputs.add(name=spec.name, datatype=_WIRE_TYPE.get(spec.dtype, spec.dtype), shape=[1, count])
         request.raw_input_contents.append(data)
+    if traceparent:
+        request.parameters[TRACEPARENT].string_param = traceparent
     for spec in outputs:
         request.outputs.add(name=spec.name)
     return request

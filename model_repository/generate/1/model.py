@@ -12,6 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
+from tritonlm import logs
 from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, TritonLMError
 from tritonlm.contract.adapter import (
     error_response,
@@ -19,23 +20,29 @@ from tritonlm.contract.adapter import (
     model_parameters,
     response,
     text_of,
+    trace_of,
 )
-from tritonlm.contract.control import STATUS, Command
+from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
+from tritonlm.contract.parts import language_model_of
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
 from tritonlm.hub import checkpoint_folder
 
+from .account import Accounts
 from .engine.config import EngineConfig
+from .engine.door import RETIRED_SECONDS
 from .engine.engine import Engine
 from .engine.fleet import together
 from .engine.model_runner import choose_devices
 from .engine.request import Item, Request
 from .engine.runners import open_runner
+from .publisher import Publisher
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        logs.configure_from()
         folder = checkpoint_folder(args, weights=True)
         self._config = EngineConfig.from_strings(model_parameters(args))
         self._runners = [open_runner(folder, self._config, device) for device in choose_devices(self._config.device)]
@@ -53,6 +60,10 @@ class TritonPythonModel:
             ]
         )
         self._engine.start()
+        model = language_model_of(args["model_name"], folder)
+        self._accounts = Accounts(model)
+        self._publisher = Publisher(pb_utils, self._engine, model)
+        self._publisher.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -64,6 +75,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._engine.close()
+        self._publisher.close()
+        self._accounts.close()
         for runner in self._runners:
             runner.close()
 
@@ -85,6 +98,8 @@ class TritonPythonModel:
                 report |= {"stale": self._stale(), "broken": self._broken()}
             sender.send(response(pb_utils, {REPORT: REPORT.pack(json.dumps(report))}, wanted), flags=FINAL)
 
+        if command.name in (DRAIN, RETIRE):
+            self._publisher.rest(RETIRED_SECONDS)
         self._engine.command(command, reply)
 
     def _stale(self) -> str:
@@ -108,7 +123,12 @@ class TritonPythonModel:
                 answer = error_response(pb_utils, item)
             else:
                 answer = response(pb_utils, item.to_arrays(), wanted)
-            sender.send(answer, flags=FINAL if last else 0)
+            try:
+                sender.send(answer, flags=FINAL if last else 0)
+            finally:
+                # Its caller does not wait for it.
+                if last:
+                    self._accounts.settle(made, item, traceparent)
 
         now = time.monotonic()
         seconds = min(asked.parameters.timeout or self._config.max_seconds, self._config.max_seconds)
@@ -116,6 +136,8 @@ class TritonPythonModel:
         # A timeout of Triton's own protocol (microseconds, in the request itself) bounds the wait as well.
         if microseconds := request.timeout():
             queue_seconds = min(queue_seconds, microseconds / 1e6)
-        return Request(
+        traceparent = trace_of(request) if self._accounts.has_traces else ""
+        made = Request(
             request.request_id(), prompt_ids, asked, deliver, queue_deadline=now + queue_seconds, deadline=now + seconds
         )
+        return made

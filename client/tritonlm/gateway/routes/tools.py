@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from pydantic import BaseModel
 
 import tritonlm
@@ -15,6 +16,7 @@ from tritonlm.contract import TritonLMError
 from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
 from ..schemas import DetokenizeRequest, TokenizeRequest
+from ..scopes import leads_on
 from ..settings import GatewaySettings
 from .older.common import default_model
 
@@ -108,13 +110,16 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
         return JSONResponse(report.model_dump(), 200 if found.ready else 503, headers)
 
     @routes.get("/metrics", response_class=PlainTextResponse)
-    async def exposition() -> Response:
+    async def exposition(request: Request) -> Response:
         """Prometheus' format."""
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = await asyncio.to_thread(metrics.exposition, request.app.state.looks)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @routes.get("/")
-    async def overview() -> dict[str, object]:
-        """What this is and where to go."""
+    @routes.get("/", response_model=None)
+    async def overview(request: Request) -> dict[str, object] | Response:
+        """What this is and where to go; a browser is led to the playground."""
+        if leads_on("/", request.headers.get("accept", "")):
+            return RedirectResponse("playground")
         try:
             models = [model.id for model in (await client.models.list()).data if model.state == "ready"]
         except TritonLMError:
@@ -136,6 +141,7 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
                 "GET /queue": "what runs and waits",
                 "GET /health": "whether a language model answers",
                 "GET /metrics": "counters in Prometheus' format",
+                "GET /playground": "a page to try the language models",
                 "GET /docs": "interactive documentation",
             },
         }

@@ -61,6 +61,9 @@ class EngineConfig:
     max_context_tokens: int = _number(0, "lowers the checkpoint's context; 0: as the checkpoint says")
     block_tokens: int = _number(16, "tokens in one block of the KV cache", lowest=1)
     prefill_tokens: int = _number(512, "prompt tokens in one step at most: a long prompt must not stop the others", 1)
+    speculative_tokens: int = _number(
+        0, "tokens guessed ahead of each request, at most, from what stands in its text already; 0: none"
+    )
     enable_embeddings: bool = field(default=False, metadata={"meaning": "whether prompts are embedded: true or false"})
     threads: int = _number(0, "torch's threads; 0: one for each core that the process may use")
     memory_budget: int = _size("memory that all models on one device may take together, such as 8GiB; 0: no limit")

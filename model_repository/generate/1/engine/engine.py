@@ -7,14 +7,12 @@ because a delivery may block. The engine speaks token ids; text is known to `rel
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
 from tritonlm.contract import (
     ContextLengthExceeded,
     Draining,
@@ -22,29 +20,28 @@ from tritonlm.contract import (
     InvalidRequest,
     NotOffered,
     QueueTimeout,
-    TokenLogprob,
     TritonLMError,
 )
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
 
-from .answer import CANCELLED, STOP, TIMEOUT, Answer, Decode
+from .answer import CANCELLED, TIMEOUT, Answer, Decode
 from .blocks import BlockPool
 from .config import EngineConfig
+from .delivery import Delivery
 from .door import Door
+from .drafts import Lookup, Trial
 from .embedding import PooledPrompt
-from .model_runner import Computed, Runner
+from .metrics import DECODE_SECONDS, PREFILL_SECONDS, QUEUE_SECONDS, STEP_SECONDS, STEP_SEQUENCES, Metrics
+from .model_runner import Runner
+from .outcome import Outcome
+from .reports import Reports
 from .request import Item, Request
-from .sampler import SamplingState, sample, score_prompt
-from .scheduler import Scheduler, Slice
+from .sampler import SamplingState
+from .scheduler import Scheduler
 
 _log = logging.getLogger("tritonlm.engine")
 _IDLE_SECONDS = 0.25
 _JOIN_SECONDS = 10.0
-
-COUNTERS = (
-    "requests", "finished", "cancelled", "timed_out", "failed", "refused", "steps", "prompt_tokens", "generated_tokens",
-    "cached_tokens",
-)  # fmt: skip
 
 
 class Engine:
@@ -64,22 +61,23 @@ class Engine:
         self._end_ids = end_ids
         self.pool = BlockPool(runner.blocks, config.block_tokens)
         self.scheduler = Scheduler(self.pool, config.max_sequences, config.prefill_tokens)
-        self._counters = dict.fromkeys(COUNTERS, 0)
+        self.metrics = Metrics()
+        self._outcome = Outcome(runner, self.scheduler, self.metrics, self._end)
+        self._trial = Trial() if config.speculative_tokens else None
         self._released_at = float("-inf")
-        self._created, self._born = int(time.time()), time.monotonic()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._door = Door(config.max_sequences, config.max_queue_size)
+        self.reports = Reports(runner, config, self.scheduler, self._door, self.metrics)
         self._closing = False
-        self._outbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._delivery = Delivery()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # What callers on other threads use.
 
     def start(self) -> None:
-        for work in (self._run, self._send):
-            self._threads.append(threading.Thread(target=work, name=f"engine{work.__name__}", daemon=True))
-            self._threads[-1].start()
+        self._thread.start()
+        self._delivery.start()
 
     def close(self) -> None:
         """Cancel what runs, deliver what is left, and end both threads."""
@@ -87,8 +85,9 @@ class Engine:
             self._closing = True
             self._door.drain()
             self._wake.notify()
-        for thread in self._threads:
-            thread.join(_JOIN_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)
+            self._delivery.join(_JOIN_SECONDS)
 
     def submit(self, request: Request) -> None:
         """Take a request, or raise the error that refuses it. From here on its end will be delivered."""
@@ -97,7 +96,7 @@ class Engine:
             try:
                 self._door.enter()
             except TritonLMError:
-                self._counters["refused"] += 1
+                self.metrics.count("refused")
                 raise
             self._inbox.append(lambda: self._take_in(request))
             self._wake.notify()
@@ -106,6 +105,13 @@ class Engine:
     def inside(self) -> int:
         """How many requests have come in and not ended."""
         return self._door.inside
+
+    def measures(self) -> dict[str, float]:
+        return self.reports.measures()
+
+    def take_timed(self) -> dict[str, list[float]]:
+        """What requests took, since the last taking."""
+        return self.metrics.take_timed()
 
     def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
         """Obey a command on the engine's own thread, between two steps: an answer proves that it is alive."""
@@ -138,14 +144,29 @@ class Engine:
 
     def step(self) -> bool:
         """One step of all running requests; False when there was nothing to compute."""
+        began = time.monotonic()
+        crowd = len(self.scheduler.running)
+        if self._trial:
+            self.scheduler.guessing = self._trial.wants(crowd)
         plan = self.scheduler.plan()
         if not plan:
             return False
-        computed = self.runner.forward(plan)
-        self._advance(plan, computed)
+        generated = self.metrics.counted["generated_tokens"]
+        self._outcome.give(plan, self.runner.forward(plan), began)
         self._release_chunks()
-        self._counters["steps"] += 1
+        generated = self.metrics.counted["generated_tokens"] - generated
+        now = time.monotonic()
+        self._count_step(len(plan), now - began, generated, now)
+        # Prompts take time of their own.
+        if self._trial and len(plan) == crowd and all(piece.known == 1 for piece in plan):
+            self._trial.note(crowd, self.scheduler.guessing, generated, now - began)
         return True
+
+    def _count_step(self, sequences: int, seconds: float, generated: float, now: float) -> None:
+        self.metrics.count("steps")
+        self.metrics.count(STEP_SEQUENCES, sequences)
+        self.metrics.count(STEP_SECONDS, seconds)
+        self.metrics.generated.add(generated, now)
 
     def _run(self) -> None:
         while not self._closing:
@@ -153,7 +174,7 @@ class Engine:
                 self._wait_for_work()
         self.take_in()  # what came in at the last moment gets its end too
         self._cancel_where(lambda _: True)
-        self._outbox.put(None)
+        self._delivery.end()
 
     def try_step(self) -> bool:
         """Take in and step; a broken step fails the requests that ran in it, and must not end the service."""
@@ -170,13 +191,17 @@ class Engine:
             if not self._inbox and not self._closing:
                 self._wake.wait(_IDLE_SECONDS)
 
+    def deliver_now(self) -> None:
+        """For those who step the engine themselves."""
+        self._delivery.now()
+
     def take_in(self) -> None:
         """Obey what has come in, and end what has run out of time."""
         while self._inbox:
             self._inbox.popleft()()
         now = time.monotonic()
         for request in self.scheduler.remove_where(lambda r: now > (r.deadline if r.started else r.queue_deadline)):
-            self._counters["timed_out"] += 1
+            self.metrics.count("timed_out")
             if request.started:
                 self._deliver(request, request.answer.final(TIMEOUT), last=True)
             else:
@@ -185,7 +210,7 @@ class Engine:
     def _take_in(self, request: Request) -> None:
         wanted = request.parameters
         assert wanted.seed is not None
-        self._counters["requests"] += 1
+        self.metrics.count("requests")
         if request.wanted.embed:
             request.answer = PooledPrompt(request)
             self.scheduler.add(request)
@@ -196,6 +221,7 @@ class Engine:
                 wanted, wanted.seed, self.runner.vocab_size, request.prompt_ids, wanted.resume_token_ids,
                 end_ids=() if wanted.ignore_eos else self._end_ids, device=self.runner.device,
             )  # fmt: skip
+            request.lookup = Lookup(self.config.speculative_tokens) if self.config.speculative_tokens else None
         except TritonLMError as error:
             self._deliver(request, error, last=True)
             return
@@ -212,31 +238,16 @@ class Engine:
 
     def _answer_command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
         report = self._obey(command)
-        self._outbox.put(lambda: reply(report))
+        self._delivery.put(lambda: reply(report))
 
     def _obey(self, command: Command) -> dict[str, Any]:
         if command.name == CANCEL:
             return {"cancelled": self.cancel(command.request_id)}
         if command.name == FIND:
-            return {"requests": self.find(command.request_id)}
+            return {"requests": self.reports.find(command.request_id)}
         if command.name == KNOWN:
-            return {"known": self.known(command.request_ids)}
-        return self._about if command.name == ABOUT else self.status()
-
-    def find(self, request_id: str) -> list[dict[str, Any]]:
-        """How far the requests of this id have come; `position` counts those that get a place before it."""
-        places = [("running", 0, request) for request in self.scheduler.running]
-        places += [("waiting", position, request) for position, request in enumerate(self.scheduler.waiting)]
-        return [
-            {"state": state, "position": position, "completion_tokens": request.generated}
-            for state, position, request in places
-            if request.id == request_id
-        ]
-
-    def known(self, request_ids: Collection[str]) -> list[str]:
-        """Those of them that run or wait: the others have ended, or were lost with another process."""
-        asked = set(request_ids)
-        return [request.id for request in (*self.scheduler.running, *self.scheduler.waiting) if request.id in asked]
+            return {"known": self.reports.known(command.request_ids)}
+        return self._about if command.name == ABOUT else self.reports.status()
 
     def cancel(self, request_id: str) -> int:
         """End the requests of this id, wherever they are; how many there were."""
@@ -245,90 +256,9 @@ class Engine:
     def _cancel_where(self, condition: Callable[[Request], bool]) -> int:
         found = self.scheduler.remove_where(condition)
         for request in found:
-            self._counters["cancelled"] += 1
+            self.metrics.count("cancelled")
             self._deliver(request, request.answer.final(CANCELLED), last=True)
         return len(found)
-
-    def status(self) -> dict[str, Any]:
-        return {
-            **self._counters,
-            "running": len(self.scheduler.running),
-            "waiting": len(self.scheduler.waiting),
-            "draining": self._door.is_draining,
-            "retired": self._door.is_retired,
-            "idle_seconds": round(self._door.idle_seconds, 3),
-            "idle_unload_seconds": self.config.idle_unload_seconds,
-            "memory_bytes": self.runner.memory_bytes,
-            "memory_budget": self.config.memory_budget,
-            "created": self._created,
-            "age_seconds": round(time.monotonic() - self._born, 3),
-            "places": self.config.max_sequences,
-            "preemptions": self.scheduler.preemptions,
-            "blocks": self.pool.total,
-            "blocks_used": self.pool.used,
-            "blocks_idle": self.pool.idle,
-            "kv_cache_tokens": self.pool.total * self.pool.block_tokens,
-            "context_length": self.runner.context_length,
-            "vocab_size": self.runner.vocab_size,
-            "device": str(self.runner.device),
-            "dtype": str(self.runner.dtype).removeprefix("torch."),
-        }
-
-    def _advance(self, plan: Sequence[Slice], computed: Computed) -> None:
-        """Give every slice its rows: pool or score prompts, sample next tokens, end what has ended."""
-        logits = computed.logits
-        row, sampling_rows, sampling = 0, [], []
-        for piece in plan:
-            request = piece.request
-            if not request.started_answering:
-                self._counters["prompt_tokens"] += piece.count
-            self.scheduler.advance(piece)
-            if request.wanted.embed:
-                request.answer.add(piece.start, computed.hidden[row : row + piece.count])
-                row += piece.count
-                if piece.samples:
-                    self._counters["finished"] += 1
-                    self._end(request, request.answer.final(STOP))
-                continue
-            if request.scores_prompt:
-                self._score_prompt(piece, logits[row : row + piece.count])
-                row += piece.count
-            elif piece.samples:
-                row += 1
-            if piece.samples:
-                request.answer.end_of_prompt()
-                sampling_rows.append(row - 1)
-                sampling.append(request)
-        chosen = computed.only(sampling_rows)
-        drawn = sample(chosen.logits, [request.sampling for request in sampling], chosen.best) if sampling else []
-        for request, token in zip(sampling, drawn, strict=True):
-            if token is None:
-                self.runner.clear(request.table.blocks)
-                self._end(
-                    request, EngineFailure("the model produced numbers that are not finite (NaN) for this prompt")
-                )
-                continue
-            if not request.answer.finish_reason:
-                request.ids.append(token.token_id)
-                request.sampling.append(token.token_id)
-                request.answer.feed(token.token_id, token.logprob)
-                request.started_answering = True
-                self._counters["generated_tokens"] += 1
-            if request.answer.finish_reason:
-                self._counters["finished"] += 1
-                self._end(request, request.answer.final(request.answer.finish_reason))
-
-    def _score_prompt(self, piece: Slice, logits: torch.Tensor) -> None:
-        request = piece.request
-        if piece.start == 0 and not request.scored:
-            request.answer.score_prompt([TokenLogprob(request.prompt_ids[0], None)])
-        first = max(piece.start, request.scored)
-        last = min(piece.start + piece.count, len(request.prompt_ids) - 1)
-        if first < last:
-            rows = logits[first - piece.start : last - piece.start]
-            entries = score_prompt(rows, request.prompt_ids[first + 1 : last + 1], request.parameters.logprobs or 0)
-            request.answer.score_prompt([entry for entry in entries if entry is not None])
-            request.scored = last
 
     def _release_chunks(self) -> None:
         # All together: one crowd of chunks costs the processes around less, and interrupts fewer steps, than many few.
@@ -354,9 +284,9 @@ class Engine:
     def _deliver(self, request: Request, item: Item, *, last: bool) -> None:
         request.in_delivery = True
         if isinstance(item, TritonLMError):
-            self._counters["failed"] += 1
+            self.metrics.count("failed")
         if last:
-            self._counters["cached_tokens"] += request.cached_tokens
+            self._close_account(request)
             with self._wake:
                 self._door.leave()
 
@@ -368,23 +298,13 @@ class Engine:
                 if last:
                     request.forget()
 
-        self._outbox.put(hand_over)
+        self._delivery.put(hand_over)
 
-    # The delivering thread.
-
-    def _send(self) -> None:
-        while (hand_over := self._outbox.get()) is not None:
-            self._hand_over(hand_over)
-
-    def deliver_now(self) -> None:
-        """Deliver what is ready, on the caller's thread: for those who step the engine themselves."""
-        while not self._outbox.empty():
-            hand_over = self._outbox.get()
-            assert hand_over is not None
-            self._hand_over(hand_over)
-
-    def _hand_over(self, hand_over: Callable[[], None]) -> None:
-        try:
-            hand_over()
-        except Exception:  # its caller is gone; the others' chunks must go on
-            _log.exception("a chunk could not be delivered")
+    def _close_account(self, request: Request) -> None:
+        now = request.ended = time.monotonic()
+        self.metrics.count("cached_tokens", request.cached_tokens)
+        self.metrics.time(QUEUE_SECONDS, (request.began or now) - request.arrived)
+        if request.began is not None:
+            self.metrics.time(PREFILL_SECONDS, (request.answered or now) - request.began)
+        if request.answered is not None:
+            self.metrics.time(DECODE_SECONDS, now - request.answered)

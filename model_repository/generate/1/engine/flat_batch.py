@@ -65,11 +65,8 @@ def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: 
     first_rows: list[int] = []
     for piece in plan:
         first_rows.append(len(ids))
-        ids += piece.request.ids[piece.start : piece.start + piece.count]
-        if piece.request.needs_every_row:
-            logit_rows += range(first_rows[-1], len(ids))
-        elif piece.samples:
-            logit_rows.append(len(ids) - 1)
+        logit_rows += (len(ids) + row for row in piece.wanted)
+        ids += piece.ids
     positions = np.concatenate([np.arange(p.start, p.start + p.count) for p in plan])
     slots = np.concatenate([_slots_of(p, block_tokens)[p.start : p.start + p.count] for p in plan])
 

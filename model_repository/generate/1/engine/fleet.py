@@ -12,14 +12,17 @@ from typing import Any, Protocol
 
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, KNOWN, Command
 
-from .engine import COUNTERS, Engine
+from .engine import Engine
+from .metrics import added
+from .reports import COUNTERS
 from .request import Request
 
 Report = dict[str, Any]
 Reply = Callable[[Report], None]
 
 _ADDED = (
-    *COUNTERS, "running", "waiting", "places", "preemptions", "blocks", "blocks_used", "blocks_idle", "kv_cache_tokens",
+    *COUNTERS, "tokens_per_second", "running", "waiting", "places", "preemptions", "blocks", "blocks_used",
+    "blocks_idle", "kv_cache_tokens",
 )  # fmt: skip
 
 
@@ -33,6 +36,10 @@ class Engines(Protocol):
     def submit(self, request: Request) -> None: ...
 
     def command(self, command: Command, reply: Reply) -> None: ...
+
+    def measures(self) -> dict[str, float]: ...
+
+    def take_timed(self) -> dict[str, list[float]]: ...
 
 
 def together(engines: Sequence[Engine]) -> Engines:
@@ -56,6 +63,13 @@ class Fleet:
     def submit(self, request: Request) -> None:
         with self._choosing:
             min(self._engines, key=lambda engine: engine.inside).submit(request)
+
+    def measures(self) -> dict[str, float]:
+        return added(engine.measures() for engine in self._engines)
+
+    def take_timed(self) -> dict[str, list[float]]:
+        taken = [engine.take_timed() for engine in self._engines]
+        return {name: [seconds for each in taken for seconds in each[name]] for name in taken[0]}
 
     def command(self, command: Command, reply: Reply) -> None:
         """The report comes when the last engine has answered: one that hangs is not hidden by the others."""

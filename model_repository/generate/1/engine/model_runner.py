@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError, devices
 
 from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
 from .kv_cache import KVCache, LayerShape, cache_size
+from .logit_filters import DrawSettings, draw
 from .memory import MemoryBook, resident_memory
 from .sampler import Best
 from .scheduler import Slice
@@ -29,7 +32,7 @@ _NOT_SERVED = "serve a decoder-only model whose attention follows transformers' 
 
 @dataclass(frozen=True)
 class Computed:
-    """Rows for each slice that samples (the last), or for all of a slice that needs every row, in the plan's order."""
+    """The rows that each slice wants, in the plan's order."""
 
     logits: torch.Tensor
     # What the logits were made of.
@@ -56,6 +59,10 @@ class Runner(Protocol):
     memory_bytes: int
 
     def forward(self, plan: Sequence[Slice]) -> Computed: ...
+
+    def draw(
+        self, logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.NDArray[np.float64]
+    ) -> torch.Tensor: ...
 
     def clear(self, blocks: Sequence[int]) -> None: ...
 
@@ -98,6 +105,8 @@ class ModelRunner:
             paged=attention.Paged(batch, self._cache),
         )
         return Computed(output.logits[0], self._hidden[0])
+
+    draw = staticmethod(draw)
 
     def close(self) -> None:
         self._book.leave()

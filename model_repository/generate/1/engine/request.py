@@ -42,7 +42,10 @@ class Request:
     cached_tokens: int = 0
     preemptions: int = 0
     started: bool = False
-    started_answering: bool = False
+    # Moments, each once: its first tokens were computed, its first token was there, its end.
+    began: float | None = None
+    answered: float | None = None
+    ended: float | None = None
     # Prompt tokens whose log-probabilities have been given, when they are wanted.
     scored: int = 0
     # A chunk of it is on its way.
@@ -50,17 +53,23 @@ class Request:
     # Made by the engine when the request is taken in.
     answer: Any = None
     sampling: Any = None
+    # Where guesses are wanted: who makes them.
+    lookup: Any = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt_ids, *self.parameters.resume_token_ids]
 
     def forget(self) -> None:
         """Let go of the answer: it points back here, and its memory should not wait for the collector of cycles."""
-        self.answer = self.sampling = None
+        self.answer = self.sampling = self.lookup = None
 
     @property
     def parameters(self) -> SamplingParameters:
         return self.wanted.parameters
+
+    @property
+    def started_answering(self) -> bool:
+        return self.answered is not None
 
     @property
     def rank(self) -> tuple[int, int]:

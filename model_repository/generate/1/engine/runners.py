@@ -9,7 +9,9 @@ from tritonlm.contract import Checkpoint, CheckpointError
 
 from .config import INT8, EngineConfig
 from .model_runner import ModelRunner, Runner, choose_dtype
-from .native import build, gpt2
+from .native import build
+from .native.runner import NativeRunner
+from .native.runner import why_not as why_not_native
 
 NATIVE, REFERENCE = "native", "reference"
 
@@ -23,7 +25,7 @@ def open_runner(folder: Path, config: EngineConfig, device: torch.device) -> Run
     reason = _why_not(checkpoint, config, device, dtype)
     library = None if reason else build.kernels()
     if library is not None:
-        return gpt2.Gpt2Runner(folder, config, device, dtype, library)
+        return NativeRunner(folder, config, device, dtype, library)
     asked = "weights int8" if config.weights == INT8 else "runner native" if config.runner == NATIVE else ""
     if asked:
         raise CheckpointError(f"{asked} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
@@ -34,4 +36,4 @@ def _why_not(checkpoint: Checkpoint, config: EngineConfig, device: torch.device,
     """Why the kernels do not compute it; empty where they do."""
     if config.runner == REFERENCE:
         return "runner reference has no such weights; leave runner at auto"
-    return "it computes on a GPU" if device.type != "cpu" else gpt2.why_not(checkpoint, dtype)
+    return "it computes on a GPU" if device.type != "cpu" else why_not_native(checkpoint, dtype)

@@ -7,20 +7,27 @@ where logits come from, how sequences are scheduled, nor text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tritonlm.contract.chunk import TokenLogprob
 from tritonlm.contract.errors import InvalidRequest
 from tritonlm.contract.parameters import SamplingParameters
 
-from .logit_filters import FULL_WEIGHT, DrawSettings, draw, softmax_weights, uniform
+from .logit_filters import FULL_WEIGHT, DrawSettings, softmax_weights, uniform
+from .logit_filters import draw as draw_by_torch
 
 __all__ = ["Sampled", "SamplingState", "sample", "score_prompt", "uniform"]
 
 # Log-probabilities need several 64-bit copies of the logits: no more rows at a time than this.
 SCORED_ROWS = 32
+
+
+# One token id per row, as logit_filters.draw gives it.
+Draw = Callable[[torch.Tensor, Sequence[DrawSettings], npt.NDArray[np.float64]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,9 @@ def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
         raise InvalidRequest(f"{name}: token id {wrong} is outside the vocabulary (0 … {vocab_size - 1})", name)
 
 
-def sample(logits: torch.Tensor, states: Sequence[SamplingState], best: Best | None = None) -> list[Sampled | None]:
+def sample(
+    logits: torch.Tensor, states: Sequence[SamplingState], best: Best | None = None, draw: Draw = draw_by_torch
+) -> list[Sampled | None]:
     """Each row's next token. None where a row's logits allow none: they hold NaN, or no finite best."""
     assert logits.shape[0] == len(states), "one row of logits for each sequence"
     if not states:
@@ -146,7 +155,7 @@ def sample(logits: torch.Tensor, states: Sequence[SamplingState], best: Best | N
         tokens, usable = best.ids, usable & best.values.isfinite()
     if drawn:
         rows = logits if len(drawn) == len(states) else logits[drawn]
-        tokens[drawn] = _draw_rows(rows.float(), [states[row] for row in drawn])
+        tokens[drawn] = _draw_rows(rows.float(), [states[row] for row in drawn], draw)
     ids: list[int] = tokens.tolist()
     good: list[bool] = usable.tolist()
     logprobs: dict[int, TokenLogprob | None] = {}
@@ -156,7 +165,7 @@ def sample(logits: torch.Tensor, states: Sequence[SamplingState], best: Best | N
     return [Sampled(ids[row], logprobs.get(row)) if good[row] else None for row in range(len(states))]
 
 
-def _draw_rows(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+def _draw_rows(logits: torch.Tensor, states: Sequence[SamplingState], draw: Draw) -> torch.Tensor:
     uniforms = uniform(
         [state.seed for state in states],
         [state.parameters.choice for state in states],

@@ -14,19 +14,38 @@ from dataclasses import dataclass
 from .blocks import BlockPool, Key
 from .request import Request
 
+# A product takes as long for so many rows as for one: the weights' way to the processor is what takes the time.
+_FREE_ROWS = 16
+
 
 @dataclass(frozen=True)
 class Slice:
-    """Tokens `start` to `start + count` of one request, computed in this step."""
+    """Tokens `start` to `start + count` of one request, computed in this step; the last of them may be guesses."""
 
     request: Request
     start: int
     count: int
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> int:
+        return self.count - len(self.guesses)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.request.ids[self.start : self.start + self.known], *self.guesses]
 
     @property
     def samples(self) -> bool:
-        """Whether this slice ends at the last known token, so that the next one can be sampled."""
-        return self.start + self.count == len(self.request.ids)
+        """Whether the last known token is among them, so that the next one can be sampled."""
+        return self.start + self.known == len(self.request.ids)
+
+    @property
+    def wanted(self) -> range:
+        """Those whose logits are wanted: the last known one and all guesses, or every one."""
+        if self.request.needs_every_row:
+            return range(self.count)
+        return range(self.known - 1, self.count) if self.samples else range(0)
 
 
 class Scheduler:
@@ -37,6 +56,8 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.preemptions = 0
+        # Whether those who can guess are to.
+        self.guessing = True
 
     def add(self, request: Request) -> None:
         bisect.insort(self.waiting, request, key=lambda r: r.rank)
@@ -57,10 +78,15 @@ class Scheduler:
         slices: list[Slice] = []
         budget = self.prefill_tokens
         for request in self._running_in_order():
-            count = min(request.remaining, budget) if request.remaining > 1 else 1
+            if request.remaining == 1:
+                if self._make_room(request, 1):
+                    guesses = self._guesses(request)
+                    slices.append(Slice(request, request.computed, 1 + len(guesses), guesses))
+                continue
+            count = min(request.remaining, budget)
             if count and self._make_room(request, count):
                 slices.append(Slice(request, request.computed, count))
-                budget -= count if request.remaining > 1 else 0
+                budget -= count
         while budget > 0 and (admitted := self._admit()):
             count = min(admitted.remaining, budget)
             grown = self._make_room(admitted, count)
@@ -90,6 +116,19 @@ class Scheduler:
         if needed > 0:
             request.table.blocks += self.pool.take(needed)
         return True
+
+    def _guesses(self, request: Request) -> tuple[int, ...]:
+        """As many as cost next to nothing, and as there are blocks for without taking any from others."""
+        if request.lookup is None or not self.guessing:
+            return ()
+        assert request.parameters.max_tokens is not None
+        room = min(_FREE_ROWS // len(self.running), request.parameters.max_tokens - request.generated) - 1
+        spare = self.pool.available - len(self.running)
+        room = min(room, (len(request.table.blocks) + max(spare, 0)) * self.pool.block_tokens - request.computed - 1)
+        guesses: tuple[int, ...] = request.lookup.guess(request.ids, room)
+        grown = self._make_room(request, 1 + len(guesses))
+        assert grown
+        return guesses
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -132,7 +171,10 @@ class Scheduler:
         )
 
     def advance(self, piece: Slice) -> None:
-        """The slice has been computed: its full blocks become known to others."""
-        request = piece.request
-        request.computed += piece.count
+        """The slice has been computed: its full blocks become known to others. What was guessed is not, so far."""
+        self.accept(piece.request, piece.known)
+
+    def accept(self, request: Request, count: int) -> None:
+        """So many more of the request's tokens are in the cache."""
+        request.computed += count
         self.pool.publish(request.table, request.ids, request.computed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -22,12 +23,24 @@ class QueueCompletionRequest(CompletionRequest):  # type: ignore[valid-type,misc
     model: str | None = Field(None, min_length=1, description="the default language model, if it is not named")
 
 
+class QueueOfModel(BaseModel):
+    model: str
+    tritons: int = Field(description="on how many it is loaded")
+    running: int
+    waiting: int
+    places: int
+    tokens_per_second: float = Field(description="generated, in the last five seconds")
+    kv_blocks: int = Field(description="of the KV cache, in all")
+    kv_blocks_used: int
+
+
 class QueueState(BaseModel):
     queue_size: int = Field(description="requests that wait for a place")
     running: int
     places: int = Field(description="requests that can run together")
     total_requests: int
     requests: dict[str, int] = Field(description="what became of the last thousand")
+    models: list[QueueOfModel] = Field(description="the same and more of each that is loaded, on all Tritons together")
 
 
 class RequestState(BaseModel):
@@ -42,6 +55,22 @@ class RequestState(BaseModel):
     completion_tokens: int = Field(description="so far")
 
 
+def _queue_of(model: str, reports: list[dict[str, Any]]) -> QueueOfModel:
+    def total(name: str) -> Any:
+        return sum(report[name] for report in reports)
+
+    return QueueOfModel(
+        model=model,
+        tritons=len(reports),
+        running=total("running"),
+        waiting=total("waiting"),
+        places=total("places"),
+        tokens_per_second=round(total("tokens_per_second"), 1),
+        kv_blocks=total("blocks"),
+        kv_blocks_used=total("blocks_used"),
+    )
+
+
 def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings) -> None:
     @routes.post("/completions", responses={200: {"model": Completion, **STREAMED}})
     async def complete(body: QueueCompletionRequest, request: Request) -> Response:
@@ -52,8 +81,9 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
 
     @routes.get("/queue")
     async def queue(request: Request) -> QueueState:
-        """How many requests run and wait, and what became of the last thousand."""
+        """How many requests run and wait, and what became of the last thousand; the numbers are the default model's."""
         status = await client.status(await default_model(client, settings))
+        reports = await client.models.reports()
         history = request.app.state.history
         return QueueState(
             queue_size=status["waiting"],
@@ -61,6 +91,7 @@ def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings
             places=status["places"],
             total_requests=history.total,
             requests=history.counts(),
+            models=[_queue_of(model, found) for model, found in reports.items()],
         )
 
     @routes.get("/requests/{request_id}")

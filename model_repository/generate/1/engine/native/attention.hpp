@@ -32,8 +32,9 @@ class Attention {
         own_.resize(step.rows);
         for (int row = 0; row < step.rows; row++) own_[row] = table_of(row)[step.places[row] / tokens_] * block_;
         // More of them together leave fewer pieces of work to go round.
-        const int most = std::clamp(step.rows * heads_ / (2 * members), 1, kTileRows);
-        groups_.find(step, in_tiles_ ? kTileRows : kRun, most);
+        const int seats = std::clamp(step.rows * heads_ / (2 * members), 1, kTileRows);
+        const int most = in_tiles_ ? std::max(1, seats / shared_) : seats;
+        groups_.find(step, in_tiles_ ? kTileRows / shared_ : kRun, most);
     }
 
     // Sixteen numbers of a row's key, or of its value; columns go through all heads.
@@ -65,10 +66,12 @@ class Attention {
         with_width<1>([&](auto parts) {
             Space& space = spaces_[member];
             space.shaped = 0;
-            share.each(groups_.size() * heads_, [&](int i) {
-                const Group& group = groups_[i / heads_];
+            // In tiles all heads that share keys and values sit together.
+            const int together = in_tiles_ ? shared_ : 1, parts_of_group = heads_ / together;
+            share.each(groups_.size() * parts_of_group, [&](int i) {
+                const Group& group = groups_[i / parts_of_group];
                 const int* rows = groups_.rows(group);
-                const Place at{i % heads_, keys, values, queries, attended};
+                const Place at{i % parts_of_group * together, keys, values, queries, attended};
 #ifdef __AMX_BF16__
                 if constexpr (sizeof(T) == sizeof(bf16))
                     if (in_tiles_) return attend_in_tiles<parts()>(at, group, rows, space);
@@ -158,51 +161,58 @@ class Attention {
     }
 
 #ifdef __AMX_BF16__
-    // Up to sixteen rows: first through what they share, then each through its own. What a shorter one may not see has
-    // the weight 0, which changes no sum.
+    // Up to sixteen seats, one for each row and each of the heads that share keys: first through the blocks that all have
+    // in common, then each row through its own. What a shorter one may not see has the weight 0, which changes no sum.
     template <int kParts>
     void attend_in_tiles(const Place& at, const Group& group, const int* rows, Space& space) {
-        const int count = group.count;
+        const int count = group.count * shared_;
         int pieces[kTileRows], most = 0;
-        for (int n = 0; n < count; n++) most = std::max(most, pieces[n] = step_->places[rows[n]] / kLanes + 1);
-        const int shared = group.one_sequence ? most : group.shared * (tokens_ / kLanes);
-        const size_t stride = (size_t)heads_ * width_, room = (size_t)(most + 1) * kLanes;
+        for (int n = 0; n < count; n++) most = std::max(most, pieces[n] = step_->places[rows[n / shared_]] / kLanes + 1);
+        const int common = group.one_sequence ? most : group.shared * (tokens_ / kLanes);
+        const size_t room = (size_t)(most + 1) * kLanes;
         if (space.scores.size() < kTileRows * room) {
             space.scores.resize(2 * kTileRows * room);
             space.weights.resize(2 * kTileRows * room);
         }
         // For all of them together, and for each by itself beyond.
         const auto go = [&](auto task) {
-            task(0, count, 0, shared);
-            for (int n = 0; n < count && !group.one_sequence; n++) task(n, 1, shared, pieces[n]);
+            task(0, count, 0, common);
+            for (int n = 0; n < count && !group.one_sequence; n += shared_) task(n, shared_, common, pieces[n]);
         };
         go([&](int n, int queries, int from, int to) {
             shape(space, queries);
-            score<kParts>(at, rows + n, queries, from, to, space.scores.data() + n * room, room);
+            score<kParts>(at, rows, n, queries, from, to, space.scores.data() + n * room, room);
         });
         float all[kTileRows];
         for (int n = 0; n < count; n++) {
             bf16* weights = space.weights.data() + n * room;
             const float scale = 1.0f / std::sqrt((float)width_);
-            all[n] = weigh(space.scores.data() + n * room, step_->places[rows[n]] + 1, scale, weights);
-            for (int piece = pieces[n]; piece < shared; piece++) store(weights + piece * kLanes, Lanes{});
+            all[n] = weigh(space.scores.data() + n * room, step_->places[rows[n / shared_]] + 1, scale, weights);
+            for (int piece = pieces[n]; piece < common; piece++) store(weights + piece * kLanes, Lanes{});
         }
         for (int part = 0; part < kParts; part += kPartsTogether) {
             alignas(64) float found[kPartsTogether][kTileRows][kLanes];
             go([&](int n, int queries, int from, int to) {
                 shape(space, queries);
                 const bf16* weights = space.weights.data() + n * room;
-                gather<std::min(kParts, kPartsTogether)>(at, rows[n], part, from, to, weights, room, &found[0][n]);
+                gather<std::min(kParts, kPartsTogether)>(at, rows[n / shared_], part, from, to, weights, room, &found[0][n]);
             });
-            for (int n = 0; n < count; n++)
+            for (int n = 0; n < count; n++) {
+                T* to = at.attended + seat(at, rows, n);
                 for (int i = 0; i < std::min(kParts - part, kPartsTogether); i++)
-                    store(at.attended + rows[n] * stride + at.head * width_ + (part + i) * kLanes, load(found[i][n]) / all[n]);
+                    store(to + (part + i) * kLanes, load(found[i][n]) / all[n]);
+            }
         }
     }
 
     static void shape(Space& space, int queries) {
         if (space.shaped != queries) begin_attention_tiles(queries);
         space.shaped = queries;
+    }
+
+    // Where a seat's numbers begin, among queries and in what is attended.
+    size_t seat(const Place& at, const int* rows, int n) const {
+        return ((size_t)rows[n / shared_] * heads_ + at.head + n % shared_) * width_;
     }
 
     // Where sixteen tokens' keys, or values, of a head begin.
@@ -212,15 +222,18 @@ class Attention {
     }
 
     template <int kParts>
-    void score(const Place& at, const int* rows, int count, int from, int to, float* scores, size_t room) const {
-        const size_t stride = (size_t)heads_ * width_;
+    void score(
+        const Place& at, const int* rows, int first, int count, int from, int to, float* scores, size_t room
+    ) const {
         alignas(64) bf16 queries[kTileRows][kParts * kLanes];
         for (int n = 0; n < count; n++)
             for (int k = 0; k < width_; k += kLanes)
-                store(&queries[n][k], load(at.queries + rows[n] * stride + at.head * width_ + k));
+                store(&queries[n][k], load(at.queries + seat(at, rows, first + n) + k));
         before_tiles();
+        const int row = rows[first / shared_];
         for (int piece = from; piece < to; piece++) {
-            const T* keys = piece_of(at.keys, at, rows[0], piece, 2);
+            const T* keys = piece_of(at.keys, at, row, piece, 2);
+            if (piece + kAhead < to) fetch(piece_of(at.keys, at, row, piece + kAhead, 2));
             _tile_zero(0);
             for (int k = 0; k < kParts * kLanes; k += 2 * kLanes) {
                 _tile_loadd(4, &queries[0][k], kParts * kLanes * sizeof(bf16));
@@ -229,6 +242,11 @@ class Attention {
             }
             _tile_stored(0, scores + piece * kLanes, room * sizeof(float));
         }
+    }
+
+    // A hint to the processor: right where a block holds sixteen tokens, as by default, and harmless elsewhere.
+    void fetch(const T* from) const {
+        for (int i = 0; i < width_ * kLanes; i += 64 / sizeof(T)) _mm_prefetch((const char*)(from + i), _MM_HINT_T0);
     }
 
     // Values by their weights, onto what earlier pieces have found.
@@ -251,6 +269,7 @@ class Attention {
         }
         for (int piece = from; piece < to; piece++) {
             const T* values = piece_of(at.values, at, row, piece, width_) + part * 2 * kLanes;
+            if (piece + kAhead < to) fetch(piece_of(at.values, at, row, piece + kAhead, width_) + part * 2 * kLanes);
             _tile_loadd(5, weights + piece * kLanes, room * sizeof(bf16));
             _tile_loadd(7, values, pair);
             _tile_dpbf16ps(0, 5, 7);
@@ -293,7 +312,7 @@ class Attention {
         return sum(sums);
     }
 
-    static constexpr int kRun = 4, kPartsTogether = 4;
+    static constexpr int kRun = 4, kPartsTogether = 4, kAhead = 3;
 
     const int heads_, shared_, width_;
     const Step* step_ = nullptr;

@@ -19,10 +19,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import forms
+
 _log = logging.getLogger("tritonlm.engine")
 _SOURCES = Path(__file__).parent
-_MAIN = "gpt2.cpp"
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
+_MAIN = "kernels.cpp"
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
+_HERE = "-march=native"
 # What limits torch's instructions limits the kernels' too.
 _LIMIT, _LIMITED = "ATEN_CPU_CAPABILITY", {"avx2": ("-march=haswell",), "default": ("-march=x86-64",)}
 _SECONDS = 300.0
@@ -36,32 +39,50 @@ def kernels() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None
     try:
-        return ctypes.CDLL(str(compiled(_asked())))
+        return ctypes.CDLL(str(_made_before() or compiled(_asked())))
     except (OSError, subprocess.SubprocessError) as error:
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         _log.warning("the kernels in C++ cannot be compiled; torch computes in their place: %s", str(said)[-500:])
         return None
 
 
+def _made_before() -> Path | None:
+    """Where they came with an image: the form that suits this processor."""
+    if not (folder := os.environ.get(forms.FOLDER)):
+        return None
+    flags = _processor().partition(":")[2].split()
+    return forms.choose(flags, os.environ.get(_LIMIT, "")).file(Path(folder))
+
+
 def compiled(more: Sequence[str] = ()) -> Path:
     """The library for these sources, this compiler and this processor; made where it is not there yet."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
-    if compiler is None:
-        raise OSError("there is no C++ compiler (g++)")
+    compiler = _compiler()
     sources = sorted(path for path in _SOURCES.iterdir() if path.suffix in (".cpp", ".hpp"))
     about = [path.read_text(encoding="utf-8") for path in sources]
-    about += [compiler, str(os.stat(compiler).st_mtime_ns), _processor(), *_FLAGS, *more]
+    about += [compiler, str(os.stat(compiler).st_mtime_ns), _processor(), *_FLAGS, _HERE, *more]
     file = _cache() / f"kernels-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
     if file.is_file():
         return file
+    compile_to(file, (_HERE, *more))
+    return file
+
+
+def compile_to(file: Path, more: Sequence[str]) -> None:
+    """Make this library, with these flags beside the usual ones."""
     file.parent.mkdir(parents=True, exist_ok=True)
     # Several engines may come at once; each makes its own, and they are alike.
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        command = [compiler, *_FLAGS, *more, str(_SOURCES / _MAIN), "-o", str(made)]
+        command = [_compiler(), *_FLAGS, *more, str(_SOURCES / _MAIN), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
         os.replace(made, file)
-    return file
+
+
+def _compiler() -> str:
+    found = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
+    if found is None:
+        raise OSError("there is no C++ compiler (g++)")
+    return found
 
 
 def _asked() -> list[str]:

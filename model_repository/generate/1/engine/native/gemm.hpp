@@ -17,39 +17,89 @@
 #include "team.hpp"
 #include "tiles.hpp"
 
+// Inputs whose weights of eight bits become wider ones together.
+constexpr int kTogether = 256;
+
+inline void expand(const int8_t* from, size_t count, float* to) {
+    for (size_t i = 0; i < count; i += kLanes) store(to + i, load(from + i));
+}
+
+// Two inputs of sixteen outputs lie one after the other there, and side by side here.
+inline void expand(const int8_t* from, size_t count, bf16* to) {
+    for (size_t i = 0; i < count; i += 2 * kLanes) {
+        const Words even = (Words)load(from + i), odd = (Words)load(from + i + kLanes);
+        const Words pairs = even >> 16 | odd;
+        memcpy(to + i, &pairs, sizeof pairs);
+    }
+}
+
 #ifdef __AMX_BF16__
+// Onto what the tiles hold: so many inputs of sixteen rows, or of twice as many where there are `lower` ones, times those
+// of two blocks of outputs or of one.
+template <bool kPair>
+void add_in_tiles(const bf16* upper, const bf16* lower, int stride, const bf16* first, const bf16* second, int inputs) {
+    before_tiles();
+    for (int k = 0; k < inputs; k += 32) {
+        _tile_loadd(6, first + (size_t)k * kLanes, 64);
+        if (kPair) _tile_loadd(7, second + (size_t)k * kLanes, 64);
+        _tile_loadd(4, upper + k, stride * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        if (kPair) _tile_dpbf16ps(1, 4, 7);
+        if (lower) {
+            _tile_loadd(5, lower + k, stride * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            if (kPair) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    before_tiles();
+}
+
+inline void clear_tiles() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+// What the tiles hold, row by row, a pair's first block before its second.
+template <bool kPair, typename Done>
+void take_tiles(int m, int count, int block, Done done) {
+    alignas(64) float out[4][kTileRows][kLanes];
+    _tile_stored(0, out[0], 64);
+    if (kPair) _tile_stored(1, out[1], 64);
+    if (count > kTileRows) _tile_stored(2, out[2], 64);
+    if (count > kTileRows && kPair) _tile_stored(3, out[3], 64);
+    before_tiles();
+    for (int i = 0; i < std::min(2 * kTileRows, count); i++)
+        for (int n = 0; n <= kPair; n++) done(m + i, block + n, load(out[i / kTileRows * 2 + n][i % kTileRows]));
+}
+
 // Two blocks of outputs, or one, for all rows.
 template <bool kPair, typename Done>
 void amx_columns(const bf16* rows, int count, const bf16* weights, int inputs, int block, Done done) {
     const bf16 *first = weights + (size_t)block * inputs * kLanes, *second = first + (size_t)inputs * kLanes;
-    alignas(64) float out[4][kTileRows][kLanes];
-    before_tiles();
     for (int m = 0; m < count; m += 2 * kTileRows) {
-        const bool two = count - m > kTileRows;
-        const bf16 *upper = rows + (size_t)m * inputs, *lower = upper + (size_t)kTileRows * inputs;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int k = 0; k < inputs; k += 32) {
-            _tile_loadd(6, first + (size_t)k * kLanes, 64);
-            if (kPair) _tile_loadd(7, second + (size_t)k * kLanes, 64);
-            _tile_loadd(4, upper + k, inputs * 2);
-            _tile_dpbf16ps(0, 4, 6);
-            if (kPair) _tile_dpbf16ps(1, 4, 7);
-            if (two) {
-                _tile_loadd(5, lower + k, inputs * 2);
-                _tile_dpbf16ps(2, 5, 6);
-                if (kPair) _tile_dpbf16ps(3, 5, 7);
-            }
-        }
-        _tile_stored(0, out[0], 64);
-        if (kPair) _tile_stored(1, out[1], 64);
-        if (two) _tile_stored(2, out[2], 64);
-        if (two && kPair) _tile_stored(3, out[3], 64);
-        for (int i = 0; i < std::min(2 * kTileRows, count - m); i++)
-            for (int n = 0; n <= kPair; n++) done(m + i, block + n, load(out[i / kTileRows * 2 + n][i % kTileRows]));
+        const bf16* upper = rows + (size_t)m * inputs;
+        clear_tiles();
+        add_in_tiles<kPair>(upper, count - m > kTileRows ? upper + (size_t)kTileRows * inputs : nullptr, inputs, first, second, inputs);
+        take_tiles<kPair>(m, count - m, block, done);
     }
+}
+
+// The same for at most 32 rows and weights of eight bits, which become the rows' type a few inputs at a time: those stay
+// in the first cache.
+template <bool kPair, typename Done>
+void amx_columns(const bf16* rows, int count, const int8_t* weights, int inputs, int block, bf16* space, Done done) {
+    const int8_t *first = weights + (size_t)block * inputs * kLanes, *second = first + (size_t)inputs * kLanes;
+    const bf16* lower = count > kTileRows ? rows + (size_t)kTileRows * inputs : nullptr;
+    clear_tiles();
+    for (int k = 0; k < inputs; k += kTogether) {
+        const int some = std::min(kTogether, inputs - k);
+        expand(first + (size_t)k * kLanes, some * kLanes, space);
+        if (kPair) expand(second + (size_t)k * kLanes, some * kLanes, space + kTogether * kLanes);
+        add_in_tiles<kPair>(rows + k, lower ? lower + k : nullptr, inputs, space, space + kTogether * kLanes, some);
+    }
+    take_tiles<kPair>(0, count, block, done);
 }
 #endif
 
@@ -157,19 +207,6 @@ void multiply(const T* rows, int count, const T* weights, int inputs, int output
     });
 }
 
-inline void expand(const int8_t* from, size_t count, float* to) {
-    for (size_t i = 0; i < count; i += kLanes) store(to + i, load(from + i));
-}
-
-// Two inputs of sixteen outputs lie one after the other there, and side by side here.
-inline void expand(const int8_t* from, size_t count, bf16* to) {
-    for (size_t i = 0; i < count; i += 2 * kLanes) {
-        const Words even = (Words)load(from + i), odd = (Words)load(from + i + kLanes);
-        const Words pairs = even >> 16 | odd;
-        memcpy(to + i, &pairs, sizeof pairs);
-    }
-}
-
 // The same for weights of eight bits; `space` is this thread's.
 template <typename T, typename Done>
 void multiply(
@@ -178,12 +215,21 @@ void multiply(
 ) {
     const int pairs = (outputs / kLanes + 1) / 2, last = outputs / kLanes;
     const size_t block = (size_t)inputs * kLanes;
-    if (space.size() < 2 * block) space.resize(2 * block);
+    space.resize(std::max(space.size(), std::max<size_t>(2 * block, 2 * kTogether * kLanes)));
     share.each(pairs, [&](int p) {
         const bool pair = 2 * p + 1 < last;
+        const auto take = [&](int row, int at, Lanes found) { done(row, at, found * load(scales + at * kLanes)); };
+#ifdef __AMX_BF16__
+        if constexpr (sizeof(T) == sizeof(bf16))
+            if (tiles_are_ours() && count <= 2 * kTileRows) {
+                if (pair) amx_columns<true>(rows, count, weights, inputs, 2 * p, space.data(), take);
+                else amx_columns<false>(rows, count, weights, inputs, 2 * p, space.data(), take);
+                return;
+            }
+#endif
         expand(weights + 2 * p * block, (1 + pair) * block, space.data());
         product(rows, count, space.data(), inputs, 0, pair, [&](int row, int half, Lanes found) {
-            done(row, 2 * p + half, found * load(scales + (2 * p + half) * kLanes));
+            take(row, 2 * p + half, found);
         });
     });
 }

@@ -161,6 +161,8 @@ inline Lanes inverse(Lanes x) {
 #endif
 }
 
+inline Lanes silu(Lanes x) { return x * inverse(1.0f + exp(-x)); }
+
 // GELU in its tanh form, which is x times the logistic function of twice the tanh's argument.
 inline Lanes gelu(Lanes x) {
     Lanes twice = 1.5957691216f * (x + 0.044715f * x * x * x);

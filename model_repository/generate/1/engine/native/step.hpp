@@ -1,4 +1,4 @@
-// What a caller asks of one step: the same fields, in the same order, as the structure in step.py.
+// What a caller asks of one step: the same fields, in the same order, as the structure in structures.py.
 #pragma once
 
 #include <cstdint>

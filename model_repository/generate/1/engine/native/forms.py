@@ -1,0 +1,65 @@
+"""The kernels for machines that are not known yet: a library for each level of instructions, chosen at the load.
+
+For images, which are built on one machine, run on another, and hold no compiler. It knows levels and a processor's
+flags.
+
+    python -m engine.native.forms FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+# Where such libraries lie.
+FOLDER = "TRITONLM_NATIVE_FORMS"
+_V3 = frozenset(("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"))
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+
+@dataclass(frozen=True)
+class Form:
+    name: str
+    flags: tuple[str, ...]
+    needs: frozenset[str] = frozenset()
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"kernels-{self.name}.so"
+
+
+# The best first.
+FORMS = (
+    Form(
+        "amx", ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        _V4 | {"avx512_bf16", "amx_tile", "amx_bf16"},
+    ),
+    Form("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16"), _V4 | {"avx512_bf16"}),
+    Form("avx512", ("-march=x86-64-v4",), _V4),
+    Form("avx2", ("-march=x86-64-v3",), _V3),
+    Form("plain", ("-march=x86-64",)),
+)  # fmt: skip
+# What limits torch's instructions limits the kernels' too.
+_LIMITS = {"avx2": "avx2", "default": "plain"}
+
+
+def choose(processor: Collection[str], limit: str = "") -> Form:
+    """The best that a processor with these flags can run, and that the limit allows."""
+    names = [form.name for form in FORMS]
+    allowed = FORMS[names.index(_LIMITS[limit]) :] if limit in _LIMITS else FORMS
+    return next(form for form in allowed if form.needs <= set(processor))
+
+
+def main() -> None:
+    from .build import compile_to  # noqa: PLC0415 (it chooses among these when it loads)
+
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for form in FORMS:
+        compile_to(form.file(folder), form.flags)
+        print(form.file(folder))
+
+
+if __name__ == "__main__":
+    main()

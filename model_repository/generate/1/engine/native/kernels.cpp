@@ -1,0 +1,50 @@
+// What Python calls: a model is opened, computes step after step, and is closed.
+
+#include <memory>
+#include <vector>
+
+#include "draw.hpp"
+#include "model.hpp"
+#include "step.hpp"
+#include "team.hpp"
+#include "transformer.hpp"
+
+namespace {
+
+struct Handle {
+    Team team;
+    std::unique_ptr<Decoder> decoder;
+    std::vector<Drawer> drawers;
+};
+
+std::unique_ptr<Decoder> make(const Model& model, bool halves, bool bytes) {
+    if (halves && bytes) return std::make_unique<Transformer<bf16, int8_t>>(model);
+    if (halves) return std::make_unique<Transformer<bf16, bf16>>(model);
+    if (bytes) return std::make_unique<Transformer<float, int8_t>>(model);
+    return std::make_unique<Transformer<float, float>>(model);
+}
+
+}  // namespace
+
+extern "C" {
+
+void* open_model(const Model* model, int halves, int bytes, int threads) {
+    return new Handle{Team(threads), make(*model, halves, bytes), std::vector<Drawer>(threads)};
+}
+
+void step_model(void* opened, const Step* step) {
+    auto* handle = static_cast<Handle*>(opened);
+    handle->decoder->step(handle->team, *step);
+}
+
+void draw_tokens(void* opened, const Draw* draw) {
+    auto* handle = static_cast<Handle*>(opened);
+    Share share;
+    handle->team.run([&](int member) {
+        share.each(draw->rows, [&](int row) { draw->ids[row] = handle->drawers[member].draw(*draw, row); });
+    });
+}
+
+void close_model(void* opened) { delete static_cast<Handle*>(opened); }
+
+}  // extern "C"

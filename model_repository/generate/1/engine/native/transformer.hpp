@@ -1,0 +1,258 @@
+// One step of a decoder on a CPU: all rows of a plan, prompt chunks and decoding ones, from token ids to logits. GPT-2 with
+// its kin and Llama with its own are one here: they differ in how rows are normalised, in how a token's place is told, and
+// in the gate of the inner layer.
+//
+// Between the products everything is float32; rows go into a product, and keys and values into the cache, in the
+// model's type, which is the weights' own or what weights of eight bits become. Each row is computed by itself, in an
+// order that no other row changes. It knows pointers and sizes; who owns the memory, and what the rows mean, its caller
+// knows.
+#pragma once
+
+#include <cmath>
+
+#include "attention.hpp"
+#include "clock.hpp"
+#include "gemm.hpp"
+#include "lanes.hpp"
+#include "model.hpp"
+#include "step.hpp"
+#include "team.hpp"
+
+class Decoder {
+  public:
+    virtual ~Decoder() = default;
+    virtual void step(Team& team, const Step& step) = 0;
+};
+
+// T is the type of rows, keys and values, W that of weights.
+template <typename T, typename W>
+class Transformer : public Decoder {
+  public:
+    explicit Transformer(const Model& model)
+        : model_(model), attention_(model.heads, model.shared, model.head_width),
+          query_width_(model.heads * model.head_width), key_width_(query_width_ / model.shared),
+          shares_(model.layers * kPartsOfLayer + kOtherParts) {}
+
+    void step(Team& team, const Step& step) override {
+        reserve(step.rows, team.size());
+        attention_.begin(step, team.size());
+        for (auto& share : shares_) share.reset();
+        clock_ = Clock(step.spent);
+        team.run([&](int member) {
+            begin_tiles();
+            embed(step);
+            end_part(team, member, kOther);
+            for (int layer = 0; layer < model_.layers; layer++) one_layer(team, step, layer, member);
+            finish(team, step, member);
+            end_tiles();
+        });
+    }
+
+  private:
+    // All members end a part together; the first one looks at the clock.
+    void end_part(Team& team, int member, Kind kind) {
+        team.meet();
+        if (member == 0) clock_.lap(kind);
+    }
+
+    void reserve(int rows, int members) {
+        const size_t padded = (rows + 2 * kTileRows - 1) / (2 * kTileRows) * 2 * kTileRows;
+        if (padded <= reserved_) return;
+        reserved_ = padded;
+        stream_.resize(padded * model_.width);
+        queries_.resize(padded * query_width_);
+        normal_.resize(padded * model_.width);
+        attended_.resize(padded * query_width_);
+        widened_.resize(padded * model_.inner);
+        expanded_.resize(members);
+        if (!model_.turns) return;
+        keys_.resize(padded * key_width_);
+        turned_.resize(padded * model_.head_width);
+    }
+
+    // Each part of a step is shared out by itself.
+    Share& part(int layer, int number) { return shares_[layer * kPartsOfLayer + number]; }
+    Share& other(int number) { return shares_[model_.layers * kPartsOfLayer + number]; }
+
+    void embed(const Step& step) {
+        const W* tokens = static_cast<const W*>(model_.tokens.values);
+        constexpr int kTogether = sizeof(W) == sizeof(bf16) ? 2 : 1;
+        const int width = model_.width;
+        other(0).each(step.rows, [&](int row) {
+            const int id = step.ids[row];
+            const float scale = kExpands ? model_.tokens.scales[id] : 1.0f;
+            const W* packed = tokens + (size_t)(id / kLanes) * width * kLanes + id % kLanes * kTogether;
+            float* to = &stream_[(size_t)row * width];
+            for (int k = 0; k < width; k++)
+                to[k] = value(packed[(size_t)(k / kTogether) * kLanes * kTogether + k % kTogether]) * scale;
+            const int place = step.places[row];
+            if (model_.turns) return find_turns(row, place);
+            for (int k = 0; k < width; k += kLanes)
+                store(to + k, load(to + k) + load(model_.positions + (size_t)place * width + k));
+        });
+    }
+
+    // The cosines of a place's angles, and then their sines.
+    void find_turns(int row, int place) {
+        const int half = model_.head_width / 2;
+        float* to = &turned_[(size_t)row * model_.head_width];
+        for (int i = 0; i < half; i++) {
+            const float angle = place * model_.turns[i];
+            to[i] = std::cos(angle);
+            to[half + i] = std::sin(angle);
+        }
+    }
+
+    template <typename Out>
+    void normalise(const float* from, int width, const float* scale, const float* shift, Out* to) const {
+        Lanes total = {}, squares = {};
+        if (shift)
+            for (int k = 0; k < width; k += kLanes) total += load(from + k);
+        const float mean = sum(total) / width;
+        for (int k = 0; k < width; k += kLanes) {
+            const Lanes apart = load(from + k) - mean;
+            squares += apart * apart;
+        }
+        const float inverse = 1.0f / std::sqrt(sum(squares) / width + model_.epsilon);
+        for (int k = 0; k < width; k += kLanes) {
+            const Lanes found = (load(from + k) - mean) * inverse * load(scale + k);
+            store(to + k, shift ? found + load(shift + k) : found);
+        }
+    }
+
+    void normalise_rows(const Step& step, const float* scale, const float* shift, Share& share) {
+        const size_t width = model_.width;
+        share.each(step.rows, [&](int row) {
+            normalise(&stream_[row * width], width, scale, shift, &normal_[row * width]);
+        });
+    }
+
+    void one_layer(Team& team, const Step& step, int number, int member) {
+        const Layer& layer = model_.layer[number];
+        normalise_rows(step, layer.first_scale, layer.first_shift, part(number, 0));
+        end_part(team, member, kOther);
+        T *keys = static_cast<T*>(step.keys[number]), *values = static_cast<T*>(step.values[number]);
+        project_in(step, layer, keys, values, part(number, 1), member);
+        end_part(team, member, kProducts);
+        if (model_.turns) {
+            turn(step, layer, keys, part(number, 2));
+            end_part(team, member, kOther);
+        }
+        attention_.attend(keys, values, queries_.data(), attended_.data(), part(number, 3), member);
+        end_part(team, member, kAttention);
+        add_product(step, attended_.data(), layer.project, query_width_, part(number, 4), member);
+        end_part(team, member, kProducts);
+        normalise_rows(step, layer.second_scale, layer.second_shift, part(number, 5));
+        end_part(team, member, kOther);
+        widen(step, layer.widen, part(number, 6), member);
+        end_part(team, member, kProducts);
+        add_product(step, widened_.data(), layer.narrow, model_.inner, part(number, 7), member);
+        end_part(team, member, kProducts);
+    }
+
+    void project_in(const Step& step, const Layer& layer, T* keys, T* values, Share& share, int member) {
+        const int outputs = query_width_ + 2 * key_width_;
+        times(normal_.data(), step.rows, layer.attend, model_.width, outputs, share, member, [&](int row, int column, Lanes found) {
+            if (column < query_width_) return store(&queries_[(size_t)row * query_width_ + column], found);
+            column -= query_width_;
+            if (column >= key_width_) return attention_.keep_value(values, row, column - key_width_, found);
+            if (model_.turns) return store(&keys_[(size_t)row * key_width_ + column], found);
+            attention_.keep_key(keys, row, column, found);
+        });
+    }
+
+    // Queries and keys by their places; the keys go into the cache only then.
+    void turn(const Step& step, const Layer& layer, T* keys, Share& share) {
+        const int width = model_.head_width, all = (query_width_ + key_width_) / width;
+        share.each(step.rows * all, [&](int i) {
+            const int row = i / all, head = i % all;
+            if (head < model_.heads) return turn_head(&queries_[(size_t)row * query_width_ + head * width], row, layer.query_scale);
+            const int first = (head - model_.heads) * width;
+            float* key = &keys_[(size_t)row * key_width_ + first];
+            turn_head(key, row, layer.key_scale);
+            for (int k = 0; k < width; k += kLanes) attention_.keep_key(keys, row, first + k, load(key + k));
+        });
+    }
+
+    void turn_head(float* head, int row, const float* scale) const {
+        const int width = model_.head_width, half = width / 2;
+        if (scale) normalise(head, width, scale, nullptr, head);
+        const float* turned = &turned_[(size_t)row * width];
+        for (int k = 0; k < half; k += kLanes) {
+            const Lanes cosines = load(turned + k), sines = load(turned + half + k);
+            const Lanes first = load(head + k), second = load(head + half + k);
+            store(head + k, first * cosines - second * sines);
+            store(head + half + k, second * cosines + first * sines);
+        }
+    }
+
+    void widen(const Step& step, const Weights& weights, Share& share, int member) {
+        const size_t inner = model_.inner;
+        if (!model_.gated)
+            return times(normal_.data(), step.rows, weights, model_.width, inner, share, member, [&](int row, int column, Lanes found) {
+                store(&widened_[row * inner + column], gelu(found));
+            });
+        // A row's gate comes just before what it lets through.
+        Lanes gate = {};
+        times(normal_.data(), step.rows, weights, model_.width, 2 * inner, share, member, [&](int row, int column, Lanes found) {
+            if (column % (2 * kLanes) == 0) gate = silu(found);
+            else store(&widened_[row * inner + column / (2 * kLanes) * kLanes], gate * found);
+        });
+    }
+
+    // Onto the stream that runs through all layers.
+    void add_product(const Step& step, const T* rows, const Weights& weights, int inputs, Share& share, int member) {
+        const int width = model_.width;
+        times(rows, step.rows, weights, inputs, width, share, member, [&](int row, int column, Lanes found) {
+            float* to = &stream_[(size_t)row * width + column];
+            store(to, load(to) + found);
+        });
+    }
+
+    // `done(row, column, sixteen numbers)` takes them, the bias added.
+    template <typename Done>
+    void times(const T* rows, int count, const Weights& weights, int inputs, int outputs, Share& share, int member, Done done) {
+        const W* values = static_cast<const W*>(weights.values);
+        const auto take = [&](int row, int block, Lanes found) {
+            done(row, block * kLanes, weights.bias ? found + load(weights.bias + block * kLanes) : found);
+        };
+        if constexpr (kExpands)
+            multiply(rows, count, values, weights.scales, inputs, outputs, share, expanded_[member], take);
+        else multiply(rows, count, values, inputs, outputs, share, take);
+    }
+
+    void finish(Team& team, const Step& step, int member) {
+        const int width = model_.width;
+        other(1).each(step.wanted_rows, [&](int i) {
+            float* hidden = step.hidden + (size_t)i * width;
+            normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, hidden);
+            for (int k = 0; k < width; k += kLanes) store(&normal_[(size_t)i * width + k], load(hidden + k));
+        });
+        end_part(team, member, kOther);
+        const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
+        times(normal_.data(), step.wanted_rows, model_.output, width, outputs, other(2), member, [&](int row, int column, Lanes found) {
+            store(step.logits + (size_t)row * step.stride + column, found);
+        });
+        team.meet();
+        other(3).each(step.wanted_rows, [&](int row) {
+            const Best best = best_of(step.logits + (size_t)row * step.stride, model_.vocabulary);
+            step.best[row] = best.value;
+            step.best_ids[row] = best.place;
+        });
+        end_part(team, member, kLogits);
+    }
+
+    static constexpr bool kExpands = sizeof(W) == 1;
+    static constexpr int kPartsOfLayer = 8, kOtherParts = 4;
+
+    const Model model_;
+    Attention<T> attention_;
+    const int query_width_, key_width_;
+    std::vector<Share> shares_;
+    size_t reserved_ = 0;
+    Clock clock_;
+    Numbers<float> stream_, queries_, keys_, turned_;
+    Numbers<T> normal_, attended_, widened_;
+    // Each member's weights of eight bits, as they are multiplied.
+    std::vector<Numbers<T>> expanded_;
+};

@@ -1,0 +1,93 @@
+"""A checkpoint's tensors as the kernels want them: packed, and held for as long as they are pointed to.
+
+It knows files and the order of numbers in memory, not which family a tensor belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.nn import functional
+from tritonlm.contract import CheckpointError
+
+from .structures import Weights
+
+LANES = 16
+
+
+class Packing:
+    """Reads tensors by their names, with or without `prefix` in front, and gives pointers to what it has packed."""
+
+    def __init__(self, folder: Path, prefix: str, dtype: torch.dtype, in_bytes: bool) -> None:
+        self._folder, self._dtype, self._in_bytes = folder, dtype, in_bytes
+        self._held: list[Any] = []
+        self._files: dict[str, tuple[Any, str]] = {}
+        try:
+            for file in sorted(folder.glob("*.safetensors")):
+                opened = safe_open(file, framework="pt")
+                self._files |= {name.removeprefix(prefix): (opened, name) for name in opened.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+        except Exception as error:  # safetensors has errors of its own
+            raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
+
+    def has(self, name: str) -> bool:
+        return name in self._files
+
+    def get(self, name: str, *shape: int) -> torch.Tensor:
+        """A copy of it: a newer file, written over the one that this was read from, must not change it."""
+        if name not in self._files:
+            raise CheckpointError(f"{self._folder} cannot be loaded: its weights have no {name}")
+        opened, full_name = self._files[name]
+        tensor: torch.Tensor = opened.get_tensor(full_name)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{self._folder} cannot be loaded: {name} has the shape {tuple(tensor.shape)}, config.json says {shape}"
+            )
+        return tensor.clone()
+
+    def close_files(self) -> None:
+        """They lie in memory as long as they are open."""
+        self._files.clear()
+
+    def vector(self, name: str, *shape: int) -> int:
+        return self.hold(self.get(name, *shape).float())
+
+    def product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Weights:
+        """Of (outputs, inputs)."""
+        held = None if bias is None else self.hold(bias.float())
+        if not self._in_bytes:
+            return Weights(self.hold(packed(weight, self._dtype)), None, held)
+        values, scales = in_bytes(weight)
+        return Weights(self.hold(packed(values, torch.int8)), self.hold(scales), held)
+
+    def hold(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+    def keep(self, structure: Any) -> None:
+        self._held.append(structure)
+
+
+def packed(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(outputs, inputs) → blocks of sixteen outputs, padded with zeros: see gemm.hpp."""
+    outputs, inputs = weight.shape
+    blocks = functional.pad(weight.to(dtype), (0, 0, 0, -outputs % LANES)).view(-1, LANES, inputs)
+    if dtype != torch.bfloat16:
+        return blocks.transpose(1, 2).contiguous()
+    return blocks.view(-1, LANES, inputs // 2, 2).permute(0, 2, 1, 3).contiguous()
+
+
+def in_bytes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(outputs, inputs) as whole numbers from -127 to 127, and what each output's are multiplied by, padded."""
+    scales = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    values = (weight.float() / scales[:, None]).round().to(torch.int8)
+    return values, functional.pad(scales, (0, -len(scales) % LANES)).contiguous()
+
+
+def by_turns(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sixteen rows of the one, sixteen of the next, and so on."""
+    return torch.stack([part.view(-1, LANES, *part.shape[1:]) for part in parts], 1).flatten(0, 2)

@@ -1,0 +1,27 @@
+"""The kernels in several forms, each without one more set of instructions; all are compiled at once, side by side."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from engine.native import build
+
+# The last two are processors of the last ten years, and any that there is.
+FORMS = {
+    "all": (), "no_amx": ("-mno-amx-bf16",), "no_bf16": ("-mno-amx-bf16", "-mno-avx512bf16"),
+    "avx2": ("-march=haswell",), "plain": ("-march=x86-64",),
+}  # fmt: skip
+
+
+@functools.cache
+def _compiling() -> dict[str, Future[Path]]:
+    pool = ThreadPoolExecutor(os.cpu_count())
+    return {name: pool.submit(build.compiled, flags) for name, flags in FORMS.items()}
+
+
+def library_of(form: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(_compiling()[form].result()))

