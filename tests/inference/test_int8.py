@@ -1,4 +1,6 @@
-"""Weights of eight bits: computed as their rounded values are, refused where the kernels cannot, and good enough."""
+"""Weights and rows of eight bits: computed as their rounded values are, refused where the kernels cannot, and good
+enough.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +59,20 @@ def test_a_weight_is_at_most_half_a_step_away(numbers: np.ndarray[Any, np.dtype[
     assert not scales[3:].any()
 
 
+def rounded_rows(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """As the kernels round what goes into a product: a scale for every 256 numbers of a row."""
+    parts = []
+    for part in inputs[0].split(256, dim=-1):
+        scale = part.abs().amax(dim=-1, keepdim=True) / 127
+        parts.append((part / scale.clamp(min=1e-30)).round() * scale)
+    return (torch.cat(parts, dim=-1), *inputs[1:])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", ["all", "no_amx", "avx2"])
-def test_it_computes_what_the_rounded_weights_give(tmp_path: Path, dtype: str, form: str) -> None:
-    folder = make_checkpoint(tmp_path / "lm", seed=5, n_embd=96, n_head=3, n_layer=2, initializer_range=0.2)
-    rounded = make_checkpoint(tmp_path / "rounded", seed=5, n_embd=96, n_head=3, n_layer=2, initializer_range=0.2)
+def test_it_computes_what_the_rounded_numbers_give(tmp_path: Path, dtype: str, form: str) -> None:
+    sizes = {"seed": 5, "n_embd": 96, "n_head": 3, "n_layer": 2, "initializer_range": 0.2}
+    folder, rounded = make_checkpoint(tmp_path / "lm", **sizes), make_checkpoint(tmp_path / "rounded", **sizes)
     weights = load_file(rounded / "model.safetensors")
     for name, weight in weights.items():
         # A GPT-2 keeps its layers' weights as (inputs, outputs).
@@ -74,9 +85,15 @@ def test_it_computes_what_the_rounded_weights_give(tmp_path: Path, dtype: str, f
     config = config_of(dtype, "int8")
     ours = NativeRunner(folder, config, CPU, getattr(torch, dtype), library_of(form))
     theirs = ModelRunner(rounded, config_of("float32", "full", runner="reference"))
+    for name, module in theirs._model.named_modules():
+        if name.endswith(("c_attn", "c_proj", "c_fc", "lm_head")):
+            module.register_forward_pre_hook(rounded_rows)
     texts = [[1, 2, 3], list(range(20))]
     for found, expected in zip(logits_of(ours, texts), logits_of(theirs, texts), strict=True):
-        assert (found - expected).abs().max() / expected.std() < (1e-4 if dtype == "float32" else 0.15)
+        apart = (found - expected).abs() / expected.std()
+        # A number between two whole ones goes up here and down there: most are equal, a few a step away.
+        assert apart.median() < (1e-3 if dtype == "float32" else 0.03)
+        assert apart.max() < (0.05 if dtype == "float32" else 0.2)
     ours.close()
 
 

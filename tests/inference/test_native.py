@@ -286,10 +286,14 @@ def test_on_a_processor_without_avx512_all_runners_give_the_same_text(
 
 def test_packing_puts_sixteen_outputs_side_by_side() -> None:
     weight = torch.arange(20 * 4, dtype=torch.float32).view(20, 4)
-    floats, halves = packed(weight, torch.float32), packed(weight, torch.bfloat16)
-    assert floats.shape == (2, 4, 16)
+    floats, halves, octets = (packed(weight, dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8))
+    assert floats.shape == (2, 4, 16, 1)
     assert halves.shape == (2, 2, 16, 2)
+    # Eight bits come in steps of 64 inputs.
+    assert octets.shape == (2, 16, 16, 4)
     for output, number in itertools.product(range(20), range(4)):
-        assert floats[output // 16, number, output % 16] == weight[output, number]
+        assert floats[output // 16, number, output % 16, 0] == weight[output, number]
+        assert octets[output // 16, number // 4, output % 16, number % 4] == weight[output, number]
         assert halves[output // 16, number // 2, output % 16, number % 2] == weight[output, number]
+    assert not octets[:, 1:].any()
     assert not floats[1, :, 4:].any()

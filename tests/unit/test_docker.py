@@ -131,6 +131,8 @@ def test_newer_tritons_get_their_bound_and_the_rest_stays_as_it_was() -> None:
 
 V3 = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}
 V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+ZEN4 = V4 | {"avx512_bf16", "avx512_vnni"}
+SAPPHIRE = ZEN4 | {"amx_tile", "amx_bf16", "amx_int8"}
 
 
 @pytest.mark.parametrize(
@@ -139,9 +141,11 @@ V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
         (set(), "", "plain"),
         (V3, "", "avx2"),
         (V4, "", "avx512"),
-        (V4 | {"avx512_bf16"}, "", "avx512bf16"),
-        (V4 | {"avx512_bf16", "amx_tile", "amx_bf16"}, "", "amx"),
-        (V4 | {"avx512_bf16", "amx_tile", "amx_bf16"}, "avx2", "avx2"),
+        (V4 | {"avx512_bf16"}, "", "avx512"),
+        (ZEN4, "", "avx512bf16"),
+        (ZEN4 | {"amx_tile", "amx_bf16"}, "", "avx512bf16"),
+        (SAPPHIRE, "", "amx"),
+        (SAPPHIRE, "avx2", "avx2"),
         (V4, "default", "plain"),
         (V3 - {"fma"}, "", "plain"),
     ],

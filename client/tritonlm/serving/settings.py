@@ -80,8 +80,8 @@ class Settings(Telling):
     dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
     weights: Weights = Field(
         "full",
-        description="How weights are kept: full, as the number type says; int8, in eight bits with a scale for each "
-        "output (GPT-2, Llama, Mistral, Qwen 2 and 3 on a CPU).",
+        description="How weights are kept and multiplied: full, as the number type says; int8, in eight bits, smaller "
+        "and faster (GPT-2, Llama, Mistral, Qwen 2 and 3 on a CPU).",
     )
     max_context_tokens: int | None = Field(
         None,

@@ -47,7 +47,7 @@ class EngineConfig:
     )
     weights: str = _one_of(
         "full", INT8,
-        meaning="how weights are kept: full, as the number type says; int8, in eight bits with a scale for each output",
+        meaning="how weights are kept and multiplied: full, as the number type says; int8, in eight bits",
     )  # fmt: skip
     runner: str = _one_of(
         "auto", "native", "reference",

@@ -32,10 +32,10 @@ class Form:
 # The best first.
 FORMS = (
     Form(
-        "amx", ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
-        _V4 | {"avx512_bf16", "amx_tile", "amx_bf16"},
+        "amx", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        _V4 | {"avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8"},
     ),
-    Form("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16"), _V4 | {"avx512_bf16"}),
+    Form("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"), _V4 | {"avx512_bf16", "avx512_vnni"}),
     Form("avx512", ("-march=x86-64-v4",), _V4),
     Form("avx2", ("-march=x86-64-v3",), _V3),
     Form("plain", ("-march=x86-64",)),

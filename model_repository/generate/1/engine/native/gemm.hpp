@@ -2,8 +2,7 @@
 // rows: a row's result is the same, bit for bit, alone or among others.
 //
 // Weights are packed in blocks of sixteen outputs: [outputs/16][inputs][16] in float32, [outputs/16][inputs/2][16][2] in
-// bfloat16, as the machine's own instructions for bfloat16 (AMX, AVX512-BF16) read them. Weights of eight bits lie as those
-// in float32 do, with a scale for each output; they become the rows' type, which holds them exactly, when they are used.
+// bfloat16, as the machine's own instructions for bfloat16 (AMX, AVX512-BF16) read them.
 #pragma once
 
 #include <algorithm>
@@ -16,22 +15,6 @@
 #include "lanes.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
-
-// Inputs whose weights of eight bits become wider ones together.
-constexpr int kTogether = 256;
-
-inline void expand(const int8_t* from, size_t count, float* to) {
-    for (size_t i = 0; i < count; i += kLanes) store(to + i, load(from + i));
-}
-
-// Two inputs of sixteen outputs lie one after the other there, and side by side here.
-inline void expand(const int8_t* from, size_t count, bf16* to) {
-    for (size_t i = 0; i < count; i += 2 * kLanes) {
-        const Words even = (Words)load(from + i), odd = (Words)load(from + i + kLanes);
-        const Words pairs = even >> 16 | odd;
-        memcpy(to + i, &pairs, sizeof pairs);
-    }
-}
 
 #ifdef __AMX_BF16__
 // Onto what the tiles hold: so many inputs of sixteen rows, or of twice as many where there are `lower` ones, times those
@@ -61,15 +44,20 @@ inline void clear_tiles() {
     _tile_zero(3);
 }
 
-// What the tiles hold, row by row, a pair's first block before its second.
-template <bool kPair, typename Done>
-void take_tiles(int m, int count, int block, Done done) {
-    alignas(64) float out[4][kTileRows][kLanes];
+// What the tiles hold of so many rows: a pair's first block before its second.
+template <bool kPair, typename Number>
+void store_tiles(Number (*out)[kTileRows][kLanes], int count) {
     _tile_stored(0, out[0], 64);
     if (kPair) _tile_stored(1, out[1], 64);
     if (count > kTileRows) _tile_stored(2, out[2], 64);
     if (count > kTileRows && kPair) _tile_stored(3, out[3], 64);
     before_tiles();
+}
+
+template <bool kPair, typename Done>
+void take_tiles(int m, int count, int block, Done done) {
+    alignas(64) float out[4][kTileRows][kLanes];
+    store_tiles<kPair>(out, count);
     for (int i = 0; i < std::min(2 * kTileRows, count); i++)
         for (int n = 0; n <= kPair; n++) done(m + i, block + n, load(out[i / kTileRows * 2 + n][i % kTileRows]));
 }
@@ -84,22 +72,6 @@ void amx_columns(const bf16* rows, int count, const bf16* weights, int inputs, i
         add_in_tiles<kPair>(upper, count - m > kTileRows ? upper + (size_t)kTileRows * inputs : nullptr, inputs, first, second, inputs);
         take_tiles<kPair>(m, count - m, block, done);
     }
-}
-
-// The same for at most 32 rows and weights of eight bits, which become the rows' type a few inputs at a time: those stay
-// in the first cache.
-template <bool kPair, typename Done>
-void amx_columns(const bf16* rows, int count, const int8_t* weights, int inputs, int block, bf16* space, Done done) {
-    const int8_t *first = weights + (size_t)block * inputs * kLanes, *second = first + (size_t)inputs * kLanes;
-    const bf16* lower = count > kTileRows ? rows + (size_t)kTileRows * inputs : nullptr;
-    clear_tiles();
-    for (int k = 0; k < inputs; k += kTogether) {
-        const int some = std::min(kTogether, inputs - k);
-        expand(first + (size_t)k * kLanes, some * kLanes, space);
-        if (kPair) expand(second + (size_t)k * kLanes, some * kLanes, space + kTogether * kLanes);
-        add_in_tiles<kPair>(rows + k, lower ? lower + k : nullptr, inputs, space, space + kTogether * kLanes, some);
-    }
-    take_tiles<kPair>(0, count, block, done);
 }
 #endif
 
@@ -195,41 +167,22 @@ int rows_together(int inputs) {
     return std::max<size_t>(fit, 2 * kTileRows);
 }
 
-// What is left of the outputs, for all rows: `done(row, block, sixteen numbers)` takes them.
-template <typename T, typename Done>
-void multiply(const T* rows, int count, const T* weights, int inputs, int outputs, Share& share, Done done) {
-    const int pairs = (outputs / kLanes + 1) / 2, last = outputs / kLanes, most = rows_together<T>(inputs);
-    const int parts = (count + most - 1) / most;
+// What is left of the outputs, two blocks of sixteen at a time, for some of the rows at a time: `task(first row, how many,
+// first block, whether there is a second)`.
+template <typename Task>
+void each_pair(int count, int most, int blocks, Share& share, Task task) {
+    const int pairs = (blocks + 1) / 2, parts = (count + most - 1) / most;
     share.each(parts * pairs, [&](int i) {
-        const int first = i / pairs * most, p = i % pairs;
-        product(rows + (size_t)first * inputs, std::min(most, count - first), weights, inputs, 2 * p, 2 * p + 1 < last,
-            [&](int row, int block, Lanes found) { done(first + row, block, found); });
+        const int first = i / pairs * most, block = i % pairs * 2;
+        task(first, std::min(most, count - first), block, block + 1 < blocks);
     });
 }
 
-// The same for weights of eight bits; `space` is this thread's.
+// `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
-void multiply(
-    const T* rows, int count, const int8_t* weights, const float* scales, int inputs, int outputs, Share& share,
-    Numbers<T>& space, Done done
-) {
-    const int pairs = (outputs / kLanes + 1) / 2, last = outputs / kLanes;
-    const size_t block = (size_t)inputs * kLanes;
-    space.resize(std::max(space.size(), std::max<size_t>(2 * block, 2 * kTogether * kLanes)));
-    share.each(pairs, [&](int p) {
-        const bool pair = 2 * p + 1 < last;
-        const auto take = [&](int row, int at, Lanes found) { done(row, at, found * load(scales + at * kLanes)); };
-#ifdef __AMX_BF16__
-        if constexpr (sizeof(T) == sizeof(bf16))
-            if (tiles_are_ours() && count <= 2 * kTileRows) {
-                if (pair) amx_columns<true>(rows, count, weights, inputs, 2 * p, space.data(), take);
-                else amx_columns<false>(rows, count, weights, inputs, 2 * p, space.data(), take);
-                return;
-            }
-#endif
-        expand(weights + 2 * p * block, (1 + pair) * block, space.data());
-        product(rows, count, space.data(), inputs, 0, pair, [&](int row, int half, Lanes found) {
-            take(row, 2 * p + half, found);
-        });
+void multiply(const T* rows, int count, const T* weights, int inputs, int outputs, Share& share, Done done) {
+    each_pair(count, rows_together<T>(inputs), outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
+        product(rows + (size_t)first * inputs, some, weights, inputs, at, pair,
+            [&](int row, int block, Lanes found) { done(first + row, block, found); });
     });
 }

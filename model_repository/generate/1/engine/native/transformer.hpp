@@ -3,7 +3,7 @@
 // in the gate of the inner layer.
 //
 // Between the products everything is float32; rows go into a product, and keys and values into the cache, in the
-// model's type, which is the weights' own or what weights of eight bits become. Each row is computed by itself, in an
+// model's type, which is the weights' own or stands beside weights of eight bits: for those, rows become such too. Each row is computed by itself, in an
 // order that no other row changes. It knows pointers and sizes; who owns the memory, and what the rows mean, its caller
 // knows.
 #pragma once
@@ -15,6 +15,7 @@
 #include "gemm.hpp"
 #include "lanes.hpp"
 #include "model.hpp"
+#include "octets.hpp"
 #include "step.hpp"
 #include "team.hpp"
 
@@ -31,12 +32,13 @@ class Transformer : public Decoder {
     explicit Transformer(const Model& model)
         : model_(model), attention_(model.heads, model.shared, model.head_width),
           query_width_(model.heads * model.head_width), key_width_(query_width_ / model.shared),
-          shares_(model.layers * kPartsOfLayer + kOtherParts) {}
+          shares_(model.layers * kPartsOfLayer + kOtherParts), roundings_(shares_.size()) {}
 
     void step(Team& team, const Step& step) override {
-        reserve(step.rows, team.size());
+        reserve(step.rows);
         attention_.begin(step, team.size());
         for (auto& share : shares_) share.reset();
+        for (auto& share : roundings_) share.reset();
         clock_ = Clock(step.spent);
         team.run([&](int member) {
             begin_tiles();
@@ -55,7 +57,7 @@ class Transformer : public Decoder {
         if (member == 0) clock_.lap(kind);
     }
 
-    void reserve(int rows, int members) {
+    void reserve(int rows) {
         const size_t padded = (rows + 2 * kTileRows - 1) / (2 * kTileRows) * 2 * kTileRows;
         if (padded <= reserved_) return;
         reserved_ = padded;
@@ -64,24 +66,24 @@ class Transformer : public Decoder {
         normal_.resize(padded * model_.width);
         attended_.resize(padded * query_width_);
         widened_.resize(padded * model_.inner);
-        expanded_.resize(members);
+        if (kOctets) octets_.reserve(padded, std::max({model_.width, model_.inner, query_width_}));
         if (!model_.turns) return;
         keys_.resize(padded * key_width_);
         turned_.resize(padded * model_.head_width);
     }
 
     // Each part of a step is shared out by itself.
-    Share& part(int layer, int number) { return shares_[layer * kPartsOfLayer + number]; }
-    Share& other(int number) { return shares_[model_.layers * kPartsOfLayer + number]; }
+    int part(int layer, int number) const { return layer * kPartsOfLayer + number; }
+    int other(int number) const { return model_.layers * kPartsOfLayer + number; }
 
     void embed(const Step& step) {
         const W* tokens = static_cast<const W*>(model_.tokens.values);
-        constexpr int kTogether = sizeof(W) == sizeof(bf16) ? 2 : 1;
-        const int width = model_.width;
-        other(0).each(step.rows, [&](int row) {
+        constexpr int kTogether = sizeof(float) / sizeof(W);
+        const int width = model_.width, packed_width = kOctets ? in_steps(width) : width;
+        shares_[other(0)].each(step.rows, [&](int row) {
             const int id = step.ids[row];
-            const float scale = kExpands ? model_.tokens.scales[id] : 1.0f;
-            const W* packed = tokens + (size_t)(id / kLanes) * width * kLanes + id % kLanes * kTogether;
+            const float scale = kOctets ? model_.tokens.scales[id] : 1.0f;
+            const W* packed = tokens + (size_t)(id / kLanes) * packed_width * kLanes + id % kLanes * kTogether;
             float* to = &stream_[(size_t)row * width];
             for (int k = 0; k < width; k++)
                 to[k] = value(packed[(size_t)(k / kTogether) * kLanes * kTogether + k % kTogether]) * scale;
@@ -120,9 +122,9 @@ class Transformer : public Decoder {
         }
     }
 
-    void normalise_rows(const Step& step, const float* scale, const float* shift, Share& share) {
+    void normalise_rows(const Step& step, const float* scale, const float* shift, int part) {
         const size_t width = model_.width;
-        share.each(step.rows, [&](int row) {
+        shares_[part].each(step.rows, [&](int row) {
             normalise(&stream_[row * width], width, scale, shift, &normal_[row * width]);
         });
     }
@@ -132,27 +134,27 @@ class Transformer : public Decoder {
         normalise_rows(step, layer.first_scale, layer.first_shift, part(number, 0));
         end_part(team, member, kOther);
         T *keys = static_cast<T*>(step.keys[number]), *values = static_cast<T*>(step.values[number]);
-        project_in(step, layer, keys, values, part(number, 1), member);
+        project_in(team, step, layer, keys, values, part(number, 1));
         end_part(team, member, kProducts);
         if (model_.turns) {
             turn(step, layer, keys, part(number, 2));
             end_part(team, member, kOther);
         }
-        attention_.attend(keys, values, queries_.data(), attended_.data(), part(number, 3), member);
+        attention_.attend(keys, values, queries_.data(), attended_.data(), shares_[part(number, 3)], member);
         end_part(team, member, kAttention);
-        add_product(step, attended_.data(), layer.project, query_width_, part(number, 4), member);
+        add_product(team, step, attended_.data(), layer.project, query_width_, part(number, 4));
         end_part(team, member, kProducts);
         normalise_rows(step, layer.second_scale, layer.second_shift, part(number, 5));
         end_part(team, member, kOther);
-        widen(step, layer.widen, part(number, 6), member);
+        widen(team, step, layer.widen, part(number, 6));
         end_part(team, member, kProducts);
-        add_product(step, widened_.data(), layer.narrow, model_.inner, part(number, 7), member);
+        add_product(team, step, widened_.data(), layer.narrow, model_.inner, part(number, 7));
         end_part(team, member, kProducts);
     }
 
-    void project_in(const Step& step, const Layer& layer, T* keys, T* values, Share& share, int member) {
+    void project_in(Team& team, const Step& step, const Layer& layer, T* keys, T* values, int part) {
         const int outputs = query_width_ + 2 * key_width_;
-        times(normal_.data(), step.rows, layer.attend, model_.width, outputs, share, member, [&](int row, int column, Lanes found) {
+        times(team, normal_.data(), step.rows, layer.attend, model_.width, outputs, part, [&](int row, int column, Lanes found) {
             if (column < query_width_) return store(&queries_[(size_t)row * query_width_ + column], found);
             column -= query_width_;
             if (column >= key_width_) return attention_.keep_value(values, row, column - key_width_, found);
@@ -162,9 +164,9 @@ class Transformer : public Decoder {
     }
 
     // Queries and keys by their places; the keys go into the cache only then.
-    void turn(const Step& step, const Layer& layer, T* keys, Share& share) {
+    void turn(const Step& step, const Layer& layer, T* keys, int part) {
         const int width = model_.head_width, all = (query_width_ + key_width_) / width;
-        share.each(step.rows * all, [&](int i) {
+        shares_[part].each(step.rows * all, [&](int i) {
             const int row = i / all, head = i % all;
             if (head < model_.heads) return turn_head(&queries_[(size_t)row * query_width_ + head * width], row, layer.query_scale);
             const int first = (head - model_.heads) * width;
@@ -186,24 +188,24 @@ class Transformer : public Decoder {
         }
     }
 
-    void widen(const Step& step, const Weights& weights, Share& share, int member) {
+    void widen(Team& team, const Step& step, const Weights& weights, int part) {
         const size_t inner = model_.inner;
         if (!model_.gated)
-            return times(normal_.data(), step.rows, weights, model_.width, inner, share, member, [&](int row, int column, Lanes found) {
+            return times(team, normal_.data(), step.rows, weights, model_.width, inner, part, [&](int row, int column, Lanes found) {
                 store(&widened_[row * inner + column], gelu(found));
             });
         // A row's gate comes just before what it lets through.
         Lanes gate = {};
-        times(normal_.data(), step.rows, weights, model_.width, 2 * inner, share, member, [&](int row, int column, Lanes found) {
+        times(team, normal_.data(), step.rows, weights, model_.width, 2 * inner, part, [&](int row, int column, Lanes found) {
             if (column % (2 * kLanes) == 0) gate = silu(found);
             else store(&widened_[row * inner + column / (2 * kLanes) * kLanes], gate * found);
         });
     }
 
     // Onto the stream that runs through all layers.
-    void add_product(const Step& step, const T* rows, const Weights& weights, int inputs, Share& share, int member) {
+    void add_product(Team& team, const Step& step, const T* rows, const Weights& weights, int inputs, int part) {
         const int width = model_.width;
-        times(rows, step.rows, weights, inputs, width, share, member, [&](int row, int column, Lanes found) {
+        times(team, rows, step.rows, weights, inputs, width, part, [&](int row, int column, Lanes found) {
             float* to = &stream_[(size_t)row * width + column];
             store(to, load(to) + found);
         });
@@ -211,30 +213,32 @@ class Transformer : public Decoder {
 
     // `done(row, column, sixteen numbers)` takes them, the bias added.
     template <typename Done>
-    void times(const T* rows, int count, const Weights& weights, int inputs, int outputs, Share& share, int member, Done done) {
+    void times(Team& team, const T* rows, int count, const Weights& weights, int inputs, int outputs, int part, Done done) {
         const W* values = static_cast<const W*>(weights.values);
         const auto take = [&](int row, int block, Lanes found) {
             done(row, block * kLanes, weights.bias ? found + load(weights.bias + block * kLanes) : found);
         };
-        if constexpr (kExpands)
-            multiply(rows, count, values, weights.scales, inputs, outputs, share, expanded_[member], take);
-        else multiply(rows, count, values, inputs, outputs, share, take);
+        if constexpr (kOctets) {
+            roundings_[part].each(count, [&](int row) { octets_.round(rows + (size_t)row * inputs, row, inputs); });
+            team.meet();
+            multiply(octets_, count, values, weights.scales, inputs, outputs, shares_[part], take);
+        } else multiply(rows, count, values, inputs, outputs, shares_[part], take);
     }
 
     void finish(Team& team, const Step& step, int member) {
         const int width = model_.width;
-        other(1).each(step.wanted_rows, [&](int i) {
+        shares_[other(1)].each(step.wanted_rows, [&](int i) {
             float* hidden = step.hidden + (size_t)i * width;
             normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, hidden);
             for (int k = 0; k < width; k += kLanes) store(&normal_[(size_t)i * width + k], load(hidden + k));
         });
         end_part(team, member, kOther);
         const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
-        times(normal_.data(), step.wanted_rows, model_.output, width, outputs, other(2), member, [&](int row, int column, Lanes found) {
+        times(team, normal_.data(), step.wanted_rows, model_.output, width, outputs, other(2), [&](int row, int column, Lanes found) {
             store(step.logits + (size_t)row * step.stride + column, found);
         });
         team.meet();
-        other(3).each(step.wanted_rows, [&](int row) {
+        shares_[other(3)].each(step.wanted_rows, [&](int row) {
             const Best best = best_of(step.logits + (size_t)row * step.stride, model_.vocabulary);
             step.best[row] = best.value;
             step.best_ids[row] = best.place;
@@ -242,17 +246,18 @@ class Transformer : public Decoder {
         end_part(team, member, kLogits);
     }
 
-    static constexpr bool kExpands = sizeof(W) == 1;
+    static constexpr bool kOctets = sizeof(W) == 1;
     static constexpr int kPartsOfLayer = 8, kOtherParts = 4;
 
     const Model model_;
     Attention<T> attention_;
     const int query_width_, key_width_;
-    std::vector<Share> shares_;
+    // Of each part; and, where it is a product, of the rows that are rounded for it.
+    std::vector<Share> shares_, roundings_;
     size_t reserved_ = 0;
     Clock clock_;
     Numbers<float> stream_, queries_, keys_, turned_;
     Numbers<T> normal_, attended_, widened_;
-    // Each member's weights of eight bits, as they are multiplied.
-    std::vector<Numbers<T>> expanded_;
+    // The rows of the product that is computed, for weights of eight bits.
+    Octets octets_;
 };

@@ -17,6 +17,9 @@ from tritonlm.contract import CheckpointError
 from .structures import Weights
 
 LANES = 16
+# So many inputs of one output lie side by side; those of eight bits come in steps.
+_SIDE_BY_SIDE = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
+_STEP = 64
 
 
 class Packing:
@@ -73,12 +76,11 @@ class Packing:
 
 
 def packed(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(outputs, inputs) → blocks of sixteen outputs, padded with zeros: see gemm.hpp."""
+    """(outputs, inputs) → blocks of sixteen outputs, padded with zeros: see gemm.hpp and octets.hpp."""
     outputs, inputs = weight.shape
-    blocks = functional.pad(weight.to(dtype), (0, 0, 0, -outputs % LANES)).view(-1, LANES, inputs)
-    if dtype != torch.bfloat16:
-        return blocks.transpose(1, 2).contiguous()
-    return blocks.view(-1, LANES, inputs // 2, 2).permute(0, 2, 1, 3).contiguous()
+    side_by_side, more = _SIDE_BY_SIDE[dtype], -inputs % _STEP if dtype == torch.int8 else 0
+    blocks = functional.pad(weight.to(dtype), (0, more, 0, -outputs % LANES))
+    return blocks.view(-1, LANES, (inputs + more) // side_by_side, side_by_side).permute(0, 2, 1, 3).contiguous()
 
 
 def in_bytes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,202 @@
+// Rows times weights, both of eight bits. A row becomes whole numbers from -127 to 127 just before a product, with a
+// scale for every 256 of them; an output's weights are such numbers already. Sums of their products are whole too, and
+// so the same in every order and on every machine; scaled, they are added up in one order.
+//
+// Weights are packed as [outputs/16][inputs/4][16][4], the inputs padded with zeros to a multiple of 64: so the machine's
+// instructions for them (AMX, AVX512-VNNI) read them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
+#endif
+
+#include "gemm.hpp"
+#include "lanes.hpp"
+#include "team.hpp"
+#include "tiles.hpp"
+
+// Inputs come in a tile's rows of so many, and so many of them share a scale.
+constexpr int kStep = 64, kScaled = 256;
+
+inline int in_steps(int inputs) { return (inputs + kStep - 1) / kStep * kStep; }
+inline int scaled_parts(int inputs) { return (inputs + kScaled - 1) / kScaled; }
+
+// The rows of one product, all with equally many inputs.
+class Octets {
+  public:
+    void reserve(size_t rows, int inputs) {
+        numbers_.resize(std::max(numbers_.size(), rows * in_steps(inputs)));
+        scales_.resize(std::max(scales_.size(), rows * scaled_parts(inputs)));
+        sums_.resize(scales_.size());
+    }
+
+    template <typename T>
+    void round(const T* from, int row, int inputs) {
+        const int parts = scaled_parts(inputs);
+        int8_t* to = &numbers_[(size_t)row * in_steps(inputs)];
+        for (int part = 0; part < parts; part++) {
+            const int first = part * kScaled, count = std::min(kScaled, inputs - first);
+            round_part(from + first, count, to + first, (size_t)row * parts + part);
+        }
+        std::fill(to + inputs, to + in_steps(inputs), 0);
+    }
+
+    const int8_t* row(int row, int inputs) const { return &numbers_[(size_t)row * in_steps(inputs)]; }
+    float scale(int row, int inputs, int part) const { return scales_[(size_t)row * scaled_parts(inputs) + part]; }
+    int32_t sum(int row, int inputs, int part) const { return sums_[(size_t)row * scaled_parts(inputs) + part]; }
+
+  private:
+    template <typename T>
+    void round_part(const T* from, int count, int8_t* to, size_t part) {
+        Lanes most = {};
+        Ints strange = {}, total = {};
+        for (int k = 0; k < count; k += kLanes) {
+            const Lanes found = load(from + k), size = found < 0.0f ? -found : found;
+            most = size > most ? size : most;
+            strange |= found != found;
+        }
+        const float largest_size = largest(most), steps = largest_size > 0.0f ? 127.0f / largest_size : 0.0f;
+        for (int k = 0; k < count; k += kLanes) {
+            // Adding this leaves the nearest whole number in the lowest bits.
+            const Ints whole = (Ints)(load(from + k) * steps + 12582912.0f) - 0x4b400000;
+            const Bytes bytes = __builtin_convertvector(whole, Bytes);
+            memcpy(to + k, &bytes, sizeof bytes);
+            total += whole;
+        }
+        int32_t sum = 0, no_numbers = 0;
+        for (int lane = 0; lane < kLanes; lane++) sum += total[lane], no_numbers |= strange[lane];
+        scales_[part] = no_numbers ? __builtin_nanf("") : largest_size / 127.0f;
+        sums_[part] = sum;
+    }
+
+    Numbers<int8_t> numbers_;
+    Numbers<float> scales_;
+    // Of a part's numbers.
+    Numbers<int32_t> sums_;
+};
+
+// What four inputs of one row add to sixteen outputs.
+#ifdef __AVX512VNNI__
+struct OctetSum {
+    // The instruction takes weights without a sign: they are so much larger here.
+    static constexpr int kLarger = 128;
+    __m512i weights;
+    explicit OctetSum(const int8_t* from) : weights(_mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8(-128))) {}
+    void add(Ints& total, const int8_t* row) const {
+        int32_t four;
+        memcpy(&four, row, sizeof four);
+        total = (Ints)_mm512_dpbusd_epi32((__m512i)total, weights, _mm512_set1_epi32(four));
+    }
+};
+#else
+struct OctetSum {
+    static constexpr int kLarger = 0;
+    Ints weights[4];
+    explicit OctetSum(const int8_t* from) {
+        Ints four;
+        memcpy(&four, from, sizeof four);
+        for (int i = 0; i < 4; i++) weights[i] = (four << (24 - 8 * i)) >> 24;
+    }
+    void add(Ints& total, const int8_t* row) const {
+        for (int i = 0; i < 4; i++) total += weights[i] * row[i];
+    }
+};
+#endif
+
+template <int kRows, int kBlocks, typename Done>
+void octet_tile(const Octets& rows, const int8_t* weights, int inputs, int m, Done done) {
+    const int stride = in_steps(inputs);
+    Lanes totals[kRows][kBlocks] = {};
+    for (int part = 0; part < scaled_parts(inputs); part++) {
+        Ints found[kRows][kBlocks] = {};
+        for (int k = part * kScaled; k < std::min((part + 1) * kScaled, stride); k += 4)
+            for (int n = 0; n < kBlocks; n++) {
+                const OctetSum step(weights + ((size_t)n * stride + k) * kLanes);
+                for (int i = 0; i < kRows; i++) step.add(found[i][n], rows.row(m + i, inputs) + k);
+            }
+        for (int i = 0; i < kRows; i++)
+            for (int n = 0; n < kBlocks; n++) {
+                const Ints exact = found[i][n] - OctetSum::kLarger * rows.sum(m + i, inputs, part);
+                totals[i][n] += rows.scale(m + i, inputs, part) * __builtin_convertvector(exact, Lanes);
+            }
+    }
+    for (int i = 0; i < kRows; i++)
+        for (int n = 0; n < kBlocks; n++) done(m + i, n, totals[i][n]);
+}
+
+template <int kBlocks, typename Done>
+void octet_columns(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
+    int m = first;
+    const int end = first + count;
+    for (; m + 8 <= end; m += 8) octet_tile<8, kBlocks>(rows, weights, inputs, m, done);
+    if (end - m >= 4) octet_tile<4, kBlocks>(rows, weights, inputs, m, done), m += 4;
+    if (end - m >= 2) octet_tile<2, kBlocks>(rows, weights, inputs, m, done), m += 2;
+    if (end - m >= 1) octet_tile<1, kBlocks>(rows, weights, inputs, m, done);
+}
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+// Up to 32 rows.
+template <bool kPair, typename Done>
+void octets_in_tiles(const Octets& rows, int m, int count, const int8_t* weights, int inputs, Done done) {
+    const int stride = in_steps(inputs);
+    const bool lower = count > kTileRows;
+    const int8_t *upper_rows = rows.row(m, inputs), *lower_rows = upper_rows + (size_t)kTileRows * stride;
+    alignas(64) int32_t found[4][kTileRows][kLanes];
+    alignas(64) float totals[2 * kTileRows][2][kLanes];
+    before_tiles();
+    for (int part = 0; part < scaled_parts(inputs); part++) {
+        clear_tiles();
+        for (int k = part * kScaled; k < std::min((part + 1) * kScaled, stride); k += kStep) {
+            _tile_loadd(6, weights + (size_t)k * kLanes, 64);
+            if (kPair) _tile_loadd(7, weights + (size_t)(stride + k) * kLanes, 64);
+            _tile_loadd(4, upper_rows + k, stride);
+            _tile_dpbssd(0, 4, 6);
+            if (kPair) _tile_dpbssd(1, 4, 7);
+            if (lower) {
+                _tile_loadd(5, lower_rows + k, stride);
+                _tile_dpbssd(2, 5, 6);
+                if (kPair) _tile_dpbssd(3, 5, 7);
+            }
+        }
+        store_tiles<kPair>(found, count);
+        for (int i = 0; i < count; i++)
+            for (int n = 0; n <= kPair; n++) {
+                Ints exact;
+                memcpy(&exact, found[i / kTileRows * 2 + n][i % kTileRows], sizeof exact);
+                const Lanes before = part ? load(totals[i][n]) : Lanes{};
+                store(totals[i][n], before + rows.scale(m + i, inputs, part) * __builtin_convertvector(exact, Lanes));
+            }
+    }
+    for (int i = 0; i < count; i++)
+        for (int n = 0; n <= kPair; n++) done(m + i, n, load(totals[i][n]));
+}
+#endif
+
+template <bool kPair, typename Done>
+void octet_product(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+    if (tiles_are_ours()) {
+        for (int m = 0; m < count; m += 2 * kTileRows)
+            octets_in_tiles<kPair>(rows, first + m, std::min(2 * kTileRows, count - m), weights, inputs, done);
+        return;
+    }
+#endif
+    octet_columns<1 + kPair>(rows, first, count, weights, inputs, done);
+}
+
+// What is left of the outputs, for all rows: `done(row, block, sixteen numbers)` takes them.
+template <typename Done>
+void multiply(
+    const Octets& rows, int count, const int8_t* weights, const float* scales, int inputs, int outputs, Share& share, Done done
+) {
+    const int last = outputs / kLanes, most = rows_together<int8_t>(inputs);
+    const size_t block = (size_t)in_steps(inputs) * kLanes;
+    each_pair(count, most, last, share, [&](int first, int some, int at, bool pair) {
+        const auto take = [&](int row, int n, Lanes found) { done(row, at + n, found * load(scales + (at + n) * kLanes)); };
+        if (pair) octet_product<true>(rows, first, some, weights + at * block, inputs, take);
+        else octet_product<false>(rows, first, some, weights + at * block, inputs, take);
+    });
+}
