@@ -115,6 +115,9 @@ def _llama_cpp(folder: Path, dtype: str, address: Sequence[str]) -> Launch:
         options = [
             "CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF",
             "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_BUILD_UI=OFF",
+            # Its products in AMX's tiles, which only eight bits take, end in an illegal instruction (seen on a Sapphire
+            # Rapids in a virtual machine); those by AVX512-VNNI do not.
+            *(f"CMAKE_{language}_FLAGS=-mno-amx-int8 -mno-amx-tile" for language in ("C", "CXX")),
         ]  # fmt: skip
         path = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
         build = str(home / "build")
