@@ -16,7 +16,6 @@ from tritonlm.commands import train as training
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
-from tritonlm.serving import serve as serve_until_stopped
 from tritonlm.serving.preflight import check_port
 from tritonlm.serving.settings import env_name, option_name, read_any
 
@@ -101,6 +100,8 @@ def serve(
     except ServingError as error:
         terminal.explain(error)
         raise typer.Exit(2) from None
+    from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415 (others start without it)
+
     try:
         serve_until_stopped(settings)
     except (ServingError, TritonLMError, OSError) as error:

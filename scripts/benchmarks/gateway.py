@@ -147,7 +147,7 @@ def main() -> None:
         ports = dict(zip(("port", "http_port", "grpc_port", "metrics_port"), free_ports(4), strict=True))
         settings = Settings(model_repository=[make_repository(Path(folder))], device="cpu", **ports)
         found_models = catalogue(settings)
-        _, triton = prepare(settings, found_models)
+        triton = prepare(settings, found_models)
         gateway = LocalGateway(settings, found_models.default)
         control = stack.enter_context(TritonControl(settings.triton_host, settings.http_port))
         for child in (triton, gateway):

@@ -103,7 +103,7 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
             **settings,
         }
     )
-    _, triton = prepare(chosen, catalogue(chosen))
+    triton = prepare(chosen, catalogue(chosen))
     with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
         start(triton, control)

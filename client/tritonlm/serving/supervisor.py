@@ -45,13 +45,18 @@ def serve(settings: Settings) -> None:
     """Serve until a signal asks to stop; ServingError says why serving could not begin or go on."""
     with contextlib.suppress(StopRequested), stop_signals():
         found = catalogue(settings)
-        models, triton = prepare(settings, found)
-        gateway = LocalGateway(settings, found.default) if settings.gateway else None
-        children: list[Child] = [triton, *([gateway] if gateway else [])]
+        models = preflight.check_language_models(found.load, found.repositories)
+        preflight.check_ports(settings)
+        preflight.check_shared_memory()
+        children: list[Child] = []
         with stopping(children), TritonControl(settings.triton_host, settings.http_port) as control:
-            # Both at once: the gateway is there long before the first model is.
+            # First of all: it says that the rest is not ready yet.
+            gateway = LocalGateway(settings, found.default) if settings.gateway else None
             if gateway:
+                children.append(gateway)
                 gateway.start()
+            triton = prepare(settings, found)
+            children.insert(0, triton)
             start(triton, control)
             reports = {model.name: load(model, triton, control, settings.load_seconds) for model in models}
             if gateway:
@@ -63,15 +68,12 @@ def serve(settings: Settings) -> None:
                 drain(models, triton, control, settings.drain_seconds)
 
 
-def prepare(settings: Settings, found: Catalogue) -> tuple[list[LanguageModel], LocalTriton]:
-    """Everything that can be checked before a process is started."""
-    models = preflight.check_language_models(found.load, found.repositories)
-    preflight.check_ports(settings)
-    preflight.check_shared_memory()
+def prepare(settings: Settings, found: Catalogue) -> LocalTriton:
+    """A Triton that finds all it needs, and is not started yet."""
     installation = find_installation()
     backend = assemble(installation)
     preflight.check_libraries(installation, backend, triton_environment(installation, settings))
-    return models, LocalTriton(settings, installation, backend, found.repositories)
+    return LocalTriton(settings, installation, backend, found.repositories)
 
 
 def start(triton: LocalTriton, control: TritonControl) -> None:
