@@ -70,7 +70,7 @@ def serve(
     grpc_port: Annotated[str | None, _setting("grpc_port", "PORT")] = None,
     metrics_port: Annotated[str | None, _setting("metrics_port", "PORT")] = None,
     device: Annotated[str | None, _setting("device", "DEVICE")] = None,
-    runner: Annotated[str | None, _setting("runner", "auto|native|reference")] = None,
+    runner: Annotated[str | None, _setting("runner", "auto|native|graphs|reference")] = None,
     dtype: Annotated[str | None, _setting("dtype", "auto|float32|bfloat16|float16")] = None,
     weights: Annotated[str | None, _setting("weights", "full|int8")] = None,
     model_repository: Annotated[list[Path] | None, _setting("model_repository", "FOLDER")] = None,

@@ -2,12 +2,13 @@
 
     scripts/bench engine [--shape llama] [--dtype bfloat16] [--weights int8] [--batch 1 8 32] [--prompt-tokens 128]
     scripts/bench engine --profile [--dtype bfloat16]
+    scripts/bench engine --device cuda --shape gpt2-xl|llama-8b --dtype bfloat16 --batch 1 64 256
 
-The checkpoint is GPT-2 124M, or a Llama of 135M parameters, with random weights, made once. Both sides get the same
-prompts, take turns, and count only what all of a batch's sequences compute together; equal lengths are the best case
-for `generate`, which pads. Before each turn the machine's limits are measured; the last column tells how much of them
-the engine reached. `--profile` tells in place of that where a step's time goes, and on the whole path whose processor
-time a token takes.
+The checkpoint is GPT-2 124M, a Llama of 135M parameters or, for GPUs, a larger one, with random weights, made once.
+Both sides get the same prompts, take turns, and count only what all of a batch's sequences compute together; equal
+lengths are the best case for `generate`, which pads. Before each turn the machine's limits are measured; the last
+column tells how much of them the engine reached. `--profile` tells in place of that where a step's time goes, and on
+the whole path whose processor time a token takes.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Shape:
     # Weights that every token passes through, and those of the logits, which a prompt needs once.
     layers: int
     head: int
+    stored: torch.dtype = torch.float32
 
 
 SHAPES = {
@@ -58,6 +60,16 @@ SHAPES = {
             rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         ),
         106_168_320, 28_311_552,
+    ),
+    "gpt2-xl": Shape("GPT-2 XL 1.5B", GPT2Config(n_embd=1600, n_layer=48, n_head=25), 1_474_560_000, 80_411_200),
+    # Llama 3 8B is made so.
+    "llama-8b": Shape(
+        "Llama 8B",
+        LlamaConfig(
+            vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_key_value_heads=8,
+            max_position_embeddings=8192, rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        ),
+        6_979_321_856, 525_336_576, torch.bfloat16,
     ),
 }  # fmt: skip
 
@@ -81,7 +93,7 @@ def make_checkpoint(shape: Shape) -> Path:
     folder = FOLDER / shape.title.lower().replace(" ", "-")
     if not (folder / "tokenizer.json").exists():
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(shape.config).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(shape.config, dtype=shape.stored).save_pretrained(folder)
         words = {f" w{i}": i for i in range(int(shape.config.vocab_size))}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token=" w0"))
         tokenizer.decoder = decoders.Fuse()
@@ -97,13 +109,15 @@ class Limits:
     products: float
 
     @classmethod
-    def measured(cls, dtype: torch.dtype) -> Limits:
-        memory = torch.ones(2**28, dtype=torch.uint8)
+    def measured(cls, dtype: torch.dtype, device: str) -> Limits:
+        """On a GPU of larger pieces: it reads and multiplies small ones before it is at its speed."""
+        on_gpu = device != "cpu"
+        memory = torch.ones(2**32 if on_gpu else 2**28, dtype=torch.uint8, device=device)
         numbers = memory.view(torch.int64)
-        read = _best_of(numbers.sum)
-        size = 2048
-        left, right = torch.rand(size, size).to(dtype), torch.rand(size, size).to(dtype)
-        return cls(memory.nbytes / read, 2 * size**3 / _best_of(lambda: left @ right))
+        read = _best_of(lambda: finished(numbers.sum(), device))
+        size = 8192 if on_gpu else 2048
+        left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+        return cls(memory.nbytes / read, 2 * size**3 / _best_of(lambda: finished(left @ right, device)))
 
     def prefill(self, shape: Shape, prompt_tokens: int) -> float:
         """Tokens a second, where nothing but products takes time: two operations a weight."""
@@ -113,6 +127,13 @@ class Limits:
         """The tighter of the two: each step reads all weights once, each token takes two operations a weight."""
         weights = shape.layers + shape.head
         return min(self.products / (2 * weights), batch * self.read / (weights * weight_bytes))
+
+
+def finished(result: object, device: str) -> object:
+    """A GPU is given its work, and goes on with it by itself."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return result
 
 
 def _best_of(work: Callable[[], object], times: int = 5) -> float:
@@ -125,20 +146,23 @@ def _best_of(work: Callable[[], object], times: int = 5) -> float:
 
 
 class TransformersSide:
-    def __init__(self, folder: Path, dtype: str) -> None:
-        self._model: GenerationMixin = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    def __init__(self, folder: Path, dtype: str, device: str) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+        self._model: GenerationMixin = model.to(device)
+        self._device = device
 
     def measure(self, prompts: Prompts, new_tokens: int) -> Seconds:
         first = self._generate(prompts, 1)
         return Seconds(first, self._generate(prompts, new_tokens) - first)
 
     def _generate(self, prompts: Prompts, new_tokens: int) -> float:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=self._device)
         start = time.perf_counter()
         output = self._model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
             do_sample=False, pad_token_id=0,
         )  # fmt: skip
+        finished(output, self._device)
         assert output.shape[1] == len(prompts[0]) + new_tokens
         return time.perf_counter() - start
 
@@ -150,10 +174,15 @@ class Turn:
     transformers: Seconds
 
 
+def engine_side(folder: Path, arguments: argparse.Namespace) -> EngineSide:
+    places = max(arguments.batch)
+    return EngineSide(folder, arguments.dtype, places, arguments.runner, arguments.weights, device=arguments.device)
+
+
 def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tuple[list[Row], list[Turn]]:
     folder = make_checkpoint(SHAPES[arguments.shape])
-    ours = EngineSide(folder, arguments.dtype, max(arguments.batch), arguments.runner, arguments.weights)
-    theirs = TransformersSide(folder, arguments.dtype)
+    ours = engine_side(folder, arguments)
+    theirs = TransformersSide(folder, arguments.dtype, arguments.device)
     draw = random.Random(0)
 
     def prompts(count: int) -> Prompts:
@@ -166,7 +195,7 @@ def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tupl
         turns = []
         for _ in range(arguments.repeat):
             asked = prompts(batch)
-            limits = Limits.measured(DTYPES[arguments.dtype])
+            limits = Limits.measured(DTYPES[arguments.dtype], arguments.device)
             turns.append(
                 Turn(limits, ours.measure(asked, arguments.new_tokens), theirs.measure(asked, arguments.new_tokens))
             )
@@ -200,7 +229,8 @@ def rows_of(batch: int, turns: list[Turn], arguments: argparse.Namespace) -> Ite
 def show(rows: list[Row], turns: list[Turn], arguments: argparse.Namespace) -> None:
     weights = ", int8 weights" if arguments.weights == "int8" else ""
     about = (SHAPES[arguments.shape].title, "random weights", arguments.dtype + weights)
-    title = f"{', '.join(about)}, {torch.get_num_threads()} threads; tokens/s"
+    where = f"{torch.get_num_threads()} threads" if arguments.device == "cpu" else torch.cuda.get_device_name()
+    title = f"{', '.join(about)}, {where}; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
     for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of the limit"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -216,7 +246,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench engine", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="gpt2")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    parser.add_argument("--runner", choices=["auto", "native", "reference"], default="auto")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+    parser.add_argument("--runner", choices=["auto", "native", "graphs", "reference"], default="auto")
     parser.add_argument("--weights", choices=["full", "int8"], default="full")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -229,8 +260,7 @@ def main() -> None:
         import shares  # noqa: PLC0415 (it needs the packages of development)
 
         folder = make_checkpoint(SHAPES[arguments.shape])
-        side = EngineSide(folder, arguments.dtype, max(arguments.batch), arguments.runner, arguments.weights)
-        return shares.show(side, arguments.batch, arguments.dtype)
+        return shares.show(engine_side(folder, arguments), arguments.batch, arguments.dtype)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(arguments.batch) * arguments.repeat)
         rows, turns = compare(arguments, lambda: bar.advance(task))

@@ -32,12 +32,19 @@ class EngineSide:
     """The engine, stepped on this thread."""
 
     def __init__(
-        self, folder: Path, dtype: str, places: int, runner: str, weights: str = "full", guesses: int = 0
+        self,
+        folder: Path,
+        dtype: str,
+        places: int,
+        runner: str,
+        weights: str = "full",
+        guesses: int = 0,
+        device: str = "cpu",
     ) -> None:
         config = EngineConfig(
-            device="cpu", dtype=dtype, max_sequences=places, runner=runner, weights=weights, speculative_tokens=guesses
+            device=device, dtype=dtype, max_sequences=places, runner=runner, weights=weights, speculative_tokens=guesses
         )
-        self.runner = open_runner(folder, config, torch.device("cpu"))
+        self.runner = open_runner(folder, config, torch.device(device))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._engine = Engine(
             self.runner, config, lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip), ()

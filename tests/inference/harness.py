@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,12 @@ def submit(
     request = Request(request_id, prompt, GenerationRequest(wanted, stream), collected.deliver)
     engine.submit(request)
     return collected
+
+
+def forwards(engine: Engine) -> dict[str, Callable[..., Any]]:
+    """The ways in which the engine's runner computes a step."""
+    names = ("forward", "forward_after")
+    return {name: getattr(engine.runner, name) for name in names if hasattr(engine.runner, name)}
 
 
 def step(engine: Engine) -> bool:

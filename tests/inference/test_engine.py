@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from tritonlm.contract import (
 from tritonlm.contract.control import DRAIN, PING, Command
 from tritonlm.contract.embedding import Embedding
 
-from .harness import VOCABULARY, Collected, make_engine, run, save_model, step, submit
+from .harness import VOCABULARY, Collected, forwards, make_engine, run, save_model, step, submit
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +67,16 @@ def test_logits_are_the_same_bit_for_bit_whoever_runs_beside(folder: Path) -> No
     """Long contexts of many lengths: one draw in ten thousand would tell two orders of summation apart."""
     engine = make_engine(folder, max_sequences=64, prefill_tokens=2048)
     kept: dict[int, list[torch.Tensor]] = {}
-    forward = engine.runner.forward
 
-    def watched(plan: Any) -> Any:
-        computed = forward(plan)
-        for row, piece in enumerate(piece for piece in plan if piece.samples):
+    def watched(forward: Callable[..., Any], plan: Any, *ids: torch.Tensor) -> Any:
+        computed = forward(plan, *ids)
+        # Of tokens that nobody has seen yet, all sample.
+        for row, piece in enumerate(piece for piece in plan if ids or piece.samples):
             kept.setdefault(piece.request.number, []).append(computed.logits[row].clone())
         return computed
 
-    engine.runner.forward = watched  # type: ignore[method-assign]
+    for name, forward in forwards(engine).items():
+        setattr(engine.runner, name, functools.partial(watched, forward))
     prompts = [[seed + 3, 7, 9] for seed in range(4)]
     for prompt in prompts:
         submit(engine, prompt, temperature=1, seed=1, max_tokens=200, ignore_eos=True)
@@ -198,15 +200,15 @@ def test_a_broken_step_fails_its_requests_and_the_next_ones_are_served(
     run(engine)
     hurt = [submit(engine, [5, 6, 7], stream=True) for _ in range(3)]
     step(engine)
-    forward = engine.runner.forward
 
     def broken(*_: Any) -> torch.Tensor:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(engine.runner, "forward", broken)
-    assert engine.try_step()
-    engine.deliver_now()
-    monkeypatch.setattr(engine.runner, "forward", forward)
+    with monkeypatch.context() as patched:
+        for name in forwards(engine):
+            patched.setattr(engine.runner, name, broken)
+        assert engine.try_step()
+        engine.deliver_now()
     for answer in hurt:
         assert isinstance(answer.error, EngineFailure)
         assert "RuntimeError" in answer.error.message

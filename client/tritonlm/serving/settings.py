@@ -26,7 +26,7 @@ Size = Annotated[
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["full", "int8"]
-Runner = Literal["auto", "native", "reference"]
+Runner = Literal["auto", "native", "graphs", "reference"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -74,8 +74,8 @@ class Settings(Telling):
     )
     runner: Runner = Field(
         "auto",
-        description="What computes: kernels of our own (native), Hugging Face's code (reference), or the first that "
-        "can.",
+        description="What computes: kernels of our own (native, on a CPU), Hugging Face's code with recorded steps "
+        "(graphs, for GPUs) or as it is (reference), or the first that can.",
     )
     dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
     weights: Weights = Field(

@@ -50,8 +50,9 @@ class EngineConfig:
         meaning="how weights are kept and multiplied: full, as the number type says; int8, in eight bits",
     )  # fmt: skip
     runner: str = _one_of(
-        "auto", "native", "reference",
-        meaning="what computes: kernels of our own (native), Hugging Face's code (reference), or the first that can",
+        "auto", "native", "graphs", "reference",
+        meaning="what computes: kernels of our own (native, on a CPU), Hugging Face's code with recorded steps "
+        "(graphs, for GPUs) or as it is (reference); auto: the first that can",
     )  # fmt: skip
     max_sequences: int = _number(64, "places: how many requests run together", lowest=1)
     max_queue_size: int = _number(256, "requests that may wait for a place; one more is refused")

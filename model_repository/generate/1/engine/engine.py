@@ -24,6 +24,7 @@ from tritonlm.contract import (
 )
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
 
+from .ahead import Ahead, AheadRunner
 from .answer import CANCELLED, TIMEOUT, Answer, Decode
 from .blocks import BlockPool
 from .config import EngineConfig
@@ -37,7 +38,7 @@ from .outcome import Outcome
 from .reports import Reports
 from .request import Item, Request
 from .sampler import SamplingState
-from .scheduler import Scheduler
+from .scheduler import Scheduler, Slice
 
 _log = logging.getLogger("tritonlm.engine")
 _IDLE_SECONDS = 0.25
@@ -63,6 +64,7 @@ class Engine:
         self.scheduler = Scheduler(self.pool, config.max_sequences, config.prefill_tokens)
         self.metrics = Metrics()
         self._outcome = Outcome(runner, self.scheduler, self.metrics, self._end)
+        self._ahead = Ahead(runner, self.scheduler, self._outcome) if isinstance(runner, AheadRunner) else None
         self._trial = Trial() if config.speculative_tokens else None
         self._released_at = float("-inf")
         self._inbox: deque[Callable[[], None]] = deque()
@@ -148,11 +150,10 @@ class Engine:
         crowd = len(self.scheduler.running)
         if self._trial:
             self.scheduler.guessing = self._trial.wants(crowd)
-        plan = self.scheduler.plan()
+        generated = self.metrics.counted["generated_tokens"]
+        plan = self._ahead.step(began) if self._ahead else self._compute_step(began)
         if not plan:
             return False
-        generated = self.metrics.counted["generated_tokens"]
-        self._outcome.give(plan, self.runner.forward(plan), began)
         self._release_chunks()
         generated = self.metrics.counted["generated_tokens"] - generated
         now = time.monotonic()
@@ -161,6 +162,12 @@ class Engine:
         if self._trial and len(plan) == crowd and all(piece.known == 1 for piece in plan):
             self._trial.note(crowd, self.scheduler.guessing, generated, now - began)
         return True
+
+    def _compute_step(self, began: float) -> list[Slice]:
+        plan = self.scheduler.plan()
+        if plan:
+            self._outcome.give(plan, self.runner.forward(plan), began)
+        return plan
 
     def _count_step(self, sequences: int, seconds: float, generated: float, now: float) -> None:
         self.metrics.count("steps")
@@ -279,6 +286,8 @@ class Engine:
     def _fail_running(self, message: str) -> None:
         for request in self.scheduler.remove_where(lambda r: r.started):
             self._deliver(request, EngineFailure(message), last=True)
+        if self._ahead:
+            self._ahead.forget()
         self.pool.forget_idle()
 
     def _deliver(self, request: Request, item: Item, *, last: bool) -> None:

@@ -60,6 +60,11 @@ class KVCache:
         self._gathered_values, values = _gather(self.values[layer], slots, self._gathered_values)
         return keys, values
 
+    @property
+    def gathered(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory that reads go through."""
+        return self._gathered_keys, self._gathered_values
+
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero these blocks: numbers that are not finite must not reach a later owner through masked slots."""
         for block in blocks:

@@ -109,7 +109,8 @@ def _keep_top_p(weights: torch.Tensor, logits: torch.Tensor, shares: Sequence[fl
     # In float32, as the reference compares: else of ten equals a share of 0.9 would keep all ten.
     lost = _column([1 - shares[row] for row in rows], torch.float32, logits.device)
     losable = (lost.double() * total).to(torch.int64)
-    count = min(TOP_P_CANDIDATES, logits.shape[-1])
+    # How many will do cannot be asked of a GPU without waiting for it.
+    count = min(TOP_P_CANDIDATES, logits.shape[-1]) if logits.device.type == "cpu" else logits.shape[-1]
     while True:
         best, ids = row_logits.topk(count)
         candidates = row_weights.gather(1, ids)

@@ -40,6 +40,9 @@ class Computed:
     # Each row's likeliest token, where the runner has looked already.
     best: Best | None = None
 
+    def first(self, count: int) -> Computed:
+        return Computed(self.logits[:count], self.hidden[:count])
+
     def only(self, rows: Sequence[int]) -> Computed:
         """Where all are wanted they are taken as they are: a copy of all logits costs as much as sampling them."""
         if len(rows) == len(self.logits):
@@ -96,7 +99,9 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> Computed:
         """Compute the plan's slices."""
-        batch = flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device)
+        return self._compute(flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device))
+
+    def _compute(self, batch: flat_batch.FlatBatch) -> Computed:
         output = self._model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

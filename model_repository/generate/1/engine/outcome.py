@@ -26,8 +26,13 @@ class Outcome:
         """`end` takes a request out and gives it its last item."""
         self._runner, self._scheduler, self._metrics, self._end = runner, scheduler, metrics, end
 
-    def give(self, plan: Sequence[Slice], computed: Computed, began: float) -> None:
-        """Give every slice its rows: pool or score prompts, sample next tokens, end what has ended."""
+    def give(
+        self, plan: Sequence[Slice], computed: Computed, began: float, drawn: list[Sampled | None] | None = None
+    ) -> None:
+        """Give every slice its rows: pool or score prompts, sample next tokens, end what has ended.
+
+        `drawn`: the slices' tokens, where they have been drawn; then no row is looked at.
+        """
         row, sampling = 0, []
         for piece in plan:
             request, first = piece.request, row
@@ -47,16 +52,19 @@ class Outcome:
             if piece.samples:
                 request.answer.end_of_prompt()
                 sampling.append((piece, row - 1 - len(piece.guesses)))
-        self._sample(sampling, computed)
+        self._sample(sampling, computed, drawn)
 
-    def _sample(self, sampling: list[tuple[Slice, int]], computed: Computed) -> None:
+    def _sample(
+        self, sampling: list[tuple[Slice, int]], computed: Computed, drawn: list[Sampled | None] | None
+    ) -> None:
         """Slices and their first rows. A guess is looked at when the token before it has turned out as guessed."""
         turn = 0
         self._metrics.count("guessed_tokens", sum(len(piece.guesses) for piece, _ in sampling))
         while sampling:
-            chosen = computed.only([row + turn for _, row in sampling])
-            states = [piece.request.sampling for piece, _ in sampling]
-            drawn = sample(chosen.logits, states, chosen.best, self._runner.draw)
+            if turn or drawn is None:
+                chosen = computed.only([row + turn for _, row in sampling])
+                states = [piece.request.sampling for piece, _ in sampling]
+                drawn = sample(chosen.logits, states, chosen.best, self._runner.draw)
             right = []
             for (piece, row), token in zip(sampling, drawn, strict=True):
                 going_on = self._take_token(piece.request, token)

@@ -86,6 +86,11 @@ class Request:
         return len(self.ids) - len(self.prompt_ids)
 
     @property
+    def ends_next(self) -> bool:
+        """Whether its next token is the last one it may have."""
+        return self.generated + 1 >= (self.parameters.max_tokens or 0)
+
+    @property
     def needs_every_row(self) -> bool:
         """Whether something is wanted of every token of the prompt: then all of them have to be computed."""
         return self.scores_prompt or self.wanted.embed

@@ -101,6 +101,12 @@ class SamplingState:
     def changes_logits(self) -> bool:
         return self._seen is not None or self._counts is not None or bool(self.parameters.logit_bias) or self._bans
 
+    def is_plain(self, ahead: int) -> bool:
+        """Whether its token, so many after the next one, is chosen by plain logits, and nothing told of it."""
+        wanted = self.parameters
+        free = self._seen is None and self._counts is None and not wanted.logit_bias and wanted.logprobs is None
+        return free and (self.position + ahead >= wanted.min_tokens or self._banned.numel() == 0)
+
     @property
     def _bans(self) -> bool:
         return self.position < self.parameters.min_tokens and self._banned.numel() > 0
@@ -134,19 +140,59 @@ def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
         raise InvalidRequest(f"{name}: token id {wrong} is outside the vocabulary (0 … {vocab_size - 1})", name)
 
 
+@dataclass
+class Chosen:
+    """Each row's next token, where its logits are; unusable ones hold NaN, or no finite best."""
+
+    ids: torch.Tensor
+    _usable: torch.Tensor
+    _logits: torch.Tensor
+    _states: Sequence[SamplingState]
+    # Both, on their way here from a GPU, and when they have come.
+    _here: torch.Tensor | None = None
+    _came: torch.cuda.Event | None = None
+
+    def on_its_way(self) -> Chosen:
+        """Begin to bring what a GPU has chosen, which goes on meanwhile."""
+        if self.ids.device.type == "cuda":
+            both = torch.stack((self.ids, self._usable.long()))
+            self._here = torch.empty(both.shape, dtype=both.dtype, pin_memory=True).copy_(both, non_blocking=True)
+            self._came = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._came.record(torch.cuda.current_stream(self.ids.device))
+        return self
+
+    def read(self) -> list[Sampled | None]:
+        """The tokens, with log-probabilities where they were asked for; None where a row allows none."""
+        if self._here is not None and self._came is not None:
+            self._came.synchronize()
+            ids, good = self._here.tolist()
+        else:
+            ids, good = self.ids.tolist(), self._usable.tolist()
+        scored = [row for row, state in enumerate(self._states) if state.parameters.logprobs is not None]
+        logprobs: dict[int, TokenLogprob | None] = {}
+        if scored:
+            alternatives = [self._states[row].parameters.logprobs or 0 for row in scored]
+            found = _score(self._logits[scored], [ids[row] for row in scored], alternatives)
+            logprobs = dict(zip(scored, found, strict=True))
+        return [Sampled(ids[row], logprobs.get(row)) if good[row] else None for row in range(len(ids))]
+
+
 def sample(
     logits: torch.Tensor, states: Sequence[SamplingState], best: Best | None = None, draw: Draw = draw_by_torch
 ) -> list[Sampled | None]:
     """Each row's next token. None where a row's logits allow none: they hold NaN, or no finite best."""
+    return choose(logits, states, best, draw).read() if states else []
+
+
+def choose(
+    logits: torch.Tensor, states: Sequence[SamplingState], best: Best | None, draw: Draw, ahead: int = 0
+) -> Chosen:
+    """Each row's next token; or, of plain sequences, the one so many `ahead` of it."""
     assert logits.shape[0] == len(states), "one row of logits for each sequence"
-    if not states:
-        return []
     best = best or Best.of(logits)
-    tokens, usable = best.ids, best.values.isfinite()
-    changed = [row for row, state in enumerate(states) if state.changes_logits]
+    tokens, usable, raw = best.ids, best.values.isfinite(), logits
+    changed = [] if ahead else [row for row, state in enumerate(states) if state.changes_logits]
     drawn = [row for row, state in enumerate(states) if not state.is_greedy]
-    scored = [row for row, state in enumerate(states) if state.parameters.logprobs is not None]
-    raw = logits
     if changed:
         logits = logits.float().clone()
         for row in changed:
@@ -155,25 +201,20 @@ def sample(
         tokens, usable = best.ids, usable & best.values.isfinite()
     if drawn:
         rows = logits if len(drawn) == len(states) else logits[drawn]
-        tokens[drawn] = _draw_rows(rows.float(), [states[row] for row in drawn], draw)
-    ids: list[int] = tokens.tolist()
-    good: list[bool] = usable.tolist()
-    logprobs: dict[int, TokenLogprob | None] = {}
-    if scored:
-        alternatives = [states[row].parameters.logprobs or 0 for row in scored]
-        logprobs = dict(zip(scored, _score(raw[scored], [ids[row] for row in scored], alternatives), strict=True))
-    return [Sampled(ids[row], logprobs.get(row)) if good[row] else None for row in range(len(states))]
+        tokens[drawn] = _draw_rows(rows.float(), [states[row] for row in drawn], draw, ahead)
+    return Chosen(tokens, usable, raw, states)
 
 
-def _draw_rows(logits: torch.Tensor, states: Sequence[SamplingState], draw: Draw) -> torch.Tensor:
+def _draw_rows(logits: torch.Tensor, states: Sequence[SamplingState], draw: Draw, ahead: int) -> torch.Tensor:
     uniforms = uniform(
         [state.seed for state in states],
         [state.parameters.choice for state in states],
-        [state.position for state in states],
+        [state.position + ahead for state in states],
     )
-    # A row that allows no token is refused by the caller; until then it must not disturb the arithmetic.
+    # A row that allows no token is refused by the caller; until then it must not disturb the arithmetic. Whether there
+    # is one cannot be asked of a GPU without waiting for it.
     unusable = ~logits.amax(dim=-1, keepdim=True).isfinite()
-    if bool(unusable.any()):
+    if logits.device.type != "cpu" or bool(unusable.any()):
         logits = logits.masked_fill(unusable, 0.0)
     return draw(logits, [state.settings for state in states], uniforms)
 

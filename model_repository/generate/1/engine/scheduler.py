@@ -8,7 +8,7 @@ blocks run out, the request of the worst rank is preempted: its blocks go, it wa
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .blocks import BlockPool, Key
@@ -94,6 +94,33 @@ class Scheduler:
             slices.append(Slice(admitted, admitted.computed, count))
             budget -= count
         return slices
+
+    def still_running(self, plan: Sequence[Slice]) -> list[int]:
+        """Which of the plan's slices are of requests that run."""
+        running = {id(request) for request in self.running}
+        return [row for row, piece in enumerate(plan) if id(piece.request) in running]
+
+    def plan_after(self, plan: Sequence[Slice]) -> tuple[list[int], list[Slice]]:
+        """The step after this one, whose tokens are not known yet: which of its rows go on, each one token further.
+
+        None, where others could be let in first, or blocks would have to be taken from somebody.
+        """
+        rows = self.still_running(plan)
+        if len(rows) != len(self.running) or (self.waiting and len(self.running) < self.places):
+            return [], []
+        rows = [row for row in rows if not plan[row].request.ends_next]
+        requests = [plan[row].request for row in rows]
+        # The token that is computed now, and the one after it.
+        ends = [request.computed + plan[row].count + 1 for row, request in zip(rows, requests, strict=True)]
+        wanted = [
+            self.pool.blocks_for(end) - len(request.table.blocks) for end, request in zip(ends, requests, strict=True)
+        ]
+        if sum(wanted) > self.pool.available:
+            return [], []
+        for request, count in zip(requests, wanted, strict=True):
+            if count > 0:
+                request.table.blocks += self.pool.take(count)
+        return rows, [Slice(request, end - 1, 1) for request, end in zip(requests, ends, strict=True)]
 
     def _running_in_order(self) -> Iterator[Request]:
         """Best rank first. Preemption shortens the list from its end while it is being walked."""

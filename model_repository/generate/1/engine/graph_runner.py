@@ -1,0 +1,42 @@
+"""Hugging Face's code with recorded decoding steps, for GPUs; and steps on tokens that nobody has seen yet.
+
+Prompts go the way of the reference. It knows neither requests' parameters nor text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import graphs
+from .config import EngineConfig
+from .model_runner import Computed, ModelRunner
+from .scheduler import Slice
+
+
+class GraphRunner(ModelRunner):
+    def __init__(self, folder: Path, config: EngineConfig, device: torch.device | None = None) -> None:
+        super().__init__(folder, config, device)
+        on_gpu = self.device.type == "cuda"
+        self._recorder: graphs.Record = graphs.CudaRecorder(self.device) if on_gpu else graphs.again
+        # Recordings point into it, also when the cache has taken larger ones since.
+        self._kept: list[tuple[torch.Tensor, ...]] = []
+        self.graphs = graphs.Graphs(
+            self._compute, self._record, config.block_tokens, self.context_length, self.dtype, self.device
+        )
+
+    @torch.inference_mode()
+    def forward(self, plan: Sequence[Slice]) -> Computed:
+        return self.graphs.run(plan) if graphs.suits(plan) else super().forward(plan)
+
+    @torch.inference_mode()
+    def forward_after(self, plan: Sequence[Slice], ids: torch.Tensor) -> Computed:
+        """A decoding step whose tokens, a row each, are known on the device alone."""
+        return self.graphs.run(plan, ids)
+
+    def _record(self, compute: graphs.Compute) -> graphs.Compute:
+        recorded = self._recorder(compute)
+        self._kept.append(self._cache.gathered)
+        return recorded
