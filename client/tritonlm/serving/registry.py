@@ -25,7 +25,9 @@ from .settings import Device
 
 # A model's name is a folder's and a part of URLs.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-_HUB_ID = r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$"
+_HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
+# A bound inside the pattern, on letters of all alphabets, would take 20 MB and longer than all the rest of this room.
+_REVISION = r"^[\w./-]+$"
 
 
 class Entry(BaseModel):
@@ -36,7 +38,9 @@ class Entry(BaseModel):
     name: str = Field(pattern=NAME, description="the language model's name in every API")
     path: Path | None = Field(None, description="its checkpoint's folder, relative to the registry file")
     hf_repo: str | None = Field(None, pattern=_HUB_ID, description="or its id on the Hugging Face Hub")
-    revision: str | None = Field(None, pattern=r"^[\w./-]{1,200}$", description="branch, tag or commit of hf_repo")
+    revision: str | None = Field(
+        None, pattern=_REVISION, max_length=200, description="branch, tag or commit of hf_repo"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description="number type")
     device: Device | None = Field(None, description=f"where it computes: {devices.ALLOWED}, with an engine on each")
     max_context_tokens: int | None = Field(None, ge=1, description="its longest context; never above the checkpoint's")

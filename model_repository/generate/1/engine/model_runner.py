@@ -21,7 +21,7 @@ from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
 from .kv_cache import KVCache, LayerShape, cache_size
 from .logit_filters import DrawSettings, draw
-from .memory import MemoryBook, resident_memory
+from .memory import MemoryBook, resident_memory, return_freed
 from .sampler import Best
 from .scheduler import Slice
 
@@ -87,6 +87,7 @@ class ModelRunner:
         self._book.reserve(str(self.device), taken_memory(self.device) + weights_on_disk(checkpoint, self.dtype))
         self._model = load_model(folder, self.dtype, self.device)
         layers = prepare(self._model, folder)
+        return_freed()
         size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device)
         self.blocks, self.context_length = size.blocks, size.context_length
         # The cache is still to come, or not touched yet.

@@ -18,7 +18,7 @@ from tritonlm.contract import Checkpoint
 from ..config import INT8, EngineConfig
 from ..kv_cache import KVCache, LayerShape, cache_size
 from ..logit_filters import DrawSettings
-from ..memory import MemoryBook
+from ..memory import MemoryBook, return_freed
 from ..model_runner import Computed, taken_memory, weights_on_disk
 from ..sampler import Best
 from ..scheduler import Slice
@@ -64,6 +64,7 @@ class NativeRunner:
         self._packing = Packing(folder, family.PREFIX, dtype, in_bytes)
         self._model = family.read(checkpoint, self._packing)
         self._packing.close_files()
+        return_freed()
         heads, head = self._model.heads // self._model.shared, self._model.head_width
         shapes = [LayerShape(heads, head, head)] * self._model.layers
         size = cache_size(shapes, config, checkpoint.context_length, dtype, device)
