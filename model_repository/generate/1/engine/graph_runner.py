@@ -5,6 +5,7 @@ Prompts go the way of the reference. It knows neither requests' parameters nor t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from . import graphs
 from .config import EngineConfig
 from .model_runner import Computed, ModelRunner
 from .scheduler import Slice
+
+_log = logging.getLogger("tritonlm.engine")
 
 
 class GraphRunner(ModelRunner):
@@ -37,6 +40,12 @@ class GraphRunner(ModelRunner):
         return self.graphs.run(plan, ids)
 
     def _record(self, compute: graphs.Compute) -> graphs.Compute:
-        recorded = self._recorder(compute)
+        try:
+            recorded = self._recorder(compute)
+        except RuntimeError as error:
+            # Code that asks the device something in the middle of a step cannot be recorded.
+            _log.warning("this model's steps cannot be recorded, and are computed one by one: %s", error)
+            self._recorder = graphs.again
+            return compute
         self._kept.append(self._cache.gathered)
         return recorded
