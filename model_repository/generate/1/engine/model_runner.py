@@ -41,7 +41,8 @@ class Computed:
     best: Best | None = None
 
     def first(self, count: int) -> Computed:
-        return Computed(self.logits[:count], self.hidden[:count])
+        best = self.best and Best(self.best.values[:count], self.best.ids[:count])
+        return Computed(self.logits[:count], self.hidden[:count], best)
 
     def only(self, rows: Sequence[int]) -> Computed:
         """Where all are wanted they are taken as they are: a copy of all logits costs as much as sampling them."""

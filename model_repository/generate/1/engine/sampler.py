@@ -99,17 +99,18 @@ class SamplingState:
 
     @property
     def changes_logits(self) -> bool:
-        return self._seen is not None or self._counts is not None or bool(self.parameters.logit_bias) or self._bans
+        return self._always_changes or self._bans()
 
     def is_plain(self, ahead: int) -> bool:
         """Whether its token, so many after the next one, is chosen by plain logits, and nothing told of it."""
-        wanted = self.parameters
-        free = self._seen is None and self._counts is None and not wanted.logit_bias and wanted.logprobs is None
-        return free and (self.position + ahead >= wanted.min_tokens or self._banned.numel() == 0)
+        return not self._always_changes and not self._bans(ahead) and self.parameters.logprobs is None
 
     @property
-    def _bans(self) -> bool:
-        return self.position < self.parameters.min_tokens and self._banned.numel() > 0
+    def _always_changes(self) -> bool:
+        return self._seen is not None or self._counts is not None or bool(self.parameters.logit_bias)
+
+    def _bans(self, ahead: int = 0) -> bool:
+        return self.position + ahead < self.parameters.min_tokens and self._banned.numel() > 0
 
     def append(self, token_id: int) -> None:
         self.position += 1
@@ -129,7 +130,7 @@ class SamplingState:
             logits = logits - self._counts * wanted.frequency_penalty - (self._counts > 0) * wanted.presence_penalty
         if wanted.logit_bias:
             logits = logits.index_add(0, self._bias_ids, self._biases)
-        if self._bans:
+        if self._bans():
             logits = logits.index_fill(0, self._banned, -torch.inf)
         return logits
 

@@ -53,17 +53,6 @@ inline Lanes load(const bf16* from) {
     return (Lanes)(__builtin_convertvector(h, Words) << 16);
 }
 
-inline Lanes load(const int8_t* from) {
-#ifdef __AVX512F__
-    // The compiler would take them one by one.
-    return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
-#else
-    Bytes b;
-    memcpy(&b, from, sizeof b);
-    return __builtin_convertvector(__builtin_convertvector(b, Ints), Lanes);
-#endif
-}
-
 inline void store(float* to, Lanes v) { memcpy(to, &v, sizeof v); }
 
 // Rounded to nearest, ties to even; what is not a number stays none.

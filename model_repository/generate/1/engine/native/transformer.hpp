@@ -3,9 +3,9 @@
 // in the gate of the inner layer.
 //
 // Between the products everything is float32; rows go into a product, and keys and values into the cache, in the
-// model's type, which is the weights' own or stands beside weights of eight bits: for those, rows become such too. Each row is computed by itself, in an
-// order that no other row changes. It knows pointers and sizes; who owns the memory, and what the rows mean, its caller
-// knows.
+// model's type. That is the weights' own, or stands beside weights of eight bits: for those, rows become such too. Each
+// row is computed by itself, in an order that no other row changes. It knows pointers and sizes; who owns the memory, and
+// what the rows mean, its caller knows.
 #pragma once
 
 #include <cmath>
