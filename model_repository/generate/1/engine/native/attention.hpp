@@ -10,6 +10,7 @@
 #include <cmath>
 #include <vector>
 
+#include "gemm.hpp"
 #include "groups.hpp"
 #include "lanes.hpp"
 #include "step.hpp"
@@ -61,8 +62,8 @@ class Attention {
         for (int lane = 0; lane < kLanes; lane++) to[2 * lane] = sixteen[lane];
     }
 
-    // This member's part of all rows and heads: from `queries` to `attended`, both (rows, heads x width).
-    void attend(const T* keys, const T* values, const float* queries, T* attended, Share& share, int member) {
+    // This member's part of all rows and heads: from `queries`, (rows, heads x width), to `attended`.
+    void attend(const T* keys, const T* values, const float* queries, Rows<T>& attended, Share& share, int member) {
         with_width<1>([&](auto parts) {
             Space& space = spaces_[member];
             space.shaped = 0;
@@ -71,7 +72,7 @@ class Attention {
             share.each(groups_.size() * parts_of_group, [&](int i) {
                 const Group& group = groups_[i / parts_of_group];
                 const int* rows = groups_.rows(group);
-                const Place at{i % parts_of_group * together, keys, values, queries, attended};
+                const Place at{i % parts_of_group * together, keys, values, queries, &attended};
 #ifdef __AMX_BF16__
                 if constexpr (sizeof(T) == sizeof(bf16))
                     if (in_tiles_) return attend_in_tiles<parts()>(at, group, rows, space);
@@ -92,7 +93,7 @@ class Attention {
         int head;
         const T *keys, *values;
         const float* queries;
-        T* attended;
+        Rows<T>* attended;
     };
 
     struct Space {
@@ -157,7 +158,7 @@ class Attention {
         }
         for (int n = 0; n < kRows; n++)
             for (int part = 0; part < kParts; part++)
-                store(at.attended + (row + n) * stride + at.head * width_ + part * kLanes, total[n][part] / all[n]);
+                store(at.attended->at(row + n, at.head * width_ + part * kLanes), total[n][part] / all[n]);
     }
 
 #ifdef __AMX_BF16__
@@ -198,7 +199,7 @@ class Attention {
                 gather<std::min(kParts, kPartsTogether)>(at, rows[n / shared_], part, from, to, weights, room, &found[0][n]);
             });
             for (int n = 0; n < count; n++) {
-                T* to = at.attended + seat(at, rows, n);
+                T* to = at.attended->at(rows[n / shared_], (at.head + n % shared_) * width_);
                 for (int i = 0; i < std::min(kParts - part, kPartsTogether); i++)
                     store(to + (part + i) * kLanes, load(found[i][n]) / all[n]);
             }
@@ -210,7 +211,7 @@ class Attention {
         space.shaped = queries;
     }
 
-    // Where a seat's numbers begin, among queries and in what is attended.
+    // Where a seat's query begins.
     size_t seat(const Place& at, const int* rows, int n) const {
         return ((size_t)rows[n / shared_] * heads_ + at.head + n % shared_) * width_;
     }

@@ -16,61 +16,85 @@
 #include "team.hpp"
 #include "tiles.hpp"
 
-#ifdef __AMX_BF16__
-// Onto what the tiles hold: so many inputs of sixteen rows, or of twice as many where there are `lower` ones, times those
-// of two blocks of outputs or of one.
-template <bool kPair>
-void add_in_tiles(const bf16* upper, const bf16* lower, int stride, const bf16* first, const bf16* second, int inputs) {
-    before_tiles();
-    for (int k = 0; k < inputs; k += 32) {
-        _tile_loadd(6, first + (size_t)k * kLanes, 64);
-        if (kPair) _tile_loadd(7, second + (size_t)k * kLanes, 64);
-        _tile_loadd(4, upper + k, stride * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        if (kPair) _tile_dpbf16ps(1, 4, 7);
-        if (lower) {
-            _tile_loadd(5, lower + k, stride * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            if (kPair) _tile_dpbf16ps(3, 5, 7);
-        }
+// A product's rows. They lie a cache line further apart than they are long: with a power of two between them, those of a
+// tile would push each other out of the first cache.
+template <typename T>
+class Rows {
+  public:
+    void reserve(size_t rows, int inputs) {
+        inputs_ = inputs;
+        stride_ = inputs + 64 / sizeof(T);
+        numbers_.resize(rows * stride_);
     }
+
+    T* at(size_t row, size_t column = 0) { return &numbers_[row * stride_ + column]; }
+    const T* at(size_t row, size_t column = 0) const { return &numbers_[row * stride_ + column]; }
+    int inputs() const { return inputs_; }
+    size_t stride() const { return stride_; }
+
+  private:
+    int inputs_ = 0;
+    size_t stride_ = 0;
+    Numbers<T> numbers_;
+};
+
+// At most so many rows go together; and so many inputs of two blocks of weights stay in the first cache while rows pass.
+constexpr int kMostRows = 512, kNear = 384;
+
+#ifdef __AMX_BF16__
+// What the tiles have summed for sixteen rows: 0 of one block of outputs, 1 of a second one.
+template <bool kPair, typename Number>
+void load_sums(const Number (*from)[kTileRows][kLanes]) {
+    _tile_loadd(0, from[0], 64);
+    if (kPair) _tile_loadd(1, from[1], 64);
+}
+
+template <bool kPair, typename Number>
+void store_sums(Number (*to)[kTileRows][kLanes]) {
+    _tile_stored(0, to[0], 64);
+    if (kPair) _tile_stored(1, to[1], 64);
     before_tiles();
 }
 
-inline void clear_tiles() {
+inline void clear_sums() {
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
 }
 
-// What the tiles hold of so many rows: a pair's first block before its second.
-template <bool kPair, typename Number>
-void store_tiles(Number (*out)[kTileRows][kLanes], int count) {
-    _tile_stored(0, out[0], 64);
-    if (kPair) _tile_stored(1, out[1], 64);
-    if (count > kTileRows) _tile_stored(2, out[2], 64);
-    if (count > kTileRows && kPair) _tile_stored(3, out[3], 64);
-    before_tiles();
+// Four registers of eight: behind these names the processor has a few, which two threads of a core share. Whoever uses all
+// of them takes twice the time as soon as a neighbour computes in tiles too; four are as fast alone.
+template <bool kPair>
+void add_in_tiles(const bf16* rows, size_t stride, const bf16* first, const bf16* second, int inputs) {
+    for (int k = 0; k < inputs; k += 32) {
+        _tile_loadd(2, rows + k, stride * sizeof(bf16));
+        _tile_loadd(3, first + (size_t)k * kLanes, 64);
+        _tile_dpbf16ps(0, 2, 3);
+        if (!kPair) continue;
+        _tile_loadd(3, second + (size_t)k * kLanes, 64);
+        _tile_dpbf16ps(1, 2, 3);
+    }
 }
 
+// Two blocks of outputs, or one, for all rows: some of the inputs for all of them, and then the next ones.
 template <bool kPair, typename Done>
-void take_tiles(int m, int count, int block, Done done) {
-    alignas(64) float out[4][kTileRows][kLanes];
-    store_tiles<kPair>(out, count);
-    for (int i = 0; i < std::min(2 * kTileRows, count); i++)
-        for (int n = 0; n <= kPair; n++) done(m + i, block + n, load(out[i / kTileRows * 2 + n][i % kTileRows]));
-}
-
-// Two blocks of outputs, or one, for all rows.
-template <bool kPair, typename Done>
-void amx_columns(const bf16* rows, int count, const bf16* weights, int inputs, int block, Done done) {
+void amx_columns(const Rows<bf16>& rows, int from, int count, const bf16* weights, int block, Done done) {
+    const int inputs = rows.inputs();
     const bf16 *first = weights + (size_t)block * inputs * kLanes, *second = first + (size_t)inputs * kLanes;
-    for (int m = 0; m < count; m += 2 * kTileRows) {
-        const bf16* upper = rows + (size_t)m * inputs;
-        clear_tiles();
-        add_in_tiles<kPair>(upper, count - m > kTileRows ? upper + (size_t)kTileRows * inputs : nullptr, inputs, first, second, inputs);
-        take_tiles<kPair>(m, count - m, block, done);
+    alignas(64) float sums[kMostRows / kTileRows][2][kTileRows][kLanes];
+    before_tiles();
+    for (int near = 0; near < inputs; near += kNear) {
+        const int some = std::min(kNear, inputs - near);
+        const size_t passed = (size_t)near * kLanes;
+        for (int m = 0; m < count; m += kTileRows) {
+            auto* of_rows = sums[m / kTileRows];
+            if (near) load_sums<kPair>(of_rows);
+            else clear_sums();
+            add_in_tiles<kPair>(rows.at(from + m, near), rows.stride(), first + passed, second + passed, some);
+            store_sums<kPair>(of_rows);
+            if (near + some < inputs) continue;
+            for (int i = 0; i < std::min(kTileRows, count - m); i++)
+                for (int n = 0; n <= kPair; n++) done(from + m + i, block + n, load(of_rows[n][i]));
+        }
     }
 }
 #endif
@@ -115,12 +139,13 @@ struct HalfSum {
 #endif
 
 template <typename Sum, int kRows, int kBlocks, typename Done>
-void tile(const typename Sum::Type* rows, const typename Sum::Type* weights, int inputs, int m, int block, Done done) {
+void tile(const Rows<typename Sum::Type>& rows, const typename Sum::Type* weights, int m, int block, Done done) {
+    const int inputs = rows.inputs();
     Lanes totals[kRows][kBlocks] = {};
     for (int k = 0; k < inputs; k += Sum::kInputs) {
         for (int n = 0; n < kBlocks; n++) {
             const Sum step(weights + ((size_t)(block + n) * inputs + k) * kLanes);
-            for (int i = 0; i < kRows; i++) step.add(totals[i][n], rows + (size_t)(m + i) * inputs + k);
+            for (int i = 0; i < kRows; i++) step.add(totals[i][n], rows.at(m + i, k));
         }
     }
     for (int i = 0; i < kRows; i++)
@@ -128,43 +153,45 @@ void tile(const typename Sum::Type* rows, const typename Sum::Type* weights, int
 }
 
 template <typename Sum, int kBlocks, typename Done>
-void columns(const typename Sum::Type* rows, int count, const typename Sum::Type* weights, int inputs, int block, Done done) {
-    int m = 0;
-    for (; m + 8 <= count; m += 8) tile<Sum, 8, kBlocks>(rows, weights, inputs, m, block, done);
-    if (count - m >= 4) tile<Sum, 4, kBlocks>(rows, weights, inputs, m, block, done), m += 4;
-    if (count - m >= 2) tile<Sum, 2, kBlocks>(rows, weights, inputs, m, block, done), m += 2;
-    if (count - m >= 1) tile<Sum, 1, kBlocks>(rows, weights, inputs, m, block, done);
+void columns(const Rows<typename Sum::Type>& rows, int m, int count, const typename Sum::Type* weights, int block, Done done) {
+    const int end = m + count;
+    for (; m + 8 <= end; m += 8) tile<Sum, 8, kBlocks>(rows, weights, m, block, done);
+    if (end - m >= 4) tile<Sum, 4, kBlocks>(rows, weights, m, block, done), m += 4;
+    if (end - m >= 2) tile<Sum, 2, kBlocks>(rows, weights, m, block, done), m += 2;
+    if (end - m >= 1) tile<Sum, 1, kBlocks>(rows, weights, m, block, done);
 }
 
 template <typename Sum, typename Done>
-void pair_or_one(const typename Sum::Type* rows, int count, const typename Sum::Type* weights, int inputs, int block, bool pair, Done done) {
-    if (pair) columns<Sum, 2>(rows, count, weights, inputs, block, done);
-    else columns<Sum, 1>(rows, count, weights, inputs, block, done);
+void pair_or_one(
+    const Rows<typename Sum::Type>& rows, int from, int count, const typename Sum::Type* weights, int block, bool pair, Done done
+) {
+    if (pair) columns<Sum, 2>(rows, from, count, weights, block, done);
+    else columns<Sum, 1>(rows, from, count, weights, block, done);
 }
 
 template <typename Done>
-void product(const float* rows, int count, const float* weights, int inputs, int block, bool pair, Done done) {
-    pair_or_one<FloatSum>(rows, count, weights, inputs, block, pair, done);
+void product(const Rows<float>& rows, int from, int count, const float* weights, int block, bool pair, Done done) {
+    pair_or_one<FloatSum>(rows, from, count, weights, block, pair, done);
 }
 
 template <typename Done>
-void product(const bf16* rows, int count, const bf16* weights, int inputs, int block, bool pair, Done done) {
+void product(const Rows<bf16>& rows, int from, int count, const bf16* weights, int block, bool pair, Done done) {
 #ifdef __AMX_BF16__
     if (tiles_are_ours()) {
-        if (pair) amx_columns<true>(rows, count, weights, inputs, block, done);
-        else amx_columns<false>(rows, count, weights, inputs, block, done);
+        if (pair) amx_columns<true>(rows, from, count, weights, block, done);
+        else amx_columns<false>(rows, from, count, weights, block, done);
         return;
     }
 #endif
-    pair_or_one<HalfSum>(rows, count, weights, inputs, block, pair, done);
+    pair_or_one<HalfSum>(rows, from, count, weights, block, pair, done);
 }
 
 // So many rows at a time stay in the second cache while the weights pass by.
 template <typename T>
 int rows_together(int inputs) {
     constexpr size_t kBytes = 1 << 20;
-    const size_t fit = kBytes / (inputs * sizeof(T)) / (2 * kTileRows) * 2 * kTileRows;
-    return std::max<size_t>(fit, 2 * kTileRows);
+    const size_t fit = kBytes / (inputs * sizeof(T)) / kTileRows * kTileRows;
+    return std::clamp<size_t>(fit, kTileRows, kMostRows);
 }
 
 // What is left of the outputs, two blocks of sixteen at a time, for some of the rows at a time: `task(first row, how many,
@@ -180,9 +207,8 @@ void each_pair(int count, int most, int blocks, Share& share, Task task) {
 
 // `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
-void multiply(const T* rows, int count, const T* weights, int inputs, int outputs, Share& share, Done done) {
-    each_pair(count, rows_together<T>(inputs), outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
-        product(rows + (size_t)first * inputs, some, weights, inputs, at, pair,
-            [&](int row, int block, Lanes found) { done(first + row, block, found); });
+void multiply(const Rows<T>& rows, int count, const T* weights, int outputs, Share& share, Done done) {
+    each_pair(count, rows_together<T>(rows.inputs()), outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
+        product(rows, first, some, weights, at, pair, done);
     });
 }

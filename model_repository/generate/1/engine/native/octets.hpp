@@ -20,6 +20,8 @@
 
 // Inputs come in a tile's rows of so many, and so many of them share a scale.
 constexpr int kStep = 64, kScaled = 256;
+// So many parts of two blocks of weights stay in the first cache while rows pass.
+constexpr int kNearParts = 3;
 
 inline int in_steps(int inputs) { return (inputs + kStep - 1) / kStep * kStep; }
 inline int scaled_parts(int inputs) { return (inputs + kScaled - 1) / kScaled; }
@@ -138,51 +140,55 @@ void octet_columns(const Octets& rows, int first, int count, const int8_t* weigh
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-// Up to 32 rows.
-template <bool kPair, typename Done>
-void octets_in_tiles(const Octets& rows, int m, int count, const int8_t* weights, int inputs, Done done) {
-    const int stride = in_steps(inputs);
-    const bool lower = count > kTileRows;
-    const int8_t *upper_rows = rows.row(m, inputs), *lower_rows = upper_rows + (size_t)kTileRows * stride;
-    alignas(64) int32_t found[4][kTileRows][kLanes];
-    alignas(64) float totals[2 * kTileRows][2][kLanes];
-    before_tiles();
-    for (int part = 0; part < scaled_parts(inputs); part++) {
-        clear_tiles();
-        for (int k = part * kScaled; k < std::min((part + 1) * kScaled, stride); k += kStep) {
-            _tile_loadd(6, weights + (size_t)k * kLanes, 64);
-            if (kPair) _tile_loadd(7, weights + (size_t)(stride + k) * kLanes, 64);
-            _tile_loadd(4, upper_rows + k, stride);
-            _tile_dpbssd(0, 4, 6);
-            if (kPair) _tile_dpbssd(1, 4, 7);
-            if (lower) {
-                _tile_loadd(5, lower_rows + k, stride);
-                _tile_dpbssd(2, 5, 6);
-                if (kPair) _tile_dpbssd(3, 5, 7);
-            }
-        }
-        store_tiles<kPair>(found, count);
-        for (int i = 0; i < count; i++)
-            for (int n = 0; n <= kPair; n++) {
-                Ints exact;
-                memcpy(&exact, found[i / kTileRows * 2 + n][i % kTileRows], sizeof exact);
-                const Lanes before = part ? load(totals[i][n]) : Lanes{};
-                store(totals[i][n], before + rows.scale(m + i, inputs, part) * __builtin_convertvector(exact, Lanes));
-            }
+// What one part's inputs of sixteen rows add to two blocks of outputs, or one, in whole numbers.
+template <bool kPair>
+void octets_in_tiles(const int8_t* rows, int stride, const int8_t* weights, int from, int to, int32_t (*exact)[kTileRows][kLanes]) {
+    clear_sums();
+    for (int k = from; k < to; k += kStep) {
+        _tile_loadd(2, rows + k, stride);
+        _tile_loadd(3, weights + (size_t)k * kLanes, 64);
+        _tile_dpbssd(0, 2, 3);
+        if (!kPair) continue;
+        _tile_loadd(3, weights + (size_t)(stride + k) * kLanes, 64);
+        _tile_dpbssd(1, 2, 3);
     }
-    for (int i = 0; i < count; i++)
-        for (int n = 0; n <= kPair; n++) done(m + i, n, load(totals[i][n]));
+    store_sums<kPair>(exact);
+}
+
+// Two blocks of outputs, or one, for all rows: some of the inputs for all of them, and then the next ones.
+template <bool kPair, typename Done>
+void amx_octets(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
+    const int stride = in_steps(inputs), parts = scaled_parts(inputs);
+    alignas(64) int32_t exact[2][kTileRows][kLanes];
+    alignas(64) float totals[kMostRows][2][kLanes];
+    before_tiles();
+    for (int near = 0; near < parts; near += kNearParts) {
+        const int end = std::min(near + kNearParts, parts);
+        for (int m = 0; m < count; m += kTileRows) {
+            const int some = std::min(kTileRows, count - m);
+            for (int part = near; part < end; part++) {
+                const int from = part * kScaled, to = std::min(from + kScaled, stride);
+                octets_in_tiles<kPair>(rows.row(first + m, inputs), stride, weights, from, to, exact);
+                for (int i = 0; i < some; i++)
+                    for (int n = 0; n <= kPair; n++) {
+                        Ints whole;
+                        memcpy(&whole, exact[n][i], sizeof whole);
+                        const Lanes before = part ? load(totals[m + i][n]) : Lanes{};
+                        const float scale = rows.scale(first + m + i, inputs, part);
+                        store(totals[m + i][n], before + scale * __builtin_convertvector(whole, Lanes));
+                    }
+            }
+            for (int i = 0; end == parts && i < some; i++)
+                for (int n = 0; n <= kPair; n++) done(first + m + i, n, load(totals[m + i][n]));
+        }
+    }
 }
 #endif
 
 template <bool kPair, typename Done>
 void octet_product(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-    if (tiles_are_ours()) {
-        for (int m = 0; m < count; m += 2 * kTileRows)
-            octets_in_tiles<kPair>(rows, first + m, std::min(2 * kTileRows, count - m), weights, inputs, done);
-        return;
-    }
+    if (tiles_are_ours()) return amx_octets<kPair>(rows, first, count, weights, inputs, done);
 #endif
     octet_columns<1 + kPair>(rows, first, count, weights, inputs, done);
 }

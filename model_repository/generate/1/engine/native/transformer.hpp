@@ -58,14 +58,14 @@ class Transformer : public Decoder {
     }
 
     void reserve(int rows) {
-        const size_t padded = (rows + 2 * kTileRows - 1) / (2 * kTileRows) * 2 * kTileRows;
+        const size_t padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
         if (padded <= reserved_) return;
         reserved_ = padded;
         stream_.resize(padded * model_.width);
         queries_.resize(padded * query_width_);
-        normal_.resize(padded * model_.width);
-        attended_.resize(padded * query_width_);
-        widened_.resize(padded * model_.inner);
+        normal_.reserve(padded, model_.width);
+        attended_.reserve(padded, query_width_);
+        widened_.reserve(padded, model_.inner);
         if (kOctets) octets_.reserve(padded, std::max({model_.width, model_.inner, query_width_}));
         if (!model_.turns) return;
         keys_.resize(padded * key_width_);
@@ -125,7 +125,7 @@ class Transformer : public Decoder {
     void normalise_rows(const Step& step, const float* scale, const float* shift, int part) {
         const size_t width = model_.width;
         shares_[part].each(step.rows, [&](int row) {
-            normalise(&stream_[row * width], width, scale, shift, &normal_[row * width]);
+            normalise(&stream_[row * width], width, scale, shift, normal_.at(row));
         });
     }
 
@@ -140,21 +140,21 @@ class Transformer : public Decoder {
             turn(step, layer, keys, part(number, 2));
             end_part(team, member, kOther);
         }
-        attention_.attend(keys, values, queries_.data(), attended_.data(), shares_[part(number, 3)], member);
+        attention_.attend(keys, values, queries_.data(), attended_, shares_[part(number, 3)], member);
         end_part(team, member, kAttention);
-        add_product(team, step, attended_.data(), layer.project, query_width_, part(number, 4));
+        add_product(team, step, attended_, layer.project, part(number, 4));
         end_part(team, member, kProducts);
         normalise_rows(step, layer.second_scale, layer.second_shift, part(number, 5));
         end_part(team, member, kOther);
         widen(team, step, layer.widen, part(number, 6));
         end_part(team, member, kProducts);
-        add_product(team, step, widened_.data(), layer.narrow, model_.inner, part(number, 7));
+        add_product(team, step, widened_, layer.narrow, part(number, 7));
         end_part(team, member, kProducts);
     }
 
     void project_in(Team& team, const Step& step, const Layer& layer, T* keys, T* values, int part) {
         const int outputs = query_width_ + 2 * key_width_;
-        times(team, normal_.data(), step.rows, layer.attend, model_.width, outputs, part, [&](int row, int column, Lanes found) {
+        times(team, normal_, step.rows, layer.attend, outputs, part, [&](int row, int column, Lanes found) {
             if (column < query_width_) return store(&queries_[(size_t)row * query_width_ + column], found);
             column -= query_width_;
             if (column >= key_width_) return attention_.keep_value(values, row, column - key_width_, found);
@@ -191,21 +191,21 @@ class Transformer : public Decoder {
     void widen(Team& team, const Step& step, const Weights& weights, int part) {
         const size_t inner = model_.inner;
         if (!model_.gated)
-            return times(team, normal_.data(), step.rows, weights, model_.width, inner, part, [&](int row, int column, Lanes found) {
-                store(&widened_[row * inner + column], gelu(found));
+            return times(team, normal_, step.rows, weights, inner, part, [&](int row, int column, Lanes found) {
+                store(widened_.at(row, column), gelu(found));
             });
         // A row's gate comes just before what it lets through.
         Lanes gate = {};
-        times(team, normal_.data(), step.rows, weights, model_.width, 2 * inner, part, [&](int row, int column, Lanes found) {
+        times(team, normal_, step.rows, weights, 2 * inner, part, [&](int row, int column, Lanes found) {
             if (column % (2 * kLanes) == 0) gate = silu(found);
-            else store(&widened_[row * inner + column / (2 * kLanes) * kLanes], gate * found);
+            else store(widened_.at(row, column / (2 * kLanes) * kLanes), gate * found);
         });
     }
 
     // Onto the stream that runs through all layers.
-    void add_product(Team& team, const Step& step, const T* rows, const Weights& weights, int inputs, int part) {
+    void add_product(Team& team, const Step& step, const Rows<T>& rows, const Weights& weights, int part) {
         const int width = model_.width;
-        times(team, rows, step.rows, weights, inputs, width, part, [&](int row, int column, Lanes found) {
+        times(team, rows, step.rows, weights, width, part, [&](int row, int column, Lanes found) {
             float* to = &stream_[(size_t)row * width + column];
             store(to, load(to) + found);
         });
@@ -213,16 +213,17 @@ class Transformer : public Decoder {
 
     // `done(row, column, sixteen numbers)` takes them, the bias added.
     template <typename Done>
-    void times(Team& team, const T* rows, int count, const Weights& weights, int inputs, int outputs, int part, Done done) {
+    void times(Team& team, const Rows<T>& rows, int count, const Weights& weights, int outputs, int part, Done done) {
         const W* values = static_cast<const W*>(weights.values);
         const auto take = [&](int row, int block, Lanes found) {
             done(row, block * kLanes, weights.bias ? found + load(weights.bias + block * kLanes) : found);
         };
         if constexpr (kOctets) {
-            roundings_[part].each(count, [&](int row) { octets_.round(rows + (size_t)row * inputs, row, inputs); });
+            const int inputs = rows.inputs();
+            roundings_[part].each(count, [&](int row) { octets_.round(rows.at(row), row, inputs); });
             team.meet();
             multiply(octets_, count, values, weights.scales, inputs, outputs, shares_[part], take);
-        } else multiply(rows, count, values, inputs, outputs, shares_[part], take);
+        } else multiply(rows, count, values, outputs, shares_[part], take);
     }
 
     void finish(Team& team, const Step& step, int member) {
@@ -230,11 +231,11 @@ class Transformer : public Decoder {
         shares_[other(1)].each(step.wanted_rows, [&](int i) {
             float* hidden = step.hidden + (size_t)i * width;
             normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, hidden);
-            for (int k = 0; k < width; k += kLanes) store(&normal_[(size_t)i * width + k], load(hidden + k));
+            for (int k = 0; k < width; k += kLanes) store(normal_.at(i, k), load(hidden + k));
         });
         end_part(team, member, kOther);
         const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
-        times(team, normal_.data(), step.wanted_rows, model_.output, width, outputs, other(2), [&](int row, int column, Lanes found) {
+        times(team, normal_, step.wanted_rows, model_.output, outputs, other(2), [&](int row, int column, Lanes found) {
             store(step.logits + (size_t)row * step.stride + column, found);
         });
         team.meet();
@@ -257,7 +258,7 @@ class Transformer : public Decoder {
     size_t reserved_ = 0;
     Clock clock_;
     Numbers<float> stream_, queries_, keys_, turned_;
-    Numbers<T> normal_, attended_, widened_;
+    Rows<T> normal_, attended_, widened_;
     // The rows of the product that is computed, for weights of eight bits.
     Octets octets_;
 };
