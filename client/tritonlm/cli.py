@@ -1,26 +1,66 @@
-"""`tritonlm …`: options in, one line of error and an exit code out. What a command does is its room's matter."""
+"""`tritonlm …`: options in, one line of error and an exit code out. What a command does is its room's matter.
+
+Serving stands here; the other commands are imported when they are asked for, so that a server is there sooner.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic_settings import BaseSettings
+from typer.core import TyperGroup
 
 from tritonlm import __version__
-from tritonlm.commands import bench as load
-from tritonlm.commands import doctor as machine
-from tritonlm.commands import jobs, keys, models, registry, text
-from tritonlm.commands import train as training
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
-from tritonlm.serving.preflight import check_port
+from tritonlm.serving.ports import check_port
+from tritonlm.serving.reception import Reception
 from tritonlm.serving.settings import env_name, option_name, read_any
+
+# The other commands: a file of `tritonlm.commands`, and what in it is the command, or a Typer with several.
+_ELSEWHERE = {
+    "list": ("models", "list_models"),
+    "status": ("models", "status"),
+    "load": ("models", "load"),
+    "unload": ("models", "unload"),
+    "add": ("registry", "add"),
+    "remove": ("registry", "remove"),
+    "generate": ("text", "generate"),
+    "complete": ("text", "complete"),
+    "embed": ("text", "embed"),
+    "chat": ("text", "chat"),
+    "train": ("train", "train"),
+    "jobs": ("jobs", "app"),
+    "keys": ("keys", "app"),
+    "bench": ("bench", "bench"),
+    "doctor": ("doctor", "doctor"),
+}
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *_ELSEWHERE]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        file, name = _ELSEWHERE[cmd_name]
+        found = getattr(import_module(f"tritonlm.commands.{file}"), name)
+        if not isinstance(found, typer.Typer):
+            alone = typer.Typer(rich_markup_mode=None, add_completion=False)
+            alone.command(cmd_name)(found)
+            found = alone
+        return typer.main.get_command(found)
+
 
 # Plain help and errors: they read the same in a log as on a terminal.
 app = typer.Typer(
+    cls=_Commands,
     help="Serve Hugging Face causal language models from a Triton model repository.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -100,10 +140,11 @@ def serve(
     except ServingError as error:
         terminal.explain(error)
         raise typer.Exit(2) from None
-    from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415 (others start without it)
-
     try:
-        serve_until_stopped(settings)
+        with Reception(settings.host, settings.port) if settings.gateway else nullcontext() as reception:
+            from tritonlm.serving.supervisor import serve as until_stopped  # noqa: PLC0415 (the port is open sooner)
+
+            until_stopped(settings, reception)
     except (ServingError, TritonLMError, OSError) as error:
         terminal.explain(error)
         raise typer.Exit(1) from None
@@ -115,6 +156,8 @@ def run_gateway(
     triton: Annotated[list[str] | None, _gateway_setting("triton", "HOST:PORT")] = None,
     host: Annotated[str | None, _gateway_setting("host", "ADDRESS")] = None,
     port: Annotated[str | None, _gateway_setting("port", "PORT")] = None,
+    listening_fd: Annotated[list[str] | None, _gateway_setting("listening_fd", "N")] = None,
+    ready_fd: Annotated[str | None, _gateway_setting("ready_fd", "N")] = None,
     request_seconds: Annotated[str | None, _gateway_setting("request_seconds", "SECONDS")] = None,
     max_body_bytes: Annotated[str | None, _gateway_setting("max_body_bytes", "BYTES")] = None,
     ping_seconds: Annotated[str | None, _gateway_setting("ping_seconds", "SECONDS")] = None,
@@ -162,28 +205,12 @@ def run_gateway(
         raise typer.Exit(1) from None
     try:
         settings = read_any(GatewaySettings, given)
-        check_port(settings.host, settings.port, "the gateway", "port")
+        if not settings.listening_fd:
+            check_port(settings.host, settings.port, "the gateway", "port")
         serve_gateway(settings)
     except ServingError as error:
         terminal.explain(error)
         raise typer.Exit(2) from None
-
-
-app.command("list")(models.list_models)
-app.command()(models.status)
-app.command()(models.load)
-app.command()(models.unload)
-app.command()(registry.add)
-app.command()(registry.remove)
-app.command()(text.generate)
-app.command()(text.complete)
-app.command()(text.embed)
-app.command()(text.chat)
-app.command()(training.train)
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(keys.app, name="keys")
-app.command()(load.bench)
-app.command()(machine.doctor)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from tritonlm.serving import Settings, paths
 from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.control import TritonControl, bounded
 from tritonlm.serving.gateway import LocalGateway
+from tritonlm.serving.reception import Reception
 from tritonlm.serving.supervisor import prepare, start
 from tritonlm.stream import AsyncStream
 
@@ -148,7 +149,8 @@ def main() -> None:
         settings = Settings(model_repository=[make_repository(Path(folder))], device="cpu", **ports)
         found_models = catalogue(settings)
         triton = prepare(settings, found_models)
-        gateway = LocalGateway(settings, found_models.default)
+        reception = stack.enter_context(Reception(settings.host, settings.port))
+        gateway = LocalGateway(settings, found_models.default, reception)
         control = stack.enter_context(TritonControl(settings.triton_host, settings.http_port))
         for child in (triton, gateway):
             stack.callback(child.stop)

@@ -16,6 +16,7 @@ from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
+from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")])
@@ -63,7 +64,9 @@ def test_a_script_that_is_told_of_is_there(where: str) -> None:
 def test_a_command_that_is_told_of_is_there_with_its_options(where: str) -> None:
     _, name, *arguments = CLI[where]
     command = typer.main.get_command(app)
-    subcommand = command.commands[name]  # type: ignore[attr-defined]
+    assert isinstance(command, TyperGroup)
+    subcommand = command.get_command(typer.Context(command), name)
+    assert subcommand is not None, f"there is no command {name}"
     while arguments and hasattr(subcommand, "commands"):
         # A group: its own command comes next.
         subcommand = subcommand.commands[arguments.pop(0)]

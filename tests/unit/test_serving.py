@@ -12,8 +12,9 @@ from tritonlm import secret
 from tritonlm.cli import app
 from tritonlm.serving import ServingError, Settings, preflight
 from tritonlm.serving.backend import PYTHON, Installation, assemble, find_installation, missing_libraries
-from tritonlm.serving.control import one_line, reachable_host
+from tritonlm.serving.control import one_line
 from tritonlm.serving.paths import model_repository
+from tritonlm.serving.ports import check_port, reachable_host
 from tritonlm.serving.repository import find_language_model
 from tritonlm.serving.triton import triton_command, triton_environment
 from typer.testing import CliRunner
@@ -42,21 +43,21 @@ def test_a_busy_port_is_named_with_the_option_that_changes_it() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ServingError) as error:
-            preflight.check_port("127.0.0.1", port, "HTTP", "http_port")
+            check_port("127.0.0.1", port, "HTTP", "http_port")
     for part in (str(port), "in use", "--http-port", "TRITONLM_HTTP_PORT"):
         assert part in said(error)
-    preflight.check_port("127.0.0.1", port, "HTTP", "http_port")
+    check_port("127.0.0.1", port, "HTTP", "http_port")
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ServingError, match=r"cannot listen on 192\.0\.2\.1:8000"):
-        preflight.check_port("192.0.2.1", 8000, "HTTP", "http_port")
+        check_port("192.0.2.1", 8000, "HTTP", "http_port")
 
 
 @pytest.mark.parametrize("host", ["a" * 300, "no host", ".."])
 def test_what_is_no_host_is_one_line(host: str) -> None:
     with pytest.raises(ServingError) as error:
-        preflight.check_port(host, 8000, "HTTP", "http_port")
+        check_port(host, 8000, "HTTP", "http_port")
     assert host in said(error)
 
 

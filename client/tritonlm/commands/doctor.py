@@ -12,6 +12,7 @@ from tritonlm.contract import TritonLMError
 from tritonlm.serving import ServingError, Settings, preflight, read_settings
 from tritonlm.serving.backend import assemble, find_installation
 from tritonlm.serving.catalogue import catalogue
+from tritonlm.serving.ports import check_port
 from tritonlm.serving.triton import triton_environment
 
 from .common import FAILED, AsJson, console, print_json
@@ -54,6 +55,7 @@ def _checks(settings: Settings) -> dict[str, Callable[[], str]]:
 
     def ports() -> str:
         preflight.check_ports(settings)
+        check_port(settings.host, settings.port, "the gateway", "port")
         return f"{settings.port}, {settings.http_port}, {settings.grpc_port}, {settings.metrics_port} are free"
 
     def shared_memory() -> str:

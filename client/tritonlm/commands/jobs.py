@@ -16,7 +16,9 @@ from tritonlm.serving import terminal
 
 from .common import FAILED, AsJson, console, exit_code, print_json
 
-app = typer.Typer(help="Training jobs of a gateway.", invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Training jobs of a gateway.", invoke_without_command=True, rich_markup_mode=None, add_completion=False
+)
 Url = Annotated[str, typer.Option(envvar="TRITONLM_URL", help="the gateway")]
 Key = Annotated[str | None, typer.Option(envvar="TRITONLM_API_KEY", help="its key, where it asks for one")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="the job, as tritonlm jobs lists it")]

@@ -16,7 +16,12 @@ from tritonlm.serving import paths, terminal
 
 from .common import MISUSED, AsJson, console, notes, print_json
 
-app = typer.Typer(help="Who may call the gateway: create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(
+    help="Who may call the gateway: create, list and revoke API keys.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
 
 File = Annotated[
     Path | None,

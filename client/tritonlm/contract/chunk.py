@@ -7,10 +7,8 @@ ends; `detokenize` turns the window into text. This file knows the tensors and t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from . import tensors
 from .tensors import Array, TensorSpec
@@ -53,9 +51,13 @@ class Chunk:
 
     def to_arrays(self) -> dict[TensorSpec, Array]:
         """The tensors that `generate` sends."""
+        return {spec: spec.pack(value) for spec, value in self.values().items()}
+
+    def values(self) -> dict[TensorSpec, str | int | Sequence[int]]:
+        """What is in them."""
         cut = (self.window_new, self.cut_start, self.cut_end, int(self.skip_special_tokens))
         usage = (self.usage.prompt, self.usage.completion, self.usage.cached)
-        values: dict[TensorSpec, object] = {
+        return {
             tensors.WINDOW_IDS: self.window_ids,
             tensors.WINDOW_CUT: cut,
             tensors.TOKEN_LOGPROBS: dump_logprobs(self.logprobs),
@@ -65,14 +67,14 @@ class Chunk:
             tensors.TOKEN_IDS: self.token_ids,
             tensors.SEED: self.seed,
         }
-        return {spec: spec.pack(value) for spec, value in values.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> Chunk:
         """The chunk behind the tensors that `detokenize` receives, by tensor name."""
 
         def numbers(spec: TensorSpec) -> list[int]:
-            return [int(value) for value in np.asarray(arrays[spec.name]).reshape(-1)]
+            found: list[int] = arrays[spec.name].reshape(-1).tolist()
+            return found
 
         new, start, end, skip = numbers(tensors.WINDOW_CUT)
         return cls(

@@ -1,25 +1,23 @@
 """Every tensor of the model repository: name, type, shape and meaning, one name in every model.
 
 Each config.pbtxt and the table in model_repository/README.md are held to this file by a test. It does not know
-what flows through the tensors (see `parameters`, `request` and `chunk` for that).
+what flows through the tensors (see `parameters`, `request` and `chunk` for that). Names need no numpy: it is imported
+by whoever packs an array, so that a supervisor does without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array: TypeAlias = "npt.NDArray[np.generic]"
 
-NUMPY_TYPE: dict[str, type] = {
-    "STRING": object,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "BOOL": np.bool_,
-    "FP32": np.float32,
-}
+# By Triton's names numpy's.
+NUMPY_TYPE = {"STRING": "object", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "FP32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,8 @@ class TensorSpec:
 
     def pack(self, value: object) -> Array:
         """A value (scalar, text or list of numbers) as this tensor's array, batch dimension included."""
+        import numpy as np  # noqa: PLC0415 (see above)
+
         if self.dtype == "STRING":
             data = value.encode() if isinstance(value, str) else value
             return np.array([[data]], dtype=object)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import signal
 import socket
 from types import FrameType
@@ -101,21 +102,37 @@ async def _serve(settings: GatewaySettings) -> None:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    await _Server(config, app.state.admission, settings.drain_seconds).serve()
+    sockets = [_opened(descriptor) for descriptor in settings.listening_fd]
+    server = _Server(config, app.state.admission, settings.drain_seconds, settings.ready_fd)
+    await server.serve(sockets or None)
+
+
+def _opened(descriptor: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ServingError(f"--listening-fd {descriptor}: {error.strerror}") from None
 
 
 class _Server(uvicorn.Server):
     """uvicorn stops listening at the first signal; here who comes late is told so."""
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, drain_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, admission: Admission, drain_seconds: float, ready_fd: int | None
+    ) -> None:
         super().__init__(config)
-        self._admission, self._drain_seconds = admission, drain_seconds
+        self._admission, self._drain_seconds, self._ready_fd = admission, drain_seconds, ready_fd
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready_fd is not None:
+            os.close(self._ready_fd)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._admission.closed or self._loop is None:

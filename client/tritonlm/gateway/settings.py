@@ -27,6 +27,13 @@ class GatewaySettings(Telling):
     )
     host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on.")
     port: int = Field(8080, ge=1, le=65535, description="Port that the gateway listens on.")
+    listening_fd: Annotated[list[int], NoDecode] = Field(
+        default_factory=list,
+        description="Descriptor of a socket that listens already, in place of host and port; may be repeated.",
+    )
+    ready_fd: int | None = Field(
+        None, ge=0, description="Descriptor that is closed when the gateway listens, for whoever waits for that."
+    )
     request_seconds: float = Field(
         600, gt=0, le=86_400, description="How long a request may take, unless it asks for less."
     )
@@ -97,7 +104,7 @@ class GatewaySettings(Telling):
         description="Origins whose pages may call the gateway (comma-separated in the environment); * for all.",
     )
 
-    @field_validator("triton", "cors_allow_origins", mode="before")
+    @field_validator("triton", "cors_allow_origins", "listening_fd", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

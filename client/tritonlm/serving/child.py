@@ -32,6 +32,8 @@ class Child:
         exit_seconds: float,
     ) -> None:
         """Without a log file its output goes to our own stderr."""
+        # Descriptors that it gets beside its output.
+        self.given: Sequence[int] = ()
         self.name, self.command, self.environment = name, list(command), dict(environment)
         self.log, self.exit_seconds = log, exit_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,7 +55,7 @@ class Child:
         if self._process is not None:
             # What hangs would not hear a polite request.
             self._end_group()
-        self.stop()
+        self._end()
         self._process = None
         self.start(again=True)
 
@@ -73,6 +75,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output if output is not None else sys.stderr,
                 stderr=subprocess.STDOUT,
+                pass_fds=self.given,
                 # A session of its own: Ctrl-C reaches the supervisor alone, and one signal reaches the whole group.
                 start_new_session=True,
                 preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (no thread of ours runs yet)
@@ -110,6 +113,9 @@ class Child:
 
     def stop(self) -> None:
         """End the process, politely first. Takes a bounded time; may be called twice."""
+        self._end()
+
+    def _end(self) -> None:
         if self._process is None:
             return
         if self._process.poll() is None:

@@ -5,7 +5,6 @@ It knows Triton's URLs. It does not know processes: whoever calls decides what a
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import time
@@ -23,20 +22,10 @@ from tritonlm.contract.parts import GENERATE, PARTS, TOKENIZE, part_of
 from tritonlm.contract.tensors import CONTROL, INPUT_IDS, REPORT
 
 from .errors import ServingError
+from .ports import reachable_host
 
 _COMMAND_SECONDS = 5.0
 _PATIENCE_SECONDS, _POLL_SECONDS, _FAILED_LOOKS = 2.0, 0.1, 5
-
-
-def reachable_host(host: str) -> str:
-    """The host to call when a server listens on this one, ready to stand in a URL."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "[::1]"
-    return host if address.version == 4 else f"[{host}]"
 
 
 def one_line(text: str) -> str:
@@ -135,11 +124,8 @@ class TritonControl:
         elif kind == TOKENIZE:
             body = {INPUT_IDS.name: [0]}
         else:
-            arrays = Chunk(0, [0], 1, 0, 0).to_arrays()
-            body = {
-                spec.name: spec.text(array) if spec.dtype == "STRING" else array.reshape(-1).tolist()
-                for spec, array in arrays.items()
-            }
+            values = Chunk(0, [0], 1, 0, 0).values()
+            body = {spec.name: [value] if isinstance(value, int) else value for spec, value in values.items()}
         try:
             response = self._http.post(f"/v2/models/{part}/generate", json=body, timeout=seconds)
         except httpx.ReadTimeout:

@@ -1,4 +1,4 @@
-"""The gateway as a child of `tritonlm serve`: its command line, and when it answers. It imports nothing of it."""
+"""The gateway as a child of `tritonlm serve`: its command line, its port, when it answers. It imports nothing of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import httpx
 
 from . import paths
 from .child import Child
-from .control import reachable_host
 from .errors import ServingError
+from .ports import reachable_host
+from .reception import Reception
 from .repairs import file_of
 from .settings import Settings
 
@@ -22,7 +23,7 @@ _EXIT_SECONDS = 5.0
 
 
 class LocalGateway(Child):
-    def __init__(self, settings: Settings, default_model: str) -> None:
+    def __init__(self, settings: Settings, default_model: str, reception: Reception) -> None:
         triton = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
         command = [
             *(sys.executable, "-m", "tritonlm.cli", "gateway"),
@@ -39,6 +40,22 @@ class LocalGateway(Child):
         log = paths.cache() / "logs" / f"gateway-{settings.port}.log" if to_file else None
         super().__init__("the gateway", command, os.environ, log, _EXIT_SECONDS)
         self.url = f"http://{reachable_host(settings.host)}:{settings.port}"
+        self._reception, self._whole_command = reception, command
+
+    def start(self, again: bool = False) -> None:
+        sockets, baton = self._reception.sockets, self._reception.baton
+        self.given = [*sockets, *([baton] if baton is not None else [])]
+        self.command = [*self._whole_command]
+        for name, given in (("--listening-fd", sockets), ("--ready-fd", self.given[len(sockets) :])):
+            for descriptor in given:
+                self.command += [name, str(descriptor)]
+        super().start(again)
+        self._reception.let_go()
+
+    def stop(self) -> None:
+        super().stop()
+        # Nobody comes after it.
+        self._reception.stop()
 
     def wait_until_live(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

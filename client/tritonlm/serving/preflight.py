@@ -5,16 +5,15 @@ It looks at this machine and at files; it starts nothing and leaves nothing behi
 
 from __future__ import annotations
 
-import errno
 import shutil
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from .backend import PYTHON, STUB, Installation, missing_libraries
 from .errors import ServingError
+from .ports import check_port
 from .repository import LanguageModel, find_language_model
-from .settings import Settings, env_name, option_name
+from .settings import Settings
 
 SHARED_MEMORY = Path("/dev/shm")
 # Each model process starts with 1 MB and grows with its tensors; 64 MB, a container's default, runs out under load.
@@ -24,30 +23,9 @@ _PORTS = {"http_port": "HTTP", "grpc_port": "gRPC", "metrics_port": "metrics"}
 
 
 def check_ports(settings: Settings) -> None:
+    """Triton's; the gateway's is held from the beginning."""
     for field, purpose in _PORTS.items():
         check_port(settings.triton_host, getattr(settings, field), purpose, field)
-    if settings.gateway:
-        check_port(settings.host, settings.port, "the gateway", "port")
-
-
-def check_port(host: str, port: int, purpose: str, field: str) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # A port whose last connections are still closing is free for a server.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except UnicodeError:
-        raise ServingError(f"{host!r} is no host name or address ({purpose})") from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            remedy = f"stop what listens there, or choose another with {option_name(field)} ({env_name(field)})"
-            raise ServingError(f"port {port} ({purpose}) on {host} is in use; {remedy}") from None
-        if error.errno == errno.EACCES:
-            raise ServingError(
-                f"port {port} ({purpose}) needs privileges; choose one above 1023 with {option_name(field)}"
-            ) from None
-        raise ServingError(f"cannot listen on {host}:{port} ({purpose}): {error.strerror}") from None
 
 
 def check_shared_memory(folder: Path = SHARED_MEMORY, needed_mb: int = SHARED_MEMORY_NEEDED_MB) -> None:

@@ -11,7 +11,7 @@ from tritonlm.contract import TritonLMError
 from tritonlm.sync import Client
 
 from . import terminal
-from .control import reachable_host
+from .ports import reachable_host
 from .settings import Settings
 
 _EVERY_SECONDS = 1.0

@@ -24,6 +24,7 @@ from .control import TritonControl
 from .errors import ServingError
 from .gateway import LocalGateway
 from .patience import Patience
+from .reception import Reception
 from .reloader import Reloader
 from .repairs import Repairs, file_of
 from .repository import LanguageModel
@@ -41,8 +42,11 @@ class StopRequested(BaseException):
     """A signal asked us to end. Like KeyboardInterrupt it is no Exception, so that nothing catches it by accident."""
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal asks to stop; ServingError says why serving could not begin or go on."""
+def serve(settings: Settings, reception: Reception | None) -> None:
+    """Serve until a signal asks to stop; ServingError says why serving could not begin or go on.
+
+    With a reception there is a gateway behind it.
+    """
     with contextlib.suppress(StopRequested), stop_signals():
         found = catalogue(settings)
         models = preflight.check_language_models(found.load, found.repositories)
@@ -50,8 +54,8 @@ def serve(settings: Settings) -> None:
         preflight.check_shared_memory()
         children: list[Child] = []
         with stopping(children), TritonControl(settings.triton_host, settings.http_port) as control:
-            # First of all: it says that the rest is not ready yet.
-            gateway = LocalGateway(settings, found.default) if settings.gateway else None
+            # First of all: it says more of what is not ready yet than the reception does.
+            gateway = LocalGateway(settings, found.default, reception) if reception else None
             if gateway:
                 children.append(gateway)
                 gateway.start()

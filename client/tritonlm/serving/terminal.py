@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from .control import reachable_host
 from .errors import ServingError
+from .ports import reachable_host
 from .settings import Settings
 
 _stderr = Console(stderr=True)
