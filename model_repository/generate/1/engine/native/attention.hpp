@@ -237,9 +237,9 @@ class Attention {
             if (piece + kAhead < to) fetch(piece_of(at.keys, at, row, piece + kAhead, 2));
             _tile_zero(0);
             for (int k = 0; k < kParts * kLanes; k += 2 * kLanes) {
-                _tile_loadd(4, &queries[0][k], kParts * kLanes * sizeof(bf16));
-                _tile_loadd(6, keys + (size_t)k * tokens_, tokens_ * 2 * sizeof(bf16));
-                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(1, &queries[0][k], kParts * kLanes * sizeof(bf16));
+                _tile_loadd(3, keys + (size_t)k * tokens_, tokens_ * 2 * sizeof(bf16));
+                _tile_dpbf16ps(0, 1, 3);
             }
             _tile_stored(0, scores + piece * kLanes, room * sizeof(float));
         }
@@ -258,37 +258,24 @@ class Attention {
         const size_t pair = 2 * width_ * sizeof(bf16);
         before_tiles();
         if (from == 0) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+            clear_sums();
         } else {
             _tile_loadd(0, found, 64);
             if (kCount > 1) _tile_loadd(1, found + kTileRows, 64);
-            if (kCount > 2) _tile_loadd(2, found + 2 * kTileRows, 64);
-            if (kCount > 2) _tile_loadd(3, found + 3 * kTileRows, 64);
         }
         for (int piece = from; piece < to; piece++) {
             const T* values = piece_of(at.values, at, row, piece, width_) + part * 2 * kLanes;
             if (piece + kAhead < to) fetch(piece_of(at.values, at, row, piece + kAhead, width_) + part * 2 * kLanes);
-            _tile_loadd(5, weights + piece * kLanes, room * sizeof(bf16));
-            _tile_loadd(7, values, pair);
-            _tile_dpbf16ps(0, 5, 7);
+            _tile_loadd(2, weights + piece * kLanes, room * sizeof(bf16));
+            _tile_loadd(4, values, pair);
+            _tile_dpbf16ps(0, 2, 4);
             if constexpr (kCount > 1) {
-                _tile_loadd(7, values + 2 * kLanes, pair);
-                _tile_dpbf16ps(1, 5, 7);
-            }
-            if constexpr (kCount > 2) {
-                _tile_loadd(7, values + 4 * kLanes, pair);
-                _tile_dpbf16ps(2, 5, 7);
-                _tile_loadd(7, values + 6 * kLanes, pair);
-                _tile_dpbf16ps(3, 5, 7);
+                _tile_loadd(4, values + 2 * kLanes, pair);
+                _tile_dpbf16ps(1, 2, 4);
             }
         }
         _tile_stored(0, found, 64);
         if (kCount > 1) _tile_stored(1, found + kTileRows, 64);
-        if (kCount > 2) _tile_stored(2, found + 2 * kTileRows, 64);
-        if (kCount > 2) _tile_stored(3, found + 3 * kTileRows, 64);
     }
 #endif
 
@@ -313,7 +300,7 @@ class Attention {
         return sum(sums);
     }
 
-    static constexpr int kRun = 4, kPartsTogether = 4, kAhead = 3;
+    static constexpr int kRun = 4, kPartsTogether = 2, kAhead = 3;
 
     const int heads_, shared_, width_;
     const Step* step_ = nullptr;

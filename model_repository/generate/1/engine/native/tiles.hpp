@@ -38,12 +38,13 @@ inline void begin_tiles() {
     if (tiles_are_ours()) shape_tiles(TileShapes());
 }
 
-// For so many queries: 0 to 3 gather results, 4 holds queries, 5 holds weights of sixteen tokens, 6 keys and 7 values.
+// For so many queries: 0 and 1 gather results, or 1 holds queries; 2 holds weights of sixteen tokens, 3 keys and 4 values.
+// No more than these few (see gemm.hpp).
 inline void begin_attention_tiles(int queries) {
     TileShapes shapes;
-    for (int tile = 0; tile < 6; tile++) shapes.rows[tile] = queries;
-    shapes.bytes[5] = 32;
-    shapes.rows[7] = 8;
+    for (int tile = 0; tile < 3; tile++) shapes.rows[tile] = queries;
+    shapes.bytes[2] = 32;
+    shapes.rows[4] = 8;
     shape_tiles(shapes);
 }
 
