@@ -42,9 +42,9 @@ _WAYS = (
     ("caller → LM", tensors.LM_INPUTS),
     ("LM → caller", tensors.LM_OUTPUTS),
     ("tokenize → generate", tensors.TOKENIZE_OUTPUTS),
-    ("generate → detokenize", tensors.CHUNK_TENSORS),
+    ("generate → detokenize", (tensors.CHUNK,)),
     ("caller → generate", (tensors.CONTROL,)),
-    ("generate → caller", (tensors.REPORT, tensors.EMBEDDING)),
+    ("generate → caller", (tensors.REPORT, tensors.EMBEDDING, tensors.USAGE)),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonlm.contract import NotOffered, tensors
+from tritonlm.contract import Chunk, NotOffered, tensors
 from tritonlm.contract.errors import from_wire
 from tritonlm.contract.tensors import TensorSpec
 
@@ -24,10 +24,7 @@ LM_INPUTS = (
 )  # fmt: skip
 INPUTS: dict[str, tuple[TensorSpec, ...]] = {
     LM: LM_INPUTS, "tokenize": LM_INPUTS, "generate": (tensors.PROMPT_IDS, tensors.REQUEST, tensors.CONTROL),
-    "detokenize": (
-        tensors.WINDOW_IDS, tensors.WINDOW_CUT, tensors.TOKEN_LOGPROBS, tensors.CHUNK_INDEX, tensors.FINISH_REASON,
-        tensors.USAGE, tensors.TOKEN_IDS, tensors.SEED,
-    ),
+    "detokenize": (tensors.CHUNK,),
 }  # fmt: skip
 NUMBERS = {"INT32": 4, "INT64": 8, "BOOL": 1, "FP32": 4}
 # Some of them nearly right.
@@ -36,6 +33,7 @@ TEXTS = st.sampled_from(
         b"", b"Once", b"{}", b"[]", b"[[]]", b'{"max_tokens": 3}', b'{"max_tokens": 1e999}', b'{"stop": []}', b"null",
         b'{"command": "ping"}', b'{"command": "find"}', b'{"command": "cancel", "id": []}', b'{"parameters": {}}',
         b'{"command": "known", "ids": 1}', b'[{"role": "user", "content": {}}]', b"\xff\xfe", b"[" * 5000, b"9" * 5000,
+        Chunk(0, [1], 1, 0, 0).to_json().encode(), Chunk(0, [-1], -1, 5, -5, token_ids=[-1]).to_json().encode(),
     ]
 ) | st.binary(max_size=60)  # fmt: skip
 
@@ -68,8 +66,6 @@ def test_any_tensors_are_answered_or_refused(server: Server, model: str) -> None
         @given(data=st.data())
         def fuzz(data: st.DataObject) -> None:
             chosen = data.draw(st.lists(st.sampled_from(INPUTS[model]), min_size=1, unique=True))
-            if model == "detokenize" and data.draw(st.booleans()):
-                chosen = list(INPUTS[model])
             request = service_pb2.ModelInferRequest(model_name=model, id="fuzz")
             for name, kind, shape, content in [data.draw(tensor(spec)) for spec in chosen]:
                 request.inputs.add(name=name, datatype=kind, shape=shape)

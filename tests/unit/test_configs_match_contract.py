@@ -128,14 +128,11 @@ def test_an_ensemble_has_one_name_per_tensor_and_feeds_every_input(name: str) ->
     steps = read(name).ensemble_scheduling.step
     assert [step.model_name for step in steps] == trio(name)
     tokenize, generate, detokenize = steps
-    passed_on = {spec.name for spec in tensors.PASSED_ON}
-    for mapped in (tokenize.input_map, tokenize.output_map, generate.input_map, detokenize.output_map):
-        assert all(value == key for key, value in mapped.items())
-    for mapped in (generate.output_map, detokenize.input_map):
-        assert all(value == (tensors.GENERATED + key if key in passed_on else key) for key, value in mapped.items())
+    for step in steps:
+        assert all(value == key for mapped in (step.input_map, step.output_map) for key, value in mapped.items())
     assert set(tokenize.input_map) == {spec.name for spec in tensors.LM_INPUTS}
     assert set(tokenize.output_map) == set(generate.input_map) == {spec.name for spec in tensors.TOKENIZE_OUTPUTS}
-    assert set(generate.output_map) == set(detokenize.input_map) == {spec.name for spec in tensors.CHUNK_TENSORS}
+    assert set(generate.output_map) == set(detokenize.input_map) == {tensors.CHUNK.name}
     # From one step alone: outputs of different steps would be paired by arrival.
     assert set(detokenize.output_map) == {spec.name for spec in tensors.LM_OUTPUTS}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonlm.contract import Checkpoint, CheckpointError, Chunk, TokenLogprob, Usage
+from tritonlm.contract import Checkpoint, CheckpointError, Chunk, InvalidRequest, TokenLogprob, Usage
 from tritonlm.contract.chunk import LOWEST_LOGPROB
-from tritonlm.contract.tensors import CHUNK_TENSORS
+from tritonlm.contract.tensors import CHUNK
 
 CLIENT = Path(__file__).resolve().parents[2] / "client"
 
@@ -37,18 +37,44 @@ chunks = st.builds(
 
 @given(chunks)
 def test_chunks_survive_the_way_as_tensors(chunk: Chunk) -> None:
-    arrays = chunk.to_arrays()
-    assert set(arrays) == set(CHUNK_TENSORS)
-    for spec, array in arrays.items():
-        assert array.shape[0] == 1, "the batch dimension"
-        assert spec.dims == (-1,) or array.shape[1:] == spec.dims
-    assert Chunk.from_arrays({spec.name: array for spec, array in arrays.items()}) == chunk
+    ((spec, array),) = chunk.to_arrays().items()
+    assert spec == CHUNK
+    assert array.shape == (1, *spec.dims), "the batch dimension comes first"
+    assert Chunk.from_json(spec.text(array)) == chunk
 
 
 def test_log_probabilities_without_end_become_a_number_that_json_has() -> None:
     chunk = Chunk(0, [5], 1, 0, 0, logprobs=[TokenLogprob(5, float("-inf"), ((6, float("-inf")),))])
-    received = Chunk.from_arrays({spec.name: array for spec, array in chunk.to_arrays().items()})
+    received = Chunk.from_json(chunk.to_json())
     assert received.logprobs == [TokenLogprob(5, LOWEST_LOGPROB, ((6, LOWEST_LOGPROB),))]
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        {"index": 2**31},
+        {"index": True},
+        {"window_ids": [1.0]},
+        {"window_ids": 1},
+        {"window_cut": [1, 2]},
+        {"finish_reason": 1},
+        {"usage": "123"},
+        {"token_ids": [-(2**31) - 1]},
+        {"seed": 2**63},
+        {"logprobs": [5]},
+        {"logprobs": "[]"},
+    ],
+)
+def test_what_is_no_chunk_is_refused(instead: dict[str, object]) -> None:
+    good = Chunk(0, [5], 1, 0, 0)
+    with pytest.raises(InvalidRequest, match="chunk must be a JSON object"):
+        Chunk.from_json(json.dumps(json.loads(good.to_json()) | instead))
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", "[]", "{}", "[" * 5000])
+def test_what_is_no_object_is_no_chunk(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="chunk must be a JSON object"):
+        Chunk.from_json(text)
 
 
 def test_importing_the_contract_imports_nothing_heavy_and_no_other_room() -> None:

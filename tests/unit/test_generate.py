@@ -23,7 +23,7 @@ from tritonlm.contract import (
     TritonLMError,
 )
 from tritonlm.contract.errors import from_wire
-from tritonlm.contract.tensors import CHUNK_TENSORS, CONTROL, PROMPT_IDS, REPORT, REQUEST
+from tritonlm.contract.tensors import CHUNK, CONTROL, PROMPT_IDS, REPORT, REQUEST
 
 FINAL = 1
 WAIT_SECONDS = 20.0
@@ -49,10 +49,9 @@ class Sender:
     def chunks(self) -> list[Chunk]:
         answers = self.wait()
         assert [answer.error() for answer in answers] == [None] * len(answers)
-        return [
-            Chunk.from_arrays({tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()})
-            for answer in answers
-        ]
+        tensors = [tensor for answer in answers for tensor in answer.output_tensors()]
+        assert [tensor.name() for tensor in tensors] == [CHUNK.name] * len(answers)
+        return [Chunk.from_json(CHUNK.text(tensor.as_numpy())) for tensor in tensors]
 
     def error(self) -> TritonLMError:
         (answer,) = self.wait()
@@ -69,7 +68,7 @@ class Sender:
 
 class DecoupledRequest(InferenceRequest):
     def __init__(self, inputs: dict[str, Any], request_id: str = "", timeout: int = 0) -> None:
-        super().__init__(inputs, [spec.name for spec in (*CHUNK_TENSORS, REPORT)], request_id=request_id)
+        super().__init__(inputs, [CHUNK.name, REPORT.name], request_id=request_id)
         self.sender, self._timeout = Sender(), timeout
 
     def get_response_sender(self) -> Sender:

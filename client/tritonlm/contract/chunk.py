@@ -1,16 +1,16 @@
 """A chunk: one step of an answer, from `generate` through `detokenize` to the caller.
 
 `generate` decides what text may leave and describes it as a window of token ids with characters to cut at both
-ends; `detokenize` turns the window into text. This file knows the tensors and the JSON inside them, not the text.
+ends; `detokenize` turns the window into text. This file knows the chunk's JSON and its tensor, not the text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import tensors
+from .errors import InvalidRequest
 from .tensors import Array, TensorSpec
 
 # JSON has no minus infinity: OpenAI's clients know this number instead.
@@ -50,67 +50,76 @@ class Chunk:
     logprobs: list[TokenLogprob] | None = None
 
     def to_arrays(self) -> dict[TensorSpec, Array]:
-        """The tensors that `generate` sends."""
-        return {spec: spec.pack(value) for spec, value in self.values().items()}
+        """What `generate` sends."""
+        return {tensors.CHUNK: tensors.CHUNK.pack(self.to_json())}
 
-    def values(self) -> dict[TensorSpec, str | int | Sequence[int]]:
-        """What is in them."""
-        cut = (self.window_new, self.cut_start, self.cut_end, int(self.skip_special_tokens))
-        usage = (self.usage.prompt, self.usage.completion, self.usage.cached)
-        return {
-            tensors.WINDOW_IDS: self.window_ids,
-            tensors.WINDOW_CUT: cut,
-            tensors.TOKEN_LOGPROBS: dump_logprobs(self.logprobs),
-            tensors.CHUNK_INDEX: self.index,
-            tensors.FINISH_REASON: self.finish_reason,
-            tensors.USAGE: usage,
-            tensors.TOKEN_IDS: self.token_ids,
-            tensors.SEED: self.seed,
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array]) -> Chunk:
-        """The chunk behind the tensors that `detokenize` receives, by tensor name."""
-
-        def numbers(spec: TensorSpec) -> list[int]:
-            found: list[int] = arrays[spec.name].reshape(-1).tolist()
-            return found
-
-        new, start, end, skip = numbers(tensors.WINDOW_CUT)
-        return cls(
-            index=numbers(tensors.CHUNK_INDEX)[0],
-            window_ids=numbers(tensors.WINDOW_IDS),
-            window_new=new,
-            cut_start=start,
-            cut_end=end,
-            skip_special_tokens=bool(skip),
-            finish_reason=tensors.FINISH_REASON.text(arrays["finish_reason"]),
-            usage=Usage(*numbers(tensors.USAGE)),
-            token_ids=numbers(tensors.TOKEN_IDS),
-            seed=numbers(tensors.SEED)[0],
-            logprobs=load_logprobs(tensors.TOKEN_LOGPROBS.text(arrays["token_logprobs"])),
+    def to_json(self) -> str:
+        return _encode(
+            {
+                "index": self.index,
+                "window_ids": self.window_ids,
+                "window_cut": (self.window_new, self.cut_start, self.cut_end),
+                "skip_special_tokens": self.skip_special_tokens,
+                "finish_reason": self.finish_reason,
+                "usage": (self.usage.prompt, self.usage.completion, self.usage.cached),
+                "token_ids": self.token_ids,
+                "seed": self.seed,
+                "logprobs": None if self.logprobs is None else [_row(entry) for entry in self.logprobs],
+            }
         )
 
+    @classmethod
+    def from_json(cls, text: str) -> Chunk:
+        try:
+            found = json.loads(text)
+            new, start, end = _three(found["window_cut"])
+            return cls(
+                index=_whole(found["index"]),
+                window_ids=[_whole(token) for token in found["window_ids"]],
+                window_new=new,
+                cut_start=start,
+                cut_end=end,
+                skip_special_tokens=bool(found["skip_special_tokens"]),
+                finish_reason=_text(found["finish_reason"]),
+                usage=Usage(*_three(found["usage"])),
+                token_ids=[_whole(token) for token in found["token_ids"]],
+                seed=_whole(found["seed"], 64),
+                logprobs=None if found["logprobs"] is None else [_entry(*row) for row in found["logprobs"]],
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InvalidRequest("chunk must be a JSON object, as generate makes it", "chunk") from error
 
-def dump_logprobs(logprobs: list[TokenLogprob] | None) -> str:
-    """Log-probabilities by token id as compact JSON; empty when none were asked for."""
-    if logprobs is None:
-        return ""
-    rows = [
-        [
-            entry.token_id,
-            None if entry.logprob is None else max(entry.logprob, LOWEST_LOGPROB),
-            [[token, max(logprob, LOWEST_LOGPROB)] for token, logprob in entry.top],
-        ]
-        for entry in logprobs
-    ]
-    return json.dumps(rows, separators=(",", ":"))
+
+# One for all of them: `json.dumps` would make one each time.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def load_logprobs(text: str) -> list[TokenLogprob] | None:
-    if not text:
-        return None
+def _whole(value: object, bits: int = 32) -> int:
+    """As its tensor can hold it."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(1 << bits - 1) <= value < 1 << bits - 1:
+        raise TypeError(f"no whole number of {bits} bits")
+    return value
+
+
+def _three(values: list[object]) -> tuple[int, int, int]:
+    first, second, third = values
+    return _whole(first), _whole(second), _whole(third)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
+
+
+def _row(entry: TokenLogprob) -> list[object]:
+    lowest, own = LOWEST_LOGPROB, entry.logprob
     return [
-        TokenLogprob(token_id, logprob, tuple((token, value) for token, value in top))
-        for token_id, logprob, top in json.loads(text)
+        entry.token_id,
+        None if own is None else max(own, lowest),
+        [(token, max(logprob, lowest)) for token, logprob in entry.top],
     ]
+
+
+def _entry(token_id: int, logprob: float | None, top: list[tuple[int, float]]) -> TokenLogprob:
+    return TokenLogprob(token_id, logprob, tuple((token, value) for token, value in top))

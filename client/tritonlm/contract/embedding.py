@@ -16,5 +16,5 @@ class Embedding:
 
     def to_arrays(self) -> dict[TensorSpec, Array]:
         usage = (self.usage.prompt, self.usage.completion, self.usage.cached)
-        values = {tensors.EMBEDDING: self.vector, tensors.USAGE: usage, tensors.FINISH_REASON: "stop"}
+        values = {tensors.EMBEDDING: self.vector, tensors.USAGE: usage}
         return {spec: spec.pack(value) for spec, value in values.items()}

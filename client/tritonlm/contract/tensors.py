@@ -68,14 +68,12 @@ CONTROL = TensorSpec("control", "STRING", (1,), "a command to the engine, as JSO
 REPORT = TensorSpec("report", "STRING", (1,), "the engine's answer to a command, as JSON")
 EMBEDDING = TensorSpec("embedding", "FP32", (-1,), "the prompt as a vector of length one, for a request with embed")
 
-# generate -> detokenize
-WINDOW_IDS = TensorSpec("window_ids", "INT32", (-1,), "token ids whose text holds the chunk's text", ragged=True)
-WINDOW_CUT = TensorSpec(
-    "window_cut", "INT32", (4,), "new ids in the window; characters to cut at its start, at its end; skip special"
+# generate -> detokenize: in one tensor, since each costs on its way what it costs, whatever it holds.
+CHUNK = TensorSpec(
+    "chunk", "STRING", (1,), "one step of an answer, as JSON: a window of token ids, where to cut its text, …"
 )
-TOKEN_LOGPROBS = TensorSpec("token_logprobs", "STRING", (1,), "log-probabilities by token id, as JSON, or empty")
 
-# generate -> caller (through detokenize) and detokenize -> caller
+# detokenize -> caller
 TEXT_OUTPUT = TensorSpec("text_output", "STRING", (1,), "the text of this response")
 CHUNK_INDEX = TensorSpec("chunk_index", "INT32", (1,), "0, 1, 2 … without a gap")
 FINISH_REASON = TensorSpec("finish_reason", "STRING", (1,), "empty, then stop, length, timeout or cancelled")
@@ -84,17 +82,11 @@ TOKEN_IDS = TensorSpec("token_ids", "INT32", (-1,), "the new token ids (with ret
 SEED = TensorSpec("seed", "INT64", (1,), "the seed that was used, given or drawn")
 LOGPROBS = TensorSpec("logprobs", "STRING", (1,), "log-probabilities by token text, as JSON, or empty")
 
-# What detokenize hands on as it came. An ensemble can fill a name only once, so between the two these tensors carry
-# this prefix; every model's own names stay as they are.
-GENERATED = "generated_"
-PASSED_ON = (CHUNK_INDEX, FINISH_REASON, USAGE, TOKEN_IDS, SEED)
-
 LM_INPUTS = (TEXT_INPUT, INPUT_IDS, MESSAGES, STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT)
-LM_OUTPUTS = (TEXT_OUTPUT, *PASSED_ON, LOGPROBS)
+LM_OUTPUTS = (TEXT_OUTPUT, CHUNK_INDEX, FINISH_REASON, USAGE, TOKEN_IDS, SEED, LOGPROBS)
 TOKENIZE_INPUTS = LM_INPUTS
 TOKENIZE_OUTPUTS = tuple(replace(spec, optional=False, ragged=False) for spec in (PROMPT_IDS, REQUEST))
-CHUNK_TENSORS = (WINDOW_IDS, WINDOW_CUT, TOKEN_LOGPROBS, *PASSED_ON)
 GENERATE_INPUTS = (PROMPT_IDS, REQUEST, CONTROL)
-GENERATE_OUTPUTS = (*(replace(spec, ragged=False) for spec in CHUNK_TENSORS), REPORT, EMBEDDING)
-DETOKENIZE_INPUTS = CHUNK_TENSORS
+GENERATE_OUTPUTS = (CHUNK, REPORT, EMBEDDING, USAGE)
+DETOKENIZE_INPUTS = (CHUNK,)
 DETOKENIZE_OUTPUTS = tuple(replace(spec, ragged=False) for spec in LM_OUTPUTS)

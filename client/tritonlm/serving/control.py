@@ -19,7 +19,7 @@ from tritonlm.contract import Broken, Chunk
 from tritonlm.contract.control import PING, Command
 from tritonlm.contract.errors import from_wire
 from tritonlm.contract.parts import GENERATE, PARTS, TOKENIZE, part_of
-from tritonlm.contract.tensors import CONTROL, INPUT_IDS, REPORT
+from tritonlm.contract.tensors import CHUNK, CONTROL, INPUT_IDS, REPORT
 
 from .errors import ServingError
 from .ports import reachable_host
@@ -124,8 +124,7 @@ class TritonControl:
         elif kind == TOKENIZE:
             body = {INPUT_IDS.name: [0]}
         else:
-            values = Chunk(0, [0], 1, 0, 0).values()
-            body = {spec.name: [value] if isinstance(value, int) else value for spec, value in values.items()}
+            body = {CHUNK.name: Chunk(0, [0], 1, 0, 0).to_json()}
         try:
             response = self._http.post(f"/v2/models/{part}/generate", json=body, timeout=seconds)
         except httpx.ReadTimeout:

@@ -90,7 +90,9 @@ class GrpcTransport:
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         inputs = {**_prompt(call.prompt), tensors.STREAM: call.stream, tensors.EXCLUDE_INPUT: True}
         inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout})
-        request = infer_request(call.model, inputs, tensors.LM_OUTPUTS, call.request_id, call.traceparent)
+        # Each tensor costs on its way: log-probabilities come to those who ask for them.
+        outputs = [spec for spec in tensors.LM_OUTPUTS if spec is not tensors.LOGPROBS or "logprobs" in call.parameters]
+        request = infer_request(call.model, inputs, outputs, call.request_id, call.traceparent)
         stream = Responses(
             self._stub.ModelStreamInfer(
                 once(request), timeout=call.timeout + _GRACE_SECONDS, metadata=_trace(call.traceparent)
@@ -219,9 +221,7 @@ class GrpcTransport:
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         parts = await self._parts_of(model)
         chunk = Chunk(0, list(ids), len(ids), 0, 0, skip_special_tokens=False)
-        inputs: dict[TensorSpec, object] = {}
-        for spec, array in chunk.to_arrays().items():
-            inputs[spec] = spec.text(array) if spec.dtype == "STRING" else [int(value) for value in array.reshape(-1)]
+        inputs: dict[TensorSpec, object] = {tensors.CHUNK: chunk.to_json()}
         return (await self._infer(parts.detokenize, inputs, tensors.TEXT_OUTPUT)).text(tensors.TEXT_OUTPUT)
 
     async def _infer(self, model: str, inputs: Mapping[TensorSpec, object], output: TensorSpec) -> Outputs:
@@ -304,7 +304,7 @@ class GrpcTransport:
 def _parts_in(config: Any) -> Parts | None:
     """The parts that a model ties together; None where it is no language model."""
     by_input = {name: step.model_name for step in config.ensemble_scheduling.step for name in step.input_map}
-    inputs = (tensors.TEXT_INPUT.name, tensors.PROMPT_IDS.name, tensors.WINDOW_IDS.name)
+    inputs = (tensors.TEXT_INPUT.name, tensors.PROMPT_IDS.name, tensors.CHUNK.name)
     return Parts(*(by_input[name] for name in inputs)) if by_input.keys() >= set(inputs) else None
 
 

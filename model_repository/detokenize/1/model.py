@@ -1,7 +1,7 @@
-"""Triton's side of `detokenize`: a chunk in, its text out, the rest passed on as it came.
+"""Triton's side of `detokenize`: a chunk in, its text out, and what else a caller is told of it.
 
-It answers whatever happens: an error in the middle of a stream would leave the ensemble with responses that it never
-releases. What cannot be turned into text becomes an empty text and a line in the log.
+It answers every chunk that `generate` makes: an error in the middle of a stream would leave the ensemble with responses
+that it never releases. What cannot be turned into text becomes an empty text and a line in the log.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from tritonlm.contract import Checkpoint, Chunk
-from tritonlm.contract.adapter import error_response, inputs_of, log_failure, response
+from tritonlm.contract import Checkpoint, Chunk, tensors
+from tritonlm.contract.adapter import error_response, inputs_of, log_failure, response, text_of
 from tritonlm.contract.priority import step_back
-from tritonlm.contract.tensors import LOGPROBS, PASSED_ON, TEXT_OUTPUT, Array, TensorSpec
 from tritonlm.hub import checkpoint_folder
 
 from .detokenizer import Detokenizer
@@ -31,18 +30,24 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            inputs = inputs_of(request)
+            chunk = Chunk.from_json(text_of(tensors.CHUNK, inputs_of(request)) or "")
         except Exception as error:
-            # Not a chunk of ours: the ensemble's batches hold one row.
+            # Not a chunk of ours, nor from an ensemble.
             return error_response(pb_utils, error)
+        text = _or_empty(lambda: self._detokenizer.text(chunk))
+        values: dict[tensors.TensorSpec, object] = {
+            tensors.TEXT_OUTPUT: text,
+            tensors.CHUNK_INDEX: chunk.index,
+            tensors.FINISH_REASON: chunk.finish_reason,
+            tensors.USAGE: (chunk.usage.prompt, chunk.usage.completion, chunk.usage.cached),
+            tensors.TOKEN_IDS: chunk.token_ids,
+            tensors.SEED: chunk.seed,
+            tensors.LOGPROBS: _or_empty(lambda: self._detokenizer.logprobs(chunk, text)),
+        }
         wanted = request.requested_output_names()
-        text = _or_empty(lambda: self._detokenizer.text(Chunk.from_arrays(inputs)))
-        logprobs = ""
-        if LOGPROBS.name in wanted:
-            logprobs = _or_empty(lambda: self._detokenizer.logprobs(Chunk.from_arrays(inputs), text))
-        arrays: dict[TensorSpec, Array] = {TEXT_OUTPUT: TEXT_OUTPUT.pack(text), LOGPROBS: LOGPROBS.pack(logprobs)}
-        arrays |= {spec: inputs[spec.name] for spec in PASSED_ON if spec.name in inputs}
-        return response(pb_utils, arrays, wanted)
+        return response(
+            pb_utils, {spec: spec.pack(value) for spec, value in values.items() if spec.name in wanted}, wanted
+        )
 
 
 def _or_empty(make: Callable[[], str]) -> str:
