@@ -27,6 +27,8 @@ from .servers import ENGINE, LM, WAIT_SECONDS, copy_repository, free_ports, wait
 
 pytestmark = pytest.mark.triton
 
+# Running requests may take so long: on a slow machine the usual time is too short for theirs.
+PATIENT = ("--drain-seconds", "90")
 LONG: dict[str, Any] = {"prompt": "Once", "temperature": 0.0, "max_tokens": 480, "ignore_eos": True}
 
 
@@ -102,7 +104,7 @@ def leaving_nothing(serve: Serve) -> Iterator[None]:
 
 
 def test_sigterm_lets_running_streams_end_first(slow_repository: Path, tmp_path: Path) -> None:
-    with serving(slow_repository, tmp_path) as serve, contextlib.ExitStack() as stack:
+    with serving(slow_repository, tmp_path, *PATIENT) as serve, contextlib.ExitStack() as stack:
         calls = [stack.enter_context(call(serve.grpc, stream=stream, **LONG)) for stream in (True, True, False)]
         first = calls[0].next()
         wait_until(lambda: serve.status()["running"] == len(calls), "all of them run")
@@ -120,7 +122,7 @@ def test_sigterm_lets_running_streams_end_first(slow_repository: Path, tmp_path:
 
 
 def test_the_gateway_answers_beside_triton_and_drains_with_it(slow_repository: Path, tmp_path: Path) -> None:
-    with serving(slow_repository, tmp_path) as serve:
+    with serving(slow_repository, tmp_path, *PATIENT) as serve:
         assert f"http://127.0.0.1:{serve.ports['port']}/v1" in serve.output.read_text()
         url = f"http://127.0.0.1:{serve.ports['port']}"
         with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as sdk:
