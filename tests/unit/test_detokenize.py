@@ -20,11 +20,15 @@ from tokenizer_zoo import PIECES, TOKENIZERS, split, token_id
 from tokenizers import Tokenizer, decoders
 from tritonlm.contract import Checkpoint, Chunk, InvalidRequest, TokenLogprob, Usage
 from tritonlm.contract.errors import from_wire
-from tritonlm.contract.tensors import CHUNK, DETOKENIZE_OUTPUTS, FINISH_REASON, LOGPROBS, TEXT_OUTPUT, Array
+from tritonlm.contract.tensors import CHUNK, DETOKENIZE_OUTPUTS, FINISH_REASON, LOGPROBS, NUMPY_TYPE, TEXT_OUTPUT, Array
 
 WANTED = [spec.name for spec in DETOKENIZE_OUTPUTS]
 TOKENIZER = byte_level_tokenizer()
 examples = settings(max_examples=100, deadline=None, derandomize=True)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4),
+)
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 
@@ -107,6 +111,9 @@ class TestText:
             "seed": [[-(2**63)]],
         }
         assert FINISH_REASON.text(found["finish_reason"]) == "stop"
+        assert {spec.name: found[spec.name].dtype.name for spec in DETOKENIZE_OUTPUTS} == {
+            spec.name: NUMPY_TYPE[spec.dtype] for spec in DETOKENIZE_OUTPUTS
+        }
 
     def test_only_the_outputs_that_are_wanted_are_made(self, model: Any) -> None:
         (found,) = outputs(model, request_of(Chunk(0, ids_of("the"), 1, 0, 0), ["seed", "text_output"]))
@@ -291,6 +298,7 @@ class TestNothingFails:
         first, bad, last = outputs(model, request_of(good), request_of(good, window_ids=[-1]), request_of(good))
         assert TEXT_OUTPUT.text(first["text_output"]) == TEXT_OUTPUT.text(last["text_output"]) == "the fox"
         assert TEXT_OUTPUT.text(bad["text_output"]) == ""
+        assert LOGPROBS.text(bad["logprobs"]) == ""
         assert bad["usage"].tolist() == [[1, 2, 3]]
         assert Logger.errors
 
@@ -310,6 +318,15 @@ class TestNothingFails:
     def test_any_numbers_are_answered(self, model: Any, ids: list[int], cut: tuple[int, int, int]) -> None:
         (found,) = outputs(model, request_of(Chunk(0, ids, *cut)))
         assert set(found) == set(WANTED)
+
+    @given(st.sampled_from(sorted(json.loads(Chunk(0, [], 0, 0, 0).to_json()))), anything)
+    @examples
+    def test_anything_in_a_chunk_is_answered_or_refused(self, model: Any, field: str, value: object) -> None:
+        (answer,) = model.execute([request_of(Chunk(0, [1], 1, 0, 0), **{field: value})])
+        if answer.error() is None:
+            assert {tensor.name() for tensor in answer.output_tensors()} == set(WANTED)
+        else:
+            assert isinstance(from_wire(answer.error().message()), InvalidRequest)
 
     @pytest.mark.parametrize(
         "array", [np.array([[b"\xff"]], dtype=object), np.zeros((2, 1), np.int32), CHUNK.pack("{}"), CHUNK.pack("")]

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from tritonlm.cli import app
 from tritonlm.serving import ServingError
 from tritonlm.serving.reception import Reception
+from typer.testing import CliRunner
 
 SECONDS = 20.0
 
@@ -92,3 +94,10 @@ def test_localhost_is_all_its_addresses(port: int) -> None:
 def test_a_port_in_use_is_told_with_its_remedy(reception: Reception, port: int) -> None:
     with pytest.raises(ServingError, match=rf"port {port} \(the gateway\) on 127.0.0.1 is in use; .*--port"):
         Reception("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("option", ["--listening-fd", "--ready-fd"])
+def test_a_descriptor_that_nobody_handed_on_is_told(option: str, port: int) -> None:
+    found = CliRunner().invoke(app, ["gateway", "--port", str(port), option, "999"])
+    assert found.exit_code == 2
+    assert f"error: {option} 999: Bad file descriptor; name" in found.stderr

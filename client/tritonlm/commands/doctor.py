@@ -55,7 +55,8 @@ def _checks(settings: Settings) -> dict[str, Callable[[], str]]:
 
     def ports() -> str:
         preflight.check_ports(settings)
-        check_port(settings.host, settings.port, "the gateway", "port")
+        if settings.gateway:
+            check_port(settings.host, settings.port, "the gateway", "port")
         return f"{settings.port}, {settings.http_port}, {settings.grpc_port}, {settings.metrics_port} are free"
 
     def shared_memory() -> str:

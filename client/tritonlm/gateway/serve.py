@@ -103,6 +103,8 @@ async def _serve(settings: GatewaySettings) -> None:
         ssl_keyfile=settings.tls_key,
     )
     sockets = [_opened(descriptor) for descriptor in settings.listening_fd]
+    if settings.ready_fd is not None:
+        _check_open(settings.ready_fd)
     server = _Server(config, app.state.admission, settings.drain_seconds, settings.ready_fd)
     await server.serve(sockets or None)
 
@@ -111,7 +113,14 @@ def _opened(descriptor: int) -> socket.socket:
     try:
         return socket.socket(fileno=descriptor)
     except OSError as error:
-        raise ServingError(f"--listening-fd {descriptor}: {error.strerror}") from None
+        raise ServingError(f"--listening-fd {descriptor}: {error.strerror}; name a socket that was handed on") from None
+
+
+def _check_open(descriptor: int) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        raise ServingError(f"--ready-fd {descriptor}: {error.strerror}; name one that was handed on") from None
 
 
 class _Server(uvicorn.Server):
