@@ -10,9 +10,9 @@
 #include <cmath>
 #include <vector>
 
-#include "gemm.hpp"
 #include "groups.hpp"
 #include "lanes.hpp"
+#include "rows.hpp"
 #include "step.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
@@ -27,7 +27,7 @@ class Attention {
     void begin(const Step& step, int members) {
         step_ = &step;
         tokens_ = step.block_tokens;
-        in_tiles_ = sizeof(T) == sizeof(bf16) && tiles_are_ours() && width_ % 32 == 0 && tokens_ % kLanes == 0;
+        in_tiles_ = tiles_read<T>() && width_ % 32 == 0 && tokens_ % kLanes == 0;
         block_ = (size_t)heads_ / shared_ * width_ * tokens_;
         spaces_.resize(members);
         own_.resize(step.rows);
@@ -199,9 +199,9 @@ class Attention {
                 gather<std::min(kParts, kPartsTogether)>(at, rows[n / shared_], part, from, to, weights, room, &found[0][n]);
             });
             for (int n = 0; n < count; n++) {
-                T* to = at.attended->at(rows[n / shared_], (at.head + n % shared_) * width_);
+                const int row = rows[n / shared_], column = (at.head + n % shared_) * width_;
                 for (int i = 0; i < std::min(kParts - part, kPartsTogether); i++)
-                    store(to + (part + i) * kLanes, load(found[i][n]) / all[n]);
+                    store(at.attended->at(row, column + (part + i) * kLanes), load(found[i][n]) / all[n]);
             }
         }
     }

@@ -12,34 +12,12 @@
 #include <immintrin.h>
 #endif
 
-#include "lanes.hpp"
+#include "rows.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
 
-// A product's rows. They lie a cache line further apart than they are long: with a power of two between them, those of a
-// tile would push each other out of the first cache.
-template <typename T>
-class Rows {
-  public:
-    void reserve(size_t rows, int inputs) {
-        inputs_ = inputs;
-        stride_ = inputs + 64 / sizeof(T);
-        numbers_.resize(rows * stride_);
-    }
-
-    T* at(size_t row, size_t column = 0) { return &numbers_[row * stride_ + column]; }
-    const T* at(size_t row, size_t column = 0) const { return &numbers_[row * stride_ + column]; }
-    int inputs() const { return inputs_; }
-    size_t stride() const { return stride_; }
-
-  private:
-    int inputs_ = 0;
-    size_t stride_ = 0;
-    Numbers<T> numbers_;
-};
-
 // At most so many rows go together; and so many inputs of two blocks of weights stay in the first cache while rows pass.
-constexpr int kMostRows = 512, kNear = 384;
+constexpr int kMostRows = 192, kNear = 384;
 
 #ifdef __AMX_BF16__
 // What the tiles have summed for sixteen rows: 0 of one block of outputs, 1 of a second one.
@@ -56,17 +34,12 @@ void store_sums(Number (*to)[kTileRows][kLanes]) {
     before_tiles();
 }
 
-inline void clear_sums() {
-    _tile_zero(0);
-    _tile_zero(1);
-}
-
 // Four registers of eight. As measured, all eight take several times as long while a neighbour computes in tiles too, as if
 // two threads of a core shared what is behind these names; four take twice as long then, and are as fast alone.
 template <bool kPair>
-void add_in_tiles(const bf16* rows, size_t stride, const bf16* first, const bf16* second, int inputs) {
+void add_in_tiles(const bf16* rows, const bf16* first, const bf16* second, int inputs) {
     for (int k = 0; k < inputs; k += 32) {
-        _tile_loadd(2, rows + k, stride * sizeof(bf16));
+        _tile_loadd(2, rows + (size_t)k * kTileRows, 64);
         _tile_loadd(3, first + (size_t)k * kLanes, 64);
         _tile_dpbf16ps(0, 2, 3);
         if (!kPair) continue;
@@ -89,7 +62,7 @@ void amx_columns(const Rows<bf16>& rows, int from, int count, const bf16* weight
             auto* of_rows = sums[m / kTileRows];
             if (near) load_sums<kPair>(of_rows);
             else clear_sums();
-            add_in_tiles<kPair>(rows.at(from + m, near), rows.stride(), first + passed, second + passed, some);
+            add_in_tiles<kPair>(rows.at(from + m, near), first + passed, second + passed, some);
             store_sums<kPair>(of_rows);
             if (near + some < inputs) continue;
             for (int i = 0; i < std::min(kTileRows, count - m); i++)
@@ -142,10 +115,12 @@ template <typename Sum, int kRows, int kBlocks, typename Done>
 void tile(const Rows<typename Sum::Type>& rows, const typename Sum::Type* weights, int m, int block, Done done) {
     const int inputs = rows.inputs();
     Lanes totals[kRows][kBlocks] = {};
+    const typename Sum::Type* row[kRows];
+    for (int i = 0; i < kRows; i++) row[i] = rows.at(m + i);
     for (int k = 0; k < inputs; k += Sum::kInputs) {
         for (int n = 0; n < kBlocks; n++) {
             const Sum step(weights + ((size_t)(block + n) * inputs + k) * kLanes);
-            for (int i = 0; i < kRows; i++) step.add(totals[i][n], rows.at(m + i, k));
+            for (int i = 0; i < kRows; i++) step.add(totals[i][n], row[i] + k);
         }
     }
     for (int i = 0; i < kRows; i++)
@@ -188,10 +163,10 @@ void product(const Rows<bf16>& rows, int from, int count, const bf16* weights, i
 
 // So many rows at a time stay in the second cache while the weights pass by.
 template <typename T>
-int rows_together(int inputs) {
+int rows_together(int inputs, int most) {
     constexpr size_t kBytes = 1 << 20;
     const size_t fit = kBytes / (inputs * sizeof(T)) / kTileRows * kTileRows;
-    return std::clamp<size_t>(fit, kTileRows, kMostRows);
+    return std::clamp<size_t>(fit, kTileRows, most);
 }
 
 // What is left of the outputs, two blocks of sixteen at a time, for some of the rows at a time: `task(first row, how many,
@@ -208,7 +183,7 @@ void each_pair(int count, int most, int blocks, Share& share, Task task) {
 // `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
 void multiply(const Rows<T>& rows, int count, const T* weights, int outputs, Share& share, Done done) {
-    each_pair(count, rows_together<T>(rows.inputs()), outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
+    each_pair(count, rows_together<T>(rows.inputs(), kMostRows), outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
         product(rows, first, some, weights, at, pair, done);
     });
 }

@@ -20,8 +20,8 @@
 
 // Inputs come in a tile's rows of so many, and so many of them share a scale.
 constexpr int kStep = 64, kScaled = 256;
-// So many parts of two blocks of weights stay in the first cache while rows pass.
-constexpr int kNearParts = 3;
+// At most so many rows go together; and so many parts of two blocks of weights stay in the first cache while rows pass.
+constexpr int kMostOctets = 512, kNearParts = 3;
 
 inline int in_steps(int inputs) { return (inputs + kStep - 1) / kStep * kStep; }
 inline int scaled_parts(int inputs) { return (inputs + kScaled - 1) / kScaled; }
@@ -160,7 +160,7 @@ template <bool kPair, typename Done>
 void amx_octets(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
     const int stride = in_steps(inputs), parts = scaled_parts(inputs);
     alignas(64) int32_t exact[2][kTileRows][kLanes];
-    alignas(64) float totals[kMostRows][2][kLanes];
+    alignas(64) float totals[kMostOctets][2][kLanes];
     before_tiles();
     for (int near = 0; near < parts; near += kNearParts) {
         const int end = std::min(near + kNearParts, parts);
@@ -198,7 +198,7 @@ template <typename Done>
 void multiply(
     const Octets& rows, int count, const int8_t* weights, const float* scales, int inputs, int outputs, Share& share, Done done
 ) {
-    const int last = outputs / kLanes, most = rows_together<int8_t>(inputs);
+    const int last = outputs / kLanes, most = rows_together<int8_t>(inputs, kMostOctets);
     const size_t block = (size_t)in_steps(inputs) * kLanes;
     each_pair(count, most, last, share, [&](int first, int some, int at, bool pair) {
         const auto take = [&](int row, int n, Lanes found) { done(row, at + n, found * load(scales + (at + n) * kLanes)); };

@@ -48,6 +48,11 @@ inline void begin_attention_tiles(int queries) {
     shape_tiles(shapes);
 }
 
+inline void clear_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+}
+
 inline void end_tiles() {
     if (tiles_are_ours()) _tile_release();
 }

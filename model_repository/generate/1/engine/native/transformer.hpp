@@ -16,6 +16,7 @@
 #include "lanes.hpp"
 #include "model.hpp"
 #include "octets.hpp"
+#include "rows.hpp"
 #include "step.hpp"
 #include "team.hpp"
 
@@ -63,9 +64,10 @@ class Transformer : public Decoder {
         reserved_ = padded;
         stream_.resize(padded * model_.width);
         queries_.resize(padded * query_width_);
-        normal_.reserve(padded, model_.width);
-        attended_.reserve(padded, query_width_);
-        widened_.reserve(padded, model_.inner);
+        const bool in_tiles = !kOctets && tiles_read<T>();
+        normal_.reserve(padded, model_.width, in_tiles);
+        attended_.reserve(padded, query_width_, in_tiles);
+        widened_.reserve(padded, model_.inner, in_tiles);
         if (kOctets) octets_.reserve(padded, std::max({model_.width, model_.inner, query_width_}));
         if (!model_.turns) return;
         keys_.resize(padded * key_width_);
@@ -105,8 +107,9 @@ class Transformer : public Decoder {
         }
     }
 
-    template <typename Out>
-    void normalise(const float* from, int width, const float* scale, const float* shift, Out* to) const {
+    // `done(column, sixteen numbers)` takes them.
+    template <typename Done>
+    void normalise(const float* from, int width, const float* scale, const float* shift, Done done) const {
         Lanes total = {}, squares = {};
         if (shift)
             for (int k = 0; k < width; k += kLanes) total += load(from + k);
@@ -118,14 +121,14 @@ class Transformer : public Decoder {
         const float inverse = 1.0f / std::sqrt(sum(squares) / width + model_.epsilon);
         for (int k = 0; k < width; k += kLanes) {
             const Lanes found = (load(from + k) - mean) * inverse * load(scale + k);
-            store(to + k, shift ? found + load(shift + k) : found);
+            done(k, shift ? found + load(shift + k) : found);
         }
     }
 
     void normalise_rows(const Step& step, const float* scale, const float* shift, int part) {
         const size_t width = model_.width;
         shares_[part].each(step.rows, [&](int row) {
-            normalise(&stream_[row * width], width, scale, shift, normal_.at(row));
+            normalise(&stream_[row * width], width, scale, shift, [&](int k, Lanes found) { store(normal_.at(row, k), found); });
         });
     }
 
@@ -178,7 +181,7 @@ class Transformer : public Decoder {
 
     void turn_head(float* head, int row, const float* scale) const {
         const int width = model_.head_width, half = width / 2;
-        if (scale) normalise(head, width, scale, nullptr, head);
+        if (scale) normalise(head, width, scale, nullptr, [&](int k, Lanes found) { store(head + k, found); });
         const float* turned = &turned_[(size_t)row * width];
         for (int k = 0; k < half; k += kLanes) {
             const Lanes cosines = load(turned + k), sines = load(turned + half + k);
@@ -230,8 +233,8 @@ class Transformer : public Decoder {
         const int width = model_.width;
         shares_[other(1)].each(step.wanted_rows, [&](int i) {
             float* hidden = step.hidden + (size_t)i * width;
-            normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, hidden);
-            for (int k = 0; k < width; k += kLanes) store(normal_.at(i, k), load(hidden + k));
+            const auto keep = [&](int k, Lanes found) { store(hidden + k, found), store(normal_.at(i, k), found); };
+            normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, keep);
         });
         end_part(team, member, kOther);
         const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
