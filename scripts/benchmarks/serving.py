@@ -149,6 +149,8 @@ def started(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) 
     port, log = free_port(), FOLDER / f"{server}.log"
     how = launch(server, folder, dtype, port)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **how.environment}
+    # Who is told to end takes along what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     begun = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(

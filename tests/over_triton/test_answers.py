@@ -7,10 +7,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonlm.contract.tensors import LM_OUTPUTS, PIECE
 
 from .caller import Answer, ask, call
-from .servers import LM, Server, wait_until
+from .servers import LM, WAIT_SECONDS, Server, wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -67,6 +70,29 @@ def test_over_http_the_stream_is_the_whole_text_in_pieces(server: Server, wanted
     assert [event["text_output"] for event in alone] == [whole["text_output"]]
     assert whole["text_output"] == PROMPT + "".join(event["text_output"] for event in streamed)
     assert alone[0]["finish_reason"] == whole["finish_reason"] == "length"
+
+
+def test_a_piece_holds_what_the_other_outputs_would(server: Server) -> None:
+    body = {"text_input": PROMPT, "logprobs": 2, "return_token_ids": True, **GREEDY, "seed": 3}
+    apart = server.generate(**body).raise_for_status().json()
+    together = server.generate(**body, as_piece=True).raise_for_status().json()
+    outputs = {spec.name for spec in LM_OUTPUTS} - {PIECE.name}
+    assert outputs <= apart.keys()
+    assert PIECE.name not in apart
+    assert not outputs & together.keys()
+    assert json.loads(together[PIECE.name]) == {name: apart[name] for name in outputs}
+
+
+@pytest.mark.parametrize("as_piece", [True, False])
+def test_whoever_asks_for_outputs_that_nobody_makes_gets_an_answer_without_them(server: Server, as_piece: bool) -> None:
+    request = service_pb2.ModelInferRequest(model_name=LM)
+    request.inputs.add(name="text_input", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(b"Once")
+    request.outputs.add(name="text_output" if as_piece else PIECE.name)
+    request.parameters["as_piece"].bool_param = as_piece
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        (response,) = stub.ModelStreamInfer(iter([request]), timeout=WAIT_SECONDS)
+    assert (response.error_message, list(response.infer_response.outputs)) == ("", [])
 
 
 def events(server: Server, **body: object) -> list[dict[str, Any]]:

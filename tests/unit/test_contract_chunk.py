@@ -32,6 +32,7 @@ chunks = st.builds(
     token_ids=st.lists(int32, max_size=6),
     seed=st.integers(-(2**63), 2**63 - 1),
     logprobs=st.none() | st.lists(logprob, max_size=4),
+    as_piece=st.booleans(),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,20 @@ from tokenizer_zoo import PIECES, TOKENIZERS, split, token_id
 from tokenizers import Tokenizer, decoders
 from tritonlm.contract import Checkpoint, Chunk, InvalidRequest, TokenLogprob, Usage
 from tritonlm.contract.errors import from_wire
-from tritonlm.contract.tensors import CHUNK, DETOKENIZE_OUTPUTS, FINISH_REASON, LOGPROBS, NUMPY_TYPE, TEXT_OUTPUT, Array
+from tritonlm.contract.tensors import (
+    CHUNK,
+    DETOKENIZE_OUTPUTS,
+    FINISH_REASON,
+    LOGPROBS,
+    NUMPY_TYPE,
+    PIECE,
+    TEXT_OUTPUT,
+    Array,
+)
 
+# Of the outputs a piece stands in place of all others.
 WANTED = [spec.name for spec in DETOKENIZE_OUTPUTS]
+APART = {*WANTED} - {PIECE.name}
 TOKENIZER = byte_level_tokenizer()
 examples = settings(max_examples=100, deadline=None, derandomize=True)
 anything = st.recursive(
@@ -103,7 +115,7 @@ class TestText:
     def test_everything_else_is_told_as_it_came(self, model: Any) -> None:
         chunk = Chunk(3, ids_of("the"), 1, 0, 0, True, "stop", Usage(4, 5, 2), [7, 8], -(2**63))
         (found,) = outputs(model, request_of(chunk))
-        assert set(found) == set(WANTED)
+        assert set(found) == APART
         assert {name: found[name].tolist() for name in ("chunk_index", "usage", "token_ids", "seed")} == {
             "chunk_index": [[3]],
             "usage": [[4, 5, 2]],
@@ -111,13 +123,24 @@ class TestText:
             "seed": [[-(2**63)]],
         }
         assert FINISH_REASON.text(found["finish_reason"]) == "stop"
-        assert {spec.name: found[spec.name].dtype.name for spec in DETOKENIZE_OUTPUTS} == {
-            spec.name: NUMPY_TYPE[spec.dtype] for spec in DETOKENIZE_OUTPUTS
+        assert {name: array.dtype.name for name, array in found.items()} == {
+            spec.name: NUMPY_TYPE[spec.dtype] for spec in DETOKENIZE_OUTPUTS if spec.name in APART
         }
 
     def test_only_the_outputs_that_are_wanted_are_made(self, model: Any) -> None:
         (found,) = outputs(model, request_of(Chunk(0, ids_of("the"), 1, 0, 0), ["seed", "text_output"]))
         assert set(found) == {"seed", "text_output"}
+
+    def test_a_piece_holds_all_the_others(self, model: Any) -> None:
+        entry = TokenLogprob(id_of(END), -0.5)
+        chunk = Chunk(3, ids_of("the 猫\n"), 1, 0, 0, True, "stop", Usage(4, 5, 2), [7, 8], -(2**63), [entry])
+        apart, together = outputs(model, request_of(chunk), request_of(replace(chunk, as_piece=True)))
+        assert set(together) == {PIECE.name}
+        found = json.loads(PIECE.text(together[PIECE.name]))
+        assert found.keys() == apart.keys()
+        for spec in DETOKENIZE_OUTPUTS:
+            if spec.name in APART:
+                assert spec.pack(found[spec.name]).tolist() == apart[spec.name].tolist(), spec.name
 
 
 class TestLogprobs:
@@ -317,14 +340,14 @@ class TestNothingFails:
     @examples
     def test_any_numbers_are_answered(self, model: Any, ids: list[int], cut: tuple[int, int, int]) -> None:
         (found,) = outputs(model, request_of(Chunk(0, ids, *cut)))
-        assert set(found) == set(WANTED)
+        assert set(found) == APART
 
     @given(st.sampled_from(sorted(json.loads(Chunk(0, [], 0, 0, 0).to_json()))), anything)
     @examples
     def test_anything_in_a_chunk_is_answered_or_refused(self, model: Any, field: str, value: object) -> None:
         (answer,) = model.execute([request_of(Chunk(0, [1], 1, 0, 0), **{field: value})])
         if answer.error() is None:
-            assert {tensor.name() for tensor in answer.output_tensors()} == set(WANTED)
+            assert {tensor.name() for tensor in answer.output_tensors()} in (APART, {PIECE.name})
         else:
             assert isinstance(from_wire(answer.error().message()), InvalidRequest)
 

@@ -48,6 +48,8 @@ class Chunk:
     token_ids: list[int] = field(default_factory=list)
     seed: int = 0
     logprobs: list[TokenLogprob] | None = None
+    # To the caller it goes as one tensor again.
+    as_piece: bool = False
 
     def to_arrays(self) -> dict[TensorSpec, Array]:
         """What `generate` sends."""
@@ -65,6 +67,7 @@ class Chunk:
                 "token_ids": self.token_ids,
                 "seed": self.seed,
                 "logprobs": None if self.logprobs is None else [_row(entry) for entry in self.logprobs],
+                "as_piece": self.as_piece,
             }
         )
 
@@ -85,6 +88,7 @@ class Chunk:
                 token_ids=[_whole(token) for token in found["token_ids"]],
                 seed=_whole(found["seed"], 64),
                 logprobs=None if found["logprobs"] is None else [_entry(*row) for row in found["logprobs"]],
+                as_piece=bool(found["as_piece"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidRequest("chunk must be a JSON object, as generate makes it", "chunk") from error

@@ -214,6 +214,9 @@ class SamplingParameters:
         _Boolean(), "begin and end a text prompt with the tokenizer's own special tokens", True, allowed="true, false"
     )
     return_token_ids: bool = _parameter(_Boolean(), "fill the output token_ids", False, allowed="true, false")
+    as_piece: bool = _parameter(
+        _Boolean(), "all outputs in one, piece, which costs less on its way", False, allowed="true, false"
+    )
     resume_token_ids: tuple[int, ...] = _parameter(
         _TokenIds(MAX_TOKENS_LIMIT), "tokens that an earlier try generated: go on after them", (),
         allowed="list of ids",

@@ -81,9 +81,12 @@ USAGE = TensorSpec("usage", "INT32", (3,), "tokens so far: prompt, completion, p
 TOKEN_IDS = TensorSpec("token_ids", "INT32", (-1,), "the new token ids (with return_token_ids)", ragged=True)
 SEED = TensorSpec("seed", "INT64", (1,), "the seed that was used, given or drawn")
 LOGPROBS = TensorSpec("logprobs", "STRING", (1,), "log-probabilities by token text, as JSON, or empty")
+PIECE = TensorSpec(
+    "piece", "STRING", (1,), "with as_piece, in place of the others: a JSON object that holds them by name"
+)
 
 LM_INPUTS = (TEXT_INPUT, INPUT_IDS, MESSAGES, STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT)
-LM_OUTPUTS = (TEXT_OUTPUT, CHUNK_INDEX, FINISH_REASON, USAGE, TOKEN_IDS, SEED, LOGPROBS)
+LM_OUTPUTS = (TEXT_OUTPUT, CHUNK_INDEX, FINISH_REASON, USAGE, TOKEN_IDS, SEED, LOGPROBS, PIECE)
 TOKENIZE_INPUTS = LM_INPUTS
 TOKENIZE_OUTPUTS = tuple(replace(spec, optional=False, ragged=False) for spec in (PROMPT_IDS, REQUEST))
 GENERATE_INPUTS = (PROMPT_IDS, REQUEST, CONTROL)

@@ -12,10 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
-from tritonlm.sequences import MAX_SEQUENCES
+from tritonlm.sequences import MAX_SEQUENCES, OURS
 
-# Not for callers of the gateway: the client settles them.
-_OURS = ("choice", "resume_token_ids", "timeout")
 _NULL = {"type": "null"}
 
 
@@ -64,7 +62,7 @@ class Body(BaseModel):
 def _sampling_fields(*without: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for spec in fields(SamplingParameters):
-        if spec.name not in (*_OURS, *without):
+        if spec.name not in (*OURS, *without):
             meaning = f"{spec.metadata['meaning']} ({spec.metadata['allowed']})"
             # Shown here and checked by the contract, so that there is one authority and one wording.
             shown: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, _NULL]}

@@ -89,10 +89,8 @@ class GrpcTransport:
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         inputs = {**_prompt(call.prompt), tensors.STREAM: call.stream, tensors.EXCLUDE_INPUT: True}
-        inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout})
-        # Each tensor costs on its way: log-probabilities come to those who ask for them.
-        outputs = [spec for spec in tensors.LM_OUTPUTS if spec is not tensors.LOGPROBS or "logprobs" in call.parameters]
-        request = infer_request(call.model, inputs, outputs, call.request_id, call.traceparent)
+        inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout, "as_piece": True})
+        request = infer_request(call.model, inputs, [tensors.PIECE], call.request_id, call.traceparent)
         stream = Responses(
             self._stub.ModelStreamInfer(
                 once(request), timeout=call.timeout + _GRACE_SECONDS, metadata=_trace(call.traceparent)

@@ -67,18 +67,18 @@ class Outputs:
 
 
 def piece_of(response: Any) -> Piece:
-    outputs = Outputs(response)
-    prompt, completion, cached = outputs.numbers(tensors.USAGE)
+    found = json.loads(Outputs(response).text(tensors.PIECE))
+    prompt, completion, cached = found[tensors.USAGE.name]
     return Piece(
-        index=outputs.numbers(tensors.CHUNK_INDEX)[0],
-        text=outputs.text(tensors.TEXT_OUTPUT),
-        finish_reason=outputs.text(tensors.FINISH_REASON),
+        index=found[tensors.CHUNK_INDEX.name],
+        text=found[tensors.TEXT_OUTPUT.name],
+        finish_reason=found[tensors.FINISH_REASON.name],
         prompt_tokens=prompt,
         completion_tokens=completion,
         cached_tokens=cached,
-        seed=outputs.numbers(tensors.SEED)[0],
-        token_ids=outputs.numbers(tensors.TOKEN_IDS),
-        logprobs=_logprobs(outputs.text(tensors.LOGPROBS)),
+        seed=found[tensors.SEED.name],
+        token_ids=found[tensors.TOKEN_IDS.name],
+        logprobs=_logprobs(found[tensors.LOGPROBS.name]),
     )
 
 

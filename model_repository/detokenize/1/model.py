@@ -6,6 +6,7 @@ that it never releases. What cannot be turned into text becomes an empty text an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,9 @@ class TritonPythonModel:
             tensors.SEED: chunk.seed,
             tensors.LOGPROBS: _or_empty(lambda: self._detokenizer.logprobs(chunk, text)),
         }
+        if chunk.as_piece:
+            values = {tensors.PIECE: json.dumps({spec.name: value for spec, value in values.items()})}
+        # A step of an ensemble is asked for all outputs, whichever the caller wants; what it leaves out, nobody gets.
         wanted = request.requested_output_names()
         return response(
             pb_utils, {spec: spec.pack(value) for spec, value in values.items() if spec.name in wanted}, wanted

@@ -93,6 +93,7 @@ class Answer:
             token_ids=self._ids if wanted.return_token_ids else [],
             seed=self._seed,
             logprobs=self._logprobs if wanted.logprobs is not None else None,
+            as_piece=wanted.as_piece,
         )
         self._index += 1
         self._ids, self._logprobs, self._scored_prompt = [], [], 0
