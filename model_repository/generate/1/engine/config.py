@@ -17,7 +17,7 @@ from tritonlm.contract import CheckpointError, devices
 ENVIRONMENT_PREFIX = "TRITONLM_"
 INT8 = "int8"
 # With so many running requests the time between chunks begins to grow, up to so many times.
-_CALM, _LONGEST = 3, 6.0
+_CALM, _LONGEST = 6, 3.0
 
 
 def _one_of(*choices: str, meaning: str) -> Any:
@@ -70,8 +70,8 @@ class EngineConfig:
     memory_budget: int = _size("memory that all models on one device may take together, such as 8GiB; 0: no limit")
     idle_unload_seconds: float = _number(0.0, "after so long without a request the gateway unloads it; 0: never")
     chunk_milliseconds: float = _number(
-        16.0,
-        "least time between two chunks of a stream, as screens are drawn; up to 6 times with many requests; 0: none",
+        33.0,
+        "least time between two chunks of a stream, thirty a second; up to 3 times with many requests; 0: none",
     )
 
     @classmethod
