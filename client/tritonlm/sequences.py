@@ -18,9 +18,8 @@ from tritonlm.types import CachedTokens, CompletionUsage, Piece
 
 # One call may ask for so many answers at most: each takes a place of the engine's.
 MAX_SEQUENCES = 128
-# What the client settles by itself.
-# Parameters that the library itself fills in, beside what its callers ask for.
-OURS = ("choice", "as_piece", "resume_token_ids", "timeout")
+# The client settles these by itself: a call has no such parameters.
+CLIENTS_OWN = ("choice", "as_piece", "resume_token_ids", "timeout")
 
 PromptArgument = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 
@@ -238,10 +237,10 @@ def read_stream(stream: bool | None, options: Mapping[str, Any] | None) -> tuple
 
 
 def read_parameters(values: Mapping[str, Any]) -> SamplingParameters:
-    for name in OURS:
+    for name in CLIENTS_OWN:
         if values.get(name) is not None:
             raise InvalidRequest(f"{name} is not a parameter of this call", name)
-    return SamplingParameters.from_mapping({name: value for name, value in values.items() if name not in OURS})
+    return SamplingParameters.from_mapping({name: value for name, value in values.items() if name not in CLIENTS_OWN})
 
 
 def _is_flag(value: Any) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
-from tritonlm.sequences import MAX_SEQUENCES, OURS
+from tritonlm.sequences import CLIENTS_OWN, MAX_SEQUENCES
 
 _NULL = {"type": "null"}
 
@@ -62,7 +62,7 @@ class Body(BaseModel):
 def _sampling_fields(*without: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for spec in fields(SamplingParameters):
-        if spec.name not in (*OURS, *without):
+        if spec.name not in (*CLIENTS_OWN, *without):
             meaning = f"{spec.metadata['meaning']} ({spec.metadata['allowed']})"
             # Shown here and checked by the contract, so that there is one authority and one wording.
             shown: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, _NULL]}

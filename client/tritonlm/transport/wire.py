@@ -18,7 +18,7 @@ from tritonlm.tracing import TRACEPARENT
 from tritonlm.types import Logprob, Piece, TopLogprob
 
 _WIRE_TYPE = {"STRING": "BYTES"}
-_FORMAT = {"INT32": "i", "INT64": "q", "BOOL": "?", "FP32": "f"}
+_FORMAT = {"INT32": "i", "BOOL": "?", "FP32": "f"}
 
 
 def infer_request(

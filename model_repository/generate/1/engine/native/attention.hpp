@@ -27,7 +27,7 @@ class Attention {
     void begin(const Step& step, int members) {
         step_ = &step;
         tokens_ = step.block_tokens;
-        in_tiles_ = tiles_read<T>() && width_ % 32 == 0 && tokens_ % kLanes == 0;
+        in_tiles_ = tiles_compute<T>() && width_ % 32 == 0 && tokens_ % kLanes == 0;
         block_ = (size_t)heads_ / shared_ * width_ * tokens_;
         spaces_.resize(members);
         own_.resize(step.rows);

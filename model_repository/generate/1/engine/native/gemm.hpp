@@ -183,7 +183,8 @@ void each_pair(int count, int most, int blocks, Share& share, Task task) {
 // `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
 void multiply(const Rows<T>& rows, int count, const T* weights, int outputs, Share& share, Done done) {
-    each_pair(count, rows_together<T>(rows.inputs(), kMostRows), outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
+    const int most = rows_together<T>(rows.inputs(), kMostRows);
+    each_pair(count, most, outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
         product(rows, first, some, weights, at, pair, done);
     });
 }

@@ -8,15 +8,15 @@
 #include "lanes.hpp"
 #include "tiles.hpp"
 
-// Whether tiles compute with this type here.
 template <typename T>
-bool tiles_read() {
+bool tiles_compute() {
     return sizeof(T) == sizeof(bf16) && tiles_are_ours();
 }
 
 template <typename T>
 class Rows {
   public:
+    // In tiles: a multiple of sixteen rows.
     void reserve(size_t rows, int inputs, bool in_tiles) {
         inputs_ = inputs;
         to_next_row_ = in_tiles ? kLine : inputs;

@@ -48,6 +48,7 @@ inline void begin_attention_tiles(int queries) {
     shape_tiles(shapes);
 }
 
+// What gathers results, in products and in attention.
 inline void clear_sums() {
     _tile_zero(0);
     _tile_zero(1);

@@ -64,7 +64,7 @@ class Transformer : public Decoder {
         reserved_ = padded;
         stream_.resize(padded * model_.width);
         queries_.resize(padded * query_width_);
-        const bool in_tiles = !kOctets && tiles_read<T>();
+        const bool in_tiles = !kOctets && tiles_compute<T>();
         normal_.reserve(padded, model_.width, in_tiles);
         attended_.reserve(padded, query_width_, in_tiles);
         widened_.reserve(padded, model_.inner, in_tiles);
