@@ -2,7 +2,7 @@
 // rows: a row's result is the same, bit for bit, alone or among others.
 //
 // Weights are packed in blocks of sixteen outputs: [outputs/16][inputs][16] in float32, [outputs/16][inputs/2][16][2] in
-// bfloat16, as the machine's own instructions for bfloat16 (AMX, AVX512-BF16) read them.
+// bfloat16, as the machine's own instructions for bfloat16 (AMX, AVX512-BF16) read them; or tighter, see tight.hpp.
 #pragma once
 
 #include <algorithm>
@@ -12,12 +12,16 @@
 #include <immintrin.h>
 #endif
 
+#include "near.hpp"
 #include "rows.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
 
-// At most so many rows go together; and so many inputs of two blocks of weights stay in the first cache while rows pass.
-constexpr int kMostRows = 192, kNear = 384;
+// At most so many rows go together.
+constexpr int kMostRows = 192;
+
+// What has been summed for sixteen rows: of one block of outputs, and of a second one.
+typedef float Sums[2][kTileRows][kLanes];
 
 #ifdef __AMX_BF16__
 // What the tiles have summed for sixteen rows: 0 of one block of outputs, 1 of a second one.
@@ -34,41 +38,50 @@ void store_sums(Number (*to)[kTileRows][kLanes]) {
     before_tiles();
 }
 
-// Four registers of eight. As measured, all eight take several times as long while a neighbour computes in tiles too, as if
-// two threads of a core shared what is behind these names; four take twice as long then, and are as fast alone.
-template <bool kPair>
-void add_in_tiles(const bf16* rows, const bf16* first, const bf16* second, int inputs) {
-    for (int k = 0; k < inputs; k += 32) {
-        _tile_loadd(2, rows + (size_t)k * kTileRows, 64);
-        _tile_loadd(3, first + (size_t)k * kLanes, 64);
-        _tile_dpbf16ps(0, 2, 3);
-        if (!kPair) continue;
-        _tile_loadd(3, second + (size_t)k * kLanes, 64);
-        _tile_dpbf16ps(1, 2, 3);
-    }
+// For sixteen rows more: 4 and 5.
+inline void clear_second_sums() {
+    _tile_zero(4);
+    _tile_zero(5);
 }
 
-// Two blocks of outputs, or one, for all rows: some of the inputs for all of them, and then the next ones.
-template <bool kPair, typename Done>
-void amx_columns(const Rows<bf16>& rows, int from, int count, const bf16* weights, int block, Done done) {
-    const int inputs = rows.inputs();
-    const bf16 *first = weights + (size_t)block * inputs * kLanes, *second = first + (size_t)inputs * kLanes;
-    alignas(64) float sums[kMostRows / kTileRows][2][kTileRows][kLanes];
+template <bool kPair>
+void store_second_sums(float (*to)[kTileRows][kLanes]) {
+    _tile_stored(4, to[0], 64);
+    if (kPair) _tile_stored(5, to[1], 64);
     before_tiles();
-    for (int near = 0; near < inputs; near += kNear) {
-        const int some = std::min(kNear, inputs - near);
-        const size_t passed = (size_t)near * kLanes;
-        for (int m = 0; m < count; m += kTileRows) {
-            auto* of_rows = sums[m / kTileRows];
-            if (near) load_sums<kPair>(of_rows);
-            else clear_sums();
-            add_in_tiles<kPair>(rows.at(from + m, near), first + passed, second + passed, some);
-            store_sums<kPair>(of_rows);
-            if (near + some < inputs) continue;
-            for (int i = 0; i < std::min(kTileRows, count - m); i++)
-                for (int n = 0; n <= kPair; n++) done(from + m + i, block + n, load(of_rows[n][i]));
+}
+
+// For sixteen rows four registers of eight, six for twice as many. As measured, all eight take several times as long while a
+// neighbour computes in tiles too, as if two threads of a core shared what is behind these names; four take twice as long
+// then, and are as fast alone.
+template <bool kPair, bool kTwice>
+void add_in_tiles(const Rows<bf16>& rows, int m, Near<bf16>& weights, int from, int to, Sums* sums) {
+    const bf16 *row = rows.at(m, from), *later_row = rows.at(m + kTileRows * kTwice, from);
+    const bf16 *one = weights.block(0), *other = weights.block(kPair);
+    if (from) load_sums<kPair>(sums[0]);
+    else clear_sums();
+    if (kTwice) clear_second_sums();
+    for (int k = from, reached = from; k < to; k += kTileInputs, row += kTileRows * kTileInputs, later_row += kTileRows * kTileInputs) {
+        if (k == reached) reached = weights.reach(k);
+        const size_t tile = weights.offset(k);
+        before_tiles();
+        _tile_loadd(2, row, 64);
+        _tile_loadd(3, one + tile, 64);
+        _tile_dpbf16ps(0, 2, 3);
+        if (kPair) {
+            _tile_loadd(3, other + tile, 64);
+            _tile_dpbf16ps(1, 2, 3);
         }
+        if (!kTwice) continue;
+        _tile_loadd(2, later_row, 64);
+        if (kPair) {
+            _tile_dpbf16ps(5, 2, 3);
+            _tile_loadd(3, one + tile, 64);
+        }
+        _tile_dpbf16ps(4, 2, 3);
     }
+    store_sums<kPair>(sums[0]);
+    if (kTwice) store_second_sums<kPair>(sums[1]);
 }
 #endif
 
@@ -111,54 +124,78 @@ struct HalfSum {
 };
 #endif
 
-template <typename Sum, int kRows, int kBlocks, typename Done>
-void tile(const Rows<typename Sum::Type>& rows, const typename Sum::Type* weights, int m, int block, Done done) {
-    const int inputs = rows.inputs();
+// `first` is the first of these rows among the sixteen that are summed together.
+template <typename Sum, int kRows, bool kPair, typename T = typename Sum::Type>
+void add_in_lanes(const Rows<T>& rows, int m, Near<T>& weights, int from, int to, Sums& sums, int first) {
+    constexpr int kBlocks = 1 + kPair;
     Lanes totals[kRows][kBlocks] = {};
-    const typename Sum::Type* row[kRows];
-    for (int i = 0; i < kRows; i++) row[i] = rows.at(m + i);
-    for (int k = 0; k < inputs; k += Sum::kInputs) {
-        for (int n = 0; n < kBlocks; n++) {
-            const Sum step(weights + ((size_t)(block + n) * inputs + k) * kLanes);
-            for (int i = 0; i < kRows; i++) step.add(totals[i][n], row[i] + k);
-        }
+    const T* row[kRows];
+    for (int i = 0; i < kRows; i++) {
+        row[i] = rows.at(m + first + i);
+        for (int n = 0; from && n < kBlocks; n++) totals[i][n] = load(sums[n][first + i]);
+    }
+    for (int tile = from, reached = from; tile < to; tile += kTileInputs) {
+        if (tile == reached) reached = weights.reach(tile);
+        const T* of_tile[kBlocks];
+        for (int n = 0; n < kBlocks; n++) of_tile[n] = weights.block(n) + weights.offset(tile);
+        for (int k = 0; k < kTileInputs; k += Sum::kInputs)
+            for (int n = 0; n < kBlocks; n++) {
+                const Sum step(of_tile[n] + k * kLanes);
+                for (int i = 0; i < kRows; i++) step.add(totals[i][n], row[i] + tile + k);
+            }
     }
     for (int i = 0; i < kRows; i++)
-        for (int n = 0; n < kBlocks; n++) done(m + i, block + n, totals[i][n]);
+        for (int n = 0; n < kBlocks; n++) store(sums[n][first + i], totals[i][n]);
 }
 
-template <typename Sum, int kBlocks, typename Done>
-void columns(const Rows<typename Sum::Type>& rows, int m, int count, const typename Sum::Type* weights, int block, Done done) {
-    const int end = m + count;
-    for (; m + 8 <= end; m += 8) tile<Sum, 8, kBlocks>(rows, weights, m, block, done);
-    if (end - m >= 4) tile<Sum, 4, kBlocks>(rows, weights, m, block, done), m += 4;
-    if (end - m >= 2) tile<Sum, 2, kBlocks>(rows, weights, m, block, done), m += 2;
-    if (end - m >= 1) tile<Sum, 1, kBlocks>(rows, weights, m, block, done);
+template <typename Sum, bool kPair, typename T = typename Sum::Type>
+void add_in_lanes(const Rows<T>& rows, int m, int count, Near<T>& weights, int from, int to, Sums& sums) {
+    int i = 0;
+    for (; i + 8 <= count; i += 8) add_in_lanes<Sum, 8, kPair>(rows, m, weights, from, to, sums, i);
+    if (count - i >= 4) add_in_lanes<Sum, 4, kPair>(rows, m, weights, from, to, sums, i), i += 4;
+    if (count - i >= 2) add_in_lanes<Sum, 2, kPair>(rows, m, weights, from, to, sums, i), i += 2;
+    if (count - i >= 1) add_in_lanes<Sum, 1, kPair>(rows, m, weights, from, to, sums, i);
 }
 
-template <typename Sum, typename Done>
-void pair_or_one(
-    const Rows<typename Sum::Type>& rows, int from, int count, const typename Sum::Type* weights, int block, bool pair, Done done
-) {
-    if (pair) columns<Sum, 2>(rows, from, count, weights, block, done);
-    else columns<Sum, 1>(rows, from, count, weights, block, done);
+// What these inputs add to the sums of so many rows: thirty-two at most where tiles compute, all inputs at once then, and
+// sixteen elsewhere.
+template <bool kPair>
+void add_inputs(const Rows<float>& rows, int m, int count, Near<float>& weights, int from, int to, Sums* sums) {
+    add_in_lanes<FloatSum, kPair>(rows, m, count, weights, from, to, *sums);
 }
 
-template <typename Done>
-void product(const Rows<float>& rows, int from, int count, const float* weights, int block, bool pair, Done done) {
-    pair_or_one<FloatSum>(rows, from, count, weights, block, pair, done);
-}
-
-template <typename Done>
-void product(const Rows<bf16>& rows, int from, int count, const bf16* weights, int block, bool pair, Done done) {
+template <bool kPair>
+void add_inputs(const Rows<bf16>& rows, int m, int count, Near<bf16>& weights, int from, int to, Sums* sums) {
 #ifdef __AMX_BF16__
-    if (tiles_are_ours()) {
-        if (pair) amx_columns<true>(rows, from, count, weights, block, done);
-        else amx_columns<false>(rows, from, count, weights, block, done);
-        return;
-    }
+    if (tiles_are_ours() && count > kTileRows) return add_in_tiles<kPair, true>(rows, m, weights, from, to, sums);
+    if (tiles_are_ours()) return add_in_tiles<kPair, false>(rows, m, weights, from, to, sums);
 #endif
-    pair_or_one<HalfSum>(rows, from, count, weights, block, pair, done);
+    add_in_lanes<HalfSum, kPair>(rows, m, count, weights, from, to, *sums);
+}
+
+// Whether so many rows see each weight once only.
+template <typename T>
+bool come_at_once(int count) {
+    return tiles_compute<T>() ? count <= 2 * kTileRows : count <= 8 && (count & (count - 1)) == 0;
+}
+
+// Two blocks of outputs, or one, for all rows: some of the inputs for all of them, and then the next ones.
+template <bool kPair, typename T, typename Done>
+void columns(const Rows<T>& rows, int first, int count, const Packed<T>& packed, int block, Done done) {
+    const bool once = come_at_once<T>(count);
+    const int inputs = rows.inputs(), at_once = once ? count : kTileRows;
+    Near<T> weights(packed, inputs, block, 1 + kPair, once);
+    alignas(64) Sums sums[kMostRows / kTileRows];
+    for (int from = 0; from < inputs; from += weights.together()) {
+        const int to = std::min(from + weights.together(), inputs);
+        weights.begin(from, to);
+        for (int m = 0; m < count; m += at_once) {
+            const int some = std::min(at_once, count - m);
+            add_inputs<kPair>(rows, first + m, some, weights, from, to, sums + m / kTileRows);
+            for (int i = m; to == inputs && i < m + some; i++)
+                for (int n = 0; n <= kPair; n++) done(first + i, block + n, load(sums[i / kTileRows][n][i % kTileRows]));
+        }
+    }
 }
 
 // So many rows at a time stay in the second cache while the weights pass by.
@@ -182,9 +219,10 @@ void each_pair(int count, int most, int blocks, Share& share, Task task) {
 
 // `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
-void multiply(const Rows<T>& rows, int count, const T* weights, int outputs, Share& share, Done done) {
+void multiply(const Rows<T>& rows, int count, const Packed<T>& weights, int outputs, Share& share, Done done) {
     const int most = rows_together<T>(rows.inputs(), kMostRows);
     each_pair(count, most, outputs / kLanes, share, [&](int first, int some, int at, bool pair) {
-        product(rows, first, some, weights, at, pair, done);
+        if (pair) columns<true>(rows, first, some, weights, at, done);
+        else columns<false>(rows, first, some, weights, at, done);
     });
 }

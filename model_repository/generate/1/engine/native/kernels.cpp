@@ -7,6 +7,7 @@
 #include "model.hpp"
 #include "step.hpp"
 #include "team.hpp"
+#include "tight.hpp"
 #include "transformer.hpp"
 
 namespace {
@@ -43,6 +44,19 @@ void draw_tokens(void* opened, const Draw* draw) {
     handle->team.run([&](int member) {
         share.each(draw->rows, [&](int row) { draw->ids[row] = handle->drawers[member].draw(*draw, row); });
     });
+}
+
+// How many strays there are; -1 where weights are better left as they are: with more strays than `most`, or without an
+// instruction that looks up bytes.
+int64_t tighten_weights(
+    const uint16_t* weights, int blocks, int inputs, uint8_t* tiles, Stray* strays, int64_t* begins, int64_t most, int* highest
+) {
+#ifdef __SSSE3__
+    *highest = highest_exponent(weights, (size_t)blocks * inputs * kLanes);
+    return tighten(weights, blocks, inputs, *highest, tiles, strays, begins, most);
+#else
+    return -1;
+#endif
 }
 
 void close_model(void* opened) { delete static_cast<Handle*>(opened); }

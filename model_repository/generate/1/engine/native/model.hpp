@@ -4,11 +4,17 @@
 
 #include <cstdint>
 
+#include "tight.hpp"
+
 struct Weights {
     const void* values;
     // Of weights of eight bits.
     const float* scales;
     const float* bias;
+    // Of weights that lie tight: the strays, where those of each block begin, and the highest exponent with a code.
+    const Stray* strays;
+    const int64_t* begins;
+    int32_t highest;
 };
 
 // A normalisation without a shift is that by the root of the mean square.

@@ -61,7 +61,7 @@ class NativeRunner:
         self.spent: ctypes.Array[ctypes.c_double] | None = None
         family = _FAMILIES[checkpoint.config["model_type"]]
         # What the kernels point to stays there.
-        self._packing = Packing(folder, family.PREFIX, dtype, in_bytes)
+        self._packing = Packing(folder, family.PREFIX, dtype, in_bytes, library)
         self._model = family.read(checkpoint, self._packing)
         self._packing.close_files()
         return_freed()

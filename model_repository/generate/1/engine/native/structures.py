@@ -8,7 +8,7 @@ POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
 
 class Weights(ctypes.Structure):
-    _fields_ = [(name, POINTER) for name in ("values", "scales", "bias")]
+    _fields_ = [*((name, POINTER) for name in ("values", "scales", "bias", "strays", "begins")), ("highest", INT)]
 
 
 class Layer(ctypes.Structure):

@@ -79,21 +79,41 @@ class Transformer : public Decoder {
     int other(int number) const { return model_.layers * kPartsOfLayer + number; }
 
     void embed(const Step& step) {
-        const W* tokens = static_cast<const W*>(model_.tokens.values);
-        constexpr int kTogether = sizeof(float) / sizeof(W);
-        const int width = model_.width, packed_width = kOctets ? in_steps(width) : width;
+        const int width = model_.width;
         shares_[other(0)].each(step.rows, [&](int row) {
-            const int id = step.ids[row];
-            const float scale = kOctets ? model_.tokens.scales[id] : 1.0f;
-            const W* packed = tokens + (size_t)(id / kLanes) * packed_width * kLanes + id % kLanes * kTogether;
-            float* to = &stream_[(size_t)row * width];
-            for (int k = 0; k < width; k++)
-                to[k] = value(packed[(size_t)(k / kTogether) * kLanes * kTogether + k % kTogether]) * scale;
             const int place = step.places[row];
+            float* to = &stream_[(size_t)row * width];
+            take_token(step.ids[row], to);
             if (model_.turns) return find_turns(row, place);
             for (int k = 0; k < width; k += kLanes)
                 store(to + k, load(to + k) + load(model_.positions + (size_t)place * width + k));
         });
+    }
+
+    // A token's embedding is one output of the matrix that may be the output layer too.
+    void take_token(int id, float* to) const {
+        const int width = model_.width, block = id / kLanes, lane = id % kLanes;
+        constexpr int kTogether = sizeof(float) / sizeof(W);
+        const auto take = [&](const W* packed, int from, int end, float scale) {
+            for (int k = from; k < end; k++)
+                to[k] = value(packed[((k - from) / kTogether * kLanes + lane) * kTogether + k % kTogether]) * scale;
+        };
+        if constexpr (kOctets) {
+            const W* tokens = static_cast<const W*>(model_.tokens.values);
+            take(tokens + (size_t)block * in_steps(width) * kLanes, 0, width, model_.tokens.scales[id]);
+        } else {
+            const Packed<W> packed = packed_of(model_.tokens);
+            Near<W> weights(packed, width, block, 1, true);
+            weights.begin(0, width);
+            for (int k = 0; k < width; k += kTileInputs) {
+                weights.reach(k);
+                take(weights.block(0) + weights.offset(k), k, k + kTileInputs, 1.0f);
+            }
+        }
+    }
+
+    static Packed<W> packed_of(const Weights& weights) {
+        return {weights.values, weights.strays, weights.begins, weights.highest};
     }
 
     // The cosines of a place's angles, and then their sines.
@@ -217,7 +237,6 @@ class Transformer : public Decoder {
     // `done(row, column, sixteen numbers)` takes them, the bias added.
     template <typename Done>
     void times(Team& team, const Rows<T>& rows, int count, const Weights& weights, int outputs, int part, Done done) {
-        const W* values = static_cast<const W*>(weights.values);
         const auto take = [&](int row, int block, Lanes found) {
             done(row, block * kLanes, weights.bias ? found + load(weights.bias + block * kLanes) : found);
         };
@@ -225,8 +244,9 @@ class Transformer : public Decoder {
             const int inputs = rows.inputs();
             roundings_[part].each(count, [&](int row) { octets_.round(rows.at(row), row, inputs); });
             team.meet();
+            const W* values = static_cast<const W*>(weights.values);
             multiply(octets_, count, values, weights.scales, inputs, outputs, shares_[part], take);
-        } else multiply(rows, count, values, outputs, shares_[part], take);
+        } else multiply(rows, count, packed_of(weights), outputs, shares_[part], take);
     }
 
     void finish(Team& team, const Step& step, int member) {
