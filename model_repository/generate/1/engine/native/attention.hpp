@@ -217,9 +217,9 @@ class Attention {
     }
 
     // Where sixteen tokens' keys, or values, of a head begin.
-    const T* piece_of(const T* cache, const Place& at, int row, int piece, size_t a_token) const {
+    const T* piece_of(const T* cache, int head, int row, int piece, size_t a_token) const {
         const int token = piece * kLanes;
-        return cache + table_of(row)[token / tokens_] * block_ + in_block(at.head) + token % tokens_ * a_token;
+        return cache + table_of(row)[token / tokens_] * block_ + in_block(head) + token % tokens_ * a_token;
     }
 
     template <int kParts>
@@ -233,8 +233,9 @@ class Attention {
         before_tiles();
         const int row = rows[first / shared_];
         for (int piece = from; piece < to; piece++) {
-            const T* keys = piece_of(at.keys, at, row, piece, 2);
-            if (piece + kAhead < to) fetch(piece_of(at.keys, at, row, piece + kAhead, 2));
+            const T* keys = piece_of(at.keys, at.head, row, piece, 2);
+            // Memory answers while this goes on: the values that are weighed next, and the next head's keys after them.
+            fetch(piece_of(at.values, at.head, row, piece, width_));
             _tile_zero(0);
             for (int k = 0; k < kParts * kLanes; k += 2 * kLanes) {
                 _tile_loadd(1, &queries[0][k], kParts * kLanes * sizeof(bf16));
@@ -245,9 +246,10 @@ class Attention {
         }
     }
 
-    // A hint to the processor: right where a block holds sixteen tokens, as by default, and harmless elsewhere.
+    // A hint to the processor, into its second cache: right where a block holds sixteen tokens, as by default, and harmless
+    // elsewhere.
     void fetch(const T* from) const {
-        for (int i = 0; i < width_ * kLanes; i += 64 / sizeof(T)) _mm_prefetch((const char*)(from + i), _MM_HINT_T0);
+        for (int i = 0; i < width_ * kLanes; i += 64 / sizeof(T)) _mm_prefetch((const char*)(from + i), _MM_HINT_T1);
     }
 
     // Values by their weights, onto what earlier pieces have found.
@@ -256,6 +258,7 @@ class Attention {
         const Place& at, int row, int part, int from, int to, const bf16* weights, size_t room, float (*found)[kLanes]
     ) const {
         const size_t pair = 2 * width_ * sizeof(bf16);
+        const int next_head = at.head + shared_;
         before_tiles();
         if (from == 0) {
             clear_sums();
@@ -264,8 +267,8 @@ class Attention {
             if (kCount > 1) _tile_loadd(1, found + kTileRows, 64);
         }
         for (int piece = from; piece < to; piece++) {
-            const T* values = piece_of(at.values, at, row, piece, width_) + part * 2 * kLanes;
-            if (piece + kAhead < to) fetch(piece_of(at.values, at, row, piece + kAhead, width_) + part * 2 * kLanes);
+            const T* values = piece_of(at.values, at.head, row, piece, width_) + part * 2 * kLanes;
+            if (part == 0 && next_head < heads_) fetch(piece_of(at.keys, next_head, row, piece, 2));
             _tile_loadd(2, weights + piece * kLanes, room * sizeof(bf16));
             _tile_loadd(4, values, pair);
             _tile_dpbf16ps(0, 2, 4);
@@ -300,7 +303,7 @@ class Attention {
         return sum(sums);
     }
 
-    static constexpr int kRun = 4, kPartsTogether = 2, kAhead = 3;
+    static constexpr int kRun = 4, kPartsTogether = 2;
 
     const int heads_, shared_, width_;
     const Step* step_ = nullptr;
