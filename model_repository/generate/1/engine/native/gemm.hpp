@@ -61,11 +61,11 @@ void add_in_tiles(const Rows<bf16>& rows, int m, Near<bf16>& weights, int from, 
     if (from) load_sums<kPair>(sums[0]);
     else clear_sums();
     if (kTwice) clear_second_sums();
-    for (int k = from, reached = from; k < to; k += kTileInputs, row += kTileRows * kTileInputs, later_row += kTileRows * kTileInputs) {
+    for (int k = from, reached = from; k < to; k += kTileInputs) {
         if (k == reached) reached = weights.reach(k);
-        const size_t tile = weights.offset(k);
+        const size_t tile = weights.offset(k), of_rows = (size_t)(k - from) * kTileRows;
         before_tiles();
-        _tile_loadd(2, row, 64);
+        _tile_loadd(2, row + of_rows, 64);
         _tile_loadd(3, one + tile, 64);
         _tile_dpbf16ps(0, 2, 3);
         if (kPair) {
@@ -73,7 +73,7 @@ void add_in_tiles(const Rows<bf16>& rows, int m, Near<bf16>& weights, int from, 
             _tile_dpbf16ps(1, 2, 3);
         }
         if (!kTwice) continue;
-        _tile_loadd(2, later_row, 64);
+        _tile_loadd(2, later_row + of_rows, 64);
         if (kPair) {
             _tile_dpbf16ps(5, 2, 3);
             _tile_loadd(3, one + tile, 64);
@@ -134,14 +134,14 @@ void add_in_lanes(const Rows<T>& rows, int m, Near<T>& weights, int from, int to
         row[i] = rows.at(m + first + i);
         for (int n = 0; from && n < kBlocks; n++) totals[i][n] = load(sums[n][first + i]);
     }
-    for (int tile = from, reached = from; tile < to; tile += kTileInputs) {
-        if (tile == reached) reached = weights.reach(tile);
-        const T* of_tile[kBlocks];
-        for (int n = 0; n < kBlocks; n++) of_tile[n] = weights.block(n) + weights.offset(tile);
-        for (int k = 0; k < kTileInputs; k += Sum::kInputs)
+    for (int begin = from, end; begin < to; begin = end) {
+        end = weights.reach(begin);
+        const T* near[kBlocks];
+        for (int n = 0; n < kBlocks; n++) near[n] = weights.block(n) + weights.offset(begin);
+        for (int k = 0; k < end - begin; k += Sum::kInputs)
             for (int n = 0; n < kBlocks; n++) {
-                const Sum step(of_tile[n] + k * kLanes);
-                for (int i = 0; i < kRows; i++) step.add(totals[i][n], row[i] + tile + k);
+                const Sum step(near[n] + (size_t)k * kLanes);
+                for (int i = 0; i < kRows; i++) step.add(totals[i][n], row[i] + begin + k);
             }
     }
     for (int i = 0; i < kRows; i++)

@@ -29,7 +29,7 @@ class Near {
   public:
     Near(const Packed<T>& packed, int inputs, int block, int blocks, bool once)
         : packed_(packed), book_(packed.highest), inputs_(inputs), block_(block), blocks_(blocks),
-          together_(once ? inputs : kNear), kept_(once && tight() ? kFew - 1 : -1) {
+          together_(once ? inputs : kNear), kept_(once && tight() ? kFew - 1 : kAll) {
         for (int n = 0; tight() && n < blocks; n++) strays_[n] = packed.strays + packed.begins[block + n];
     }
 
@@ -44,12 +44,13 @@ class Near {
             at_[n] = tight() ? wide_[n] : static_cast<const T*>(packed_.values) + place(n, from);
     }
 
-    // From now on the tile that begins with this input is there, and those before the one that is returned.
+    // From now on the tile that begins with this input is there, and one after the other those before what is returned.
     int reach(int input) {
         if (!tight()) return to_;
         for (const int end = std::min(input + kAhead, to_); ready_ < end; ready_ += kTileInputs)
             for (int n = 0; n < blocks_; n++) widen(n);
-        return ready_ == to_ ? to_ : input + kTileInputs;
+        const int there = ready_ == to_ ? to_ : input + kTileInputs, begins_again = from_ + ((input - from_) | kept_) + 1;
+        return std::min(there, begins_again);
     }
 
     // Where a block's weights begin; and how far from there those of an input's tile lie.
@@ -58,7 +59,7 @@ class Near {
 
   private:
     static constexpr bool kCanBeTight = sizeof(T) == sizeof(bf16);
-    static constexpr int kAhead = 3 * kTileInputs;
+    static constexpr int kAhead = 3 * kTileInputs, kAll = (1 << 30) - 1;
 
     bool tight() const { return kCanBeTight && packed_.begins; }
     size_t place(int n, int input) const { return ((size_t)(block_ + n) * inputs_ + input) * kLanes; }

@@ -1,5 +1,5 @@
 // Weights of bfloat16 in twelve bits each, without loss. A matrix's numbers are of few sizes: fifteen exponents and zero
-// cover all but a few in a hundred thousand, so that four bits name a number's exponent, and eight hold its sign and its
+// cover all but one or two in ten thousand, so that four bits name a number's exponent, and eight hold its sign and its
 // fraction. The others, strays, are listed. Reading weights is what a small batch waits for: it reads a quarter less.
 //
 // Weights lie as in gemm.hpp, in tiles of thirty-two inputs of sixteen outputs. Of each tile first the signs and
@@ -54,7 +54,8 @@ inline __m512i choose(__m512i which, __m512i one, __m512i other) { return _mm512
 inline void expand(const uint8_t* from, const CodeBook& book, bf16* to) {
     const __m512i upper = four_times(book.upper), lower = four_times(book.lower);
     const __m512i sign = _mm512_set1_epi8(-128), four_bits = _mm512_set1_epi8(15);
-    for (int line = 0; line < kTightTile; line += 64) _mm_prefetch((const char*)from + kAskedAhead * kTightTile + line, _MM_HINT_T0);
+    const char* later = (const char*)from + kAskedAhead * kTightTile;
+    for (int line = 0; line < kTightTile; line += 64) _mm_prefetch(later + line, _MM_HINT_T0);
     for (int i = 0; i < kTileWeights; i += 64) {
         // The codes of two words lie in one.
         const __m512i both = _mm512_loadu_si512(from + kTileWeights + i / 128 * 64);
