@@ -31,7 +31,9 @@ from .forms import FORMS, library_of
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Widths that leave one block of outputs over, heads of one vector and of several, a ragged vocabulary.
+# Ragged, and with one block of logits left over beside the pairs.
+VOCABULARY = 493
+# Heads of one vector and of several.
 _LLAMA = {
     "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32,
 }  # fmt: skip
@@ -62,7 +64,7 @@ def config_of(dtype: str, **settings: Any) -> EngineConfig:
 @pytest.fixture(scope="module", params=SHAPES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     places = "max_position_embeddings" if "model_type" in SHAPES[request.param] else "n_positions"
-    sizes: dict[str, Any] = {places: 64, "initializer_range": 0.2, "vocab_size": 509, **SHAPES[request.param]}
+    sizes: dict[str, Any] = {places: 64, "initializer_range": 0.2, "vocab_size": VOCABULARY, **SHAPES[request.param]}
     folder = make_checkpoint(tmp_path_factory.mktemp("native") / request.param, seed=3, **sizes)
     # Biases begin as zeros and scales as ones: whoever forgot them would not be found out.
     weights, draw = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(4)
@@ -88,7 +90,7 @@ def sequences(seed: int, *lengths: int) -> list[Sequence]:
     """With room for blocks of any size."""
     draw, block = random.Random(seed), itertools.count(1)
     return [
-        Sequence([draw.randrange(509) for _ in range(length + 8)], [next(block) for _ in range(length // 4 + 3)])
+        Sequence([draw.randrange(VOCABULARY) for _ in range(length + 8)], [next(block) for _ in range(length // 4 + 3)])
         for length in lengths
     ]
 
@@ -150,13 +152,13 @@ def test_a_row_is_the_same_whoever_shares_its_beginning(folder: Path, library: c
     """Prompts with one beginning hold the same blocks, which their last rows are attended to together."""
     block, runner = BLOCKS.get(folder.name, 4), runner_of(folder, dtype, library)
     draw = random.Random(7)
-    beginning = [draw.randrange(509) for _ in range(64)]
+    beginning = [draw.randrange(VOCABULARY) for _ in range(64)]
     free = itertools.count(1)
     stem = [next(free) for _ in range(64 // block)]
     found, lengths = [], []
     for shared in (0, 16, 32, 32, 32, 48, 48, 17, 32, 32):
         length = draw.randrange(shared + 1, 60)
-        ids = beginning[:shared] + [draw.randrange(509) for _ in range(length + 1 - shared)]
+        ids = beginning[:shared] + [draw.randrange(VOCABULARY) for _ in range(length + 1 - shared)]
         whole_blocks = shared // block
         own = [next(free) for _ in range(len(ids) // block + 1 - whole_blocks)]
         found.append(Sequence(ids, stem[:whole_blocks] + own))
@@ -266,7 +268,7 @@ def test_on_a_processor_without_avx512_all_runners_give_the_same_text(
     tmp_path: Path, capability: str, isa: str
 ) -> None:
     """One setting limits torch and the kernels; a new process, since both choose once."""
-    make_checkpoint(tmp_path / "lm", seed=3, n_embd=64, n_head=2, n_layer=2, initializer_range=0.2, vocab_size=509)
+    make_checkpoint(tmp_path / "lm", seed=3, n_embd=64, n_head=2, n_layer=2, initializer_range=0.2, vocab_size=VOCABULARY)
     script = Path(__file__).with_name("greedy_by_runner.py")
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa}
     told = subprocess.run(

@@ -95,8 +95,9 @@ def test_a_stream_goes_on_where_it_was(served: Serve, name: str, fault: signal.S
     expected = told(streamed(url))
     text, values, usage = told(streamed(url, lambda: victim(served, name).send_signal(fault)))
     assert text == expected[0]
-    # The same machine computes the same numbers, in whatever pieces.
-    assert values == pytest.approx(expected[1], abs=1e-5)
+    # The same numbers, but for what torch, which computes here, rounds otherwise in a prompt than token by token: some
+    # 1e-5 after eight layers. Another token, or one at another place, is a thousand times as far away.
+    assert values == pytest.approx(expected[1], abs=1e-4)
     assert usage["completion_tokens"] == expected[2]["completion_tokens"] == LONG["max_tokens"]
     wait_until(lambda: httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200, "all is well again")
 
