@@ -268,7 +268,9 @@ def test_on_a_processor_without_avx512_all_runners_give_the_same_text(
     tmp_path: Path, capability: str, isa: str
 ) -> None:
     """One setting limits torch and the kernels; a new process, since both choose once."""
-    make_checkpoint(tmp_path / "lm", seed=3, n_embd=64, n_head=2, n_layer=2, initializer_range=0.2, vocab_size=VOCABULARY)
+    make_checkpoint(
+        tmp_path / "lm", seed=3, n_embd=64, n_head=2, n_layer=2, initializer_range=0.2, vocab_size=VOCABULARY
+    )
     script = Path(__file__).with_name("greedy_by_runner.py")
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa}
     told = subprocess.run(

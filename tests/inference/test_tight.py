@@ -81,7 +81,7 @@ def test_a_processor_that_cannot_look_up_bytes_is_spared() -> None:
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights with zeros and strays; and a matrix with so many that it stays as it is. One block of logits stands alone."""
+    """Weights with zeros and strays, a matrix with so many that it stays as it is, a lone block of logits."""
     sizes: dict[str, Any] = {
         "gpt2": {"n_embd": 416, "n_head": 13, "n_layer": 2, "n_positions": 64},
         "llama": {"model_type": "llama", "hidden_size": 96, "intermediate_size": 416, "num_hidden_layers": 2,
