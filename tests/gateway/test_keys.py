@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -148,8 +149,13 @@ def test_usage_by_key(locked: Locked) -> None:
     for _ in range(2):
         locked.complete("infer")
     locked.complete("few", prompt="a b c", stream=True)
-    report = locked.ask("GET", "/api/usage", "admin").json()
-    used = {entry["key"]: entry for entry in report["keys"]}
+
+    def report() -> dict[str, Any]:
+        return {entry["key"]: entry for entry in locked.ask("GET", "/api/usage", "admin").json()["keys"]}
+
+    # A stream is put away when its reader has all of it.
+    locked.gateway.wait_until(lambda: report().get("few", {}).get("running") == 0)
+    used = report()
     assert (used["infer"]["requests"], used["infer"]["completion_tokens"]) == (2, 8)
     assert (used["few"]["requests"], used["few"]["prompt_tokens"], used["few"]["running"]) == (1, 3, 0)
     told = locked.ask("GET", "/metrics", "metrics").text
