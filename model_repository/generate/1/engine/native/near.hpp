@@ -19,7 +19,7 @@ struct Packed {
     const void* values;
     const Stray* strays;
     const int64_t* begins;
-    int highest;
+    CodeBook book;
 };
 
 // Tight weights are expanded when the first rows reach them, a little ahead: so the processor waits for memory and adds
@@ -28,8 +28,8 @@ template <typename T>
 class Near {
   public:
     Near(const Packed<T>& packed, int inputs, int block, int blocks, bool once)
-        : packed_(packed), book_(packed.highest), inputs_(inputs), block_(block), blocks_(blocks),
-          together_(once ? inputs : kNear), kept_(once && tight() ? kFew - 1 : kAll) {
+        : packed_(packed), inputs_(inputs), block_(block), blocks_(blocks), together_(once ? inputs : kNear),
+          kept_(once && tight() ? kFew - 1 : kAll) {
         for (int n = 0; tight() && n < blocks; n++) strays_[n] = packed.strays + packed.begins[block + n];
     }
 
@@ -67,7 +67,7 @@ class Near {
     void widen(int n) {
         if constexpr (kCanBeTight) {
             T* to = wide_[n] + offset(ready_);
-            expand(static_cast<const uint8_t*>(packed_.values) + place(n, ready_) / 2 * 3, book_, to);
+            expand(static_cast<const uint8_t*>(packed_.values) + place(n, ready_) / 2 * 3, packed_.book, to);
             const uint32_t first = ready_ * kLanes;
             const Stray* end = packed_.strays + packed_.begins[block_ + n + 1];
             for (; strays_[n] < end && strays_[n]->place < first + kTileWeights; strays_[n]++)
@@ -76,7 +76,6 @@ class Near {
     }
 
     const Packed<T>& packed_;
-    const CodeBook book_;
     const int inputs_, block_, blocks_, together_;
     // Which bits of an input's number tell its place among those that are kept.
     const int kept_;

@@ -113,7 +113,7 @@ class Transformer : public Decoder {
     }
 
     static Packed<W> packed_of(const Weights& weights) {
-        return {weights.values, weights.strays, weights.begins, weights.highest};
+        return {weights.values, weights.strays, weights.begins, CodeBook(weights.highest)};
     }
 
     // The cosines of a place's angles, and then their sines.
