@@ -110,11 +110,12 @@ def test_one_that_never_fits_is_told_and_drives_nobody_out(monkeypatch: pytest.M
 
 
 def test_where_the_others_stay_in_use_the_wait_has_an_end() -> None:
-    found = FakeRepository({"a": FakeModel(10), "b": FakeModel(10)}, budget=10)
+    # Loaded before, and pausing from the start: on a slow machine, too, `a` is at work as long as it is wanted to be.
+    found = FakeRepository({"a": FakeModel(10, loaded=True), "b": FakeModel(10)}, budget=10)
+    found.pause = 0.5
     with running_gateway(found, load_seconds=0.5) as gateway, ThreadPoolExecutor(1) as crowd:
         long = crowd.submit(ask, gateway, "a", max_tokens=500, n=2, stream=True)
         gateway.wait_until(lambda: found.found["a"].running > 0)
-        found.pause = 0.5
         answer = ask(gateway, "b")
         found.pause = 0.0
         assert answer.status_code in (503, 504), answer.text
