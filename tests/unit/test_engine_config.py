@@ -18,8 +18,8 @@ def test_the_models_config_wins_over_the_environment_and_that_over_the_default()
 
 
 def test_the_time_between_chunks_grows_with_the_requests_up_to_a_limit() -> None:
-    found = [EngineConfig(chunk_milliseconds=10).chunk_seconds(running) for running in (1, 6, 12, 18, 200)]
-    assert found == pytest.approx([0.01, 0.01, 0.02, 0.03, 0.03])
+    found = [EngineConfig(chunk_milliseconds=10).chunk_seconds(running) for running in (1, 6, 12, 18, 63, 126, 1000)]
+    assert found == pytest.approx([0.01, 0.01, 0.02, 0.03, 0.03, 0.06, 0.12])
     assert EngineConfig(chunk_milliseconds=0).chunk_seconds(50) == 0
 
 

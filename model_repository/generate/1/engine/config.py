@@ -16,8 +16,10 @@ from tritonlm.contract import CheckpointError, devices
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
 INT8 = "int8"
-# With so many running requests the time between chunks begins to grow, up to so many times.
-_CALM, _LONGEST = 6, 3.0
+# The time between chunks begins to grow with so many running requests, up to so many times; and with a crowd once more,
+# for which a step takes longer than that: all streams together then send as many chunks a second however many they are.
+_CALM, _LONG = 6, 3.0
+_CROWD, _LONGEST = 21, 12.0
 
 
 def _one_of(*choices: str, meaning: str) -> Any:
@@ -71,7 +73,8 @@ class EngineConfig:
     idle_unload_seconds: float = _number(0.0, "after so long without a request the gateway unloads it; 0: never")
     chunk_milliseconds: float = _number(
         33.0,
-        "least time between two chunks of a stream, thirty a second; up to 3 times with many requests; 0: none",
+        "least time between two chunks of a stream, thirty a second; 3 times with many requests, up to 12 with hundreds"
+        "; 0: none",
     )
 
     @classmethod
@@ -93,7 +96,8 @@ class EngineConfig:
 
     def chunk_seconds(self, running: int) -> float:
         """Between two chunks of a stream: with more requests steps take longer, while a chunk costs what it cost."""
-        return self.chunk_milliseconds / 1000 * min(max(running / _CALM, 1.0), _LONGEST)
+        times = max(1.0, min(running / _CALM, _LONG), min(running / _CROWD, _LONGEST))
+        return self.chunk_milliseconds / 1000 * times
 
 
 def environment_name(setting: str) -> str:
