@@ -6,9 +6,9 @@
 
 The checkpoint is GPT-2 124M, a Llama of 135M parameters or, for GPUs, a larger one, with random weights, made once.
 Both sides get the same prompts, take turns, and count only what all of a batch's sequences compute together; equal
-lengths are the best case for `generate`, which pads. Before each turn the machine's limits are measured; the last
-column tells how much of them the engine reached. `--profile` tells in place of that where a step's time goes, and on
-the whole path whose processor time a token takes.
+lengths are the best case for `generate`, which pads. Before and after each turn of the engine the machine's limits are
+measured; the last columns tell how much of them it reached. `--profile` tells in place of that where a step's time
+goes, and on the whole path whose processor time a token takes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 # Another process beside a spinning OpenMP team makes both slow; the models' processes are started like this too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -47,6 +48,13 @@ class Shape:
     layers: int
     head: int
     stored: torch.dtype = torch.float32
+
+    def step_bytes(self, batch: int, context: float, weight_bytes: int, number_bytes: int) -> float:
+        """What a decoding step has to read: all weights once, and each sequence's keys and values."""
+        config: Any = self.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        kept = 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads)
+        return (self.layers + self.head) * weight_bytes + batch * context * kept * number_bytes
 
 
 SHAPES = {
@@ -80,8 +88,9 @@ class Row:
     stage: str
     engine: float
     transformers: float
-    # Of what the machine can do, measured in the same turns.
-    share: float
+    # Of what the machine can do, measured in the same turns: operations in products; and bytes read, while decoding.
+    products: float
+    read: float | None
 
     @property
     def ratio(self) -> float:
@@ -119,14 +128,9 @@ class Limits:
         left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
         return cls(memory.nbytes / read, 2 * size**3 / _best_of(lambda: finished(left @ right, device)))
 
-    def prefill(self, shape: Shape, prompt_tokens: int) -> float:
-        """Tokens a second, where nothing but products takes time: two operations a weight."""
-        return self.products / (2 * (shape.layers + shape.head / prompt_tokens))
-
-    def decode(self, shape: Shape, batch: int, weight_bytes: int) -> float:
-        """The tighter of the two: each step reads all weights once, each token takes two operations a weight."""
-        weights = shape.layers + shape.head
-        return min(self.products / (2 * weights), batch * self.read / (weights * weight_bytes))
+    def between(self, other: Limits) -> Limits:
+        """A shared machine's speed moves while something else is measured."""
+        return Limits((self.read + other.read) / 2, (self.products + other.products) / 2)
 
 
 def finished(result: object, device: str) -> object:
@@ -195,10 +199,10 @@ def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tupl
         turns = []
         for _ in range(arguments.repeat):
             asked = prompts(batch)
-            limits = Limits.measured(DTYPES[arguments.dtype], arguments.device)
-            turns.append(
-                Turn(limits, ours.measure(asked, arguments.new_tokens), theirs.measure(asked, arguments.new_tokens))
-            )
+            before = Limits.measured(DTYPES[arguments.dtype], arguments.device)
+            engine = ours.measure(asked, arguments.new_tokens)
+            limits = before.between(Limits.measured(DTYPES[arguments.dtype], arguments.device))
+            turns.append(Turn(limits, engine, theirs.measure(asked, arguments.new_tokens)))
             progress()
         rows += rows_of(batch, turns, arguments)
         all_turns += turns
@@ -206,24 +210,23 @@ def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tupl
 
 
 def rows_of(batch: int, turns: list[Turn], arguments: argparse.Namespace) -> Iterator[Row]:
-    shape = SHAPES[arguments.shape]
-    weight_bytes = 1 if arguments.weights == "int8" else DTYPES[arguments.dtype].itemsize
-    for stage, tokens in (
-        ("prefill", batch * arguments.prompt_tokens), ("decode", batch * (arguments.new_tokens - 1)),
-    ):  # fmt: skip
+    shape, length, steps = SHAPES[arguments.shape], arguments.prompt_tokens, arguments.new_tokens - 1
+    numbers = DTYPES[arguments.dtype].itemsize
+    weight_bytes = 1 if arguments.weights == "int8" else numbers
+    step_bytes = shape.step_bytes(batch, length + arguments.new_tokens / 2, weight_bytes, numbers)
+    # A prompt's last token alone goes through the logits' weights; an operation multiplies, another one adds.
+    for stage, tokens, weights, read in (
+        ("prefill", batch * length, shape.layers + shape.head / length, None),
+        ("decode", batch * steps, shape.layers + shape.head, steps * step_bytes),
+    ):
         engine, peer = (
             tokens / statistics.median(getattr(getattr(turn, side), stage) for turn in turns)
             for side in ("engine", "transformers")
         )
-        share = statistics.median(
-            tokens / getattr(turn.engine, stage) / (
-                turn.limits.prefill(shape, arguments.prompt_tokens)
-                if stage == "prefill"
-                else turn.limits.decode(shape, batch, weight_bytes)
-            )
-            for turn in turns
-        )  # fmt: skip
-        yield Row(batch, stage, engine, peer, share)
+        seconds = [(turn.limits, getattr(turn.engine, stage)) for turn in turns]
+        products = statistics.median(2 * weights * tokens / took / limits.products for limits, took in seconds)
+        reading = statistics.median(read / took / limits.read for limits, took in seconds) if read else None
+        yield Row(batch, stage, engine, peer, products, reading)
 
 
 def show(rows: list[Row], turns: list[Turn], arguments: argparse.Namespace) -> None:
@@ -232,11 +235,12 @@ def show(rows: list[Row], turns: list[Turn], arguments: argparse.Namespace) -> N
     where = f"{torch.get_num_threads()} threads" if arguments.device == "cpu" else torch.cuda.get_device_name()
     title = f"{', '.join(about)}, {where}; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
-    for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of the limit"):
+    for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of products", "of reading"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in rows:
         speeds = (f"{row.engine:,.0f}", f"{row.transformers:,.0f}", f"{row.ratio:.2f}")
-        table.add_row(str(row.batch), row.stage, *speeds, f"{row.share:.0%}")
+        read = "" if row.read is None else f"{row.read:.0%}"
+        table.add_row(str(row.batch), row.stage, *speeds, f"{row.products:.0%}", read)
     Console().print(table)
     read, products = (statistics.median(getattr(turn.limits, name) for turn in turns) for name in ("read", "products"))
     print(f"limits: {read / 1e9:.1f} GB/s read, {products / 1e9:,.0f} GFLOP/s in products of this type")
