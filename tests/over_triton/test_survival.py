@@ -95,9 +95,11 @@ def test_a_stream_goes_on_where_it_was(served: Serve, name: str, fault: signal.S
     expected = told(streamed(url))
     text, values, usage = told(streamed(url, lambda: victim(served, name).send_signal(fault)))
     assert text == expected[0]
-    # The same numbers, but for what torch, which computes here, rounds otherwise in a prompt than token by token: some
-    # 1e-5 after eight layers. Another token, or one at another place, is a thousand times as far away.
-    assert values == pytest.approx(expected[1], abs=1e-4)
+    # The same numbers, but for what torch, which computes here, rounds otherwise in a prompt than token by token: now
+    # and then one is a little more than 1e-5 away. Another token, or one at another place, is a thousand times as far.
+    apart = [abs(value - wanted) for value, wanted in zip(values, expected[1], strict=True)]
+    assert sum(distance > 1e-5 for distance in apart) <= len(apart) // 100
+    assert max(apart) < 1e-4
     assert usage["completion_tokens"] == expected[2]["completion_tokens"] == LONG["max_tokens"]
     wait_until(lambda: httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200, "all is well again")
 
