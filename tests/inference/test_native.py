@@ -118,6 +118,21 @@ def test_logits_are_those_of_transformers(folder: Path, library: ctypes.CDLL, dt
     ours.close()
 
 
+@pytest.mark.parametrize(("dtype", "weights"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "int8")])
+def test_threads_that_are_kept_from_their_work_change_nothing(folder: Path, dtype: str, weights: str) -> None:
+    # Far more than there are cores: who loses his is overtaken by others, who do his piece once more.
+    crowd = runner_of(folder, dtype, library_of("all"), threads=4 * (os.cpu_count() or 1) + 1, weights=weights)
+    alone = runner_of(folder, dtype, library_of("all"), threads=1, weights=weights)
+    for seed in range(20):
+        lengths = tuple(random.Random(seed).choices(range(1, 40), k=5))
+        plan = whole(sequences(seed, *lengths), lengths)
+        expected, found = alone.forward(plan), crowd.forward(plan)
+        assert torch.equal(found.logits, expected.logits)
+        assert torch.equal(found.hidden, expected.hidden)
+    for runner in (crowd, alone):
+        runner.close()
+
+
 @pytest.mark.parametrize("weights", ["full", "int8"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_alone_among_others_and_however_its_prompt_was_cut(

@@ -69,10 +69,10 @@ class Attention {
             space.shaped = 0;
             // In tiles all heads that share keys and values sit together.
             const int together = in_tiles_ ? shared_ : 1, parts_of_group = heads_ / together;
-            share.each(groups_.size() * parts_of_group, [&](int i) {
+            share.race(groups_.size() * parts_of_group, [&](int i, Claim& claim) {
                 const Group& group = groups_[i / parts_of_group];
                 const int* rows = groups_.rows(group);
-                const Place at{i % parts_of_group * together, keys, values, queries, &attended};
+                const Place at{i % parts_of_group * together, keys, values, queries, &attended, &claim};
 #ifdef __AMX_BF16__
                 if constexpr (sizeof(T) == sizeof(bf16))
                     if (in_tiles_) return attend_in_tiles<parts()>(at, group, rows, space);
@@ -94,6 +94,7 @@ class Attention {
         const T *keys, *values;
         const float* queries;
         Rows<T>* attended;
+        Claim* claim;
     };
 
     struct Space {
@@ -156,7 +157,7 @@ class Attention {
             // Beyond the first row's end only the later ones look.
             for (int token = std::max(common, 0); token < count; token++) add(token, first + token + 1 - shortest);
         }
-        for (int n = 0; n < kRows; n++)
+        for (int n = 0; n < kRows && at.claim->mine(); n++)
             for (int part = 0; part < kParts; part++)
                 store(at.attended->at(row + n, at.head * width_ + part * kLanes), total[n][part] / all[n]);
     }
@@ -198,7 +199,7 @@ class Attention {
                 const bf16* weights = space.weights.data() + n * room;
                 gather<std::min(kParts, kPartsTogether)>(at, rows[n / shared_], part, from, to, weights, room, &found[0][n]);
             });
-            for (int n = 0; n < count; n++) {
+            for (int n = 0; n < count && at.claim->mine(); n++) {
                 const int row = rows[n / shared_], column = (at.head + n % shared_) * width_;
                 for (int i = 0; i < std::min(kParts - part, kPartsTogether); i++)
                     store(at.attended->at(row, column + (part + i) * kLanes), load(found[i][n]) / all[n]);

@@ -109,7 +109,7 @@ struct OctetSum {
 #endif
 
 template <int kRows, int kBlocks, typename Done>
-void octet_tile(const Octets& rows, const int8_t* weights, int inputs, int m, Done done) {
+void octet_tile(const Octets& rows, const int8_t* weights, int inputs, int m, Claim& claim, Done done) {
     const int stride = in_steps(inputs);
     Lanes totals[kRows][kBlocks] = {};
     for (int part = 0; part < scaled_parts(inputs); part++) {
@@ -125,18 +125,19 @@ void octet_tile(const Octets& rows, const int8_t* weights, int inputs, int m, Do
                 totals[i][n] += rows.scale(m + i, inputs, part) * __builtin_convertvector(exact, Lanes);
             }
     }
+    if (!claim.mine()) return;
     for (int i = 0; i < kRows; i++)
         for (int n = 0; n < kBlocks; n++) done(m + i, n, totals[i][n]);
 }
 
 template <int kBlocks, typename Done>
-void octet_columns(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
+void octet_columns(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Done done) {
     int m = first;
     const int end = first + count;
-    for (; m + 8 <= end; m += 8) octet_tile<8, kBlocks>(rows, weights, inputs, m, done);
-    if (end - m >= 4) octet_tile<4, kBlocks>(rows, weights, inputs, m, done), m += 4;
-    if (end - m >= 2) octet_tile<2, kBlocks>(rows, weights, inputs, m, done), m += 2;
-    if (end - m >= 1) octet_tile<1, kBlocks>(rows, weights, inputs, m, done);
+    for (; m + 8 <= end; m += 8) octet_tile<8, kBlocks>(rows, weights, inputs, m, claim, done);
+    if (end - m >= 4) octet_tile<4, kBlocks>(rows, weights, inputs, m, claim, done), m += 4;
+    if (end - m >= 2) octet_tile<2, kBlocks>(rows, weights, inputs, m, claim, done), m += 2;
+    if (end - m >= 1) octet_tile<1, kBlocks>(rows, weights, inputs, m, claim, done);
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
@@ -157,7 +158,9 @@ void octets_in_tiles(const int8_t* rows, int stride, const int8_t* weights, int 
 
 // Two blocks of outputs, or one, for all rows: some of the inputs for all of them, and then the next ones.
 template <bool kPair, typename Done>
-void amx_octets(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
+__attribute__((noinline)) void amx_octets(
+    const Octets& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Done done
+) {
     const int stride = in_steps(inputs), parts = scaled_parts(inputs);
     alignas(64) int32_t exact[2][kTileRows][kLanes];
     alignas(64) float totals[kMostOctets][2][kLanes];
@@ -178,7 +181,8 @@ void amx_octets(const Octets& rows, int first, int count, const int8_t* weights,
                         store(totals[m + i][n], before + scale * __builtin_convertvector(whole, Lanes));
                     }
             }
-            for (int i = 0; end == parts && i < some; i++)
+            if (end < parts || !claim.mine()) continue;
+            for (int i = 0; i < some; i++)
                 for (int n = 0; n <= kPair; n++) done(first + m + i, n, load(totals[m + i][n]));
         }
     }
@@ -186,11 +190,11 @@ void amx_octets(const Octets& rows, int first, int count, const int8_t* weights,
 #endif
 
 template <bool kPair, typename Done>
-void octet_product(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Done done) {
+void octet_product(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Done done) {
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-    if (tiles_are_ours()) return amx_octets<kPair>(rows, first, count, weights, inputs, done);
+    if (tiles_are_ours()) return amx_octets<kPair>(rows, first, count, weights, inputs, claim, done);
 #endif
-    octet_columns<1 + kPair>(rows, first, count, weights, inputs, done);
+    octet_columns<1 + kPair>(rows, first, count, weights, inputs, claim, done);
 }
 
 // What is left of the outputs, for all rows: `done(row, block, sixteen numbers)` takes them.
@@ -200,9 +204,9 @@ void multiply(
 ) {
     const int last = outputs / kLanes, most = rows_together<int8_t>(inputs, kMostOctets);
     const size_t block = (size_t)in_steps(inputs) * kLanes;
-    each_pair(count, most, last, share, [&](int first, int some, int at, bool pair) {
+    each_pair(count, most, last, share, [&](int first, int some, int at, bool pair, Claim& claim) {
         const auto take = [&](int row, int n, Lanes found) { done(row, at + n, found * load(scales + (at + n) * kLanes)); };
-        if (pair) octet_product<true>(rows, first, some, weights + at * block, inputs, take);
-        else octet_product<false>(rows, first, some, weights + at * block, inputs, take);
+        if (pair) octet_product<true>(rows, first, some, weights + at * block, inputs, claim, take);
+        else octet_product<false>(rows, first, some, weights + at * block, inputs, claim, take);
     });
 }

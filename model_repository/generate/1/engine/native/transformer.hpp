@@ -44,17 +44,16 @@ class Transformer : public Decoder {
         team.run([&](int member) {
             begin_tiles();
             embed(step);
-            end_part(team, member, kOther);
-            for (int layer = 0; layer < model_.layers; layer++) one_layer(team, step, layer, member);
-            finish(team, step, member);
+            end_part(member, kOther);
+            for (int layer = 0; layer < model_.layers; layer++) one_layer(step, layer, member);
+            finish(step, member);
             end_tiles();
         });
     }
 
   private:
-    // All members end a part together; the first one looks at the clock.
-    void end_part(Team& team, int member, Kind kind) {
-        team.meet();
+    // The first member looks at the clock.
+    void end_part(int member, Kind kind) {
         if (member == 0) clock_.lap(kind);
     }
 
@@ -80,7 +79,7 @@ class Transformer : public Decoder {
 
     void embed(const Step& step) {
         const int width = model_.width;
-        shares_[other(0)].each(step.rows, [&](int row) {
+        shares_[other(0)].each(step.rows, [&](int row, Claim&) {
             const int place = step.places[row];
             float* to = &stream_[(size_t)row * width];
             take_token(step.ids[row], to);
@@ -147,37 +146,37 @@ class Transformer : public Decoder {
 
     void normalise_rows(const Step& step, const float* scale, const float* shift, int part) {
         const size_t width = model_.width;
-        shares_[part].each(step.rows, [&](int row) {
+        shares_[part].each(step.rows, [&](int row, Claim&) {
             normalise(&stream_[row * width], width, scale, shift, [&](int k, Lanes found) { store(normal_.at(row, k), found); });
         });
     }
 
-    void one_layer(Team& team, const Step& step, int number, int member) {
+    void one_layer(const Step& step, int number, int member) {
         const Layer& layer = model_.layer[number];
         normalise_rows(step, layer.first_scale, layer.first_shift, part(number, 0));
-        end_part(team, member, kOther);
+        end_part(member, kOther);
         T *keys = static_cast<T*>(step.keys[number]), *values = static_cast<T*>(step.values[number]);
-        project_in(team, step, layer, keys, values, part(number, 1));
-        end_part(team, member, kProducts);
+        project_in(step, layer, keys, values, part(number, 1));
+        end_part(member, kProducts);
         if (model_.turns) {
             turn(step, layer, keys, part(number, 2));
-            end_part(team, member, kOther);
+            end_part(member, kOther);
         }
         attention_.attend(keys, values, queries_.data(), attended_, shares_[part(number, 3)], member);
-        end_part(team, member, kAttention);
-        add_product(team, step, attended_, layer.project, part(number, 4));
-        end_part(team, member, kProducts);
+        end_part(member, kAttention);
+        add_product(step, attended_, layer.project, part(number, 4));
+        end_part(member, kProducts);
         normalise_rows(step, layer.second_scale, layer.second_shift, part(number, 5));
-        end_part(team, member, kOther);
-        widen(team, step, layer.widen, part(number, 6));
-        end_part(team, member, kProducts);
-        add_product(team, step, widened_, layer.narrow, part(number, 7));
-        end_part(team, member, kProducts);
+        end_part(member, kOther);
+        widen(step, layer.widen, part(number, 6));
+        end_part(member, kProducts);
+        add_product(step, widened_, layer.narrow, part(number, 7));
+        end_part(member, kProducts);
     }
 
-    void project_in(Team& team, const Step& step, const Layer& layer, T* keys, T* values, int part) {
+    void project_in(const Step& step, const Layer& layer, T* keys, T* values, int part) {
         const int outputs = query_width_ + 2 * key_width_;
-        times(team, normal_, step.rows, layer.attend, outputs, part, [&](int row, int column, Lanes found) {
+        times(normal_, step.rows, layer.attend, outputs, part, [&](int row, int column, Lanes found) {
             if (column < query_width_) return store(&queries_[(size_t)row * query_width_ + column], found);
             column -= query_width_;
             if (column >= key_width_) return attention_.keep_value(values, row, column - key_width_, found);
@@ -189,7 +188,7 @@ class Transformer : public Decoder {
     // Queries and keys by their places; the keys go into the cache only then.
     void turn(const Step& step, const Layer& layer, T* keys, int part) {
         const int width = model_.head_width, all = (query_width_ + key_width_) / width;
-        shares_[part].each(step.rows * all, [&](int i) {
+        shares_[part].each(step.rows * all, [&](int i, Claim&) {
             const int row = i / all, head = i % all;
             if (head < model_.heads) return turn_head(&queries_[(size_t)row * query_width_ + head * width], row, layer.query_scale);
             const int first = (head - model_.heads) * width;
@@ -211,24 +210,24 @@ class Transformer : public Decoder {
         }
     }
 
-    void widen(Team& team, const Step& step, const Weights& weights, int part) {
+    void widen(const Step& step, const Weights& weights, int part) {
         const size_t inner = model_.inner;
         if (!model_.gated)
-            return times(team, normal_, step.rows, weights, inner, part, [&](int row, int column, Lanes found) {
+            return times(normal_, step.rows, weights, inner, part, [&](int row, int column, Lanes found) {
                 store(widened_.at(row, column), gelu(found));
             });
         // A row's gate comes just before what it lets through.
         Lanes gate = {};
-        times(team, normal_, step.rows, weights, 2 * inner, part, [&](int row, int column, Lanes found) {
+        times(normal_, step.rows, weights, 2 * inner, part, [&](int row, int column, Lanes found) {
             if (column % (2 * kLanes) == 0) gate = silu(found);
             else store(widened_.at(row, column / (2 * kLanes) * kLanes), gate * found);
         });
     }
 
     // Onto the stream that runs through all layers.
-    void add_product(Team& team, const Step& step, const Rows<T>& rows, const Weights& weights, int part) {
+    void add_product(const Step& step, const Rows<T>& rows, const Weights& weights, int part) {
         const int width = model_.width;
-        times(team, rows, step.rows, weights, width, part, [&](int row, int column, Lanes found) {
+        times(rows, step.rows, weights, width, part, [&](int row, int column, Lanes found) {
             float* to = &stream_[(size_t)row * width + column];
             store(to, load(to) + found);
         });
@@ -236,38 +235,36 @@ class Transformer : public Decoder {
 
     // `done(row, column, sixteen numbers)` takes them, the bias added.
     template <typename Done>
-    void times(Team& team, const Rows<T>& rows, int count, const Weights& weights, int outputs, int part, Done done) {
+    void times(const Rows<T>& rows, int count, const Weights& weights, int outputs, int part, Done done) {
         const auto take = [&](int row, int block, Lanes found) {
             done(row, block * kLanes, weights.bias ? found + load(weights.bias + block * kLanes) : found);
         };
         if constexpr (kOctets) {
             const int inputs = rows.inputs();
-            roundings_[part].each(count, [&](int row) { octets_.round(rows.at(row), row, inputs); });
-            team.meet();
+            roundings_[part].each(count, [&](int row, Claim&) { octets_.round(rows.at(row), row, inputs); });
             const W* values = static_cast<const W*>(weights.values);
             multiply(octets_, count, values, weights.scales, inputs, outputs, shares_[part], take);
         } else multiply(rows, count, packed_of(weights), outputs, shares_[part], take);
     }
 
-    void finish(Team& team, const Step& step, int member) {
+    void finish(const Step& step, int member) {
         const int width = model_.width;
-        shares_[other(1)].each(step.wanted_rows, [&](int i) {
+        shares_[other(1)].each(step.wanted_rows, [&](int i, Claim&) {
             float* hidden = step.hidden + (size_t)i * width;
             const auto keep = [&](int k, Lanes found) { store(hidden + k, found), store(normal_.at(i, k), found); };
             normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, keep);
         });
-        end_part(team, member, kOther);
+        end_part(member, kOther);
         const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
-        times(team, normal_, step.wanted_rows, model_.output, outputs, other(2), [&](int row, int column, Lanes found) {
+        times(normal_, step.wanted_rows, model_.output, outputs, other(2), [&](int row, int column, Lanes found) {
             store(step.logits + (size_t)row * step.stride + column, found);
         });
-        team.meet();
-        shares_[other(3)].each(step.wanted_rows, [&](int row) {
+        shares_[other(3)].each(step.wanted_rows, [&](int row, Claim&) {
             const Best best = best_of(step.logits + (size_t)row * step.stride, model_.vocabulary);
             step.best[row] = best.value;
             step.best_ids[row] = best.place;
         });
-        end_part(team, member, kLogits);
+        end_part(member, kLogits);
     }
 
     static constexpr bool kOctets = sizeof(W) == 1;
