@@ -211,6 +211,33 @@ def test_what_cannot_be_recorded_is_computed_step_by_step(gpt2: Path, caplog: py
     assert said.getMessage().startswith("this model's steps cannot be recorded")
 
 
+def test_what_has_been_prepared_is_not_recorded_again(gpt2: Path) -> None:
+    watched, reference = Watched(gpt2, max_sequences=5), make_engine(gpt2, runner="reference", max_sequences=5)
+    watched.runner.prepare(5)
+    prepared = dict(watched.runner.graphs.recordings)
+    assert {rows for rows, _ in prepared} == {1, 2, 4, 8}
+    for found, expected in zip(_mixed(watched.engine, 1), _mixed(reference, 1), strict=True):
+        assert found.token_ids == expected.token_ids
+    assert watched.ahead > 0
+    assert watched.runner.graphs.recordings == prepared
+
+
+def test_one_long_context_does_not_make_many_short_ones_read_beyond_what_there_is(gpt2: Path) -> None:
+    settings: dict[str, Any] = {"max_sequences": 16, "kv_cache_tokens": 256, "max_context_tokens": 250}
+    watched, reference = Watched(gpt2, **settings), make_engine(gpt2, runner="reference", **settings)
+    answers = []
+    for engine in (watched.engine, reference):
+        asked = [([3] * 150, 40), *(([5, number], 6) for number in range(9))]
+        answers.append([submit(engine, prompt, max_tokens=count, ignore_eos=True) for prompt, count in asked])
+        run(engine)
+    assert [found.token_ids for found in answers[0]] == [expected.token_ids for expected in answers[1]]
+    shapes = watched.runner.graphs.recordings
+    # Alone it has its recording, and goes ahead; among the others steps are computed one by one.
+    assert (1, 256) in shapes
+    assert watched.ahead > 0
+    assert all(rows * length <= 2 * 260 for rows, length in shapes)
+
+
 def test_a_request_that_comes_is_not_kept_waiting_by_those_ahead(gpt2: Path) -> None:
     watched = Watched(gpt2)
     submit(watched.engine, [1, 2], max_tokens=60)

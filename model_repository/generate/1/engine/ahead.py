@@ -21,6 +21,10 @@ from .scheduler import Scheduler, Slice
 
 @runtime_checkable
 class AheadRunner(Runner, Protocol):
+    def goes_ahead(self, plan: Sequence[Slice]) -> bool:
+        """Whether it can compute this decoding step on tokens that are known on the device alone."""
+        ...
+
     def forward_after(self, plan: Sequence[Slice], ids: torch.Tensor) -> Computed: ...
 
 
@@ -64,7 +68,7 @@ class Ahead:
         if flight.chosen is None:
             return None
         rows, plan = self._scheduler.plan_after(flight.plan)
-        if not plan or not _is_plain(plan, 1):
+        if not plan or not _is_plain(plan, 1) or not self._runner.goes_ahead(plan):
             return None
         ids = flight.chosen.ids
         computed = self._runner.forward_after(plan, ids if len(rows) == len(ids) else ids[rows])

@@ -6,6 +6,7 @@ Prompts go the way of the reference. It knows neither requests' parameters nor t
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,13 +27,27 @@ class GraphRunner(ModelRunner):
         self._recorder: graphs.Record = graphs.CudaRecorder(self.device) if on_gpu else graphs.again
         # Recordings point into it, also when the cache has taken larger ones since.
         self._kept: list[tuple[torch.Tensor, ...]] = []
+        # A step may read through memory for twice what the cache holds of one layer.
+        most_slots = 2 * self.blocks * config.block_tokens
         self.graphs = graphs.Graphs(
-            self._compute, self._record, config.block_tokens, self.context_length, self.dtype, self.device
+            self._compute, self._record, config.block_tokens, self.context_length, most_slots, self.dtype, self.device
         )
+        if on_gpu:
+            self.prepare(config.max_sequences)
+
+    @torch.inference_mode()
+    def prepare(self, most_rows: int) -> None:
+        """Record what later steps will want; the first requests would wait for it."""
+        began = time.perf_counter()
+        self.graphs.prepare(most_rows)
+        _log.info("recorded %d shapes of steps in %.1f s", len(self.graphs.recordings), time.perf_counter() - began)
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> Computed:
-        return self.graphs.run(plan) if graphs.suits(plan) else super().forward(plan)
+        return self.graphs.run(plan) if self.graphs.suits(plan) else super().forward(plan)
+
+    def goes_ahead(self, plan: Sequence[Slice]) -> bool:
+        return self.graphs.suits(plan)
 
     @torch.inference_mode()
     def forward_after(self, plan: Sequence[Slice], ids: torch.Tensor) -> Computed:

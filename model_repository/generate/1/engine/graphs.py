@@ -7,8 +7,10 @@ that holds it, and its last row fills up what is left. It knows tensors and shap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from .scheduler import Slice
 Compute = Callable[[], Computed]
 # What makes a recording of a computation: calling it computes the same again, on the same memory.
 Record = Callable[[Compute], Compute]
+# How many rows, and how many slots each of them looks back at.
+Shape = tuple[int, int]
 _LEAST_LENGTH = 128
 
 
@@ -36,13 +40,11 @@ def length_of_shape(length: int, longest: int) -> int:
     return min(max(power, _LEAST_LENGTH), -(-longest // LENGTH_STEP) * LENGTH_STEP)
 
 
-def suits(plan: Sequence[Slice]) -> bool:
-    """Whether every sequence goes one token further, and nothing else is wanted."""
-    return all(piece.count == 1 and not piece.request.needs_every_row for piece in plan)
-
-
 class Inputs:
-    """The numbers that differ from step to step, in one piece of memory: one copy brings all of them."""
+    """The numbers that differ from step to step, in one piece of memory: one copy brings all of them.
+
+    Until it is filled they are zeros: a step on the padding block.
+    """
 
     def __init__(self, rows: int, length: int, block_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self._rows, self._length, self._block_tokens, self._dtype = rows, length, block_tokens, dtype
@@ -101,26 +103,51 @@ class Graphs:
         record: Record,
         block_tokens: int,
         longest: int,
+        most_slots: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self._compute, self._record = compute, record
         self._block_tokens, self._longest, self._dtype, self._device = block_tokens, longest, dtype, device
-        self.recordings: dict[tuple[int, int], Recording] = {}
+        self._most_slots = most_slots
+        self.recordings: dict[Shape, Recording] = {}
+
+    def prepare(self, most_rows: int) -> None:
+        """Record the steps of up to so many rows, before anybody waits for one.
+
+        The largest comes first: what it reads through holds the smaller ones, too.
+        """
+        rows = {rows_of_shape(count) for count in range(1, most_rows + 1)}
+        lengths = {length_of_shape(1 << bits, self._longest) for bits in range(self._longest.bit_length() + 1)}
+        for shape in sorted(product(rows, lengths), key=math.prod, reverse=True):
+            if self._fits(shape):
+                self._recording(shape)
+
+    def suits(self, plan: Sequence[Slice]) -> bool:
+        """Whether every sequence goes one token further, nothing else is wanted, and there is room to read through."""
+        plain = all(piece.count == 1 and not piece.request.needs_every_row for piece in plan)
+        return plain and self._fits(self._shape(plan))
 
     def run(self, plan: Sequence[Slice], ids: torch.Tensor | None = None) -> Computed:
         """The plan's rows. What it gives is good until the next one is run."""
-        longest = max(piece.start + 1 for piece in plan)
-        shape = rows_of_shape(len(plan)), length_of_shape(longest, self._longest)
-        recording = self.recordings.get(shape)
-        if recording is None:
-            inputs = Inputs(*shape, self._block_tokens, self._dtype, self._device)
-            inputs.fill(plan, ids)
-            recording = Recording(inputs, self._record(lambda: self._compute(inputs.batch())))
-            self.recordings[shape] = recording
-        else:
-            recording.inputs.fill(plan, ids)
+        recording = self._recording(self._shape(plan), lambda inputs: inputs.fill(plan, ids))
         return recording.compute().first(len(plan))
+
+    def _shape(self, plan: Sequence[Slice]) -> Shape:
+        return rows_of_shape(len(plan)), length_of_shape(max(piece.start + 1 for piece in plan), self._longest)
+
+    def _fits(self, shape: Shape) -> bool:
+        """One long context among many short ones would have all of them read as far as that one."""
+        return shape[1] <= _LEAST_LENGTH or math.prod(shape) <= self._most_slots
+
+    def _recording(self, shape: Shape, fill: Callable[[Inputs], None] = lambda _: None) -> Recording:
+        """Filled before it is made, too: making it computes."""
+        found = self.recordings.get(shape)
+        inputs = found.inputs if found else Inputs(*shape, self._block_tokens, self._dtype, self._device)
+        fill(inputs)
+        if not found:
+            found = self.recordings[shape] = Recording(inputs, self._record(lambda: self._compute(inputs.batch())))
+        return found
 
 
 def again(compute: Compute) -> Compute:
