@@ -106,7 +106,6 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
     triton = prepare(chosen, catalogue(chosen))
     with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
-        start(triton, control)
-        control.load(LM, bounded(LOAD_SECONDS))
+        start(triton, control, lambda: control.load(LM, bounded(LOAD_SECONDS)))
         with httpx.Client(base_url=control.url, timeout=WAIT_SECONDS, trust_env=False) as http:
             yield Server(f"{chosen.triton_host}:{chosen.grpc_port}", http, control, triton.process_id)

@@ -104,8 +104,8 @@ def events(server: Server, **body: object) -> list[dict[str, Any]]:
 
 
 def test_every_response_of_64_concurrent_streams_goes_to_its_own_caller_in_order(server: Server) -> None:
-    # So long that the first has not ended when the last begins.
-    long = {"max_tokens": 500, "ignore_eos": True}
+    # So long, and with so much to tell of each token, that the first has not ended when the last begins.
+    long = {"max_tokens": 500, "ignore_eos": True, "logprobs": 5}
     wanted: list[dict[str, Any]] = [
         *({"prompt": f"{PROMPT}, {number} birds", "temperature": 0.0, **long} for number in range(4)),
         *({"prompt": f"{PROMPT}, {number} birds", "seed": number, **long} for number in range(4)),

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,10 @@ def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def serving(repository: Path, folder: Path, *options: str) -> Iterator[Serve]:
+def serving(
+    repository: Path, folder: Path, *options: str, meanwhile: Callable[[psutil.Process], None] = lambda _: None
+) -> Iterator[Serve]:
+    """`meanwhile` is done while it starts."""
     ports = free_ports()
     command = [sys.executable, "-m", "tritonlm.cli", "serve", "--model-repository", str(repository), *options]
     if repository != model_repository():
@@ -72,6 +75,7 @@ def serving(repository: Path, folder: Path, *options: str) -> Iterator[Serve]:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     serve = Serve(process, ports, output)
     try:
+        meanwhile(psutil.Process(process.pid))
         wait_until(lambda: serve.said("tritonlm is serving"), "the banner is there")
         yield serve
     finally:
@@ -140,6 +144,22 @@ def test_the_gateway_answers_beside_triton_and_drains_with_it(slow_repository: P
                 text = begun + "".join(chunk.choices[0].text for chunk in stream)
     assert text.startswith(whole.choices[0].text)
     assert len(text) > 2 * len(whole.choices[0].text)
+
+
+def test_a_triton_that_dies_while_it_loads_is_started_again(slow_repository: Path, tmp_path: Path) -> None:
+    def end_triton(supervisor: psutil.Process) -> None:
+        def named(name: str) -> list[psutil.Process]:
+            return [process for process in supervisor.children(recursive=True) if process.name().startswith(name)]
+
+        wait_until(lambda: bool(named("triton_python")), "a model's process is there")
+        (triton,) = named("tritonserver")
+        triton.kill()
+
+    with serving(slow_repository, tmp_path, meanwhile=end_triton) as serve:
+        assert "Triton ended while it loaded: starting it again" in serve.output.read_text()
+        assert ask(serve.grpc, "Once", max_tokens=5, ignore_eos=True).last.usage.completion == 5
+        with leaving_nothing(serve):
+            serve.process.terminate()
 
 
 def test_a_caller_that_leaves_frees_its_places(slow_repository: Path, tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 from tritonlm.serving import ServingError, patience, supervisor
 from tritonlm.serving import child as child_module
@@ -92,3 +97,51 @@ def test_a_child_that_always_dies_ends_the_service_with_its_last_words(
     assert "a reason" in told.value.detail
     assert read_repairs(tmp_path / "repairs.json") == {"the thing": Patience.MOST}
     assert (tmp_path / "log").read_text().count("a reason") == Patience.MOST + 1
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 3])
+def test_what_dies_while_it_loads_is_started_again_a_few_times(tmp_path: Path, deaths: int) -> None:
+    starts = tmp_path / "starts"
+    # It notes each start, and lives from a certain one on.
+    script = f"""
+import pathlib, time
+with pathlib.Path({str(starts)!r}).open("a+") as file:
+    file.write("x"), file.flush(), file.seek(0)
+    lives = len(file.read()) > {deaths}
+time.sleep(60 if lives else 0)
+raise SystemExit(7)
+"""
+    child: Any = Child("Triton", [sys.executable, "-c", script], {}, tmp_path / "log", 1.0)
+    control: Any = SimpleNamespace(is_live=lambda: True)
+
+    def load_all() -> str:
+        while not (starts.exists() and len(starts.read_text()) > deaths):
+            if not child.is_running():
+                raise httpx.ConnectError("connection refused")
+            time.sleep(0.01)
+        return "loaded"
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.stop)
+        if deaths < 3:
+            assert supervisor.start(child, control, load_all) == "loaded"
+        else:
+            with pytest.raises(httpx.ConnectError):
+                supervisor.start(child, control, load_all)
+    assert len(starts.read_text()) == min(deaths + 1, 3)
+
+
+def test_what_fails_to_load_in_a_living_triton_is_told_at_once(tmp_path: Path) -> None:
+    child: Any = Child("Triton", [sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / "log", 1.0)
+    control: Any = SimpleNamespace(is_live=lambda: True)
+    tries = []
+
+    def load_all() -> None:
+        tries.append(1)
+        raise ServingError("tiny does not load: no tokenizer")
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.stop)
+        with pytest.raises(ServingError, match="no tokenizer"):
+            supervisor.start(child, control, load_all)
+    assert len(tries) == 1

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import httpx
 
@@ -32,10 +32,14 @@ from .settings import Settings
 from .triton import LocalTriton, triton_environment
 from .watchdog import Watchdog
 
+_STARTS = 3
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _WATCH_SECONDS = 0.25
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+Loaded = TypeVar("Loaded")
 
 
 class StopRequested(BaseException):
@@ -61,8 +65,11 @@ def serve(settings: Settings, reception: Reception | None) -> None:
                 gateway.start()
             triton = prepare(settings, found)
             children.insert(0, triton)
-            start(triton, control)
-            reports = {model.name: load(model, triton, control, settings.load_seconds) for model in models}
+
+            def load_all() -> dict[str, Any]:
+                return {model.name: load(model, triton, control, settings.load_seconds) for model in models}
+
+            reports = start(triton, control, load_all)
             if gateway:
                 gateway.wait_until_live()
             print(terminal.banner(settings, reports, triton.log), flush=True)
@@ -80,9 +87,25 @@ def prepare(settings: Settings, found: Catalogue) -> LocalTriton:
     return LocalTriton(settings, installation, backend, found.repositories)
 
 
-def start(triton: LocalTriton, control: TritonControl) -> None:
+def start(triton: LocalTriton, control: TritonControl, load_all: Callable[[], Loaded]) -> Loaded:
+    """Start Triton and have it load; where it dies of that, once more, a few times.
+
+    It does where a model's process does not stir for a second while it starts, as on a machine that stands still for so
+    long: Triton takes back what that process is about to read, and aborts when it fails over that.
+    """
     triton.start()
-    wait_until_live(triton, control)
+    tries_left = _STARTS
+    while True:
+        tries_left -= 1
+        try:
+            wait_until_live(triton, control)
+            return load_all()
+        except (ServingError, httpx.TransportError) as error:
+            died = _dies(triton) if isinstance(error, httpx.TransportError) else not triton.is_running()
+            if not died or not tries_left:
+                raise
+        terminal.say("Triton ended while it loaded: starting it again")
+        triton.restart()
 
 
 def wait_until_live(triton: LocalTriton, control: TritonControl) -> None:
@@ -119,12 +142,18 @@ def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seco
                 still(f"{model.name} does not answer")
         return control.command(model.generate, Command(STATUS))
     except httpx.TransportError as error:
-        # The connection goes a moment before the process does.
-        for _ in range(20):
-            if not triton.is_running():
-                raise triton.crash() from None
-            time.sleep(_POLL_SECONDS)
+        if _dies(triton):
+            raise triton.crash() from None
         raise ServingError(f"lost the connection to Triton while loading {model.name}: {error}") from None
+
+
+def _dies(triton: LocalTriton) -> bool:
+    """Whether its end is why it was not reached: the connection goes a moment before the process does."""
+    for _ in range(20):
+        if not triton.is_running():
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
 
 
 class Watch:
