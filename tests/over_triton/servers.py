@@ -21,7 +21,7 @@ from tritonlm.contract.parts import PARTS
 from tritonlm.serving import Settings, paths
 from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.control import TritonControl, bounded
-from tritonlm.serving.supervisor import prepare, start
+from tritonlm.serving.supervisor import prepare, reached, start
 
 LM, ENGINE = "tiny", "generate"
 LOAD_SECONDS = 120.0
@@ -106,6 +106,11 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
     triton = prepare(chosen, catalogue(chosen))
     with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
-        start(triton, control, lambda: control.load(LM, bounded(LOAD_SECONDS)))
+
+        def load() -> None:
+            with reached(triton, f"loading {LM}"):
+                control.load(LM, bounded(LOAD_SECONDS))
+
+        start(triton, control, load)
         with httpx.Client(base_url=control.url, timeout=WAIT_SECONDS, trust_env=False) as http:
             yield Server(f"{chosen.triton_host}:{chosen.grpc_port}", http, control, triton.process_id)

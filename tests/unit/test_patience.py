@@ -117,7 +117,8 @@ raise SystemExit(7)
     def load_all() -> str:
         while not (starts.exists() and len(starts.read_text()) > deaths):
             if not child.is_running():
-                raise httpx.ConnectError("connection refused")
+                with supervisor.reached(child, "loading"):
+                    raise httpx.ConnectError("connection refused")
             time.sleep(0.01)
         return "loaded"
 
@@ -126,7 +127,7 @@ raise SystemExit(7)
         if deaths < 3:
             assert supervisor.start(child, control, load_all) == "loaded"
         else:
-            with pytest.raises(httpx.ConnectError):
+            with pytest.raises(ServingError, match="exit code 7"):
                 supervisor.start(child, control, load_all)
     assert len(starts.read_text()) == min(deaths + 1, 3)
 

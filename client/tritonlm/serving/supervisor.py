@@ -37,8 +37,6 @@ _START_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _WATCH_SECONDS = 0.25
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 Loaded = TypeVar("Loaded")
 
 
@@ -100,9 +98,8 @@ def start(triton: LocalTriton, control: TritonControl, load_all: Callable[[], Lo
         try:
             wait_until_live(triton, control)
             return load_all()
-        except (ServingError, httpx.TransportError) as error:
-            died = _dies(triton) if isinstance(error, httpx.TransportError) else not triton.is_running()
-            if not died or not tries_left:
+        except ServingError:
+            if triton.is_running() or not tries_left:
                 raise
         terminal.say("Triton ended while it loaded: starting it again")
         triton.restart()
@@ -134,26 +131,27 @@ def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seco
                 f"{what} after {seconds:g} s; allow more with --load-seconds, or see {triton.log or 'the log'}"
             )
 
-    try:
+    with reached(triton, f"loading {model.name}"):
         with terminal.step(f"loading {model.name}"):
             control.load(model.name, lambda: still(f"{model.name} is not loaded"))
         with terminal.step(f"waiting for the first token of {model.name}"):
             while not control.generates(model.name):
                 still(f"{model.name} does not answer")
         return control.command(model.generate, Command(STATUS))
+
+
+@contextlib.contextmanager
+def reached(triton: LocalTriton, work: str) -> Iterator[None]:
+    """Inside, a connection that is lost is a ServingError, which tells of Triton's end where that is why."""
+    try:
+        yield
     except httpx.TransportError as error:
-        if _dies(triton):
-            raise triton.crash() from None
-        raise ServingError(f"lost the connection to Triton while loading {model.name}: {error}") from None
-
-
-def _dies(triton: LocalTriton) -> bool:
-    """Whether its end is why it was not reached: the connection goes a moment before the process does."""
-    for _ in range(20):
-        if not triton.is_running():
-            return True
-        time.sleep(_POLL_SECONDS)
-    return False
+        # The connection goes a moment before the process does.
+        for _ in range(20):
+            if not triton.is_running():
+                raise triton.crash() from None
+            time.sleep(_POLL_SECONDS)
+        raise ServingError(f"lost the connection to Triton while {work}: {error}") from None
 
 
 class Watch:

@@ -42,7 +42,7 @@ void draw_tokens(void* opened, const Draw* draw) {
     auto* handle = static_cast<Handle*>(opened);
     Share share;
     handle->team.run([&](int member) {
-        share.each(draw->rows, [&](int row, Claim&) { draw->ids[row] = handle->drawers[member].draw(*draw, row); });
+        share.each(draw->rows, [&](int row) { draw->ids[row] = handle->drawers[member].draw(*draw, row); });
     });
 }
 

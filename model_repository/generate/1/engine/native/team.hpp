@@ -59,11 +59,13 @@ class Claim {
 // leaves the rest to the others. Which of them does a piece changes nothing in it.
 class Share {
   public:
-    // Returns when all is done, by whomever: `task(piece, claim)`.
+    // Returns when all is done, by whomever: `task(piece)`.
     template <typename Task>
-    void each(int count, Task task) { finish<false>(count, task); }
+    void each(int count, Task task) {
+        finish<false>(count, [&](int piece, Claim&) { task(piece); });
+    }
 
-    // Whoever finds nothing left helps another one with what he took, and does once more what that one has begun and takes
+    // The same with `task(piece, claim)`. Whoever finds nothing left helps another one with what he took, and does once more what that one has begun and takes
     // too long for, as he is kept from it: `task` computes from what nobody changes during a part, for itself alone, and
     // writes only where its claim lets it. One that comes too late computes from whatever is there by then, and nobody gets
     // to see it.

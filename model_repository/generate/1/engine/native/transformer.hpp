@@ -79,7 +79,7 @@ class Transformer : public Decoder {
 
     void embed(const Step& step) {
         const int width = model_.width;
-        shares_[other(0)].each(step.rows, [&](int row, Claim&) {
+        shares_[other(0)].each(step.rows, [&](int row) {
             const int place = step.places[row];
             float* to = &stream_[(size_t)row * width];
             take_token(step.ids[row], to);
@@ -146,7 +146,7 @@ class Transformer : public Decoder {
 
     void normalise_rows(const Step& step, const float* scale, const float* shift, int part) {
         const size_t width = model_.width;
-        shares_[part].each(step.rows, [&](int row, Claim&) {
+        shares_[part].each(step.rows, [&](int row) {
             normalise(&stream_[row * width], width, scale, shift, [&](int k, Lanes found) { store(normal_.at(row, k), found); });
         });
     }
@@ -188,7 +188,7 @@ class Transformer : public Decoder {
     // Queries and keys by their places; the keys go into the cache only then.
     void turn(const Step& step, const Layer& layer, T* keys, int part) {
         const int width = model_.head_width, all = (query_width_ + key_width_) / width;
-        shares_[part].each(step.rows * all, [&](int i, Claim&) {
+        shares_[part].each(step.rows * all, [&](int i) {
             const int row = i / all, head = i % all;
             if (head < model_.heads) return turn_head(&queries_[(size_t)row * query_width_ + head * width], row, layer.query_scale);
             const int first = (head - model_.heads) * width;
@@ -241,7 +241,7 @@ class Transformer : public Decoder {
         };
         if constexpr (kOctets) {
             const int inputs = rows.inputs();
-            roundings_[part].each(count, [&](int row, Claim&) { octets_.round(rows.at(row), row, inputs); });
+            roundings_[part].each(count, [&](int row) { octets_.round(rows.at(row), row, inputs); });
             const W* values = static_cast<const W*>(weights.values);
             multiply(octets_, count, values, weights.scales, inputs, outputs, shares_[part], take);
         } else multiply(rows, count, packed_of(weights), outputs, shares_[part], take);
@@ -249,7 +249,7 @@ class Transformer : public Decoder {
 
     void finish(const Step& step, int member) {
         const int width = model_.width;
-        shares_[other(1)].each(step.wanted_rows, [&](int i, Claim&) {
+        shares_[other(1)].each(step.wanted_rows, [&](int i) {
             float* hidden = step.hidden + (size_t)i * width;
             const auto keep = [&](int k, Lanes found) { store(hidden + k, found), store(normal_.at(i, k), found); };
             normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, keep);
@@ -259,7 +259,7 @@ class Transformer : public Decoder {
         times(normal_, step.wanted_rows, model_.output, outputs, other(2), [&](int row, int column, Lanes found) {
             store(step.logits + (size_t)row * step.stride + column, found);
         });
-        shares_[other(3)].each(step.wanted_rows, [&](int row, Claim&) {
+        shares_[other(3)].each(step.wanted_rows, [&](int row) {
             const Best best = best_of(step.logits + (size_t)row * step.stride, model_.vocabulary);
             step.best[row] = best.value;
             step.best_ids[row] = best.place;
