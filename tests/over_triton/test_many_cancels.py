@@ -19,6 +19,8 @@ pytestmark = pytest.mark.triton
 
 WAVES, IN_A_WAVE = 20, 50
 KV_CACHE_TOKENS, PROMPT_TOKENS = 8192, 480
+# So many that none ends before its cancel, wherever this process was held up.
+CONTEXT, MAX_TOKENS = 2048, 1900
 # By then every number of rows has been computed once, which compiles code that stays, and allocators have settled.
 SETTLED_AFTER = 8
 ALLOWED_GROWTH = 20 * 2**20
@@ -30,6 +32,12 @@ def engine_process(server: Server) -> psutil.Process:
     return found
 
 
+def all_there(server: Server) -> bool:
+    """Running, or put aside until the cache has room for them again."""
+    status = server.status()
+    return bool(status["running"] + status["waiting"] == IN_A_WAVE)
+
+
 def wave(server: Server, number: int) -> None:
     """Half of them stream, and are cancelled when their first text is there; half are cancelled before."""
     with contextlib.ExitStack() as stack:
@@ -37,13 +45,13 @@ def wave(server: Server, number: int) -> None:
             stack.enter_context(
                 call(
                     server.grpc, f"{number}, {index} birds", stream=index % 2 == 0, request_id=f"{number}-{index}",
-                    max_tokens=480, ignore_eos=True,
+                    max_tokens=MAX_TOKENS, ignore_eos=True,
                 )
             )
             for index in range(IN_A_WAVE)
         ]  # fmt: skip
         firsts = [[made.next()] if index % 2 == 0 else [] for index, made in enumerate(calls)]
-        wait_until(lambda: server.status()["running"] == IN_A_WAVE, "all of them run")
+        wait_until(lambda: all_there(server), "all of them are there")
         with ThreadPoolExecutor(8) as threads:
             reports = list(threads.map(lambda made: server.command(CANCEL, made.id), calls))
         assert reports == [{"cancelled": 1}] * IN_A_WAVE
@@ -62,7 +70,8 @@ def fill_the_cache(server: Server) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """An LM slow enough that none ends before its cancel."""
-    with running(copy_repository(tmp_path, slow=True, n_layer=8), kv_cache_tokens=KV_CACHE_TOKENS) as server:
+    repository = copy_repository(tmp_path, slow=True, n_layer=8, n_positions=CONTEXT)
+    with running(repository, kv_cache_tokens=KV_CACHE_TOKENS) as server:
         yield server
 
 
