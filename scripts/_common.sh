@@ -1,6 +1,10 @@
 # Sourced by the other scripts: goes to the root of the repository, and tells whether the setup is up to date.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# What is imported is compiled once and kept, though the environment says otherwise, as in many containers: scripts/setup
+# compiles nothing ahead, and torch takes seconds.
+export PYTHONDONTWRITEBYTECODE=
+
 stamp=.venv/.setup-complete
 dev_stamp=.venv/.dev-setup-complete
 

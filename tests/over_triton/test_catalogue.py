@@ -14,20 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from fakes.tiny_lm import make_checkpoint
 from tritonlm import Client
 from tritonlm.contract.control import STATUS, Command
-from tritonlm.serving.control import TritonControl
+from tritonlm.serving.control import TritonControl, bounded
 from tritonlm.serving.paths import model_repository
 from tritonlm.serving.registry import add_entry, make_entry
 
-from .servers import wait_until
+from .servers import LM, LOAD_SECONDS, copy_repository, running, wait_until
 from .test_serve import Serve, serving
 
 pytestmark = pytest.mark.triton
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+
+
+def children(process_id: int) -> set[int]:
+    return {child.pid for child in psutil.Process(process_id).children(recursive=True)}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,14 @@ def text_of(http: httpx.Client, model: str, **more: Any) -> str:
 
 def http_of(serve: Serve, seconds: float = 60) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{serve.ports['port']}", timeout=seconds, trust_env=False)
+
+
+def test_loading_for_the_first_time_does_not_make_a_model_another(tmp_path: Path) -> None:
+    """Told to load what is loaded and has not changed, Triton does nothing."""
+    with running(copy_repository(tmp_path)) as server:
+        processes = children(server.process_id)
+        server.control.load(LM, bounded(LOAD_SECONDS))
+        assert children(server.process_id) == processes
 
 
 def test_two_checkpoints_side_by_side_and_a_third_on_demand(runs: Path, tmp_path: Path) -> None:

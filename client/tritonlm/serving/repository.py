@@ -1,10 +1,12 @@
 """What a language model is on disk: an ensemble in a model repository, its parts, and the checkpoint they read.
 
-It reads `config.pbtxt` as text, with the few patterns that matter here, and knows nothing of a running Triton.
+It reads `config.pbtxt` as text, with the few patterns that matter here, and knows nothing of a running Triton. All that
+it writes is the bytecode of a model's Python.
 """
 
 from __future__ import annotations
 
+import compileall
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +56,17 @@ def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageMode
     if not checkpoints and not any(_CHECKPOINT.search(_config(part, repositories)) for part in parts):
         raise ServingError(f"none of {name}'s parts ({', '.join(parts)}) names a checkpoint in its config.pbtxt")
     return LanguageModel(name, engines[0], tuple(checkpoints.values()))
+
+
+def compile_code(repositories: Sequence[Path]) -> None:
+    """Compile the models' Python, as their processes else do while they load.
+
+    They write what they compiled beside it, whatever the environment says, and by that the model's folder is another:
+    the next time Triton is told to load the model it would start all of its processes anew. Where nothing can be
+    written, they cannot either.
+    """
+    for code in {path.parent.resolve() for folder in repositories for path in folder.glob("*/1/model.py")}:
+        compileall.compile_dir(code, quiet=2)
 
 
 def _folder(model: str, repositories: Sequence[Path]) -> Path:

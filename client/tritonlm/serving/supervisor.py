@@ -27,7 +27,7 @@ from .patience import Patience
 from .reception import Reception
 from .reloader import Reloader
 from .repairs import Repairs, file_of
-from .repository import LanguageModel
+from .repository import LanguageModel, compile_code
 from .settings import Settings
 from .triton import LocalTriton, triton_environment
 from .watchdog import Watchdog
@@ -82,6 +82,7 @@ def prepare(settings: Settings, found: Catalogue) -> LocalTriton:
     installation = find_installation()
     backend = assemble(installation)
     preflight.check_libraries(installation, backend, triton_environment(installation, settings))
+    compile_code(found.repositories)
     return LocalTriton(settings, installation, backend, found.repositories)
 
 

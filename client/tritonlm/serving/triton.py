@@ -42,8 +42,6 @@ def triton_environment(installation: Installation, settings: Settings) -> dict[s
     environment = {
         # Spinning OpenMP threads starve the other processes when cores are few.
         "OMP_WAIT_POLICY": "passive",
-        # A model's folder must not change by being loaded: Triton would take it for a new one at the next load.
-        "PYTHONPYCACHEPREFIX": str(paths.cache() / "bytecode"),
         # Kernels compiled for this machine.
         "TRITONLM_NATIVE_CACHE": str(paths.cache() / "native"),
         **os.environ,
