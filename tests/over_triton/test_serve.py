@@ -148,11 +148,12 @@ def test_the_gateway_answers_beside_triton_and_drains_with_it(slow_repository: P
 
 def test_a_triton_that_dies_while_it_loads_is_started_again(slow_repository: Path, tmp_path: Path) -> None:
     def end_triton(supervisor: psutil.Process) -> None:
-        def named(name: str) -> list[psutil.Process]:
-            return [process for process in supervisor.children(recursive=True) if process.name().startswith(name)]
+        def loads() -> bool:
+            return any(child.name().startswith("triton_python") for child in supervisor.children(recursive=True))
 
-        wait_until(lambda: bool(named("triton_python")), "a model's process is there")
-        (triton,) = named("tritonserver")
+        wait_until(loads, "a model's process is there")
+        # A process that it is just starting has its name too.
+        (triton,) = [child for child in supervisor.children() if child.name().startswith("tritonserver")]
         triton.kill()
 
     with serving(slow_repository, tmp_path, meanwhile=end_triton) as serve:
