@@ -1,11 +1,13 @@
-"""The whole path against a rival on the same checkpoint, workloads and client: both in turn, twice, in alternation.
+"""The whole path against a rival on the same checkpoint, workloads and client: in alternation, all of it twice.
 
     scripts/bench serving --against vllm|llama.cpp|transformers|naive [--dtype int8] [--only W1-8 W2 …] [--write]
 
 W1: 32 tokens in, 128 out, at 1, 8 and 32 at once; W2: 512 in, 64 out, 8 at once; W3: a shared prefix of 512 tokens and
-16 of its own in, 32 out, 8 at once. GPT-2 124M with random weights and a tokenizer trained here. One server runs at a
-time, on this machine's loopback; leave the machine alone meanwhile. A rival is installed, or built, when it is first
-named. `--write` puts the table into docs/performance.md, and draws the picture there anew.
+16 of its own in, 32 out, 8 at once. GPT-2 124M with random weights and a tokenizer trained here. Both servers run, on
+this machine's loopback, and each workload is asked of the one and right after of the other, since a shared machine's
+speed drifts from minute to minute; what the one that waits takes of the processors is told. Leave the machine alone
+meanwhile. A rival is installed, or built, when it is first named. `--write` puts the table into docs/performance.md,
+and draws the picture there anew.
 """
 
 from __future__ import annotations
@@ -118,9 +120,16 @@ class Running:
 
     def resident_megabytes(self) -> float:
         """Of all its processes; what several share counts once."""
+        return sum(process.memory_full_info().pss for process in self._processes()) / 1e6
+
+    def processor_seconds(self) -> float:
+        """Of all its processes that are still there."""
+        times = [process.cpu_times() for process in self._processes()]
+        return sum(spent.user + spent.system for spent in times)
+
+    def _processes(self) -> list[psutil.Process]:
         server = psutil.Process(self.pid)
-        processes = [server, *server.children(recursive=True)]
-        return sum(process.memory_full_info().pss for process in processes) / 1e6
+        return [server, *server.children(recursive=True)]
 
 
 @dataclass
@@ -129,6 +138,8 @@ class Turn:
 
     start_seconds: float = 0.0
     resident_megabytes: float = 0.0
+    # Of the time that all cores had while the other one was asked.
+    share_while_waiting: float = 0.0
     works: dict[str, Measured] = field(default_factory=dict)
 
 
@@ -179,21 +190,37 @@ def _answers(url: str) -> bool:
         return False
 
 
-def take_turn(server: str, folder: Path, dtype: str, works: Sequence[Workload], seed: int) -> Turn:
+def take_turns(servers: Sequence[str], folder: Path, dtype: str, works: Sequence[Workload], seed: int) -> list[Turn]:
+    """One turn of each: every workload is asked of one server after the other. Who is first changes with the seed."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    turn = Turn()
-    with running(server, folder, dtype) as opened:
-        first = Workload("first token", 1, 1, 8, 1)
-        measure(opened.url, opened.model, first, prompts_of(first, tokenizer, seed))
-        turn.start_seconds = time.monotonic() - opened.begun
-        warm_up = Workload("warm-up", 1, 1, 8, 8)
-        measure(opened.url, opened.model, warm_up, prompts_of(warm_up, tokenizer, seed))
+    turns = [Turn() for _ in servers]
+    with contextlib.ExitStack() as stack:
+        both = []
+        for server, turn in zip(servers, turns, strict=True):
+            opened = stack.enter_context(running(server, folder, dtype))
+            _ask(opened, Workload("first token", 1, 1, 8, 1), tokenizer, seed)
+            turn.start_seconds = time.monotonic() - opened.begun
+            _ask(opened, Workload("warm-up", 1, 1, 8, 8), tokenizer, seed)
+            both.append(opened)
+        order = [(0, 1), (1, 0)][seed % 2]
+        waited = [0.0, 0.0]
         for work in works:
-            prompts = prompts_of(work, tokenizer, seed)[: FEWER.get(server)]
-            turn.works[work.name] = measure(opened.url, opened.model, work, prompts)
-            stderr.print(f"{server}, turn {seed + 1}: {work.name} {turn.works[work.name].speed:,.0f} tokens/s")
-        turn.resident_megabytes = opened.resident_megabytes()
-    return turn
+            for number in order:
+                other = 1 - number
+                before, began = both[other].processor_seconds(), time.monotonic()
+                found = _ask(both[number], work, tokenizer, seed, FEWER.get(servers[number]))
+                turns[number].works[work.name] = found
+                turns[other].share_while_waiting += both[other].processor_seconds() - before
+                waited[other] += (time.monotonic() - began) * (os.cpu_count() or 1)
+                stderr.print(f"{servers[number]}, turn {seed + 1}: {work.name} {found.speed:,.0f} tokens/s")
+        for turn, opened, seconds in zip(turns, both, waited, strict=True):
+            turn.resident_megabytes = opened.resident_megabytes()
+            turn.share_while_waiting /= seconds
+    return turns
+
+
+def _ask(opened: Running, work: Workload, tokenizer: Tokenizer, seed: int, requests: int | None = None) -> Measured:
+    return measure(opened.url, opened.model, work, prompts_of(work, tokenizer, seed)[:requests])
 
 
 def main() -> None:
@@ -205,13 +232,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
     options = parser.parse_args()
     folder, works = make_checkpoint(dtype_of(options.dtype)), [WORKLOADS[name] for name in options.only]
-    turns: dict[str, list[Turn]] = {OURS: [], options.against: []}
+    servers = (OURS, options.against)
     # What a rival needs is installed and built before anything is measured.
     launch(options.against, folder, options.dtype, 0)
-    for number in range(options.turns):
-        for server in (OURS, options.against):
-            turns[server].append(take_turn(server, folder, options.dtype, works, number))
-    figures = {server: summary(taken) for server, taken in turns.items()}
+    turns = [take_turns(servers, folder, options.dtype, works, number) for number in range(options.turns)]
+    figures = {server: summary(taken) for server, taken in zip(servers, zip(*turns, strict=True), strict=True)}
     text = serving_report.table(OURS, options.against, options.dtype, figures)
     print(text)
     if options.write:
@@ -223,6 +248,7 @@ def summary(turns: Sequence[Turn]) -> serving_report.Figures:
     return {
         "start, s": statistics.mean(turn.start_seconds for turn in turns),
         "resident, MB": statistics.mean(turn.resident_megabytes for turn in turns),
+        "waiting, %": 100 * statistics.mean(turn.share_while_waiting for turn in turns),
         **{
             name: {
                 "tokens/s": statistics.mean(turn.works[name].speed for turn in turns),

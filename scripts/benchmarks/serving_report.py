@@ -39,7 +39,9 @@ def table(ours: str, rival: str, dtype: str, figures: Mapping[str, Figures]) -> 
     about = f"GPT-2 124M, random weights, {weights}, {machine()}."
     after = (
         f"From start to the first token: {mine['start, s']:.1f} s, {rival} {theirs['start, s']:.1f} s. Resident in the "
-        f"end, all processes: {mine['resident, MB']:,.0f} MB, {rival} {theirs['resident, MB']:,.0f} MB."
+        f"end, all processes: {mine['resident, MB']:,.0f} MB, {rival} {theirs['resident, MB']:,.0f} MB.\n"
+        f"While the other one was asked: {mine['waiting, %']:.1f} % of the processors' time, {rival} "
+        f"{theirs['waiting, %']:.1f} %."
     )
     return "\n".join([about, "", *rows, "", after])
 

@@ -26,12 +26,18 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def figures(speed: float) -> dict[str, Any]:
-    return {"start, s": 3.0, "resident, MB": 900.0, "W2": {"tokens/s": speed, "first text, ms": 12.0}}
+    return {
+        "start, s": 3.0,
+        "resident, MB": 900.0,
+        "waiting, %": 0.4,
+        "W2": {"tokens/s": speed, "first text, ms": 12.0},
+    }
 
 
 def test_a_table_holds_both_sides_and_their_ratio(report: Any) -> None:
     text = report.table("ours", "vllm", "bfloat16", {"ours": figures(300.0), "vllm": figures(200.0)})
     assert "| W2 | 300 | 200 | 1.50 | 12 | 12 |" in text
+    assert "0.4 % of the processors' time, vllm 0.4 %." in text
     assert "int8" not in text
     assert "int8 weights (q8_0 there)" in report.table("o", "v", "int8", {"o": figures(2.0), "v": figures(1.0)})
 
