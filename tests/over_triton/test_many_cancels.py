@@ -18,9 +18,10 @@ from .servers import ENGINE, Server, copy_repository, running, wait_until
 pytestmark = pytest.mark.triton
 
 WAVES, IN_A_WAVE = 20, 50
-KV_CACHE_TOKENS, PROMPT_TOKENS = 8192, 480
-# So many that none ends before its cancel, wherever this process was held up.
-CONTEXT, MAX_TOKENS = 2048, 1900
+# So many tokens, and room for all of them, that none ends or is put aside before its cancel, though this process may be
+# held up for a while.
+CONTEXT, MAX_TOKENS = 1024, 960
+KV_CACHE_TOKENS, PROMPT_TOKENS = IN_A_WAVE * CONTEXT, 480
 # By then every number of rows has been computed once, which compiles code that stays, and allocators have settled.
 SETTLED_AFTER = 8
 ALLOWED_GROWTH = 20 * 2**20
@@ -30,12 +31,6 @@ def engine_process(server: Server) -> psutil.Process:
     children = psutil.Process(server.process_id).children(recursive=True)
     (found,) = [child for child in children if any(f"/{ENGINE}/1/model.py" in part for part in child.cmdline())]
     return found
-
-
-def all_there(server: Server) -> bool:
-    """Running, or put aside until the cache has room for them again."""
-    status = server.status()
-    return bool(status["running"] + status["waiting"] == IN_A_WAVE)
 
 
 def wave(server: Server, number: int) -> None:
@@ -51,7 +46,7 @@ def wave(server: Server, number: int) -> None:
             for index in range(IN_A_WAVE)
         ]  # fmt: skip
         firsts = [[made.next()] if index % 2 == 0 else [] for index, made in enumerate(calls)]
-        wait_until(lambda: all_there(server), "all of them are there")
+        wait_until(lambda: server.status()["running"] == IN_A_WAVE, "all of them run")
         with ThreadPoolExecutor(8) as threads:
             reports = list(threads.map(lambda made: server.command(CANCEL, made.id), calls))
         assert reports == [{"cancelled": 1}] * IN_A_WAVE
