@@ -13,10 +13,14 @@ from engine.native import build
 # The last two are processors of the last ten years, and any that there is. But for this machine's own they need no
 # speed, and compile in half the time.
 _NO_AMX = ("-mno-amx-bf16", "-O2")
-FORMS = {
+_ALL_FORMS = {
     "all": (), "no_amx": _NO_AMX, "no_bf16": (*_NO_AMX, "-mno-avx512bf16", "-mno-avx512vnni"),
     "avx2": build.LIMITED["avx2"], "plain": build.LIMITED["default"],
 }  # fmt: skip
+# Where a processor has none of these anyway, the form is that of "all".
+_GOES_WITHOUT = {"no_amx": {"amx_bf16"}, "no_bf16": {"avx512_bf16", "avx512_vnni"}}
+_HERE = build.processor_flags()
+FORMS = {name: flags for name, flags in _ALL_FORMS.items() if name not in _GOES_WITHOUT or _GOES_WITHOUT[name] & _HERE}
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from engine.native.build import CACHE
 from tritonlm.serving.backend import assemble, find_installation
 
 from .caller import ask
@@ -32,6 +33,8 @@ def tritonserver(repository: Path, ports: dict[str, int], log: Path, *more: str)
     libraries = os.pathsep.join(str(folder) for folder in installation.library_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": path, "LD_LIBRARY_PATH": libraries, "HOME": os.environ.get("HOME", "/")}
+    # Compiling the kernels once more would take as long as all the rest.
+    environment |= {name: os.environ[name] for name in [CACHE] if name in os.environ}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT

@@ -50,8 +50,7 @@ def _made_before() -> Path | None:
     """Where they came with an image: the form that suits this processor."""
     if not (folder := os.environ.get(forms.FOLDER)):
         return None
-    flags = _processor().partition(":")[2].split()
-    return forms.choose(flags, os.environ.get(_LIMIT, "")).file(Path(folder))
+    return forms.choose(processor_flags(), os.environ.get(_LIMIT, "")).file(Path(folder))
 
 
 def compiled(more: Sequence[str] = ()) -> Path:
@@ -94,6 +93,10 @@ def _cache() -> Path:
     if named := os.environ.get(CACHE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm" / "native"
+
+
+def processor_flags() -> set[str]:
+    return set(_processor().partition(":")[2].split())
 
 
 def _processor() -> str:
