@@ -149,7 +149,10 @@ def test_the_gateway_answers_beside_triton_and_drains_with_it(slow_repository: P
 def test_a_triton_that_dies_while_it_loads_is_started_again(slow_repository: Path, tmp_path: Path) -> None:
     def end_triton(supervisor: psutil.Process) -> None:
         def loads() -> bool:
-            return any(child.name().startswith("triton_python") for child in supervisor.children(recursive=True))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return any(child.name().startswith("triton_python") for child in supervisor.children(recursive=True))
+            # One has ended while we looked.
+            return False
 
         wait_until(loads, "a model's process is there")
         # A process that it is just starting has its name too.

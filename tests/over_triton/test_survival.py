@@ -24,7 +24,7 @@ from tritonlm.secret import VARIABLE
 from tritonlm.serving import ServingError
 
 from .servers import LM, WAIT_SECONDS, copy_repository, running, wait_until
-from .test_serve import Serve, serving
+from .test_serve import PATIENT, Serve, serving
 
 pytestmark = pytest.mark.triton
 
@@ -102,6 +102,22 @@ def test_a_stream_goes_on_where_it_was(served: Serve, name: str, fault: signal.S
     assert max(apart) < 1e-4
     assert usage["completion_tokens"] == expected[2]["completion_tokens"] == LONG["max_tokens"]
     wait_until(lambda: httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200, "all is well again")
+
+
+def test_a_process_that_dies_while_the_server_stops_costs_nobody_the_rest_of_a_text(tmp_path: Path) -> None:
+    with serving(copy_repository(tmp_path, slow=True, n_layer=8, n_embd=128), tmp_path, *PATIENT) as serve:
+        url = f"http://127.0.0.1:{serve.ports['port']}"
+
+        def stop_and_kill() -> None:
+            serve.process.terminate()
+            wait_until(lambda: serve.status()["draining"], "the engine refuses new requests")
+            victim(serve, "detokenize").kill()
+
+        expected = told(streamed(url))
+        text, _, usage = told(streamed(url, stop_and_kill))
+        assert text == expected[0]
+        assert usage["completion_tokens"] == LONG["max_tokens"]
+        assert serve.process.wait(WAIT_SECONDS) == 0, serve.output.read_text()
 
 
 def test_health_tells_of_a_process_that_hangs(served: Serve) -> None:

@@ -38,3 +38,8 @@ def test_a_retirement_lapses_unless_it_is_said_again_and_a_stop_does_not(monkeyp
     now += 1e6
     with pytest.raises(Draining):
         found.enter()
+    # What a fault has interrupted may end.
+    found.enter(goes_on=True)
+    found.close()
+    with pytest.raises(Draining):
+        found.enter(goes_on=True)

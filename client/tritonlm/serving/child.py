@@ -111,6 +111,11 @@ class Child:
             return ""
         return "\n".join([line for line in lines if line.strip()][-_LOG_LINES_SHOWN:])
 
+    def ask_to_end(self) -> None:
+        """Politely, and without waiting for it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
     def stop(self) -> None:
         """End the process, politely first. Takes a bounded time; may be called twice."""
         self._end()
@@ -119,7 +124,7 @@ class Child:
         if self._process is None:
             return
         if self._process.poll() is None:
-            self._process.terminate()
+            self.ask_to_end()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=self.exit_seconds)
         # Its own children live in its group; after a crash they would live on.

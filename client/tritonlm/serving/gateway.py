@@ -18,7 +18,7 @@ from .settings import Settings
 
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-# Its requests have ended with the engines' by then; idle connections need no more.
+# It was asked before, and given the time that running requests may take; asked again it ends at once.
 _EXIT_SECONDS = 5.0
 
 
@@ -28,7 +28,7 @@ class LocalGateway(Child):
         command = [
             *(sys.executable, "-m", "tritonlm.cli", "gateway"),
             *("--triton", triton, "--host", settings.host, "--port", str(settings.port)),
-            *("--drain-seconds", "1", "--repairs", str(file_of(settings.http_port))),
+            *("--drain-seconds", str(settings.drain_seconds), "--repairs", str(file_of(settings.http_port))),
             *(("--default-model", default_model) if default_model else ()),
             *(("--registry", str(settings.registry)) if settings.registry else ()),
             *("--log-format", settings.log_format),

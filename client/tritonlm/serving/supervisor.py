@@ -71,10 +71,11 @@ def serve(settings: Settings, reception: Reception | None) -> None:
             if gateway:
                 gateway.wait_until_live()
             print(terminal.banner(settings, reports, triton.log), flush=True)
+            watch = Watch(settings, models, triton, control, gateway)
             try:
-                Watch(settings, models, triton, control, gateway).run()
+                watch.run()
             except StopRequested:
-                drain(models, triton, control, settings.drain_seconds)
+                drain(models, triton, control, gateway, watch.watchdog, settings.drain_seconds)
 
 
 def prepare(settings: Settings, found: Catalogue) -> LocalTriton:
@@ -170,7 +171,7 @@ class Watch:
         self._gateway = gateway
         self._reloader = Reloader(settings) if settings.reload else None
         self._repairs = Repairs(file_of(settings.http_port))
-        self._watchdog = Watchdog(control, settings.load_seconds, self._repairs)
+        self.watchdog = Watchdog(control, settings.load_seconds, self._repairs)
         self._patience: dict[str, Patience] = {}
 
     def run(self) -> NoReturn:
@@ -181,9 +182,9 @@ class Watch:
                 self._restart(self._gateway, "ended")
             if not self._triton.is_running():
                 self._restart_triton("ended")
-            elif self._watchdog.triton_hangs:
+            elif self.watchdog.triton_hangs:
                 self._restart_triton("does not answer")
-            self._watchdog.look(self._triton.process_id)
+            self.watchdog.look(self._triton.process_id)
             for child in (self._triton, self._gateway):
                 if child is not None:
                     child.keep_log_short()
@@ -191,7 +192,7 @@ class Watch:
 
     def _restart_triton(self, what: str) -> None:
         self._restart(self._triton, what)
-        self._watchdog.forget()
+        self.watchdog.forget()
         try:
             wait_until_live(self._triton, self._control)
             for model in self._models:
@@ -211,18 +212,35 @@ class Watch:
         child.restart()
 
 
-def drain(models: list[LanguageModel], triton: LocalTriton, control: TritonControl, seconds: float) -> None:
-    """Refuse new requests and wait, at most this long, until the running ones have ended."""
+def drain(
+    models: list[LanguageModel],
+    triton: LocalTriton,
+    control: TritonControl,
+    gateway: LocalGateway | None,
+    watchdog: Watchdog,
+    seconds: float,
+) -> None:
+    """Refuse new requests and wait, at most this long, until the running ones have ended; a process that dies meanwhile
+    is brought back for them. The gateway ends after its own."""
     deadline = time.monotonic() + seconds
     with terminal.step(f"stopping: running requests may take up to {seconds:g} s more (again Ctrl-C: stop now)"):
         names = _engines(models, control)
         draining = [engine for engine in names if _ask(control, engine, DRAIN) is not None]
-        while draining and time.monotonic() < deadline and triton.is_running():
+        if gateway:
+            gateway.ask_to_end()
+        while (draining or _runs(gateway)) and time.monotonic() < deadline and triton.is_running():
+            watchdog.look(triton.process_id)
             draining = [engine for engine in draining if _is_busy(_ask(control, engine, STATUS))]
-            if draining:
+            if draining or _runs(gateway):
                 time.sleep(_POLL_SECONDS)
     if draining:
         terminal.say(f"cut off the running requests of {', '.join(names[engine] for engine in draining)}")
+    elif _runs(gateway):
+        terminal.say("cut off the requests that the gateway still had")
+
+
+def _runs(gateway: LocalGateway | None) -> bool:
+    return gateway is not None and gateway.is_running()
 
 
 def _engines(models: list[LanguageModel], control: TritonControl) -> dict[str, str]:

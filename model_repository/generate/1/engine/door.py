@@ -17,13 +17,14 @@ class Door:
     def __init__(self, places: int, queue: int) -> None:
         self._places, self._queue = places, queue
         self.inside = 0
-        self._draining = False
+        self._draining = self._closed = False
         self._retired_until = 0.0
         self._last_left = time.monotonic()
 
-    def enter(self) -> None:
-        """Count one more, or raise why it must stay outside."""
-        if self._draining:
+    def enter(self, goes_on: bool = False) -> None:
+        """Count one more, or raise why it must stay outside. One that goes on with what a fault has interrupted was let
+        in before: it may end while the model is being stopped."""
+        if self._closed or (self._draining and not goes_on):
             raise Draining("this model is being stopped; send the request elsewhere or later")
         if self.is_retired:
             raise NotLoaded("this model is being unloaded; send the request again in a moment", "model")
@@ -37,6 +38,9 @@ class Door:
 
     def drain(self) -> None:
         self._draining = True
+
+    def close(self) -> None:
+        self._draining = self._closed = True
 
     def retire(self) -> None:
         self._retired_until = time.monotonic() + RETIRED_SECONDS

@@ -85,7 +85,7 @@ class Engine:
         """Cancel what runs, deliver what is left, and end both threads."""
         with self._wake:
             self._closing = True
-            self._door.drain()
+            self._door.close()
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)
@@ -96,7 +96,7 @@ class Engine:
         self._check(request)
         with self._wake:
             try:
-                self._door.enter()
+                self._door.enter(goes_on=bool(request.parameters.resume_token_ids))
             except TritonLMError:
                 self.metrics.count("refused")
                 raise
