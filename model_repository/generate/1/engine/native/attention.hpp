@@ -129,28 +129,56 @@ class Attention {
         for (int first = 0; first < longest; first += tokens_) {
             const T* of_block = at.keys + table[first / tokens_] * block_ + in_block(at.head);
             for (int token = 0; token < std::min(tokens_, longest - first); token += kLanes) {
-                // Four sums side by side: one alone would wait for itself.
-                Lanes found[kRows][4] = {};
-                const T* key = of_block + token;
-                for (int k = 0; k < kParts * kLanes; k += 4)
-                    for (int i = 0; i < 4; i++, key += tokens_) {
-                        const Lanes sixteen = load(key);
-                        for (int n = 0; n < kRows; n++) found[n][i] += query[n * stride + k + i] * sixteen;
-                    }
+                // Four sums for each row: one alone would wait for itself.
+                Sixteen found[kRows][4];
+                constexpr int kSome = std::min(kSide<kRows>, 4);
+                for (int i = 0; i < 4; i += kSome)
+                    score_some<kParts, kRows, kSome>(query + i, stride, of_block + token + (size_t)i * tokens_, &found[0][i]);
                 for (int n = 0; n < kRows; n++)
                     store(scores + n * room + first + token, (found[n][0] + found[n][1]) + (found[n][2] + found[n][3]));
             }
         }
         float all[kRows];
         for (int n = 0; n < kRows; n++) all[n] = weigh(scores + n * room, shortest + n, scale, scores + n * room);
-        Lanes total[kRows][kParts] = {};
+        gather_rows<kParts, kRows, 0>(at, row, scores, room, all);
+    }
+
+    // So many sums of each row find room in the registers.
+    template <int kRows>
+    static constexpr int kSide = std::max(kSumsInRegisters / kRows, 1);
+
+    // Queries by sixteen keys: every fourth number, and so many of the three that follow it.
+    template <int kParts, int kRows, int kCount>
+    void score_some(const float* query, size_t stride, const T* key, Sixteen* found) const {
+        Sixteen some[kRows][kCount] = {};
+        for (int k = 0; k < kParts * kLanes; k += 4)
+#pragma GCC unroll 4
+            for (int i = 0; i < kCount; i++) {
+                const Sixteen keys = sixteen(key + (size_t)(k + i) * tokens_);
+#pragma GCC unroll 4
+                for (int n = 0; n < kRows; n++) some[n][i] += query[n * stride + k + i] * keys;
+            }
+        for (int n = 0; n < kRows; n++)
+            for (int i = 0; i < kCount; i++) found[n * 4 + i] = some[n][i];
+    }
+
+    // Values by their weights: so many parts of them for all tokens, and then the next ones.
+    template <int kParts, int kRows, int kFirst>
+    void gather_rows(const Place& at, int row, const float* weights, size_t room, const float* all) const {
+        constexpr int kCount = std::min(kParts - kFirst, kSide<kRows>);
+        const int shortest = step_->places[row] + 1, longest = shortest + kRows - 1;
+        const int32_t* const table = table_of(row);
+        Sixteen total[kRows][kCount] = {};
         for (int first = 0; first < longest; first += tokens_) {
-            const T* of_block = at.values + table[first / tokens_] * block_ + in_block(at.head);
+            const T* of_block = at.values + table[first / tokens_] * block_ + in_block(at.head) + kFirst * kLanes;
             const int count = std::min(tokens_, longest - first), common = std::min(tokens_, shortest - first);
             const auto add = [&](int token, int from) {
-                for (int part = 0; part < kParts; part++) {
-                    const Lanes sixteen = load(of_block + (size_t)token * kParts * kLanes + part * kLanes);
-                    for (int n = from; n < kRows; n++) total[n][part] += scores[n * room + first + token] * sixteen;
+#pragma GCC unroll 8
+                for (int part = 0; part < kCount; part++) {
+                    const Sixteen values = sixteen(of_block + (size_t)token * kParts * kLanes + part * kLanes);
+#pragma GCC unroll 4
+                    for (int n = 0; n < kRows; n++)
+                        if (n >= from) total[n][part] += weights[n * room + first + token] * values;
                 }
             };
             for (int token = 0; token < common; token++) add(token, 0);
@@ -158,8 +186,11 @@ class Attention {
             for (int token = std::max(common, 0); token < count; token++) add(token, first + token + 1 - shortest);
         }
         for (int n = 0; n < kRows && at.claim->mine(); n++)
-            for (int part = 0; part < kParts; part++)
-                store(at.attended->at(row + n, at.head * width_ + part * kLanes), total[n][part] / all[n]);
+            for (int part = 0; part < kCount; part++) {
+                const Lanes found = total[n][part];
+                store(at.attended->at(row + n, at.head * width_ + (kFirst + part) * kLanes), found / all[n]);
+            }
+        if constexpr (kFirst + kCount < kParts) gather_rows<kParts, kRows, kFirst + kCount>(at, row, weights, room, all);
     }
 
 #ifdef __AMX_BF16__

@@ -89,9 +89,9 @@ void add_in_tiles(const Rows<bf16>& rows, int m, Near<bf16>& weights, int from, 
 struct FloatSum {
     typedef float Type;
     static constexpr int kInputs = 1;
-    Lanes weights;
-    explicit FloatSum(const float* from) : weights(load(from)) {}
-    void add(Lanes& total, const float* row) const { total += *row * weights; }
+    Sixteen weights;
+    explicit FloatSum(const float* from) : weights(sixteen(from)) {}
+    void add(Sixteen& total, const float* row) const { total += *row * weights; }
 };
 
 #ifdef __AVX512BF16__
@@ -106,7 +106,7 @@ struct HalfSum {
         total = (Lanes)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
     }
 };
-#else
+#elif defined(__AVX512F__)
 struct HalfSum {
     typedef bf16 Type;
     static constexpr int kInputs = 2;
@@ -122,39 +122,82 @@ struct HalfSum {
         total += value(row[1]) * odd;
     }
 };
+#else
+struct HalfSum {
+    typedef bf16 Type;
+    static constexpr int kInputs = 2;
+    Sixteen even, odd;
+    explicit HalfSum(const bf16* from) {
+        for (int i = 0; i < kParts; i++) split(from + 2 * i * kPart, even.parts[i], odd.parts[i]);
+    }
+    void add(Sixteen& total, const bf16* row) const {
+        Part first, second;
+        split((WordsPart)everywhere(row), first, second);
+        for (int i = 0; i < kParts; i++) total.parts[i] += first * even.parts[i];
+        for (int i = 0; i < kParts; i++) total.parts[i] += second * odd.parts[i];
+    }
+
+  private:
+    static void split(WordsPart pairs, Part& first, Part& second) {
+        first = (Part)(pairs << 16);
+        second = (Part)(pairs & 0xffff0000u);
+    }
+    static void split(const bf16* from, Part& first, Part& second) {
+        WordsPart pairs;
+        memcpy(&pairs, from, sizeof pairs);
+        split(pairs, first, second);
+    }
+};
 #endif
 
-// `first` is the first of these rows among the sixteen that are summed together.
-template <typename Sum, int kRows, bool kPair, typename T = typename Sum::Type>
-void add_in_lanes(const Rows<T>& rows, int m, Near<T>& weights, int from, int to, Sums& sums, int first) {
-    constexpr int kBlocks = 1 + kPair;
-    Lanes totals[kRows][kBlocks] = {};
+constexpr int kRowsOfPair = kSumsInRegisters / 2, kRowsTogether = kSumsInRegisters == 4 ? 6 : 8;
+
+// `first` is the first of these rows among the sixteen that are summed together, `block` the first of so many blocks.
+template <typename Sum, int kRows, int kBlocks, typename T = typename Sum::Type>
+void add_in_lanes(const Rows<T>& rows, int m, Near<T>& weights, int from, int to, Sums& sums, int first, int block) {
+    Sixteen totals[kRows][kBlocks] = {};
     const T* row[kRows];
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; i++) {
         row[i] = rows.at(m + first + i);
-        for (int n = 0; from && n < kBlocks; n++) totals[i][n] = load(sums[n][first + i]);
+#pragma GCC unroll 8
+        for (int n = 0; from && n < kBlocks; n++) totals[i][n] = sixteen(sums[block + n][first + i]);
     }
     for (int begin = from, end; begin < to; begin = end) {
         end = weights.reach(begin);
         const T* near[kBlocks];
-        for (int n = 0; n < kBlocks; n++) near[n] = weights.block(n) + weights.offset(begin);
+#pragma GCC unroll 8
+        for (int n = 0; n < kBlocks; n++) near[n] = weights.block(block + n) + weights.offset(begin);
         for (int k = 0; k < end - begin; k += Sum::kInputs)
+#pragma GCC unroll 8
             for (int n = 0; n < kBlocks; n++) {
                 const Sum step(near[n] + (size_t)k * kLanes);
+#pragma GCC unroll 8
                 for (int i = 0; i < kRows; i++) step.add(totals[i][n], row[i] + begin + k);
             }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; i++)
-        for (int n = 0; n < kBlocks; n++) store(sums[n][first + i], totals[i][n]);
+#pragma GCC unroll 8
+        for (int n = 0; n < kBlocks; n++) store(sums[block + n][first + i], totals[i][n]);
+}
+
+template <typename Sum, int kRows, bool kPair, typename T = typename Sum::Type>
+void add_rows(const Rows<T>& rows, int m, Near<T>& weights, int from, int to, Sums& sums, int first) {
+    if constexpr (kPair && kRows > kRowsOfPair)
+        for (int block = 0; block < 2; block++)
+            add_in_lanes<Sum, kRows, 1>(rows, m, weights, from, to, sums, first, block);
+    else add_in_lanes<Sum, kRows, 1 + kPair>(rows, m, weights, from, to, sums, first, 0);
 }
 
 template <typename Sum, bool kPair, typename T = typename Sum::Type>
 void add_in_lanes(const Rows<T>& rows, int m, int count, Near<T>& weights, int from, int to, Sums& sums) {
     int i = 0;
-    for (; i + 8 <= count; i += 8) add_in_lanes<Sum, 8, kPair>(rows, m, weights, from, to, sums, i);
-    if (count - i >= 4) add_in_lanes<Sum, 4, kPair>(rows, m, weights, from, to, sums, i), i += 4;
-    if (count - i >= 2) add_in_lanes<Sum, 2, kPair>(rows, m, weights, from, to, sums, i), i += 2;
-    if (count - i >= 1) add_in_lanes<Sum, 1, kPair>(rows, m, weights, from, to, sums, i);
+    for (; i + kRowsTogether <= count; i += kRowsTogether)
+        add_rows<Sum, kRowsTogether, kPair>(rows, m, weights, from, to, sums, i);
+    if (count - i >= 4) add_rows<Sum, 4, kPair>(rows, m, weights, from, to, sums, i), i += 4;
+    if (count - i >= 2) add_rows<Sum, 2, kPair>(rows, m, weights, from, to, sums, i), i += 2;
+    if (count - i >= 1) add_rows<Sum, 1, kPair>(rows, m, weights, from, to, sums, i);
 }
 
 // What these inputs add to the sums of so many rows: thirty-two at most where tiles compute, all inputs at once then, and
@@ -176,7 +219,7 @@ void add_inputs(const Rows<bf16>& rows, int m, int count, Near<bf16>& weights, i
 // Whether so many rows see each weight once only.
 template <typename T>
 bool come_at_once(int count) {
-    return tiles_compute<T>() ? count <= 2 * kTileRows : count <= 8 && (count & (count - 1)) == 0;
+    return tiles_compute<T>() ? count <= 2 * kTileRows : count <= kRowsOfPair && (count & (count - 1)) == 0;
 }
 
 // Two blocks of outputs, or one, for all rows: some of the inputs for all of them, and then the next ones. By itself, not

@@ -7,7 +7,7 @@
 #include <new>
 #include <vector>
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -62,6 +62,91 @@ inline void store(bf16* to, Lanes v) {
     Halves h = __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, Halves);
     memcpy(to, &h, sizeof h);
 }
+
+// Sixteen numbers that are added to again and again, in as many of the machine's own vectors as that takes. Those the
+// compiler keeps in registers, and a wider one in memory, where each sum waits for the one before.
+#ifdef __AVX512F__
+typedef Lanes Sixteen;
+typedef Ints SixteenInts;
+
+template <typename T>
+Sixteen sixteen(const T* from) {
+    return load(from);
+}
+#else
+#ifdef __AVX__
+constexpr int kPart = 8;
+#else
+constexpr int kPart = 4;
+#endif
+constexpr int kParts = kLanes / kPart;
+typedef float Part __attribute__((vector_size(4 * kPart)));
+typedef int32_t IntsPart __attribute__((vector_size(4 * kPart)));
+typedef uint32_t WordsPart __attribute__((vector_size(4 * kPart)));
+typedef uint16_t HalvesPart __attribute__((vector_size(2 * kPart)));
+
+template <typename OfPart, typename Whole>
+struct InParts {
+    OfPart parts[kParts];
+
+    InParts& operator+=(const InParts& other) {
+        for (int i = 0; i < kParts; i++) parts[i] += other.parts[i];
+        return *this;
+    }
+    operator Whole() const {
+        Whole v;
+        memcpy(&v, parts, sizeof v);
+        return v;
+    }
+};
+typedef InParts<Part, Lanes> Sixteen;
+typedef InParts<IntsPart, Ints> SixteenInts;
+
+inline Sixteen operator*(float x, Sixteen v) {
+    for (Part& part : v.parts) part *= x;
+    return v;
+}
+
+inline Sixteen operator+(Sixteen v, const Sixteen& other) { return v += other; }
+
+inline Sixteen sixteen(const float* from) {
+    Sixteen v;
+    for (int i = 0; i < kParts; i++) memcpy(&v.parts[i], from + i * kPart, sizeof(Part));
+    return v;
+}
+
+inline Sixteen sixteen(const bf16* from) {
+    Sixteen v;
+    for (int i = 0; i < kParts; i++) {
+        HalvesPart halves;
+        memcpy(&halves, from + i * kPart, sizeof halves);
+        v.parts[i] = (Part)(__builtin_convertvector(halves, WordsPart) << 16);
+    }
+    return v;
+}
+
+inline void store(float* to, const Sixteen& v) {
+    for (int i = 0; i < kParts; i++) memcpy(to + i * kPart, &v.parts[i], sizeof(Part));
+}
+
+// Four bytes in each place, as they are: told in other words, GCC works on them before it spreads them.
+inline Part everywhere(const void* from) {
+#ifdef __AVX__
+    return (Part)_mm256_broadcast_ss(static_cast<const float*>(from));
+#else
+    float bits;
+    memcpy(&bits, from, sizeof bits);
+    return Part{bits, bits, bits, bits};
+#endif
+}
+#endif
+
+// So many of them find room in the registers, beside what is added to them.
+#ifdef __AVX512F__
+constexpr int kSumsInRegisters = 16;
+#else
+constexpr int kSumsInRegisters = 4;
+#endif
 
 inline float value(float x) { return x; }
 

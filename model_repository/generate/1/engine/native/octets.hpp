@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 
-#ifdef __AVX512VNNI__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -87,10 +87,30 @@ struct OctetSum {
     static constexpr int kLarger = 128;
     __m512i weights;
     explicit OctetSum(const int8_t* from) : weights(_mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8(-128))) {}
-    void add(Ints& total, const int8_t* row) const {
+    void add(SixteenInts& total, const int8_t* row) const {
         int32_t four;
         memcpy(&four, row, sizeof four);
         total = (Ints)_mm512_dpbusd_epi32((__m512i)total, weights, _mm512_set1_epi32(four));
+    }
+};
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+struct OctetSum {
+    static constexpr int kLarger = 0;
+    // The instruction takes one side without a sign: the weights' sizes; the row's numbers take on the weights' signs.
+    // Two products of at most 127 times 127 find room in sixteen bits.
+    __m256i weights[2], sizes[2];
+    explicit OctetSum(const int8_t* from) {
+        for (int i = 0; i < 2; i++) {
+            weights[i] = _mm256_loadu_si256((const __m256i*)from + i);
+            sizes[i] = _mm256_abs_epi8(weights[i]);
+        }
+    }
+    void add(SixteenInts& total, const int8_t* row) const {
+        const __m256i four = (__m256i)everywhere(row), ones = _mm256_set1_epi16(1);
+        for (int i = 0; i < 2; i++) {
+            const __m256i pairs = _mm256_maddubs_epi16(sizes[i], _mm256_sign_epi8(four, weights[i]));
+            total.parts[i] += (IntsPart)_mm256_madd_epi16(pairs, ones);
+        }
     }
 };
 #else
@@ -102,29 +122,40 @@ struct OctetSum {
         memcpy(&four, from, sizeof four);
         for (int i = 0; i < 4; i++) weights[i] = (four << (24 - 8 * i)) >> 24;
     }
-    void add(Ints& total, const int8_t* row) const {
-        for (int i = 0; i < 4; i++) total += weights[i] * row[i];
+    void add(SixteenInts& total, const int8_t* row) const {
+        Ints sum = total;
+        for (int i = 0; i < 4; i++) sum += weights[i] * row[i];
+        memcpy(&total, &sum, sizeof total);
     }
 };
 #endif
 
-template <int kRows, int kBlocks, typename Done>
-void octet_tile(const Octets& rows, const int8_t* weights, int inputs, int m, Claim& claim, Done done) {
+// The sums of so many rows for the blocks from `first` on.
+template <int kRows, int kBlocks, int kAll>
+void octet_sums(const Octets& rows, const int8_t* weights, int inputs, int m, int first, Lanes (*totals)[kAll]) {
     const int stride = in_steps(inputs);
-    Lanes totals[kRows][kBlocks] = {};
     for (int part = 0; part < scaled_parts(inputs); part++) {
-        Ints found[kRows][kBlocks] = {};
+        SixteenInts found[kRows][kBlocks] = {};
         for (int k = part * kScaled; k < std::min((part + 1) * kScaled, stride); k += 4)
+#pragma GCC unroll 2
             for (int n = 0; n < kBlocks; n++) {
-                const OctetSum step(weights + ((size_t)n * stride + k) * kLanes);
+                const OctetSum step(weights + ((size_t)(first + n) * stride + k) * kLanes);
+#pragma GCC unroll 8
                 for (int i = 0; i < kRows; i++) step.add(found[i][n], rows.row(m + i, inputs) + k);
             }
         for (int i = 0; i < kRows; i++)
             for (int n = 0; n < kBlocks; n++) {
-                const Ints exact = found[i][n] - OctetSum::kLarger * rows.sum(m + i, inputs, part);
-                totals[i][n] += rows.scale(m + i, inputs, part) * __builtin_convertvector(exact, Lanes);
+                const Ints exact = (Ints)found[i][n] - OctetSum::kLarger * rows.sum(m + i, inputs, part);
+                totals[i][first + n] += rows.scale(m + i, inputs, part) * __builtin_convertvector(exact, Lanes);
             }
     }
+}
+
+template <int kRows, int kBlocks, typename Done>
+void octet_rows(const Octets& rows, const int8_t* weights, int inputs, int m, Claim& claim, Done done) {
+    Lanes totals[kRows][kBlocks] = {};
+    constexpr int kTogether = kRows * kBlocks > kSumsInRegisters ? 1 : kBlocks;
+    for (int n = 0; n < kBlocks; n += kTogether) octet_sums<kRows, kTogether>(rows, weights, inputs, m, n, totals);
     if (!claim.mine()) return;
     for (int i = 0; i < kRows; i++)
         for (int n = 0; n < kBlocks; n++) done(m + i, n, totals[i][n]);
@@ -134,10 +165,11 @@ template <int kBlocks, typename Done>
 void octet_columns(const Octets& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Done done) {
     int m = first;
     const int end = first + count;
-    for (; m + 8 <= end; m += 8) octet_tile<8, kBlocks>(rows, weights, inputs, m, claim, done);
-    if (end - m >= 4) octet_tile<4, kBlocks>(rows, weights, inputs, m, claim, done), m += 4;
-    if (end - m >= 2) octet_tile<2, kBlocks>(rows, weights, inputs, m, claim, done), m += 2;
-    if (end - m >= 1) octet_tile<1, kBlocks>(rows, weights, inputs, m, claim, done);
+    for (; m + kRowsTogether <= end; m += kRowsTogether)
+        octet_rows<kRowsTogether, kBlocks>(rows, weights, inputs, m, claim, done);
+    if (end - m >= 4) octet_rows<4, kBlocks>(rows, weights, inputs, m, claim, done), m += 4;
+    if (end - m >= 2) octet_rows<2, kBlocks>(rows, weights, inputs, m, claim, done), m += 2;
+    if (end - m >= 1) octet_rows<1, kBlocks>(rows, weights, inputs, m, claim, done);
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
