@@ -51,7 +51,8 @@ def test_fable_goes_on_and_answers_with_a_story_by_curls_body_by_the_sdk_and_by_
             for chunk in sdk.chat.completions.create(**body, temperature=0, stream=True)  # type: ignore[call-overload]
         ]
         assert "".join(pieces) == story
-        assert len(pieces) > 3
+        # The first words wait for no others; how many pieces follow is a matter of the machine's speed.
+        assert 0 < len(next(filter(None, pieces))) < len(story) / 4
         begun = sdk.completions.create(model="fable", prompt="Once upon a time", max_tokens=60, temperature=0)
         assert len(begun.choices[0].text) > 60
     told = subprocess.run(

@@ -106,57 +106,27 @@ struct HalfSum {
         total = (Lanes)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
     }
 };
-#elif defined(__AVX512F__)
-struct HalfSum {
-    typedef bf16 Type;
-    static constexpr int kInputs = 2;
-    Lanes even, odd;
-    explicit HalfSum(const bf16* from) {
-        Words pairs;
-        memcpy(&pairs, from, sizeof pairs);
-        even = (Lanes)(pairs << 16);
-        odd = (Lanes)(pairs & 0xffff0000u);
-    }
-    void add(Lanes& total, const bf16* row) const {
-        total += value(row[0]) * even;
-        total += value(row[1]) * odd;
-    }
-};
 #else
 struct HalfSum {
     typedef bf16 Type;
     static constexpr int kInputs = 2;
     Sixteen even, odd;
-    explicit HalfSum(const bf16* from) {
-        for (int i = 0; i < kParts; i++) split(from + 2 * i * kPart, even.parts[i], odd.parts[i]);
-    }
-    void add(Sixteen& total, const bf16* row) const {
-        Part first, second;
-        split((WordsPart)everywhere(row), first, second);
-        for (int i = 0; i < kParts; i++) total.parts[i] += first * even.parts[i];
-        for (int i = 0; i < kParts; i++) total.parts[i] += second * odd.parts[i];
-    }
-
-  private:
-    static void split(WordsPart pairs, Part& first, Part& second) {
-        first = (Part)(pairs << 16);
-        second = (Part)(pairs & 0xffff0000u);
-    }
-    static void split(const bf16* from, Part& first, Part& second) {
-        WordsPart pairs;
-        memcpy(&pairs, from, sizeof pairs);
-        split(pairs, first, second);
+    explicit HalfSum(const bf16* from) { split_pairs(from, even, odd); }
+    void add(Sixteen& total, const float* row) const {
+        total += row[0] * even;
+        total += row[1] * odd;
     }
 };
 #endif
 
+// Sums of so many rows go on together: of both blocks, or of one.
 constexpr int kRowsOfPair = kSumsInRegisters / 2, kRowsTogether = kSumsInRegisters == 4 ? 6 : 8;
 
 // `first` is the first of these rows among the sixteen that are summed together, `block` the first of so many blocks.
 template <typename Sum, int kRows, int kBlocks, typename T = typename Sum::Type>
 void add_in_lanes(const Rows<T>& rows, int m, Near<T>& weights, int from, int to, Sums& sums, int first, int block) {
     Sixteen totals[kRows][kBlocks] = {};
-    const T* row[kRows];
+    const RowOf<T>* row[kRows];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; i++) {
         row[i] = rows.at(m + first + i);
@@ -267,7 +237,7 @@ void each_pair(int count, int most, int blocks, Share& share, Task task) {
 // `done(row, block, sixteen numbers)` takes them.
 template <typename T, typename Done>
 void multiply(const Rows<T>& rows, int count, const Packed<T>& weights, int outputs, Share& share, Done done) {
-    const int most = rows_together<T>(rows.inputs(), kMostRows);
+    const int most = rows_together<RowOf<T>>(rows.inputs(), kMostRows);
     each_pair(count, most, outputs / kLanes, share, [&](int first, int some, int at, bool pair, Claim& claim) {
         if (pair) columns<true>(rows, first, some, weights, at, claim, done);
         else columns<false>(rows, first, some, weights, at, claim, done);

@@ -7,7 +7,7 @@
 #include <new>
 #include <vector>
 
-#ifdef __AVX__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -73,6 +73,14 @@ template <typename T>
 Sixteen sixteen(const T* from) {
     return load(from);
 }
+
+// Sixteen pairs of bfloat16: the first of each, and the second.
+inline void split_pairs(const bf16* from, Sixteen& first, Sixteen& second) {
+    Words pairs;
+    memcpy(&pairs, from, sizeof pairs);
+    first = (Lanes)(pairs << 16);
+    second = (Lanes)(pairs & 0xffff0000u);
+}
 #else
 #ifdef __AVX__
 constexpr int kPart = 8;
@@ -125,19 +133,17 @@ inline Sixteen sixteen(const bf16* from) {
     return v;
 }
 
-inline void store(float* to, const Sixteen& v) {
-    for (int i = 0; i < kParts; i++) memcpy(to + i * kPart, &v.parts[i], sizeof(Part));
+inline void split_pairs(const bf16* from, Sixteen& first, Sixteen& second) {
+    for (int i = 0; i < kParts; i++) {
+        WordsPart pairs;
+        memcpy(&pairs, from + 2 * i * kPart, sizeof pairs);
+        first.parts[i] = (Part)(pairs << 16);
+        second.parts[i] = (Part)(pairs & 0xffff0000u);
+    }
 }
 
-// Four bytes in each place, as they are: told in other words, GCC works on them before it spreads them.
-inline Part everywhere(const void* from) {
-#ifdef __AVX__
-    return (Part)_mm256_broadcast_ss(static_cast<const float*>(from));
-#else
-    float bits;
-    memcpy(&bits, from, sizeof bits);
-    return Part{bits, bits, bits, bits};
-#endif
+inline void store(float* to, const Sixteen& v) {
+    for (int i = 0; i < kParts; i++) memcpy(to + i * kPart, &v.parts[i], sizeof(Part));
 }
 #endif
 

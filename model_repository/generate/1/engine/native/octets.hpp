@@ -106,9 +106,11 @@ struct OctetSum {
         }
     }
     void add(SixteenInts& total, const int8_t* row) const {
-        const __m256i four = (__m256i)everywhere(row), ones = _mm256_set1_epi16(1);
+        int32_t four;
+        memcpy(&four, row, sizeof four);
+        const __m256i numbers = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
         for (int i = 0; i < 2; i++) {
-            const __m256i pairs = _mm256_maddubs_epi16(sizes[i], _mm256_sign_epi8(four, weights[i]));
+            const __m256i pairs = _mm256_maddubs_epi16(sizes[i], _mm256_sign_epi8(numbers, weights[i]));
             total.parts[i] += (IntsPart)_mm256_madd_epi16(pairs, ones);
         }
     }
