@@ -79,6 +79,11 @@ def test_a_processor_that_cannot_look_up_bytes_is_spared() -> None:
     assert tightened(packed(torch.randn(LANES, INPUTS), torch.bfloat16), library_of("plain")) is None
 
 
+def test_without_avx512_weights_keep_sixteen_bits(folder: Path) -> None:
+    packing = Packing(folder, "", torch.bfloat16, False, library_of("avx2"))
+    assert not packing.product(torch.randn(LANES, INPUTS)).begins
+
+
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights with zeros and strays, a matrix with so many that it stays as it is, a lone block of logits."""
@@ -116,6 +121,7 @@ def test_what_is_computed_is_the_same_bit_for_bit(folder: Path, form: str, monke
         return found
 
     monkeypatch.setattr(weights, "tightened", watched)
+    monkeypatch.setattr(weights, "tightening_pays", lambda _: True)
     tight = logits()
     # Both kinds were there, and strays were met.
     assert {one is None for one in made} == {True, False}

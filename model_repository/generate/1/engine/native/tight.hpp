@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX2__
+#ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
 
@@ -42,16 +42,10 @@ struct CodeBook {
     }
 };
 
-#ifdef __AVX2__
-// What comes so many tiles later is asked for now: memory answers late.
-inline void ask_ahead(const uint8_t* tile) {
-    constexpr int kAskedAhead = 3;
-    const char* later = (const char*)tile + kAskedAhead * kTightTile;
-    for (int line = 0; line < kTightTile; line += 64) _mm_prefetch(later + line, _MM_HINT_T0);
-}
-#endif
-
 #ifdef __AVX512BW__
+// What comes so many tiles later is asked for now: memory answers late.
+constexpr int kAskedAhead = 3;
+
 inline __m512i four_times(const uint8_t* from) { return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)from)); }
 
 // One of two, bit by bit.
@@ -60,7 +54,8 @@ inline __m512i choose(__m512i which, __m512i one, __m512i other) { return _mm512
 inline void expand(const uint8_t* from, const CodeBook& book, bf16* to) {
     const __m512i upper = four_times(book.upper), lower = four_times(book.lower);
     const __m512i sign = _mm512_set1_epi8(-128), four_bits = _mm512_set1_epi8(15);
-    ask_ahead(from);
+    const char* later = (const char*)from + kAskedAhead * kTightTile;
+    for (int line = 0; line < kTightTile; line += 64) _mm_prefetch(later + line, _MM_HINT_T0);
     for (int i = 0; i < kTileWeights; i += 64) {
         // The codes of two words lie in one.
         const __m512i both = _mm512_loadu_si512(from + kTileWeights + i / 128 * 64);
@@ -70,24 +65,6 @@ inline void expand(const uint8_t* from, const CodeBook& book, bf16* to) {
         const __m512i low = choose(sign, _mm512_shuffle_epi8(lower, codes), rest);
         _mm512_storeu_si512(to + i, _mm512_unpacklo_epi8(low, high));
         _mm512_storeu_si512(to + i + 32, _mm512_unpackhi_epi8(low, high));
-    }
-}
-#elif defined(__AVX2__)
-inline __m256i twice(const uint8_t* from) { return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)from)); }
-
-inline void expand(const uint8_t* from, const CodeBook& book, bf16* to) {
-    const __m256i upper = twice(book.upper), lower = twice(book.lower);
-    const __m256i sign = _mm256_set1_epi8(-128), four_bits = _mm256_set1_epi8(15);
-    ask_ahead(from);
-    for (int i = 0; i < kTileWeights; i += 32) {
-        const __m256i both = _mm256_loadu_si256((const __m256i*)(from + kTileWeights + i / 128 * 64 + i % 64));
-        const __m256i codes = _mm256_and_si256(i % 128 < 64 ? both : _mm256_srli_epi16(both, 4), four_bits);
-        const __m256i rest = _mm256_loadu_si256((const __m256i*)(from + i));
-        const __m256i high = _mm256_or_si256(_mm256_and_si256(sign, rest), _mm256_shuffle_epi8(upper, codes));
-        const __m256i low = _mm256_or_si256(_mm256_andnot_si256(sign, rest), _mm256_shuffle_epi8(lower, codes));
-        bf16* found = to + i / 64 * 64 + i % 64 / 2;
-        _mm256_storeu_si256((__m256i*)found, _mm256_unpacklo_epi8(low, high));
-        _mm256_storeu_si256((__m256i*)(found + 32), _mm256_unpackhi_epi8(low, high));
     }
 }
 #else

@@ -70,7 +70,8 @@ class Packing:
             values, scales = in_bytes(weight)
             return Weights(self.hold(packed(values, torch.int8)), self.hold(scales), held)
         values = packed(weight, self._dtype)
-        if self._dtype == torch.bfloat16 and (tight := tightened(values, self._library)):
+        pays = self._dtype == torch.bfloat16 and tightening_pays(self._library)
+        if pays and (tight := tightened(values, self._library)):
             return Weights(
                 self.hold(tight.tiles), None, held, self.hold(tight.strays), self.hold(tight.begins), tight.highest
             )
@@ -104,8 +105,12 @@ class Tight(NamedTuple):
     highest: int
 
 
+def tightening_pays(library: ctypes.CDLL) -> bool:
+    return bool(library.tight_weights_pay())
+
+
 def tightened(values: torch.Tensor, library: ctypes.CDLL) -> Tight | None:
-    """What `packed` gave of bfloat16, in three quarters of the bytes; None where that does not pay."""
+    """What `packed` gave of bfloat16, in three quarters of the bytes; None where that is no gain."""
     blocks, most, highest = len(values), values.numel() // _STRAYS, ctypes.c_int32()
     tiles, strays = torch.empty(values.numel() // 2 * 3, dtype=torch.uint8), torch.empty(most, dtype=torch.int64)
     begins = torch.empty(blocks + 1, dtype=torch.int64)
