@@ -146,7 +146,12 @@ def test_the_gateway_answers_beside_triton_and_drains_with_it(slow_repository: P
     assert len(text) > 2 * len(whole.choices[0].text)
 
 
-def test_a_triton_that_dies_while_it_loads_is_started_again(slow_repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "what"), [(signal.SIGKILL, "ended"), (signal.SIGSTOP, "does not answer")], ids=["dies", "hangs"]
+)
+def test_a_triton_that_fails_while_it_loads_is_started_again(
+    slow_repository: Path, tmp_path: Path, fault: signal.Signals, what: str
+) -> None:
     def end_triton(supervisor: psutil.Process) -> None:
         def loads() -> bool:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -157,10 +162,10 @@ def test_a_triton_that_dies_while_it_loads_is_started_again(slow_repository: Pat
         wait_until(loads, "a model's process is there")
         # A process that it is just starting has its name too.
         (triton,) = [child for child in supervisor.children() if child.name().startswith("tritonserver")]
-        triton.kill()
+        triton.send_signal(fault)
 
     with serving(slow_repository, tmp_path, meanwhile=end_triton) as serve:
-        assert "Triton ended while it loaded: starting it again" in serve.output.read_text()
+        assert f"Triton {what} while it loads: starting it again" in serve.output.read_text()
         assert ask(serve.grpc, "Once", max_tokens=5, ignore_eos=True).last.usage.completion == 5
         with leaving_nothing(serve):
             serve.process.terminate()

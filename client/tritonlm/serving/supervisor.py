@@ -88,7 +88,7 @@ def prepare(settings: Settings, found: Catalogue) -> LocalTriton:
 
 
 def start(triton: LocalTriton, control: TritonControl, load_all: Callable[[], Loaded]) -> Loaded:
-    """Start Triton and have it load; where it dies of that, once more, a few times.
+    """Start Triton and have it load; where it dies of that, or answers no more, once more, a few times.
 
     It does where a model's process does not stir for a second while it starts, as on a machine that stands still for so
     long: Triton takes back what that process is about to read, and aborts when it fails over that.
@@ -101,9 +101,11 @@ def start(triton: LocalTriton, control: TritonControl, load_all: Callable[[], Lo
             wait_until_live(triton, control)
             return load_all()
         except ServingError:
-            if triton.is_running() or not tries_left:
+            # One that aborts does not always end.
+            if not tries_left or (triton.is_running() and control.is_live()):
                 raise
-        terminal.say("Triton ended while it loaded: starting it again")
+            what = "does not answer" if triton.is_running() else "ended"
+        terminal.say(f"Triton {what} while it loads: starting it again")
         triton.restart()
 
 
