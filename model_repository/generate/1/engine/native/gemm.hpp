@@ -119,7 +119,8 @@ struct HalfSum {
 };
 #endif
 
-// Sums of so many rows go on together: of both blocks, or of one.
+// So many rows are summed with both blocks of weights, and at most so many with one: six sums of one block, beside its
+// weights alone, still fit where four stand for a pair's.
 constexpr int kRowsOfPair = kSumsInRegisters / 2, kRowsTogether = kSumsInRegisters == 4 ? 6 : 8;
 
 // `first` is the first of these rows among the sixteen that are summed together, `block` the first of so many blocks.
