@@ -1,4 +1,4 @@
-"""One request over gRPC, as a caller makes it with `tritonclient`: sent at once, its responses read one by one.
+"""One request over gRPC, as a caller makes it with `tritonclient`: sent, then its responses read one by one.
 
 Every wait has a limit, and leaving the context ends the stream. It knows the contract's tensors, not who serves them.
 """
@@ -90,8 +90,9 @@ class Call:
         inputs: Mapping[str, object],
         request_id: str = "",
         parameters: Mapping[str, Any] | None = None,
+        at_once: bool = True,
     ) -> None:
-        self.id = request_id
+        self.id, self._inputs, self._parameters = request_id, inputs, parameters or {}
         self._arrived: queue.SimpleQueue[tuple[Any, Any, float]] = queue.SimpleQueue()
         self._client = grpc.InferenceServerClient(address)
         self._client.start_stream(
@@ -99,17 +100,22 @@ class Call:
         )
         # When the last of what has been read arrived.
         self.last_at = time.monotonic()
-        try:
-            self._client.async_stream_infer(
-                LM,
-                [_wire_input(name, array) for name, array in lm_inputs(inputs).items()],
-                request_id=request_id,
-                parameters=dict(parameters or {}),
-                enable_empty_final_response=True,
-            )
-        except BaseException:
-            self.close()
-            raise
+        if at_once:
+            try:
+                self.send()
+            except BaseException:
+                self.close()
+                raise
+
+    def send(self) -> None:
+        """Send the request over the stream that is open."""
+        self._client.async_stream_infer(
+            LM,
+            [_wire_input(name, array) for name, array in lm_inputs(self._inputs).items()],
+            request_id=self.id,
+            parameters=dict(self._parameters),
+            enable_empty_final_response=True,
+        )
 
     def __enter__(self) -> Call:
         return self
@@ -153,15 +159,17 @@ def ask(address: str, prompt: str, *, stream: bool = True, **parameters: Any) ->
         return made.answer()
 
 
-def call(address: str, prompt: str, *, stream: bool = True, request_id: str = "", **parameters: Any) -> Call:
-    """Ask for a prompt's answer without the prompt itself, streamed or whole."""
+def call(
+    address: str, prompt: str, *, stream: bool = True, request_id: str = "", at_once: bool = True, **parameters: Any
+) -> Call:
+    """Ask for a prompt's answer without the prompt itself, streamed or whole; where not at once, when it is sent."""
     inputs: dict[str, object] = {TEXT_INPUT.name: prompt, STREAM.name: stream, EXCLUDE_INPUT.name: True}
     # Lists are not possible among Triton's own parameters.
     lists = {name: value for name, value in parameters.items() if isinstance(value, (list, tuple, dict))}
     if lists:
         inputs[SAMPLING_PARAMETERS.name] = json.dumps(lists)
     flat = {name: value for name, value in parameters.items() if name not in lists}
-    return Call(address, inputs, request_id, flat)
+    return Call(address, inputs, request_id, flat, at_once)
 
 
 def _read(result: grpc.InferResult, at: float) -> Response:

@@ -126,9 +126,12 @@ def test_commands_are_answered_beside_requests(model: Any) -> None:
 
 
 def test_what_the_engine_measures_is_published_by_name_and_model(model: Any, checkpoint: Path) -> None:
-    request = asked([5, 6, 7])
+    request, status = asked([5, 6, 7]), command("status")
     model.execute([request])
     request.sender.chunks()
+    # It is obeyed between two steps: by then the one whose chunk we have is counted.
+    model.execute([status])
+    status.sender.report()
     model._publisher.publish()
     found = {name: family.metrics[0] for name, family in MetricFamily.families.items()}
     assert {metric.labels["model"] for metric in found.values()} == {checkpoint.name}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 from tritonlm.serving import ServingError, patience, supervisor
 from tritonlm.serving import child as child_module
 from tritonlm.serving.child import Child
+from tritonlm.serving.control import TritonControl
 from tritonlm.serving.patience import Patience
 from tritonlm.serving.repairs import Repairs, read_repairs
 
@@ -130,6 +133,57 @@ raise SystemExit(7)
             with pytest.raises(ServingError, match="exit code 7"):
                 supervisor.start(child, control, load_all)
     assert len(starts.read_text()) == min(deaths + 1, 3)
+
+
+def test_a_triton_that_only_says_that_it_is_live_is_started_again(tmp_path: Path) -> None:
+    """As one does that is about to abort."""
+    child: Any = Child("Triton", [sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / "log", 1.0)
+    control: Any = SimpleNamespace(is_live=lambda: True)
+    processes: list[int] = []
+
+    def load_all() -> str:
+        processes.append(child.process_id)
+        if len(processes) == 1:
+            with supervisor.reached(child, "loading"):
+                raise httpx.ReadTimeout("timed out")
+        return "loaded"
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.stop)
+        assert supervisor.start(child, control, load_all) == "loaded"
+    assert len(set(processes)) == 2
+
+
+@pytest.mark.parametrize("silent_looks", [1, 4, 5])
+def test_a_triton_that_is_slow_to_tell_of_a_load_is_asked_again(
+    silent_looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonlm.serving.control._PATIENCE_SECONDS", 0.2)
+    asked: list[str] = []
+
+    class Triton(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            if len(asked) <= 1 + silent_looks:
+                time.sleep(0.5)
+            body = b'[{"name": "tiny", "state": "READY"}]'
+            with contextlib.suppress(ConnectionError):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Triton) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with TritonControl("127.0.0.1", server.server_address[1]) as control, contextlib.ExitStack() as stack:
+            stack.callback(server.shutdown)
+            if silent_looks == 5:
+                stack.enter_context(pytest.raises(httpx.ReadTimeout))
+            control.load("tiny", lambda: None)
+    assert asked == ["/v2/repository/models/tiny/load", *["/v2/repository/index"] * min(silent_looks + 1, 5)]
 
 
 def test_what_fails_to_load_in_a_living_triton_is_told_at_once(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ class TritonControl:
             time.sleep(_POLL_SECONDS)
             try:
                 done, failed_looks = self.is_loaded(model), 0
-            except ServingError:
-                # Between its parts' loads and its own, for a moment nothing seems to load.
+            except (ServingError, httpx.ReadTimeout):
+                # Between its parts' loads and its own, for a moment nothing seems to load; a machine may stand still.
                 failed_looks += 1
                 if failed_looks >= _FAILED_LOOKS:
                     raise

@@ -1,4 +1,4 @@
-"""The one error of this room: something that keeps a local Triton from serving, told in one line with its remedy."""
+"""The errors of this room: something that keeps a local Triton from serving, told in one line with its remedy."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class ServingError(Exception):
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail
+
+
+class NoAnswer(ServingError):
+    """Triton is there, but has stopped to answer: it hangs, or is about to die."""

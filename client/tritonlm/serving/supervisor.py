@@ -21,7 +21,7 @@ from .backend import assemble, find_installation
 from .catalogue import Catalogue, catalogue
 from .child import Child
 from .control import TritonControl
-from .errors import ServingError
+from .errors import NoAnswer, ServingError
 from .gateway import LocalGateway
 from .patience import Patience
 from .reception import Reception
@@ -100,9 +100,10 @@ def start(triton: LocalTriton, control: TritonControl, load_all: Callable[[], Lo
         try:
             wait_until_live(triton, control)
             return load_all()
-        except ServingError:
-            # One that aborts does not always end.
-            if not tries_left or (triton.is_running() and control.is_live()):
+        except ServingError as error:
+            # One that aborts does not always end, and may go on saying that it is live.
+            answers = triton.is_running() and not isinstance(error, NoAnswer) and control.is_live()
+            if not tries_left or answers:
                 raise
             what = "does not answer" if triton.is_running() else "ended"
         terminal.say(f"Triton {what} while it loads: starting it again")
@@ -116,9 +117,7 @@ def wait_until_live(triton: LocalTriton, control: TritonControl) -> None:
             if not triton.is_running():
                 raise triton.crash()
             if time.monotonic() > deadline:
-                raise ServingError(
-                    f"Triton does not answer after {_START_SECONDS:.0f} s; see {triton.log or 'its log'}"
-                )
+                raise NoAnswer(f"Triton does not answer after {_START_SECONDS:.0f} s; see {triton.log or 'its log'}")
             time.sleep(_POLL_SECONDS)
 
 
@@ -155,7 +154,7 @@ def reached(triton: LocalTriton, work: str) -> Iterator[None]:
             if not triton.is_running():
                 raise triton.crash() from None
             time.sleep(_POLL_SECONDS)
-        raise ServingError(f"lost the connection to Triton while {work}: {error}") from None
+        raise NoAnswer(f"lost the connection to Triton while {work}: {error}") from None
 
 
 class Watch:
