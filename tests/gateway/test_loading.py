@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fakes.fake_transport import LM, FakeTransport
 from tritonlm import AsyncClient
-from tritonlm.contract import CheckpointError, ModelNotFound
+from tritonlm.contract import Broken, CheckpointError, ModelNotFound, NotLoaded
 from tritonlm.gateway.loading import Loader
 from tritonlm.gateway.settings import GatewaySettings
 
@@ -82,6 +82,36 @@ def test_what_does_not_exist_is_not_loaded(gateway: Gateway) -> None:
     (found,) = ask(gateway, 1, model="nothing")
     assert (found.status_code, found.json()["error"]["code"]) == (404, "model_not_found")
     assert gateway.transport.loads == 0
+
+
+def test_a_triton_that_dies_late_in_a_load_costs_nobody_an_answer() -> None:
+    """How long it is waited for counts from its death, not from the request."""
+
+    class Dying(FakeTransport):
+        async def load(self, model: str, timeout: float) -> None:
+            await super().load(model, timeout)
+            if self.loads == 1:
+                self.loaded = False
+                raise Broken("lost the connection to Triton")
+
+    async def scenario() -> None:
+        transport = Dying()
+        transport.loaded, transport.load_seconds = False, 1.5
+        settings = GatewaySettings(repair_seconds=1.0)
+        loader = Loader(AsyncClient(transports=[transport], max_retries=0), settings)
+
+        async def make() -> str:
+            if not transport.loaded:
+                raise NotLoaded("the model is not loaded")
+            return "an answer"
+
+        try:
+            assert await loader.call(LM, make) == "an answer"
+        finally:
+            await loader.close()
+        assert transport.loads == 2
+
+    asyncio.run(scenario())
 
 
 def test_names_that_callers_make_up_leave_no_trace() -> None:

@@ -1,11 +1,13 @@
-"""`tritonlm gateway` as a process of its own, in front of a Triton that the tests have started."""
+"""`tritonlm gateway` as a process of its own, in front of a Triton that the tests have started; and who leaves it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,3 +46,13 @@ def gateway_to(triton: str, folder: Path, *options: str) -> Iterator[Gateway]:
             process.wait(WAIT_SECONDS)
         process.kill()
         process.wait(WAIT_SECONDS)
+
+
+def leave(url: str, body: dict[str, object], stream: bool, when: Callable[[], None]) -> None:
+    """Send a request and drop the connection when `when` returns."""
+    host, port = url.removeprefix("http://").split(":")
+    content = json.dumps({**body, "stream": stream}).encode()
+    head = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall("\r\n".join([*head, f"Content-Length: {len(content)}", "", ""]).encode() + content)
+        when()

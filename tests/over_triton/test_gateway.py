@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from .gateways import gateway_to
+from .gateways import gateway_to, leave
 from .servers import LM, WAIT_SECONDS, Server, wait_until
 
 pytestmark = pytest.mark.triton
@@ -47,16 +45,6 @@ def test_a_stream_that_outlasts_the_time_to_drain_is_cut_and_freed(small_server:
                 assert "data: [DONE]" not in list(lines)
         assert gateway.process.wait(WAIT_SECONDS) == 0
     wait_until(small_server.holds_nothing, "the engine is free again")
-
-
-def leave(url: str, body: dict[str, object], stream: bool, when: Callable[[], None]) -> None:
-    """Send a request and drop the connection when `when` returns."""
-    host, port = url.removeprefix("http://").split(":")
-    content = json.dumps({**body, "stream": stream}).encode()
-    head = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
-        raw.sendall("\r\n".join([*head, f"Content-Length: {len(content)}", "", ""]).encode() + content)
-        when()
 
 
 @pytest.mark.parametrize("stream", [True, False])

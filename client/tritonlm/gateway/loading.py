@@ -52,7 +52,7 @@ class Loader:
             if not self._settings.load_on_demand:
                 raise
         deadline = time.monotonic() + self._settings.load_seconds
-        patience = time.monotonic() + self._settings.repair_seconds
+        patience: float | None = None
         self._claims[model] += 1
         try:
             while True:
@@ -63,10 +63,12 @@ class Loader:
                     pass
                 except Unavailable:
                     # A Triton has just answered; now none does: that will be mended.
+                    patience = patience or time.monotonic() + self._settings.repair_seconds
                     if time.monotonic() > patience or self._waiting >= self._settings.max_loading_requests:
                         raise
                     await asyncio.sleep(_PAUSE_SECONDS)
                     continue
+                patience = None
                 try:
                     return await make()
                 except (ModelNotFound, NotLoaded):

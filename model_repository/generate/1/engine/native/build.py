@@ -7,7 +7,9 @@ It knows sources and a compiler, not what the kernels compute.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -16,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import forms
@@ -24,11 +27,11 @@ from . import forms
 _log = logging.getLogger("tritonlm.engine")
 _SOURCES = Path(__file__).parent
 _MAIN = "kernels.cpp"
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
-_HERE = "-march=native"
+_FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
+_HERE = ("-march=native",)
 # What limits torch's instructions limits the kernels' too; they need no speed then, and compile in half the time.
 _LIMIT, LIMITED = "ATEN_CPU_CAPABILITY", {"avx2": ("-march=haswell", "-O2"), "default": ("-march=x86-64", "-O2")}
-_SECONDS = 300.0
+_SECONDS, _LOOK_SECONDS = 300.0, 0.1
 # Where the library is kept, and flags that are added: an instruction set that is not to be used (-mno-amx-bf16).
 CACHE, FLAGS = "TRITONLM_NATIVE_CACHE", "TRITONLM_NATIVE_FLAGS"
 
@@ -58,18 +61,34 @@ def compiled(more: Sequence[str] = ()) -> Path:
     compiler = _compiler()
     sources = sorted(path for path in _SOURCES.iterdir() if path.suffix in (".cpp", ".hpp"))
     about = [path.read_text(encoding="utf-8") for path in sources]
-    about += [compiler, str(os.stat(compiler).st_mtime_ns), _processor(), *_FLAGS, _HERE, *more]
+    flags = (*_HERE, *forms.faster(processor_flags()), *more)
+    about += [compiler, str(os.stat(compiler).st_mtime_ns), _processor(), *_FLAGS, *flags]
     file = _cache() / f"kernels-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
-    if file.is_file():
-        return file
-    compile_to(file, (_HERE, *more))
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(file.with_suffix(".lock")):
+            if not file.is_file():
+                compile_to(file, flags)
     return file
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Several engines may come at once: one compiles, and the others wait, not longer than that may take."""
+    with lock.open("a") as file:
+        deadline = time.monotonic() + _SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOOK_SECONDS)
+        yield
 
 
 def compile_to(file: Path, more: Sequence[str]) -> None:
     """Make this library, with these flags beside the usual ones."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Several engines may come at once; each makes its own, and they are alike.
+    # In one piece, or not at all.
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
         command = [_compiler(), *_FLAGS, *more, str(_SOURCES / _MAIN), "-o", str(made)]
