@@ -28,7 +28,7 @@ from tritonlm.contract import (
 from tritonlm.contract.control import DRAIN, PING, Command
 from tritonlm.contract.embedding import Embedding
 
-from .harness import VOCABULARY, Collected, forwards, make_engine, run, save_model, step, submit
+from .harness import RUNNER, VOCABULARY, Collected, forwards, make_engine, run, save_model, step, submit
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,10 @@ def test_a_seed_gives_the_same_text_alone_and_among_31_others(engine: Engine) ->
     assert among.final.seed == 11
 
 
-def test_logits_are_the_same_bit_for_bit_whoever_runs_beside(folder: Path) -> None:
+@pytest.mark.parametrize("runner", list(dict.fromkeys([RUNNER, "reference"])))
+def test_logits_are_the_same_bit_for_bit_whoever_runs_beside(folder: Path, runner: str) -> None:
     """Long contexts of many lengths: one draw in ten thousand would tell two orders of summation apart."""
-    engine = make_engine(folder, max_sequences=64, prefill_tokens=2048)
+    engine = make_engine(folder, runner=runner, max_sequences=64, prefill_tokens=2048)
     kept: dict[int, list[torch.Tensor]] = {}
 
     def watched(forward: Callable[..., Any], plan: Any, *ids: torch.Tensor) -> Any:

@@ -1,9 +1,5 @@
 // Attention over the blocks of the cache: each row looks at its sequence's tokens up to its own. A row's numbers come
 // about in one order, whichever rows are attended with it. It knows nothing of layers or weights.
-//
-// A block holds, head by head, its tokens' keys as [width][tokens] and their values as [tokens][width]: so one reads
-// sixteen keys, or a value, side by side. Where AMX computes, two inputs of a sum lie side by side, as it reads them: keys
-// as [width/2][tokens][2], values as [tokens/2][width][2].
 #pragma once
 
 #include <algorithm>
@@ -12,54 +8,25 @@
 
 #include "groups.hpp"
 #include "lanes.hpp"
+#include "layout.hpp"
 #include "rows.hpp"
 #include "step.hpp"
 #include "team.hpp"
 #include "tiles.hpp"
 
 template <typename T>
-class Attention {
+class Attention : public Layout<T> {
   public:
-    // So many heads of queries share one of keys and values.
-    Attention(int heads, int shared, int width) : heads_(heads), shared_(shared), width_(width) {}
+    Attention(int heads, int shared, int width) : Layout<T>(heads, shared, width) {}
 
     // Before the layers: where each row's own key and value go, and which rows are attended together.
     void begin(const Step& step, int members) {
-        step_ = &step;
-        tokens_ = step.block_tokens;
-        in_tiles_ = tiles_compute<T>() && width_ % 32 == 0 && tokens_ % kLanes == 0;
-        block_ = (size_t)heads_ / shared_ * width_ * tokens_;
+        Layout<T>::begin(step);
         spaces_.resize(members);
-        own_.resize(step.rows);
-        for (int row = 0; row < step.rows; row++) own_[row] = table_of(row)[step.places[row] / tokens_] * block_;
         // More of them together leave fewer pieces of work to go round.
         const int seats = std::clamp(step.rows * heads_ / (2 * members), 1, kTileRows);
         const int most = in_tiles_ ? std::max(1, seats / shared_) : seats;
         groups_.find(step, in_tiles_ ? kTileRows / shared_ : kRun, most);
-    }
-
-    // Sixteen numbers of a row's key, or of its value; columns go through all heads.
-    void keep_key(T* keys, int row, int column, Lanes found) const {
-        const int token = step_->places[row] % tokens_;
-        T sixteen[kLanes];
-        store(sixteen, found);
-        if (in_tiles_) {
-            T* to = keys + own_[row] + (size_t)column * tokens_ + 2 * token;
-            for (int lane = 0; lane < kLanes; lane += 2) memcpy(to + lane * tokens_, sixteen + lane, 2 * sizeof(T));
-            return;
-        }
-        T* to = keys + own_[row] + (size_t)column * tokens_ + token;
-        for (int lane = 0; lane < kLanes; lane++) to[(size_t)lane * tokens_] = sixteen[lane];
-    }
-
-    void keep_value(T* values, int row, int column, Lanes found) const {
-        const int token = step_->places[row] % tokens_, head = column / width_, inside = column % width_;
-        T* of_head = values + own_[row] + (size_t)head * tokens_ * width_;
-        if (!in_tiles_) return store(of_head + (size_t)token * width_ + inside, found);
-        T sixteen[kLanes];
-        store(sixteen, found);
-        T* to = of_head + ((size_t)(token / 2) * width_ + inside) * 2 + token % 2;
-        for (int lane = 0; lane < kLanes; lane++) to[2 * lane] = sixteen[lane];
     }
 
     // This member's part of all rows and heads: from `queries`, (rows, heads x width), to `attended`.
@@ -89,6 +56,9 @@ class Attention {
     static constexpr int kMostParts = 8;
 
   private:
+    using Layout<T>::block_, Layout<T>::heads_, Layout<T>::in_block, Layout<T>::in_tiles_, Layout<T>::shared_;
+    using Layout<T>::step_, Layout<T>::table_of, Layout<T>::tokens_, Layout<T>::width_;
+
     struct Place {
         int head;
         const T *keys, *values;
@@ -104,10 +74,6 @@ class Attention {
         int shaped = 0;
     };
 
-    const int32_t* table_of(int row) const {
-        return step_->tables + (size_t)step_->sequences[row] * step_->table_width;
-    }
-
     // With the head's width known to the compiler.
     template <int kParts, typename Task>
     void with_width(Task task) {
@@ -115,8 +81,6 @@ class Attention {
             if (width_ != kParts * kLanes) return with_width<kParts + 1>(task);
         task(std::integral_constant<int, kParts>());
     }
-
-    size_t in_block(int head) const { return (size_t)(head / shared_) * width_ * tokens_; }
 
     template <int kParts, int kRows>
     void attend_rows(const Place& at, int row, Space& space) {
@@ -337,14 +301,6 @@ class Attention {
 
     static constexpr int kRun = 4, kPartsTogether = 2;
 
-    const int heads_, shared_, width_;
-    const Step* step_ = nullptr;
-    int tokens_ = 0;
-    bool in_tiles_ = false;
-    // Numbers in a block of the cache.
-    size_t block_ = 0;
-    // The block that each row's own key and value go to.
-    std::vector<size_t> own_;
     Groups groups_;
     std::vector<Space> spaces_;
 };

@@ -116,7 +116,7 @@ inline bool tighten_tile(const uint16_t* from, int highest, uint8_t* to) {
         memcpy(&line, from + i, sizeof line);
         const Line exponent = line >> 7 & 255, below = (uint16_t)highest - exponent;
         const Line code = exponent == 0 ? Line{} + kZeroCode : below;
-        strays |= (Line)(exponent != 0 & below >= (uint16_t)kZeroCode);
+        strays |= (Line)((exponent != 0) & (below >= (uint16_t)kZeroCode));
         const Half rest = __builtin_convertvector((line >> 8 & 128) | (line & 127), Half);
         const Half of_line = __builtin_convertvector(code, Half);
         for (int lane = 0; lane < 4; lane++) {
