@@ -24,7 +24,7 @@ from tritonlm.serving.preflight import SHARED_MEMORY
 
 from .caller import ask, call
 from .gateways import leave
-from .servers import ENGINE, LM, LOAD_SECONDS, WAIT_SECONDS, copy_repository, free_ports, wait_until
+from .servers import ENGINE, LM, WAIT_SECONDS, copy_repository, free_ports, wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -77,7 +77,7 @@ def serving(
     serve = Serve(process, ports, output)
     try:
         meanwhile(psutil.Process(process.pid))
-        wait_until(lambda: serve.said("tritonlm is serving"), "the banner is there", LOAD_SECONDS)
+        wait_until(lambda: serve.said("tritonlm is serving"), "the banner is there")
         yield serve
     finally:
         if process.poll() is None:
