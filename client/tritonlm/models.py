@@ -24,6 +24,8 @@ _TOLD = (
     "created", "device", "dtype", "places", "running", "waiting", "memory_bytes", "memory_budget", "idle_seconds",
     "idle_unload_seconds",
 )  # fmt: skip
+# An engine of an older release does not report these.
+_NEW = ("memory_reserved_bytes", "memory_claimed_bytes", "full_context_slots")
 
 
 # What engines tell of themselves, by LM: one of each Triton.
@@ -98,7 +100,7 @@ class Models:
             training = await self._training_of(transport, listed.name, report["created"])
         except TritonLMError as error:
             return Model(id=listed.name, created=0, state="unavailable", reason=error.message)
-        told = {name: report[name] for name in _TOLD}
+        told = {name: report[name] for name in _TOLD} | {name: report.get(name) for name in _NEW}
         return Model(id=listed.name, state="ready", max_model_len=report["context_length"], training=training, **told)
 
     async def _training_of(self, transport: Transport, model: str, created: float) -> dict[str, Any] | None:

@@ -165,9 +165,14 @@ class Model(Result):
     places: int | None = None
     running: int | None = None
     waiting: int | None = None
-    # Weights, cache and the engine's process; and what all models on its device may take together (0: no limit).
+    # Weights, KV cache and the engine's process: what they take now, and at most, with the whole KV cache in use.
     memory_bytes: int | None = None
+    memory_reserved_bytes: int | None = None
+    # What all models on its device may take together (0: no limit), and what of that this one has claimed so far.
     memory_budget: int | None = None
+    memory_claimed_bytes: int | None = None
+    # How many requests of full context its KV cache holds at once.
+    full_context_slots: int | None = None
     idle_seconds: float | None = None
     # After so long without a request the gateway unloads it; 0: never.
     idle_unload_seconds: float | None = None

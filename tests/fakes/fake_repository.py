@@ -19,7 +19,9 @@ from .fake_transport import FakeTransport
 
 @dataclass
 class FakeModel:
+    # What it claims of the budget when it is loaded, and what it has claimed since.
     memory: int
+    grown: int = 0
     idle_unload_seconds: float = 0.0
     loaded: bool = False
     running: int = 0
@@ -39,7 +41,7 @@ class FakeRepository(FakeTransport):
 
     @property
     def taken(self) -> int:
-        return sum(model.memory for model in self.found.values() if model.loaded)
+        return sum(model.memory + model.grown for model in self.found.values() if model.loaded)
 
     def _find(self, model: str) -> None:
         if model not in self.found:
@@ -70,8 +72,9 @@ class FakeRepository(FakeTransport):
             return {"training": {}}
         return {
             "created": 1, "context_length": 512, "device": "cpu", "dtype": "float32", "places": 64,
-            "running": found.running, "waiting": 0, "stale": "", "broken": "", "memory_bytes": found.memory,
-            "memory_budget": self.budget, "idle_unload_seconds": found.idle_unload_seconds,
+            "running": found.running, "waiting": 0, "stale": "", "broken": "", "memory_bytes": found.memory - 1,
+            "memory_reserved_bytes": 2 * found.memory, "memory_claimed_bytes": found.memory + found.grown,
+            "full_context_slots": 2, "memory_budget": self.budget, "idle_unload_seconds": found.idle_unload_seconds,
             "idle_seconds": 0.0 if found.running else time.monotonic() - found.last_used,
         }  # fmt: skip
 
@@ -85,12 +88,13 @@ class FakeRepository(FakeTransport):
             await asyncio.sleep(self.load_seconds)
             raise NoRoom.of(found.memory, self.taken, self.budget)
         # The room is taken before the load is over.
-        self.found[model] = FakeModel(found.memory, found.idle_unload_seconds, loaded=True)
+        self.found[model] = FakeModel(found.memory, idle_unload_seconds=found.idle_unload_seconds, loaded=True)
         self.most_taken = max(self.most_taken, self.taken)
         await asyncio.sleep(self.load_seconds)
 
     async def unload(self, model: str) -> None:
         if self.found[model].running:
             self.cut_off.append(model)
-        self.found[model] = FakeModel(self.found[model].memory, self.found[model].idle_unload_seconds)
+        found = self.found[model]
+        self.found[model] = FakeModel(found.memory, idle_unload_seconds=found.idle_unload_seconds)
         self.unloaded.append(model)

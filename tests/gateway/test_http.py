@@ -222,7 +222,7 @@ def test_health_tells_what_answers(gateway: Gateway) -> None:
     for path in ("/health", "/healthz", "/health/ready"):
         found = gateway.http.get(path).json()
         assert (found["status"], found["ready"], found["models"]) == ("ok", True, [LM])
-        assert found["queue"] == {"running": 0, "waiting": 0, "places": 64}
+        assert found["queue"] == {"running": 0, "waiting": 0, "places": 64, "slow": False}
     gateway.transport.loaded = False
     for path in ("/health", "/healthz", "/health/ready"):
         response = gateway.http.get(path)

@@ -48,6 +48,19 @@ def test_the_least_recently_used_goes_and_the_others_stay() -> None:
         assert (found.unloaded, found.loads_of.total()) == (["c", "a"], tries + 1)
 
 
+def test_one_that_has_grown_gives_all_it_has_and_wants_less_when_it_comes_again() -> None:
+    found = FakeRepository({name: FakeModel(10) for name in "abc"}, budget=30)
+    with running_gateway(found) as gateway:
+        for model in "ab":
+            assert ask(gateway, model).status_code == 200
+        found.found["a"].grown = 10
+        gateway.http.get("/v1/models")
+        assert ask(gateway, "c").status_code == 200
+        assert (found.unloaded, loaded(found)) == (["a"], {"b", "c"})
+        assert ask(gateway, "a").status_code == 200
+        assert (found.unloaded, loaded(found)) == (["a"], {"a", "b", "c"})
+
+
 def test_a_large_one_takes_the_place_of_several() -> None:
     found = FakeRepository({"a": FakeModel(10), "b": FakeModel(10), "large": FakeModel(25)}, budget=30)
     with running_gateway(found) as gateway:
@@ -81,7 +94,9 @@ def test_models_are_loaded_and_unloaded_by_name() -> None:
     found = FakeRepository({name: FakeModel(10) for name in "ab"}, budget=10)
     with running_gateway(found) as gateway:
         described = gateway.post("/api/models/a/load").json()
-        assert (described["state"], described["memory_bytes"], described["memory_budget"]) == ("ready", 10, 10)
+        assert (described["state"], described["memory_claimed_bytes"], described["memory_budget"]) == ("ready", 10, 10)
+        assert (described["memory_bytes"], described["memory_reserved_bytes"]) == (9, 20)
+        assert described["full_context_slots"] == 2
         assert gateway.post("/api/models/b/load").json()["state"] == "ready"
         assert loaded(found) == {"b"}
         assert gateway.post("/api/models/b/unload").json()["state"] == "unavailable"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from tritonlm.contract import (
     QueueFull,
     SamplingParameters,
 )
-from tritonlm.contract.control import DRAIN, PING, Command
+from tritonlm.contract.control import CANCEL, DRAIN, FIND, KNOWN, PING, Command
 from tritonlm.contract.embedding import Embedding
 
 from .harness import RUNNER, VOCABULARY, Collected, forwards, make_engine, run, save_model, step, submit
@@ -244,6 +246,55 @@ def test_threads_serve_answer_pings_and_end(engine: Engine, wait_for: Callable[[
     for late in (lambda: submit(engine, [5, 6, 7]), lambda: engine.command(Command(PING), reports.append)):
         with pytest.raises(Draining):
             late()
+
+
+def test_commands_are_answered_and_obeyed_whatever_a_step_takes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    stuck, free, compute = threading.Event(), threading.Event(), engine.runner.forward
+
+    def forward(plan: Any) -> Any:
+        stuck.set()
+        assert free.wait(30)
+        return compute(plan)
+
+    monkeypatch.setattr(engine.runner, "forward", forward)
+    running = submit(engine, [5, 6, 7], request_id="running", max_tokens=100)
+    engine.start()
+    assert stuck.wait(30)
+    waiting = submit(engine, [5, 6, 8], request_id="waiting", max_tokens=100)
+
+    def report(*command: Any) -> dict[str, Any]:
+        reports: list[dict[str, Any]] = []
+        engine.command(Command(*command), reports.append)
+        # At once: nobody has let the step go on.
+        return reports[0]
+
+    assert report(PING)["running"] == 1
+    time.sleep(0.05)
+    assert report(PING)["still_seconds"] > 0, "a step that does not move stands still"
+    assert report(KNOWN, "", ("running", "waiting", "gone"))["known"] == ["running", "waiting"]
+    (found,) = report(FIND, "waiting")["requests"]
+    assert found["state"] == "waiting"
+    assert [report(CANCEL, name)["cancelled"] for name in ("running", "waiting", "gone")] == [1, 1, 0]
+    assert report(CANCEL, "running")["cancelled"] == 0, "it is cancelled already"
+    free.set()
+    wait_for(lambda: any(running.ends) and any(waiting.ends))
+    assert running.final.finish_reason == waiting.final.finish_reason == "cancelled"
+    assert len(running.token_ids) <= 1, "its slot is free after one step"
+    assert report(PING)["still_seconds"] == 0.0
+    engine.close()
+
+
+def test_a_step_tells_of_its_progress(engine: Engine) -> None:
+    compute = engine.runner.forward
+    submit(engine, [5, 6, 7])
+    engine.take_in()
+    before = engine.reports.status()["progress"]
+    compute(engine.scheduler.plan())
+    assert engine.reports.status()["progress"] - before >= 2, "each layer has moved it"
+    engine.cancel("")
+    run(engine)
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,12 @@ def test_ten_models_with_memory_for_three(registry: Path, tmp_path: Path) -> Non
     options = ["--registry", str(registry), "--load", "lm1"]
     with serving(model_repository(), tmp_path, *options) as serve, http_of(serve) as http:
         alone = {model: text_of(http, model) for model in ("lm0", "lm1", "lm2")}
-        needed = described(http)["lm1"]["memory_bytes"]
+        lm1 = described(http)["lm1"]
+        needed = lm1["memory_bytes"]
         assert isinstance(needed, int)
+        assert isinstance(lm1["memory_reserved_bytes"], int)
+        assert needed <= lm1["memory_reserved_bytes"]
+        assert lm1["full_context_slots"] == FEW_PLACES["max_sequences"]
     assert len(set(alone.values())) == 3
     # Hardly less than for one more: a process that starts takes some room before it can ask for it.
     budget = int(needed * (ROOM_FOR + 0.9))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from engine.blocks import PADDING_BLOCK, BlockPool, BlockTable
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 BLOCK = 4
 
@@ -104,4 +106,92 @@ def test_a_content_that_is_forgotten_is_never_taken_for_a_new_one() -> None:
     pool.publish(other, [4] * 4, 4)
     for child in (2, 3):
         assert pool.match([4] * 4 + [child] * 4 + [0]).blocks == [taken[0]]
+    pool.check()
+
+
+def test_a_released_block_is_taken_before_an_unused_one_and_a_known_one_last() -> None:
+    pool = BlockPool(9, BLOCK, usable=4)
+    known, plain = filled(pool, [1] * 4), BlockTable(pool.take(1))
+    released = list(plain.blocks)
+    pool.release(known)
+    pool.release(plain)
+    assert pool.take(1) == released
+    assert (pool.take(2), pool.touched, pool.idle) == ([3, 4], 4, 1)
+    assert (pool.available, pool.has(2)) == (1, False)
+    pool.take(1)
+    assert pool.match([1] * 5).blocks == []
+    pool.check()
+
+
+def test_it_grows_only_where_eviction_does_not_suffice_and_that_helps() -> None:
+    requested: list[int] = []
+
+    def grow(usable: int) -> int:
+        requested.append(usable)
+        return usable + 1
+
+    pool = BlockPool(9, BLOCK, usable=3, grow=grow)
+    pool.release(filled(pool, [1] * 8))
+    assert pool.has(3)
+    assert not pool.has(9), "more than there is in all"
+    assert requested == []
+    assert pool.has(4)
+    assert (requested, pool.usable) == ([4], 5)
+    pool.take(5)
+    assert (pool.used, pool.available, pool.idle) == (5, 0, 0)
+    assert pool.has(3), "no more than the whole pool, whatever is granted"
+    assert (requested, pool.usable) == ([4, 8], 8)
+    pool.check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("take"), st.lists(st.integers(0, 1), min_size=1, max_size=30)),
+            st.tuples(st.just("release"), st.integers(0, 20)),
+            st.just("forget"),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.lists(st.integers(0, 9)),
+)
+def test_the_invariants_hold_however_it_may_grow(
+    events: list[tuple[str, list[int]] | tuple[str, int] | str], blocks: int, usable: int, grants: list[int]
+) -> None:
+    """`grants`: how many blocks more than nothing the owner of the memory grants each time."""
+    granted = min(usable, blocks)
+
+    def grow(wanted: int) -> int:
+        nonlocal granted
+        assert granted < wanted <= blocks
+        granted += grants.pop() if grants else 0
+        return granted
+
+    pool, tables, most_used = BlockPool(blocks + 1, BLOCK, usable, grow), list[BlockTable](), 0
+    for event in events:
+        if event == "forget":
+            pool.forget_idle()
+        elif event[0] == "take" and isinstance(event[1], list):
+            ids = event[1]
+            table = pool.match(ids)
+            pool.hold(table.blocks)
+            count = pool.blocks_for(len(ids)) - len(table.blocks)
+            if pool.has(count):
+                table.blocks += pool.take(count)
+                pool.publish(table, ids, len(ids))
+                tables.append(table)
+            else:
+                pool.release(table)
+        elif tables and isinstance(event[1], int):
+            pool.release(tables.pop(event[1] % len(tables)))
+        pool.check()
+        most_used = max(most_used, pool.used)
+        assert pool.usable == min(granted, blocks)
+        assert most_used <= pool.touched <= pool.usable
+    for table in tables:
+        pool.release(table)
+    assert (pool.used, pool.available) == (0, pool.usable)
     pool.check()

@@ -30,6 +30,7 @@ def test_the_time_between_chunks_grows_with_the_requests_up_to_a_limit() -> None
         ("memory_budget", "-1GB"), ("dtype", "int8"),
         ("max_sequences", "0"), ("max_sequences", "1.5"), ("threads", "-1"),
         ("max_seconds", "nan"), ("max_seconds", "inf"), ("queue_seconds", "soon"), ("block_tokens", "0"),
+        ("kv_memory_share", "0"), ("kv_memory_share", "1.5"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_its_name(name: str, text: str) -> None:

@@ -266,6 +266,8 @@ class TestTwoDevices:
         cancels = [command("cancel", f"r{n}") for n in range(6)]
         model.execute(cancels)
         assert [cancel.sender.report() for cancel in cancels] == [{"cancelled": 1}] * 6
+        # They are answered at once, and obeyed before the next step.
+        assert {request.sender.chunks()[-1].finish_reason for request in requests} == {"cancelled"}
         assert self.status(model)["running"] == 0
         retire = command("retire")
         model.execute([retire])

@@ -9,6 +9,7 @@ from engine.blocks import BlockPool
 from engine.drafts import Lookup
 from engine.request import Request
 from engine.scheduler import Scheduler, Slice
+from engine.step_budget import StepBudget
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonlm.contract import GenerationRequest, SamplingParameters
@@ -67,7 +68,7 @@ class Machine:
         assert len(scheduler.running) <= scheduler.places
         assert len({id(piece.request) for piece in plan}) == len(plan)
         read = sum(piece.known for piece in plan if piece.known > 1)
-        assert read <= scheduler.prefill_tokens
+        assert read <= scheduler.budget.tokens(scheduler.decoding)
         for piece in plan:
             assert piece.request in scheduler.running
             assert piece.start == piece.request.computed
@@ -89,7 +90,7 @@ class Machine:
 
 
 def machine(blocks: int = 60, places: int = 8, prefill_tokens: int = 16) -> Machine:
-    return Machine(Scheduler(BlockPool(blocks + 1, BLOCK), places, prefill_tokens))
+    return Machine(Scheduler(BlockPool(blocks + 1, BLOCK), places, StepBudget(prefill_tokens, BLOCK, 0, 0)))
 
 
 requests = st.builds(
@@ -129,6 +130,22 @@ def test_every_request_ends_whatever_comes_and_goes(
     assert len(driven.ended) == len(arrived) - cancelled
     for request in driven.ended:
         assert request.generated == request.parameters.max_tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(requests, min_size=1, max_size=20), st.lists(st.booleans(), max_size=30), st.integers(1, 6))
+def test_every_request_ends_whether_the_pool_may_grow_or_not(
+    arrived: list[Request], answers: list[bool], places: int
+) -> None:
+    driven, least = machine(60, places), LONGEST // BLOCK
+    driven.scheduler.pool = BlockPool(
+        61, BLOCK, least, lambda usable: usable if answers and answers.pop() else driven.scheduler.pool.usable
+    )
+    for request in arrived:
+        driven.scheduler.add(request)
+        driven.step()
+    driven.run()
+    assert len(driven.ended) == len(arrived)
 
 
 def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks() -> None:

@@ -42,7 +42,9 @@ def list_models(triton: Triton = None, as_json: AsJson = False) -> None:
 def _row(model: Model) -> list[str]:
     numbers = (model.max_model_len, model.device, model.dtype, model.running, model.waiting, model.places)
     state = model.state if model.reason is None else f"{model.state}: {model.reason}"
-    memory = "–" if model.memory_bytes is None else f"{model.memory_bytes / 2**20:,.0f} MiB"
+    # Now, and at most.
+    sizes = [size for size in (model.memory_bytes, model.memory_reserved_bytes) if size is not None]
+    memory = f"{' / '.join(f'{size / 2**20:,.0f}' for size in sizes)} MiB" if sizes else "–"
     return [model.id, state, *("–" if value is None else str(value) for value in numbers), memory]
 
 

@@ -12,8 +12,8 @@ from .errors import InvalidRequest
 
 CANCEL = "cancel"  # {"command": "cancel", "id": request id} -> {"cancelled": how many requests had that id}
 ABOUT = "about"  # the checkpoint: architecture, sizes, special tokens, chat template, training record
-PING = "ping"  # answered by the engine's own thread: its answer is the heartbeat
-STATUS = "status"  # counters: places, running, waiting, blocks …
+PING = "ping"  # the status at once, whatever a step takes: its still_seconds tell slow from hung
+STATUS = "status"  # counters: slots, running, waiting, blocks …
 FIND = "find"  # {"command": "find", "id": request id} -> {"requests": [{"state", "position", "completion_tokens"}, …]}
 KNOWN = "known"  # {"command": "known", "ids": [request id, …]} -> {"known": those that run or wait}
 DRAIN = "drain"  # refuse new requests from now on, let the others end: the server stops

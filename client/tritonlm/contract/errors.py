@@ -61,6 +61,16 @@ class EngineFailure(TritonLMError):
     triton_code, code = "INTERNAL", "engine_failure"
 
 
+class RequestFailedRepeatedly(EngineFailure):
+    """Two processes died while they computed it: to send it again would only end a third one."""
+
+    code = "request_failed_repeatedly"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.headers["x-should-retry"] = "false"
+
+
 class InvalidKey(TritonLMError):
     triton_code, http_status, openai_type, code = "INVALID_ARG", 401, "invalid_request_error", "invalid_api_key"
 
@@ -158,6 +168,7 @@ ERRORS: tuple[type[TritonLMError], ...] = (
     NotOffered,
     Cancelled,
     EngineFailure,
+    RequestFailedRepeatedly,
     CheckpointError,
 )
 

@@ -30,8 +30,10 @@ class Residence:
         self._client, self._claims = client, claims
         # Where room is scarce one loads at a time, so that two do not make it for each other's models.
         self._one_by_one = asyncio.Lock()
-        # What models looked like when they were last seen loaded: how much room they will want.
+        # What models looked like when they were last seen loaded, and the least that they have claimed of the budget:
+        # so much room they will want when they are loaded again, since an engine's claim grows.
         self._seen: dict[str, Model] = {}
+        self._needs: dict[str, int] = {}
         self._look_at_once = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -78,19 +80,20 @@ class Residence:
             raise
         metrics.record_load(model, loaded=True)
         self._seen[model] = loaded
+        self._needs[model] = _claimed(loaded)
         self._look_at_once.set()
         return loaded
 
     def _missing(self, model: str, ready: list[Model]) -> int:
         """As far as is known, by how much it is too large for what is left of the budget."""
         # Of one that was never loaded no more is known than that it is hardly smaller than all others.
-        known = self._seen.get(model) or min(ready, key=lambda other: other.memory_bytes or 0, default=None)
+        known = self._seen.get(model) or min(ready, key=_claimed, default=None)
         if known is None or not known.memory_budget:
             return 0
         mine = _devices(known)
         others = [other for other in ready if other.id != model and _devices(other) & mine]
-        taken = sum(other.memory_bytes or 0 for other in others)
-        return max(0, taken + (known.memory_bytes or 0) - known.memory_budget)
+        taken = sum(map(_claimed, others))
+        return max(0, taken + self._needs.get(known.id, 0) - known.memory_budget)
 
     async def _free(self, missing: int, deadline: float) -> None:
         """Unload the longest idle models until this much is free."""
@@ -101,7 +104,7 @@ class Residence:
             if free:
                 longest = max(free, key=lambda model: (not model.running, model.idle_seconds or 0.0))
                 await self._unload(longest, "to make room", deadline)
-                missing -= longest.memory_bytes or 0
+                missing -= _claimed(longest)
             elif not loaded:
                 return
             else:
@@ -116,6 +119,8 @@ class Residence:
     async def _ready(self) -> list[Model]:
         ready = [model for model in (await self._client.models.list()).data if model.state == "ready"]
         self._seen.update({model.id: model for model in ready})
+        for model in ready:
+            self._needs[model.id] = min(_claimed(model), self._needs.get(model.id, _claimed(model)))
         return ready
 
     async def _keep(self) -> None:
@@ -145,6 +150,11 @@ class Residence:
             if (model.idle_seconds or 0.0) >= patience and not self._claims[model.id]:
                 await self._unload(model, f"after {patience:g} s without a request", time.monotonic() + pause)
         return pause
+
+
+def _claimed(model: Model) -> int:
+    """Bytes of the memory budget; an engine of an older release takes them all at once, and calls them its memory."""
+    return (model.memory_bytes if model.memory_claimed_bytes is None else model.memory_claimed_bytes) or 0
 
 
 def _devices(model: Model) -> set[str]:

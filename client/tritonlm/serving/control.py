@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,14 @@ from .ports import reachable_host
 
 _COMMAND_SECONDS = 5.0
 _PATIENCE_SECONDS, _POLL_SECONDS, _FAILED_LOOKS = 2.0, 0.1, 5
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a process's ping has shown: whether it answered, and how long its work has made no progress."""
+
+    answered: bool
+    still_seconds: float = 0.0
 
 
 def one_line(text: str) -> str:
@@ -116,8 +125,8 @@ class TritonControl:
         found: list[dict[str, Any]] = response.json()
         return found
 
-    def ping(self, part: str, seconds: float) -> bool:
-        """Have a part's process answer; False where Triton itself says that it does not. Refusals are answers."""
+    def ping(self, part: str, seconds: float) -> Sign:
+        """Have a part's process answer. Refusals are answers, unless Triton itself says that it does not."""
         kind = part_of(part)
         if kind == GENERATE:
             body: dict[str, Any] = {CONTROL.name: Command(PING).to_json()}
@@ -128,8 +137,11 @@ class TritonControl:
         try:
             response = self._http.post(f"/v2/models/{part}/generate", json=body, timeout=seconds)
         except httpx.ReadTimeout:
-            return False
-        return not isinstance(from_wire(_reason_of(response)), Broken)
+            return Sign(answered=False)
+        if not response.is_success:
+            return Sign(answered=not isinstance(from_wire(_reason_of(response)), Broken))
+        still = json.loads(response.json()[REPORT.name])["still_seconds"] if kind == GENERATE else 0.0
+        return Sign(answered=True, still_seconds=float(still))
 
     def generates(self, model: str) -> bool:
         """The proof that an LM answers: one token for a prompt of one token, whatever its tokenizer knows."""

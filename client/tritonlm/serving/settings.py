@@ -116,7 +116,7 @@ class Settings(Telling):
         description="Places: sequences that the engine runs together; the engine's choice if unset.",
     )
     kv_cache_tokens: int | None = Field(
-        None, ge=1, description="Tokens that the KV cache holds; sized from context and free memory if unset."
+        None, ge=1, description="Tokens that the KV cache holds; sized by likely use and free memory if unset."
     )
     speculative_tokens: int | None = Field(
         None,

@@ -52,6 +52,10 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
             f"context {report.get('context_length', '?')}, {report.get('places', '?')} places, "
             f"KV cache of {report.get('kv_cache_tokens', '?')} tokens"
         )
+        lines.append(
+            f"    slots of full context that fit: {report.get('full_context_slots', '?')}; memory "
+            f"{_size(report.get('memory_bytes'))} now, {_size(report.get('memory_reserved_bytes'))} at most"
+        )
     gateway = f"{reachable_host(settings.host)}:{settings.port}"
     if settings.gateway:
         lines += [
@@ -68,6 +72,10 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
     ]
     lines += (_by_the_gateway if settings.gateway else _by_triton)(list(reports), settings)
     return "\n".join(lines) + "\n"
+
+
+def _size(count: int | None) -> str:
+    return "?" if count is None else f"{count / 2**20:,.0f} MiB"
 
 
 def _by_the_gateway(names: list[str], settings: Settings) -> Iterator[str]:

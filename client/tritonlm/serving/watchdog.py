@@ -1,7 +1,8 @@
 """Watches over the processes of a Triton's models, and has Triton start those again that have died or hang.
 
 Triton itself does neither: a killed model process is never restarted, and its model stays "ready". A model is dead when
-its process is gone; it hangs when it does not answer for some seconds. Slow is neither. It looks when it is told to, on
+its process is gone. It hangs when it makes no progress: it does not answer, or its engine's counter stands still, and
+its threads compute nothing either. Whoever makes progress is slow, and is left alone. It looks when it is told to, on
 the caller's thread, and knows one Triton's processes; Triton's own life is the supervisor's matter.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import psutil
@@ -21,16 +23,29 @@ from .patience import Patience
 from .repairs import Repairs
 
 _PING_EVERY_SECONDS = 1.0
-# An answer that takes longer is slow. So many in a row, over at least so long, mean that the process hangs; one that
-# somebody has stopped (SIGSTOP) will not answer however long one waits.
-_SLOW_SECONDS, _HANGING_LOOKS = 2.0, 4
+# Commands are answered at once, whatever a step takes: an answer that takes longer is a bad sign, as is an engine whose
+# progress has stood still for long.
+_ANSWER_SECONDS, _STILL_SECONDS = 1.0, 3.0
+# So many bad signs in a row, over at least so long, mean that the process hangs; one that somebody has stopped
+# (SIGSTOP) will not answer however long one waits.
+_HANGING_LOOKS, _HANGING_SECONDS = 3, 3.5
+# One whose threads compute or wait for a disk is slow, not hung; it may be for so long (it might spin).
+_SLOW_SECONDS = 60.0
+# A thread that has used this share of a core since the last look computes.
+_COMPUTING_SHARE = 0.05
 _SILENT_LOOKS = 3
 _STUB = "triton_python_backend_stub"
 
 
 @dataclass
 class _Part:
-    slow_looks: int = 0
+    # Looks in a row that saw a bad sign, when the last good one was, and whether it was called slow since.
+    bad_looks: int = 0
+    well_at: float = field(default_factory=time.monotonic)
+    called_slow: bool = False
+    # Seconds of processor time that its process had used, and when that was seen.
+    computed: float = 0.0
+    computed_at: float = 0.0
     patience: Patience = field(default_factory=Patience)
 
 
@@ -56,7 +71,7 @@ class Watchdog:
         self._coming.clear()
         self._silent_looks = 0
         for part in self._parts.values():
-            part.slow_looks = 0
+            part.bad_looks, part.well_at = 0, time.monotonic()
 
     def look(self, triton: int) -> None:
         """Repair what has died since the last look; from time to time, ask everybody for a sign of life."""
@@ -78,24 +93,39 @@ class Watchdog:
             elif ping:
                 self._ping(name)
         if ping:
-            self._next_pings = time.monotonic() + _PING_EVERY_SECONDS
+            # Whoever looks bad is looked at again at once.
+            bad = any(self._parts[name].bad_looks for name in loaded if name in self._parts)
+            self._next_pings = time.monotonic() + (0.0 if bad else _PING_EVERY_SECONDS)
 
     def _ping(self, name: str) -> None:
-        part = self._parts.setdefault(name, _Part())
+        part, process = self._parts.setdefault(name, _Part()), self._processes[name]
         try:
-            answers = self._control.ping(name, _SLOW_SECONDS)
+            sign = self._control.ping(name, _ANSWER_SECONDS)
         except httpx.HTTPError:
             # The connection to Triton: the next look tells.
             return
-        part.slow_looks = 0 if answers else part.slow_looks + 1
-        if not answers and (_is_stopped(self._processes[name].pid) or part.slow_looks >= _HANGING_LOOKS):
+        computes = _computes(process, part)
+        if sign.answered and sign.still_seconds < _STILL_SECONDS:
+            part.bad_looks, part.well_at, part.called_slow = 0, time.monotonic(), False
+            return
+        part.bad_looks += 1
+        if not sign.answered and _is_stopped(process.pid):
             self._repair(name, "hangs")
+            return
+        silent = max(time.monotonic() - part.well_at, sign.still_seconds)
+        if part.bad_looks < _HANGING_LOOKS or silent < _HANGING_SECONDS:
+            return
+        if not computes or silent >= _SLOW_SECONDS:
+            self._repair(name, "hangs")
+        elif not part.called_slow:
+            part.called_slow = True
+            terminal.say(f"the process of {name} is slow: no sign of life for {silent:.1f} s, but it computes")
 
     def _repair(self, name: str, what: str) -> None:
         part = self._parts.setdefault(name, _Part())
         if part.patience.pause:
             return
-        part.slow_looks = 0
+        part.bad_looks, part.well_at = 0, time.monotonic()
         if process := self._processes.pop(name, None):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -157,6 +187,28 @@ def _lives(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _computes(process: psutil.Process, part: _Part) -> bool:
+    """Whether its threads have computed since the last look, or could if they had a core or what they read."""
+    now = time.monotonic()
+    try:
+        used = sum(process.cpu_times()[:2])
+        waits = any(_state(thread.id, process.pid) in "RD" for thread in process.threads())
+    except psutil.NoSuchProcess:
+        return False
+    since, before = part.computed_at, part.computed
+    part.computed, part.computed_at = used, now
+    return waits or used - before > _COMPUTING_SHARE * (now - since)
+
+
+def _state(thread: int, process: int) -> str:
+    """R: runs or waits for a core; D: waits for a disk or for memory; S: sleeps …"""
+    try:
+        status = Path(f"/proc/{process}/task/{thread}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return " "
+    return status.rpartition(")")[2].split()[0]
 
 
 def _is_stopped(process: int) -> bool:

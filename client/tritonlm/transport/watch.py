@@ -14,8 +14,10 @@ from typing import Any
 from tritonlm.contract import Broken, TimedOut, TritonLMError, Unavailable
 
 _LOOK_SECONDS = 1.0
-# A slow sign of life is none; so many in a row mean that the process hangs.
+# A slow sign of life is none; so many in a row mean that the process hangs. So does an engine that answers, and whose
+# work has made no progress for so long: on its own machine the server knows better and sooner.
 _SLOW_SECONDS, _SLOW_LOOKS = 2.0, 2
+_STILL_SECONDS = 15.0
 _SILENT_SECONDS = 2.0
 # A call that has not come to the engine yet may wait in front of `tokenize`.
 _UNSEEN_SECONDS = 10.0
@@ -86,7 +88,11 @@ class Watch:
                 self._slow_looks = 0
 
     async def _look(self) -> None:
-        age = (await self._ask()).get("age_seconds", float("inf"))
+        report = await self._ask()
+        age = report.get("age_seconds", float("inf"))
+        if report.get("still_seconds", 0.0) >= _STILL_SECONDS:
+            self._break(f"{self._model!r} makes no progress any more; it will be brought back")
+            return
         now = time.monotonic()
         for call in list(self._calls):
             if now - call.sent > age + _YOUNGER_SECONDS:

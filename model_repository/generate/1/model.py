@@ -35,6 +35,7 @@ from .engine.fleet import together
 from .engine.model_runner import choose_devices
 from .engine.request import Item, Request
 from .engine.runners import open_runner
+from .engine.step_journal import StepJournal, journal_file
 from .publisher import Publisher
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -55,8 +56,15 @@ class TritonPythonModel:
 
         self._engine = together(
             [
-                Engine(runner, self._config, decode, checkpoint.eos_token_ids, checkpoint.about)
-                for runner in self._runners
+                Engine(
+                    runner,
+                    self._config,
+                    decode,
+                    checkpoint.eos_token_ids,
+                    checkpoint.about,
+                    StepJournal(journal_file(args["model_name"], number, self._loaded)),
+                )
+                for number, runner in enumerate(self._runners)
             ]
         )
         self._engine.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 import tritonlm
 from tritonlm.client import AsyncClient
 from tritonlm.contract import TritonLMError
+from tritonlm.types import Health
 
 from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
@@ -35,6 +37,8 @@ class QueueReport(BaseModel):
     running: int
     waiting: int
     places: int
+    # A step takes longer than two seconds: the machine is slow or has too much to do, and nothing is lost.
+    slow: bool = False
 
 
 class HealthReport(BaseModel):
@@ -49,6 +53,19 @@ class HealthReport(BaseModel):
     model: str | None
     note: str
     queue: QueueReport | None
+
+
+def _note(found: Health, closed: bool, model: str | None, status: Mapping[str, Any]) -> str:
+    """What a person is told of it."""
+    if not found.live:
+        return "no Triton answers"
+    if closed:
+        return "this gateway is being stopped"
+    if found.silent:
+        return f"{', '.join(found.silent)} does not answer"
+    if status.get("slow"):
+        return f"{model} is slow: a step has taken {status['step_running_seconds']:.0f} s so far; it makes progress"
+    return "a language model is loaded and answers" if found.ready else "no language model answers"
 
 
 def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
@@ -88,11 +105,9 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
     async def ready(request: Request) -> Response:
         """Language models are loaded and all of them answer: 200; else 503."""
         found = await client.health()
-        note = "a language model is loaded and answers" if found.ready else "no language model answers"
-        if found.silent:
-            note = f"{', '.join(found.silent)} does not answer"
-        if request.app.state.admission.closed:
-            found, note = found.model_copy(update={"ready": False}), "this gateway is being stopped"
+        closed = request.app.state.admission.closed
+        if closed:
+            found = found.model_copy(update={"ready": False})
         model = await default_model(client, settings) if found.ready else None
         status = await client.status(model) if model else None
         report = HealthReport(
@@ -103,7 +118,7 @@ def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
             model_loaded=found.ready,
             checkpoint=model,
             model=model,
-            note=note if found.live else "no Triton answers",
+            note=_note(found, closed, model, status or {}),
             queue=QueueReport.model_validate(status) if status else None,
         )
         headers = {} if found.ready else {"Retry-After": str(RETRY_AFTER_SECONDS)}

@@ -6,12 +6,17 @@ holding a known prefix, kept until its space is needed (least recently used firs
 A published block is found by its key: the content before it (as a serial number) and its own tokens. Serial numbers
 are never used twice, so a key cannot be mistaken for another, which a hash could; the children of an evicted block
 simply become unreachable and age out.
+
+Not every block may be used from the start: up to `usable` of them may, and where those do not suffice the pool asks
+`grow` for more, which the owner of the memory can refuse. A block is taken in this order: a released one; one that was
+never used; an idle one, by eviction. So known prefixes stay as long as there is unused memory that has been granted
+already, and the pool asks for more only when sequences alone need it: eviction does not suffice.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 # The content "nothing before this": the parent of a sequence's first block.
@@ -32,12 +37,18 @@ class BlockTable:
 
 
 class BlockPool:
-    def __init__(self, blocks: int, block_tokens: int) -> None:
+    def __init__(
+        self, blocks: int, block_tokens: int, usable: int | None = None, grow: Callable[[int], int] | None = None
+    ) -> None:
+        """`grow(count)` asks for `count` usable blocks in all, and returns how many are usable from now on."""
         assert min(blocks - 1, block_tokens) >= 1
         self.total = blocks - 1
         self.block_tokens = block_tokens
-        # Popped from the end: low numbers first, so that memory is touched only as far as it is needed.
-        self._free = list(range(blocks - 1, PADDING_BLOCK, -1))
+        self.usable = self.total if usable is None else min(usable, self.total)
+        self._grow = grow
+        # Blocks 1 to `touched` have been used at least once; the free ones among them, the last released one last.
+        self.touched = 0
+        self._free: list[int] = []
         self._references = [0] * blocks
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._by_key: dict[Key, int] = {}
@@ -47,12 +58,20 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that can be had now: free ones, and idle ones by eviction."""
-        return len(self._free) + len(self._idle)
+        """Blocks that can be had without growing: free ones, and idle ones by eviction."""
+        return len(self._free) + self.usable - self.touched + len(self._idle)
+
+    def has(self, count: int) -> bool:
+        """Whether `count` blocks can be had, after growing if need be."""
+        missing = count - self.available
+        if 0 < missing <= self.total - self.usable and self._grow:
+            self.usable = max(self.usable, min(self._grow(self.usable + missing), self.total))
+        return count <= self.available
 
     @property
     def used(self) -> int:
-        return self.total - self.available
+        """Blocks that sequences hold."""
+        return self.usable - self.available
 
     @property
     def idle(self) -> int:
@@ -97,11 +116,15 @@ class BlockPool:
         return [self._take_one() for _ in range(count)]
 
     def _take_one(self) -> int:
-        if not self._free:
-            oldest, _ = self._idle.popitem(last=False)
-            self._forget(oldest)
-            self._free.append(oldest)
-        block = self._free.pop()
+        if self._free:
+            block = self._free.pop()
+        elif self.touched < self.usable:
+            # Low numbers first: what has not been used lies together, at the end.
+            self.touched += 1
+            block = PADDING_BLOCK + self.touched
+        else:
+            block, _ = self._idle.popitem(last=False)
+            self._forget(block)
         self._references[block] = 1
         return block
 
@@ -147,12 +170,15 @@ class BlockPool:
         self._idle.clear()
 
     def check(self) -> None:
-        """The invariants: every block is free, idle or referenced, exactly one of them."""
+        """The invariants: every block that was ever used is free, idle or referenced, exactly one of them."""
         referenced = {block for block, count in enumerate(self._references) if count}
         free, idle = set(self._free), set(self._idle)
         assert len(free) == len(self._free)
         assert not (free & idle) | (free & referenced) | (idle & referenced)
-        assert len(free) + len(idle) + len(referenced) == self.total
+        assert 0 <= self.touched <= self.usable <= self.total
+        assert free | idle | referenced == set(range(PADDING_BLOCK + 1, PADDING_BLOCK + 1 + self.touched))
+        assert self.used == len(referenced)
+        assert self.used + self.available == self.usable
         assert PADDING_BLOCK not in free | idle | referenced
         assert idle <= self._key_of.keys()
         assert self._key_of.keys() == self._content_of.keys()

@@ -30,8 +30,8 @@ def _size(meaning: str) -> Any:
     return field(default=0, metadata={"size": True, "meaning": meaning})
 
 
-def _number(default: float, meaning: str, lowest: float = 0) -> Any:
-    return field(default=default, metadata={"lowest": lowest, "meaning": meaning})
+def _number(default: float, meaning: str, lowest: float = 0, highest: float = float("inf")) -> Any:
+    return field(default=default, metadata={"lowest": lowest, "highest": highest, "meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,22 @@ class EngineConfig:
     max_queue_size: int = _number(256, "requests that may wait for a place; one more is refused")
     queue_seconds: float = _number(60.0, "how long a request may wait for a place; 0: no limit")
     max_seconds: float = _number(600.0, "how long a request may take altogether", lowest=1)
-    kv_cache_tokens: int = _number(0, "tokens in the KV cache; 0: context × places, capped by free memory")
+    kv_cache_tokens: int = _number(
+        0,
+        "tokens in the KV cache; 0: likely use, which is up to 2,048 for each slot, at least one whole context, and no "
+        "more than kv_memory_share",
+    )
+    kv_memory_share: float = _number(
+        0.5, "share of the free memory that a KV cache of default size may take at most", lowest=0.01, highest=1.0
+    )
     max_context_tokens: int = _number(0, "lowers the checkpoint's context; 0: as the checkpoint says")
     block_tokens: int = _number(16, "tokens in one block of the KV cache", lowest=1)
     prefill_tokens: int = _number(512, "prompt tokens in one step at most: a long prompt must not stop the others", 1)
+    decode_step_milliseconds: float = _number(
+        150.0,
+        "how long a step may take in which sequences decode; prompts get what is left, a block at least; 0: no limit",
+    )
+    prefill_step_milliseconds: float = _number(500.0, "how long a step of prompts alone may take; 0: no limit")
     speculative_tokens: int = _number(
         0, "tokens guessed ahead of each request, at most, from what stands in its text already; 0: none"
     )
@@ -124,9 +136,10 @@ def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> st
     except ValueError:
         value = float("nan")
     # No comparison holds for a NaN.
-    if not metadata["lowest"] <= value < float("inf"):
+    if not metadata["lowest"] <= value < float("inf") or value > metadata["highest"]:
         what = "a whole number" if kind is int else "a number"
-        raise CheckpointError(f"{source} must be {what} of at least {metadata['lowest']} (got {text!r})")
+        most = f" and at most {metadata['highest']}" if metadata["highest"] < float("inf") else ""
+        raise CheckpointError(f"{source} must be {what} of at least {metadata['lowest']}{most} (got {text!r})")
     return value
 
 

@@ -20,6 +20,7 @@ from tritonlm.contract import (
     InvalidRequest,
     NotOffered,
     QueueTimeout,
+    RequestFailedRepeatedly,
     TritonLMError,
 )
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
@@ -35,10 +36,13 @@ from .embedding import PooledPrompt
 from .metrics import DECODE_SECONDS, PREFILL_SECONDS, QUEUE_SECONDS, STEP_SECONDS, STEP_SEQUENCES, Metrics
 from .model_runner import Runner
 from .outcome import Outcome
-from .reports import Reports
+from .progress import Progress
+from .reports import SLOW_STEP_SECONDS, Reports
 from .request import Item, Request
 from .sampler import SamplingState
 from .scheduler import Scheduler, Slice
+from .step_budget import StepBudget
+from .step_journal import StepJournal, fingerprint
 
 _log = logging.getLogger("tritonlm.engine")
 _IDLE_SECONDS = 0.25
@@ -53,24 +57,38 @@ class Engine:
         decode: Decode,
         end_ids: Collection[int],
         about: Mapping[str, Any] | None = None,
+        journal: StepJournal | None = None,
     ) -> None:
-        """`about` is what the command of that name tells of the checkpoint."""
+        """`about` is what the command of that name tells of the checkpoint; `journal` outlives this process."""
         self.runner = runner
         self._about = dict(about or {})
         self.config = config
         self._decode = decode
         self._end_ids = end_ids
-        self.pool = BlockPool(runner.blocks, config.block_tokens)
-        self.scheduler = Scheduler(self.pool, config.max_sequences, config.prefill_tokens)
+        self.pool = BlockPool(runner.blocks, config.block_tokens, runner.memory.usable, runner.memory.grow)
+        budget = StepBudget(
+            config.prefill_tokens,
+            config.block_tokens,
+            config.decode_step_milliseconds / 1000,
+            config.prefill_step_milliseconds / 1000,
+        )
+        self.scheduler = Scheduler(self.pool, config.max_sequences, budget)
+        self._journal = journal
+        if journal:
+            self.scheduler.note, self.scheduler.harmless = journal.note, journal.clear
+        self._progress = Progress()
+        runner.watch(self._progress)
         self.metrics = Metrics()
         self._outcome = Outcome(runner, self.scheduler, self.metrics, self._end)
         self._ahead = Ahead(runner, self.scheduler, self._outcome) if isinstance(runner, AheadRunner) else None
         self._trial = Trial() if config.speculative_tokens else None
         self._released_at = float("-inf")
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._inbox: deque[Request] = deque()
+        # All that have come in and not ended, by number: commands look here, whatever a step takes.
+        self._inside: dict[int, Request] = {}
         self._wake = threading.Condition()
         self._door = Door(config.max_sequences, config.max_queue_size)
-        self.reports = Reports(runner, config, self.scheduler, self._door, self.metrics)
+        self.reports = Reports(runner, config, self.scheduler, self._door, self.metrics, self._progress)
         self._closing = False
         self._delivery = Delivery()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -90,18 +108,36 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)
             self._delivery.join(_JOIN_SECONDS)
+            if self._journal and not self._thread.is_alive():
+                self._journal.close()
 
     def submit(self, request: Request) -> None:
         """Take a request, or raise the error that refuses it. From here on its end will be delivered."""
         self._check(request)
+        self._suspect(request)
         with self._wake:
             try:
                 self._door.enter(goes_on=bool(request.parameters.resume_token_ids))
             except TritonLMError:
                 self.metrics.count("refused")
                 raise
-            self._inbox.append(lambda: self._take_in(request))
+            self._inside[request.number] = request
+            self._inbox.append(request)
             self._wake.notify()
+
+    def _suspect(self, request: Request) -> None:
+        """What killed two processes does not get a third one; what was beside it runs apart for a while."""
+        if self._journal is None:
+            return
+        request.fingerprint = fingerprint(request)
+        suspect = self._journal.suspect(request)
+        if suspect and suspect.kills:
+            self.metrics.count("refused")
+            raise RequestFailedRepeatedly(
+                f"this request was being computed when {suspect.deaths} processes of the model died; "
+                "it is not tried again"
+            )
+        request.apart_steps = suspect.apart_steps if suspect else 0
 
     @property
     def inside(self) -> int:
@@ -116,7 +152,7 @@ class Engine:
         return self.metrics.take_timed()
 
     def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
-        """Obey a command on the engine's own thread, between two steps: an answer proves that it is alive."""
+        """Obey a command at once, on the caller's thread, whatever a step takes; the report tells of its progress."""
         with self._wake:
             if self._closing:
                 raise Draining("this model has been stopped")
@@ -124,8 +160,8 @@ class Engine:
                 self._door.drain()
             elif command.name == RETIRE:
                 self._door.retire()
-            self._inbox.append(lambda: self._answer_command(command, reply))
-            self._wake.notify()
+            report = self._obey(command)
+        reply(report)
 
     def _check(self, request: Request) -> None:
         wanted, context = request.parameters, self.runner.context_length
@@ -146,7 +182,15 @@ class Engine:
 
     def step(self) -> bool:
         """One step of all running requests; False when there was nothing to compute."""
+        self._progress.begin()
+        try:
+            return self._step()
+        finally:
+            self._progress.end()
+
+    def _step(self) -> bool:
         began = time.monotonic()
+        decoding = self.scheduler.decoding
         crowd = len(self.scheduler.running)
         if self._trial:
             self.scheduler.guessing = self._trial.wants(crowd)
@@ -154,10 +198,13 @@ class Engine:
         plan = self._ahead.step(began) if self._ahead else self._compute_step(began)
         if not plan:
             return False
+        self.runner.memory.update(self.pool.touched)
         self._release_chunks()
         generated = self.metrics.counted["generated_tokens"] - generated
         now = time.monotonic()
         self._count_step(len(plan), now - began, generated, now)
+        prompt_tokens = sum(piece.known for piece in plan if piece.known > 1)
+        self.scheduler.budget.note(decoding, prompt_tokens, now - began)
         # Prompts take time of their own.
         if self._trial and len(plan) == crowd and all(piece.known == 1 for piece in plan):
             self._trial.note(crowd, self.scheduler.guessing, generated, now - began)
@@ -173,6 +220,11 @@ class Engine:
         self.metrics.count("steps")
         self.metrics.count(STEP_SEQUENCES, sequences)
         self.metrics.count(STEP_SECONDS, seconds)
+        if seconds > SLOW_STEP_SECONDS:
+            # Once: the metric tells how often.
+            level = logging.DEBUG if self.metrics.counted["slow_steps"] else logging.WARNING
+            _log.log(level, "a step of %d requests took %.1f s: slow, not hung", sequences, seconds)
+            self.metrics.count("slow_steps")
         self.metrics.generated.add(generated, now)
 
     def _run(self) -> None:
@@ -203,9 +255,10 @@ class Engine:
         self._delivery.now()
 
     def take_in(self) -> None:
-        """Obey what has come in, and end what has run out of time."""
+        """Take in what has come, end what has been cancelled, and what has run out of time."""
         while self._inbox:
-            self._inbox.popleft()()
+            self._take_in(self._inbox.popleft())
+        self._cancel_where(lambda request: request.cancelled)
         now = time.monotonic()
         for request in self.scheduler.remove_where(lambda r: now > (r.deadline if r.started else r.queue_deadline)):
             self.metrics.count("timed_out")
@@ -243,29 +296,27 @@ class Engine:
         else:
             self.scheduler.add(request)
 
-    def _answer_command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
-        report = self._obey(command)
-        self._delivery.put(lambda: reply(report))
-
     def _obey(self, command: Command) -> dict[str, Any]:
         if command.name == CANCEL:
             return {"cancelled": self.cancel(command.request_id)}
         if command.name == FIND:
-            return {"requests": self.reports.find(command.request_id)}
+            return {"requests": self.reports.find(command.request_id, self._inside.values())}
         if command.name == KNOWN:
-            return {"known": self.reports.known(command.request_ids)}
+            asked = set(command.request_ids)
+            return {"known": [request.id for request in self._inside.values() if request.id in asked]}
         return self._about if command.name == ABOUT else self.reports.status()
 
     def cancel(self, request_id: str) -> int:
-        """End the requests of this id, wherever they are; how many there were."""
-        return self._cancel_where(lambda request: request.id == request_id)
-
-    def _cancel_where(self, condition: Callable[[Request], bool]) -> int:
-        found = self.scheduler.remove_where(condition)
+        """Have the requests of this id end before the next step; how many there were."""
+        found = [request for request in self._inside.values() if request.id == request_id and not request.cancelled]
         for request in found:
+            request.cancelled = True
+        return len(found)
+
+    def _cancel_where(self, condition: Callable[[Request], bool]) -> None:
+        for request in self.scheduler.remove_where(condition):
             self.metrics.count("cancelled")
             self._deliver(request, request.answer.final(CANCELLED), last=True)
-        return len(found)
 
     def _release_chunks(self) -> None:
         # All together: one crowd of chunks costs the processes around less, and interrupts fewer steps, than many few.
@@ -297,6 +348,7 @@ class Engine:
         if last:
             self._close_account(request)
             with self._wake:
+                self._inside.pop(request.number, None)
                 self._door.leave()
 
         def hand_over() -> None:

@@ -7,6 +7,7 @@ process watches over all of them. It knows requests and reports, no device and n
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -21,8 +22,8 @@ Report = dict[str, Any]
 Reply = Callable[[Report], None]
 
 _ADDED = (
-    *COUNTERS, "tokens_per_second", "running", "waiting", "places", "preemptions", "blocks", "blocks_used",
-    "blocks_idle", "kv_cache_tokens",
+    *COUNTERS, "tokens_per_second", "running", "waiting", "progress", "places", "preemptions", "blocks", "blocks_used",
+    "blocks_idle", "kv_cache_tokens", "full_context_slots",
 )  # fmt: skip
 
 
@@ -112,11 +113,21 @@ def _merged(command: Command, reports: Sequence[Report]) -> Report:
     return {
         **reports[0],
         **{name: sum(report[name] for report in reports) for name in _ADDED},
-        **{name: any(report[name] for report in reports) for name in ("draining", "retired")},
+        **{name: any(report[name] for report in reports) for name in ("draining", "retired", "slow")},
+        # One that stands still is not hidden by the others.
+        **{name: max(report[name] for report in reports) for name in ("still_seconds", "step_running_seconds")},
         "idle_seconds": min(report["idle_seconds"] for report in reports),
         # The longest prompt must fit wherever it goes.
         "context_length": min(report["context_length"] for report in reports),
         "device": ",".join(report["device"] for report in reports),
-        # On each device.
+        # On each device. An engine measures all that its process has there, engines of the same device included.
         "memory_bytes": max(report["memory_bytes"] for report in reports),
+        **{name: _most_on_a_device(name, reports) for name in ("memory_reserved_bytes", "memory_claimed_bytes")},
     }
+
+
+def _most_on_a_device(name: str, reports: Sequence[Report]) -> int:
+    total: Counter[str] = Counter()
+    for report in reports:
+        total[report["device"]] += report[name]
+    return max(total.values())

@@ -5,6 +5,7 @@ It knows shapes and memory; which block belongs to whom is the block pool's busi
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
@@ -15,9 +16,13 @@ import torch
 from tritonlm.contract import CheckpointError
 
 from .config import EngineConfig
+from .memory import PoolSize, full_context_slots
 
-# The share of the memory that is free when the model has been loaded.
-FREE_MEMORY_SHARE = 0.5
+_log = logging.getLogger("tritonlm.engine")
+
+# A sequence is likely to have no more tokens than this, prompt and answer together. Few fill the whole context; where
+# many do, the pool runs out, and some of them wait (preemption).
+LIKELY_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -109,39 +114,45 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
-@dataclass(frozen=True)
-class CacheSize:
-    blocks: int
-    # The longest context that fits.
-    context_length: int
-    bytes: int
-
-
 def cache_size(
-    layers: Sequence[LayerShape], config: EngineConfig, context: int, dtype: torch.dtype, device: torch.device
-) -> CacheSize:
-    """By need, settings and free memory; `context` is the checkpoint's."""
+    layers: Sequence[LayerShape],
+    config: EngineConfig,
+    context: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    budget_left: int | None = None,
+) -> PoolSize:
+    """By settings, likely use, free memory and what a memory budget can leave; `context` is the checkpoint's."""
     context = min(context, config.max_context_tokens or context)
-    token_bytes = sum(layer.bytes_per_token(dtype) for layer in layers)
-    blocks = blocks_by_need(
-        config.kv_cache_tokens or context * config.max_sequences,
-        config.block_tokens,
-        context,
-        token_bytes,
-        free_memory(device),
-    )
-    context = min(context, (blocks - 1) * config.block_tokens)
-    return CacheSize(blocks, context, blocks * config.block_tokens * token_bytes)
-
-
-def blocks_by_need(wanted_tokens: int, block_tokens: int, least_tokens: int, bytes_per_token: int, free: int) -> int:
-    """How many blocks to have: what is needed, capped by a share of the free memory, the padding block included."""
-    affordable = int(free * FREE_MEMORY_SHARE) // max(bytes_per_token, 1)
-    tokens = min(wanted_tokens, affordable)
-    if tokens < min(least_tokens, wanted_tokens):
+    token_bytes = max(sum(layer.bytes_per_token(dtype) for layer in layers), 1)
+    explicit, free = config.kv_cache_tokens, free_memory(device)
+    if explicit:
+        tokens, limit, hint = explicit, free, "lower kv_cache_tokens or free memory"
+    else:
+        tokens, limit = likely_tokens(config.max_sequences, context), int(free * config.kv_memory_share)
+        hint = "lower max_context_tokens, raise kv_memory_share or free memory"
+    needed = explicit or context
+    if needed * token_bytes > limit:
         raise CheckpointError(
-            f"not enough memory for the KV cache: {least_tokens} tokens need "
-            f"{least_tokens * bytes_per_token >> 20} MiB, {int(free * FREE_MEMORY_SHARE) >> 20} MiB may be used; "
-            "lower max_context_tokens or free memory"
+            f"not enough memory for the KV cache: {needed} tokens need {needed * token_bytes >> 20} MiB, "
+            f"{limit >> 20} MiB may be used; {hint}"
         )
-    return max(1, -(-tokens // block_tokens)) + 1
+    block_bytes = config.block_tokens * token_bytes
+    # And the padding block.
+    blocks = -(-min(tokens, limit // token_bytes) // config.block_tokens) + 1
+    context = min(context, (blocks - 1) * config.block_tokens)
+    least = -(-context // config.block_tokens) + 1
+    if budget_left is not None and not explicit:
+        # One whole context is needed in any case: a budget too small for that is an error of its own.
+        blocks = min(blocks, max(budget_left // block_bytes, least))
+    _log.info(
+        "KV cache: %d tokens, %d MiB at most: %d of %d slots may have the full context of %d tokens at once",
+        (blocks - 1) * config.block_tokens, blocks * block_bytes >> 20,
+        full_context_slots(blocks - 1, least - 1, config.max_sequences), config.max_sequences, context,
+    )  # fmt: skip
+    return PoolSize(blocks, least, block_bytes, context, bool(explicit))
+
+
+def likely_tokens(slots: int, context: int) -> int:
+    """What all slots are likely to hold together; at least one whole context."""
+    return max(context, slots * min(context, LIKELY_TOKENS))

@@ -42,6 +42,11 @@ COUNTED = (
     Measure("refused", COUNTER, "Requests that were refused: the queue was full, or the engine was stopping"),
     Measure("steps", COUNTER, "Steps: each computes all running requests together"),
     Measure(STEP_SECONDS, COUNTER, "Time spent in steps; by steps: the time of one"),
+    Measure(
+        "slow_steps",
+        COUNTER,
+        "Of those, the ones that took longer than two seconds: the machine is slow, or has too much to do",
+    ),
     Measure(STEP_SEQUENCES, COUNTER, "Requests in steps; by steps: the size of a batch"),
     Measure("prompt_tokens", COUNTER, "Tokens of prompts that were computed"),
     Measure("generated_tokens", COUNTER, "Tokens that were generated"),
@@ -58,7 +63,8 @@ LOOKED_AT = (
     Measure("kv_blocks", GAUGE, "Blocks of the KV cache"),
     Measure("kv_blocks_used", GAUGE, "Blocks that running requests hold"),
     Measure("kv_blocks_idle", GAUGE, "Blocks that nobody holds and that the prefix cache still knows"),
-    Measure("memory_bytes", GAUGE, "Memory that the engine needs"),
+    Measure("memory_bytes", GAUGE, "Memory that the engine takes now: resident, or on a GPU what torch has"),
+    Measure("memory_reserved_bytes", GAUGE, "Memory that it may take at most: weights, process and the whole KV cache"),
 )
 TIMED = (
     Measure(QUEUE_SECONDS, HISTOGRAM, "From a request's arrival until its first tokens were computed", _SECONDS),

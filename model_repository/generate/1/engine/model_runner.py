@@ -21,7 +21,8 @@ from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
 from .kv_cache import KVCache, LayerShape, cache_size
 from .logit_filters import DrawSettings, draw
-from .memory import MemoryBook, resident_memory, return_freed
+from .memory import EngineMemory, MemoryBook, resident_memory, return_freed
+from .progress import Progress
 from .sampler import Best
 from .scheduler import Slice
 
@@ -60,7 +61,7 @@ class Runner(Protocol):
     blocks: int
     context_length: int
     # Weights, cache and, on a CPU, the process around them.
-    memory_bytes: int
+    memory: EngineMemory
 
     def forward(self, plan: Sequence[Slice]) -> Computed: ...
 
@@ -69,6 +70,10 @@ class Runner(Protocol):
     ) -> torch.Tensor: ...
 
     def clear(self, blocks: Sequence[int]) -> None: ...
+
+    def watch(self, progress: Progress) -> None:
+        """Advance this counter while computing."""
+        ...
 
     def close(self) -> None: ...
 
@@ -83,17 +88,16 @@ class ModelRunner:
         self.dtype = choose_dtype(config.dtype, checkpoint, self.device)
         self.vocab_size = checkpoint.vocab_size
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-        self._book = MemoryBook(config.memory_budget)
-        # Before they are loaded, the weights' files tell what there will be at least.
-        self._book.reserve(str(self.device), taken_memory(self.device) + weights_on_disk(checkpoint, self.dtype))
+        self.memory = engine_memory(config, self.device)
+        self.memory.announce(weights_on_disk(checkpoint, self.dtype))
         self._model = load_model(folder, self.dtype, self.device)
         layers = prepare(self._model, folder)
         return_freed()
-        size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device)
-        self.blocks, self.context_length = size.blocks, size.context_length
         # The cache is still to come, or not touched yet.
-        self.memory_bytes = taken_memory(self.device) + size.bytes
-        self._book.reserve(str(self.device), self.memory_bytes)
+        left = self.memory.measure()
+        size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device, left)
+        self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
+        self.context_length = size.context_length
         self._hidden = torch.empty(0)
         self._model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
         self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device)
@@ -115,8 +119,14 @@ class ModelRunner:
 
     draw = staticmethod(draw)
 
+    def watch(self, progress: Progress) -> None:
+        for module in self._model.modules():
+            if isinstance(module, torch.nn.ModuleList):
+                for layer in module:
+                    layer.register_forward_hook(lambda *_: progress.note())
+
     def close(self) -> None:
-        self._book.leave()
+        self.memory.close()
 
     def _keep_hidden(self, _: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         self._hidden = inputs[0]
@@ -150,7 +160,11 @@ def choose_dtype(wanted: str, checkpoint: Checkpoint, device: torch.device) -> t
 
 def taken_memory(device: torch.device) -> int:
     """Bytes of this process on the device: on a GPU what torch has there, else all that lies in memory."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_memory()
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else resident_memory()
+
+
+def engine_memory(config: EngineConfig, device: torch.device) -> EngineMemory:
+    return EngineMemory(MemoryBook(config.memory_budget), str(device), lambda: taken_memory(device))
 
 
 def weights_on_disk(checkpoint: Checkpoint, dtype: torch.dtype) -> int:

@@ -11,8 +11,11 @@ from typing import Any
 
 from .config import EngineConfig
 from .door import Door
+from .memory import full_context_slots
 from .metrics import Metrics
 from .model_runner import Runner
+from .progress import Progress
+from .request import Request
 from .scheduler import Scheduler
 
 # What `status` tells of what was counted: whole numbers.
@@ -21,13 +24,22 @@ COUNTERS = (
     "cached_tokens",
 )  # fmt: skip
 
+# A step that takes longer is called slow.
+SLOW_STEP_SECONDS = 2.0
+
 
 class Reports:
     def __init__(
-        self, runner: Runner, config: EngineConfig, scheduler: Scheduler, door: Door, metrics: Metrics
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        scheduler: Scheduler,
+        door: Door,
+        metrics: Metrics,
+        progress: Progress,
     ) -> None:
         self._runner, self._config, self._scheduler, self._pool = runner, config, scheduler, scheduler.pool
-        self._door, self._metrics = door, metrics
+        self._door, self._metrics, self._progress = door, metrics, progress
         self._created, self._born = int(time.time()), time.monotonic()
 
     def status(self) -> dict[str, Any]:
@@ -36,11 +48,16 @@ class Reports:
             "tokens_per_second": round(self._metrics.generated.each_second(time.monotonic()), 1),
             "running": len(self._scheduler.running),
             "waiting": len(self._scheduler.waiting),
+            "progress": self._progress.count,
+            "still_seconds": round(self._progress.still_seconds(), 3),
+            "step_running_seconds": round(self._progress.working_seconds(), 3),
+            "slow": self._progress.working_seconds() > SLOW_STEP_SECONDS,
             "draining": self._door.is_draining,
             "retired": self._door.is_retired,
             "idle_seconds": round(self._door.idle_seconds, 3),
             "idle_unload_seconds": self._config.idle_unload_seconds,
-            "memory_bytes": self._runner.memory_bytes,
+            **self._memory(),
+            "memory_claimed_bytes": self._runner.memory.claimed,
             "memory_budget": self._config.memory_budget,
             "created": self._created,
             "age_seconds": round(time.monotonic() - self._born, 3),
@@ -50,26 +67,29 @@ class Reports:
             "blocks_used": self._pool.used,
             "blocks_idle": self._pool.idle,
             "kv_cache_tokens": self._pool.total * self._pool.block_tokens,
+            "full_context_slots": full_context_slots(
+                self._pool.total, self._pool.blocks_for(self._runner.context_length), self._config.max_sequences
+            ),
             "context_length": self._runner.context_length,
             "vocab_size": self._runner.vocab_size,
             "device": str(self._runner.device),
             "dtype": str(self._runner.dtype).removeprefix("torch."),
         }
 
-    def find(self, request_id: str) -> list[dict[str, Any]]:
-        """How far the requests of this id have come; `position` counts those that get a place before it."""
-        places = [("running", 0, request) for request in self._scheduler.running]
-        places += [("waiting", position, request) for position, request in enumerate(self._scheduler.waiting)]
+    def find(self, request_id: str, inside: Collection[Request]) -> list[dict[str, Any]]:
+        """How far the requests of this id have come; `position` counts those that get a slot before it."""
+        running = {request.number for request in tuple(self._scheduler.running)}
+        waiting = sorted((request for request in inside if request.number not in running), key=lambda r: r.rank)
+        positions = {request.number: position for position, request in enumerate(waiting)}
         return [
-            {"state": state, "position": position, "completion_tokens": request.generated}
-            for state, position, request in places
+            {
+                "state": "waiting" if request.number in positions else "running",
+                "position": positions.get(request.number, 0),
+                "completion_tokens": request.generated,
+            }
+            for request in inside
             if request.id == request_id
         ]
-
-    def known(self, request_ids: Collection[str]) -> list[str]:
-        """Those of them that run or wait: the others have ended, or were lost with another process."""
-        asked = set(request_ids)
-        return [request.id for request in (*self._scheduler.running, *self._scheduler.waiting) if request.id in asked]
 
     def measures(self) -> dict[str, float]:
         """What is counted and what is the case now, for another thread: values of one moment, or nearly so."""
@@ -82,5 +102,10 @@ class Reports:
             "kv_blocks": self._pool.total,
             "kv_blocks_used": self._pool.used,
             "kv_blocks_idle": self._pool.idle,
-            "memory_bytes": self._runner.memory_bytes,
+            **self._memory(),
         }
+
+    def _memory(self) -> dict[str, int]:
+        """What the engine takes now, and at most: no less than now, whatever its steps need beside the KV cache."""
+        resident = self._runner.memory.resident
+        return {"memory_bytes": resident, "memory_reserved_bytes": max(resident, self._runner.memory.reserved)}

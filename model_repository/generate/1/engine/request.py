@@ -42,6 +42,13 @@ class Request:
     cached_tokens: int = 0
     preemptions: int = 0
     started: bool = False
+    # What is the same for all tries of it, where steps are written down; how many of them it has come through.
+    fingerprint: str = ""
+    steps: int = 0
+    # It was in a step of a process that died: it is computed without others for so many steps.
+    apart_steps: int = 0
+    # Its caller does not want it any more: it ends before the next step.
+    cancelled: bool = False
     # Moments, each once: its first tokens were computed, its first token was there, its end.
     began: float | None = None
     answered: float | None = None

@@ -8,14 +8,19 @@ blocks run out, the request of the worst rank is preempted: its blocks go, it wa
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .blocks import BlockPool, Key
 from .request import Request
+from .step_budget import StepBudget
+from .step_journal import HARMLESS_STEPS
 
 # A product takes as long for so many rows as for one: the weights' way to the processor is what takes the time.
 _FREE_ROWS = 16
+# For so long whoever is suspected of killing processes lets others go first.
+_OTHERS_FIRST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,19 @@ class Slice:
 
 
 class Scheduler:
-    def __init__(self, pool: BlockPool, places: int, prefill_tokens: int) -> None:
+    def __init__(self, pool: BlockPool, places: int, budget: StepBudget) -> None:
         self.pool = pool
         self.places = places
-        self.prefill_tokens = prefill_tokens
+        self.budget = budget
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.preemptions = 0
         # Whether those who can guess are to.
         self.guessing = True
+        # Told what is computed next.
+        # Told who has come through so many steps that it is no suspect any more.
+        self.harmless: Callable[[Request], None] = lambda request: None
+        self.note: Callable[[Sequence[Request]], None] = lambda requests: None
 
     def add(self, request: Request) -> None:
         bisect.insort(self.waiting, request, key=lambda r: r.rank)
@@ -73,11 +82,24 @@ class Scheduler:
             self.remove(request)
         return found
 
+    @property
+    def decoding(self) -> bool:
+        """Whether any sequence waits for its next token."""
+        return any(request.remaining == 1 for request in self.running)
+
     def plan(self) -> list[Slice]:
         """What to compute in the next step; empty when there is nothing to do."""
+        slices = self._plan()
+        self.note([piece.request for piece in slices])
+        return slices
+
+    def _plan(self) -> list[Slice]:
         slices: list[Slice] = []
-        budget = self.prefill_tokens
+        budget = self.budget.tokens(self.decoding)
+        apart = self._apart()
         for request in self._running_in_order():
+            if apart and request is not apart:
+                continue
             if request.remaining == 1:
                 if self._make_room(request, 1):
                     guesses = self._guesses(request)
@@ -87,13 +109,17 @@ class Scheduler:
             if count and self._make_room(request, count):
                 slices.append(Slice(request, request.computed, count))
                 budget -= count
-        while budget > 0 and (admitted := self._admit()):
+        while budget > 0 and not self._apart() and (admitted := self._admit(bool(slices))):
             count = min(admitted.remaining, budget)
             grown = self._make_room(admitted, count)
             assert grown
             slices.append(Slice(admitted, admitted.computed, count))
             budget -= count
         return slices
+
+    def _apart(self) -> Request | None:
+        """The running request that is computed without others."""
+        return next((request for request in self.running if request.apart_steps), None)
 
     def still_running(self, plan: Sequence[Slice]) -> list[int]:
         """Which of the plan's slices are of requests that run."""
@@ -106,6 +132,8 @@ class Scheduler:
         None, where others could be let in first, or blocks would have to be taken from somebody.
         """
         rows = self.still_running(plan)
+        if self._apart():
+            return [], []
         if len(rows) != len(self.running) or (self.waiting and len(self.running) < self.places):
             return [], []
         rows = [row for row in rows if not plan[row].request.ends_next]
@@ -115,7 +143,7 @@ class Scheduler:
         wanted = [
             self.pool.blocks_for(end) - len(request.table.blocks) for end, request in zip(ends, requests, strict=True)
         ]
-        if sum(wanted) > self.pool.available:
+        if not self.pool.has(sum(wanted)):
             return [], []
         for request, count in zip(requests, wanted, strict=True):
             if count > 0:
@@ -135,7 +163,7 @@ class Scheduler:
     def _make_room(self, request: Request, count: int) -> bool:
         """Give the request blocks for `count` more tokens, preempting from the end of the list if need be."""
         needed = self.pool.blocks_for(request.computed + count) - len(request.table.blocks)
-        while needed > self.pool.available:
+        while not self.pool.has(needed):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is request:
@@ -165,11 +193,22 @@ class Scheduler:
         self.preemptions += 1
         self.add(request)
 
-    def _admit(self) -> Request | None:
-        """Move the best waiting request to the running ones, if there is a place and there are blocks for it."""
+    def _next_waiting(self, others_in_step: bool) -> Request | None:
+        """The best waiting request. One that is computed apart comes after the others, if it has not waited long, and
+        begins a step of its own."""
+        now = time.monotonic()
+        found = min(
+            self.waiting, key=lambda r: (bool(r.apart_steps) and now - r.arrived < _OTHERS_FIRST_SECONDS, r.rank)
+        )
+        return None if found.apart_steps and others_in_step else found
+
+    def _admit(self, others_in_step: bool) -> Request | None:
+        """Move the best waiting request to the running ones, if there is a slot and there are blocks for it."""
         if not self.waiting or len(self.running) >= self.places:
             return None
-        request = self.waiting[0]
+        request = self._next_waiting(others_in_step)
+        if request is None:
+            return None
         if not request.needs_every_row:
             request.table = self.pool.match(request.ids)
             if self._is_being_computed(self.pool.key_after(request.table, request.ids)):
@@ -179,10 +218,10 @@ class Scheduler:
         headroom = len(self.running)
         held = sum(1 for block in request.table.blocks if self.pool.is_idle(block))
         needed = self.pool.blocks_for(len(request.ids) + 1) - len(request.table.blocks)
-        if self.running and needed + held + headroom > self.pool.available:
+        if self.running and not self.pool.has(needed + held + headroom):
             request.table = type(request.table)()
             return None
-        self.waiting.pop(0)
+        self.waiting.remove(request)
         self.pool.hold(request.table.blocks)
         request.computed = request.table.published * self.pool.block_tokens
         if not request.started:
@@ -200,6 +239,11 @@ class Scheduler:
     def advance(self, piece: Slice) -> None:
         """The slice has been computed: its full blocks become known to others. What was guessed is not, so far."""
         self.accept(piece.request, piece.known)
+        piece.request.steps += 1
+        if piece.samples and piece.request.apart_steps:
+            piece.request.apart_steps -= 1
+        if piece.request.steps == HARMLESS_STEPS:
+            self.harmless(piece.request)
 
     def accept(self, request: Request, count: int) -> None:
         """So many more of the request's tokens are in the cache."""

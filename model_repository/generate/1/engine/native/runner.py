@@ -18,8 +18,9 @@ from tritonlm.contract import Checkpoint
 from ..config import INT8, EngineConfig
 from ..kv_cache import KVCache, LayerShape, cache_size
 from ..logit_filters import DrawSettings
-from ..memory import MemoryBook, return_freed
-from ..model_runner import Computed, taken_memory, weights_on_disk
+from ..memory import return_freed
+from ..model_runner import Computed, engine_memory, weights_on_disk
+from ..progress import Progress
 from ..sampler import Best
 from ..scheduler import Slice
 from . import gpt2, llama
@@ -55,9 +56,9 @@ class NativeRunner:
         checkpoint = Checkpoint(folder)
         self.device, self.dtype, self.vocab_size = device, dtype, checkpoint.vocab_size
         self._library, in_bytes = library, config.weights == INT8
-        self._book = MemoryBook(config.memory_budget)
-        to_come = weights_on_disk(checkpoint, torch.int8 if in_bytes else dtype)
-        self._book.reserve(str(device), taken_memory(device) + to_come)
+        self.memory = engine_memory(config, device)
+        self.memory.announce(weights_on_disk(checkpoint, torch.int8 if in_bytes else dtype))
+        self._progress = Progress()
         self.spent: ctypes.Array[ctypes.c_double] | None = None
         family = _FAMILIES[checkpoint.config["model_type"]]
         # What the kernels point to stays there.
@@ -67,10 +68,9 @@ class NativeRunner:
         return_freed()
         heads, head = self._model.heads // self._model.shared, self._model.head_width
         shapes = [LayerShape(heads, head, head)] * self._model.layers
-        size = cache_size(shapes, config, checkpoint.context_length, dtype, device)
-        self.blocks, self.context_length = size.blocks, size.context_length
-        self.memory_bytes = taken_memory(device) + size.bytes
-        self._book.reserve(str(device), self.memory_bytes)
+        left = self.memory.measure()
+        size = cache_size(shapes, config, checkpoint.context_length, dtype, device, left)
+        self.blocks, self.context_length = self.memory.open_pool(size, grows=True), size.context_length
         # More than is used: the kernels read sixteen keys at a time, beyond the last block's end.
         more = _BEYOND // config.block_tokens + 1
         self._cache = KVCache(shapes, self.blocks + more, config.block_tokens, dtype, device)
@@ -87,6 +87,10 @@ class NativeRunner:
         # For sampling, which is torch's.
         torch.set_num_threads(threads)
         self._opened = library.open_model(ctypes.byref(self._model), dtype == torch.bfloat16, in_bytes, threads)
+
+    def watch(self, progress: Progress) -> None:
+        # It has to outlive the steps that write to it.
+        self._progress = progress
 
     def time_parts(self) -> ctypes.Array[ctypes.c_double]:
         """From now on each step adds its seconds to these, in the order of PARTS."""
@@ -117,7 +121,7 @@ class NativeRunner:
             *(array.ctypes.data for array in (*arrays, tables)),
             ctypes.addressof(self._keys), ctypes.addressof(self._values), logits.data_ptr(), hidden.data_ptr(),
             best.data_ptr(), best_ids.data_ptr(),
-            None if self.spent is None else ctypes.addressof(self.spent),
+            None if self.spent is None else ctypes.addressof(self.spent), self._progress.address,
         )  # fmt: skip
         self._library.step_model(self._opened, ctypes.byref(step))
         return Computed(logits[:, : self.vocab_size], hidden, Best(best, best_ids))
@@ -143,4 +147,4 @@ class NativeRunner:
 
     def close(self) -> None:
         self._library.close_model(self._opened)
-        self._book.leave()
+        self.memory.close()

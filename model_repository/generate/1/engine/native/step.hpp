@@ -17,4 +17,6 @@ struct Step {
     int64_t* best_ids;
     // Where the seconds of each kind of part are added up; null where nobody asks.
     double* spent;
+    // Advanced by one for each part of a step that is done: whoever watches can tell slow from hung.
+    uint64_t* progress;
 };

@@ -32,7 +32,7 @@ class Step(ctypes.Structure):
     _fields_ = [
         *((name, INT) for name in ("rows", "wanted_rows", "table_width", "block_tokens", "stride")),
         *((name, POINTER) for name in ("ids", "places", "sequences", "wanted", "tables", "keys", "values")),
-        *((name, POINTER) for name in ("logits", "hidden", "best", "best_ids", "spent")),
+        *((name, POINTER) for name in ("logits", "hidden", "best", "best_ids", "spent", "progress")),
     ]
 
 

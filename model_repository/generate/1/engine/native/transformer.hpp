@@ -41,6 +41,7 @@ class Transformer : public Decoder {
         for (auto& share : shares_) share.reset();
         for (auto& share : roundings_) share.reset();
         clock_ = Clock(step.spent);
+        progress_ = step.progress;
         team.run([&](int member) {
             begin_tiles();
             embed(step);
@@ -52,9 +53,11 @@ class Transformer : public Decoder {
     }
 
   private:
-    // The first member looks at the clock.
+    // The first member looks at the clock, and tells that one more part is done.
     void end_part(int member, Kind kind) {
-        if (member == 0) clock_.lap(kind);
+        if (member) return;
+        clock_.lap(kind);
+        __atomic_fetch_add(progress_, 1, __ATOMIC_RELAXED);
     }
 
     void reserve(int rows) {
@@ -277,6 +280,7 @@ class Transformer : public Decoder {
     std::vector<Share> shares_, roundings_;
     size_t reserved_ = 0;
     Clock clock_;
+    uint64_t* progress_ = nullptr;
     Numbers<float> stream_, queries_, keys_, turned_;
     Rows<T> normal_, attended_, widened_;
     // The rows of the product that is computed, for weights of eight bits.

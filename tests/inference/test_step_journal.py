@@ -1,0 +1,147 @@
+"""A request that kills its process is found, and only that one: the others end with exactly their undisturbed texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine.engine import Engine
+from engine.step_journal import StepJournal, journal_file
+from tritonlm.contract import RequestFailedRepeatedly
+
+from .harness import Collected, make_engine, run, save_model, submit
+
+KILLER, TOKENS = [9, 9, 9], 30
+
+
+class Died(BaseException):
+    """The process is gone: nothing after this runs, and nothing is closed."""
+
+
+class Processes:
+    """One engine after the other over one journal; each dies whenever the killer is computed, after so many tokens."""
+
+    def __init__(self, folder: Path, file: Path, dies_after: int = 0) -> None:
+        self._folder, self._file, self._dies_after = folder, file, dies_after
+        self.deaths = 0
+        self.engine = self._start()
+
+    def _start(self) -> Engine:
+        made = make_engine(self._folder)
+        engine = Engine(made.runner, made.config, lambda ids, _: "".join(f" {i}" for i in ids), (), None,
+                        StepJournal(self._file))  # fmt: skip
+        compute = engine.runner.forward
+
+        def forward(plan: Any) -> Any:
+            if any(p.request.prompt_ids == KILLER and p.request.generated >= self._dies_after for p in plan):
+                raise Died
+            return compute(plan)
+
+        engine.runner.forward = forward  # type: ignore[method-assign]
+        return engine
+
+    def die(self) -> None:
+        self.deaths += 1
+        self.engine = self._start()
+
+    def answers(self, prompts: list[list[int]]) -> dict[str, list[int] | RequestFailedRepeatedly]:
+        """What becomes of these, sent together and again after each death with what has come, as the client does."""
+        found: dict[str, list[int] | RequestFailedRepeatedly] = {}
+        had: dict[str, list[int]] = {str(prompt): [] for prompt in prompts}
+        while len(found) < len(prompts):
+            assert self.deaths < 6, "it kills for ever"
+            left = {str(prompt): prompt for prompt in prompts if str(prompt) not in found}
+            under_way: dict[str, Collected] = {}
+            for name, prompt in left.items():
+                try:
+                    under_way[name] = submit(
+                        self.engine, prompt, stream=True, max_tokens=TOKENS, resume_token_ids=had[name]
+                    )
+                except RequestFailedRepeatedly as error:
+                    found[name] = error
+            try:
+                run(self.engine)
+            except Died:
+                self.engine.deliver_now()
+                self.die()
+            for name, collected in under_way.items():
+                had[name] += [token for item in collected.items for token in getattr(item, "token_ids", [])]
+                if any(collected.ends):
+                    found[name] = had[name]
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("llama wide", tmp_path_factory.mktemp("model"))
+
+
+OTHERS = [[5, 6, 7 + n] for n in range(16)]
+
+
+@pytest.mark.parametrize("dies_after", [0, 1, 7, 20])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_one_that_kills_ends_and_the_others_have_their_texts(
+    folder: Path, tmp_path: Path, dies_after: int, first: bool
+) -> None:
+    undisturbed = Processes(folder, tmp_path / "calm").answers(OTHERS)
+    processes = Processes(folder, tmp_path / "journal", dies_after)
+    found = processes.answers([KILLER, *OTHERS] if first else [*OTHERS, KILLER])
+    killer = found.pop(str(KILLER))
+    assert isinstance(killer, RequestFailedRepeatedly)
+    assert killer.code == "request_failed_repeatedly"
+    assert found == undisturbed
+    assert processes.deaths <= (2 if dies_after == 0 else 4)
+    # Whoever sends it once more is told at once.
+    with pytest.raises(RequestFailedRepeatedly):
+        submit(processes.engine, KILLER, max_tokens=TOKENS)
+
+
+def test_two_processes_that_die_with_many_inside_make_nobody_guilty(folder: Path, tmp_path: Path) -> None:
+    undisturbed = Processes(folder, tmp_path / "calm").answers(OTHERS)
+    processes = Processes(folder, tmp_path / "journal")
+    for _ in range(2):
+        for prompt in OTHERS:
+            submit(processes.engine, prompt, max_tokens=TOKENS)
+        for _ in range(20):
+            processes.engine.take_in()
+            processes.engine.step()
+        processes.die()
+    assert processes.answers(OTHERS) == undisturbed
+
+
+def test_a_process_that_dies_idle_blames_nobody(folder: Path, tmp_path: Path) -> None:
+    processes = Processes(folder, tmp_path / "journal")
+    for _ in range(4):
+        assert isinstance(processes.answers([OTHERS[0]])[str(OTHERS[0])], list)
+        processes.die()
+    assert isinstance(processes.answers([OTHERS[0]])[str(OTHERS[0])], list)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [b"", b"\xff" * 100, b"\x05\0\0\0\0\0\0\0[1,2]", b"\x10\0\0\0\0\0\0\0" + b'{"step": [[1]]} '],
+)
+def test_a_broken_journal_is_an_empty_one(folder: Path, tmp_path: Path, rubbish: bytes) -> None:
+    (tmp_path / "journal").write_bytes(rubbish)
+    assert isinstance(Processes(folder, tmp_path / "journal").answers([OTHERS[0]])[str(OTHERS[0])], list)
+
+
+def test_an_engine_that_ends_takes_its_journal_along(folder: Path, tmp_path: Path) -> None:
+    engine = Processes(folder, tmp_path / "journal").engine
+    engine.start()
+    engine.close()
+    assert not (tmp_path / "journal").exists()
+
+
+def test_journals_of_tritons_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    mine = journal_file("generate", 0, "weights")
+    gone = tmp_path / mine.name.replace(f"-{mine.name.split('-')[3]}-", "-4194399-")
+    for file in (mine, gone):
+        file.touch()
+    assert journal_file("generate", 0, "weights") == mine
+    assert mine.exists()
+    assert not gone.exists()
+    assert journal_file("generate", 0, "other weights") != mine
