@@ -99,6 +99,7 @@ def test_cancel_frees_place_and_blocks_before_the_next_step(family: Family) -> N
         step(engine)
     for request_id in ("waiting", "running"):
         assert engine.cancel(request_id) == 1
+    engine.take_in()
     engine.deliver_now()
     assert engine.pool.used == 0
     assert [running.final.finish_reason, waiting.final.finish_reason] == ["cancelled"] * 2
