@@ -18,7 +18,7 @@ from engine.native.runner import NativeRunner
 from engine.native.weights import in_bytes
 from engine.runners import open_runner
 from engine.scheduler import Slice
-from fakes.sequences import Sequence
+from fakes.sequences import Sequence, every_logits
 from fakes.tiny_lm import make_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +42,7 @@ def logits_of(runner: Runner, texts: list[list[int]]) -> list[torch.Tensor]:
     """Of every position, each text by itself."""
     blocks = list(range(1, 40))
     return [
-        runner.forward([Slice(Sequence(ids, blocks), 0, len(ids))]).logits.float()  # type: ignore[arg-type]
+        every_logits(runner, [Slice(Sequence(ids, blocks), 0, len(ids))]).float()  # type: ignore[arg-type]
         for ids in texts
     ]
 

@@ -22,7 +22,7 @@ from engine.native.runner import NativeRunner, why_not
 from engine.native.weights import packed
 from engine.runners import open_runner
 from engine.scheduler import Slice
-from fakes.sequences import Sequence
+from fakes.sequences import Sequence, every_logits
 from fakes.tiny_lm import make_checkpoint
 from safetensors.torch import load_file, save_file
 from tritonlm.contract import Checkpoint, CheckpointError
@@ -106,15 +106,15 @@ def test_logits_are_those_of_transformers(folder: Path, library: ctypes.CDLL, dt
     theirs = ModelRunner(folder, config_of("float32"))
     lengths = (1, 5, 17, 33)
     plan = whole(sequences(0, *lengths), lengths)
-    expected, found = theirs.forward(plan), ours.forward(plan)
-    spread = expected.logits.std()
-    apart = (found.logits - expected.logits).abs().max() / spread
+    expected, found = (every_logits(runner, plan) for runner in (theirs, ours))
+    spread = expected.std()
+    apart = (found - expected).abs().max() / spread
     assert apart < (1e-4 if dtype == "float32" else 0.25)
-    assert (found.hidden - expected.hidden).abs().max() < (1e-3 if dtype == "float32" else 0.5)
+    assert (ours.forward(plan).hidden - theirs.forward(plan).hidden).abs().max() < (1e-3 if dtype == "float32" else 0.5)
     if dtype == "bfloat16":
         # Not further away than Hugging Face's own bfloat16.
-        rounded = ModelRunner(folder, config_of("bfloat16", runner="reference")).forward(plan).logits.float()
-        assert apart <= 1.5 * (rounded - expected.logits).abs().max() / spread
+        rounded = every_logits(ModelRunner(folder, config_of("bfloat16", runner="reference")), plan).float()
+        assert apart <= 1.5 * (rounded - expected).abs().max() / spread
     ours.close()
 
 
@@ -127,8 +127,8 @@ def test_threads_that_are_kept_from_their_work_change_nothing(folder: Path, dtyp
         lengths = tuple(random.Random(seed).choices(range(1, 40), k=5))
         plan = whole(sequences(seed, *lengths), lengths)
         expected, found = alone.forward(plan), crowd.forward(plan)
-        assert torch.equal(found.logits, expected.logits)
         assert torch.equal(found.hidden, expected.hidden)
+        assert torch.equal(every_logits(crowd, plan), every_logits(alone, plan))
     for runner in (crowd, alone):
         runner.close()
 
@@ -140,25 +140,30 @@ def test_a_row_is_the_same_alone_among_others_and_however_its_prompt_was_cut(
 ) -> None:
     runner = runner_of(folder, dtype, library, weights=weights)
     lengths = tuple(random.Random(1).sample(range(1, 40), 7))
-    together = runner.forward(whole(sequences(1, *lengths), lengths)).logits.split(lengths)
+    together = every_logits(runner, whole(sequences(1, *lengths), lengths)).split(lengths)
     found = sequences(1, *lengths)
     order = random.Random(2).sample(range(len(found)), len(found))
     for number in order:
         sequence, length = found[number], lengths[number]
         cuts = sorted({0, length, *random.Random(number).choices(range(length + 1), k=2)})
         parts = [
-            runner.forward([Slice(sequence, start, end - start)]).logits  # type: ignore[arg-type]
+            every_logits(runner, [Slice(sequence, start, end - start)])  # type: ignore[arg-type]
             for start, end in itertools.pairwise(cuts)
         ]
         assert torch.equal(torch.cat(parts), together[number])
-    # And one step further, all of them at once or each by itself.
+    # And one step further, all of them at once or each by itself: in the step itself now.
+    for sequence, length in zip(found, lengths, strict=True):
+        del sequence.ids[length + 1 :]
     further = [Slice(sequence, length, 1) for sequence, length in zip(found, lengths, strict=True)]  # type: ignore[arg-type]
     computed = runner.forward(further)
     at_once = computed.logits
     assert computed.best is not None
     for mine, torchs in zip((computed.best.values, computed.best.ids), at_once.max(dim=-1), strict=True):
         assert torch.equal(mine, torchs)
+    assert len(at_once) == len(further)
     assert torch.equal(at_once, torch.cat([runner.forward([piece]).logits for piece in further]))
+    # What is projected from hidden states afterwards are the same bits.
+    assert torch.equal(at_once, every_logits(runner, further))
     runner.close()
 
 
@@ -176,7 +181,7 @@ def test_a_row_is_the_same_whoever_shares_its_beginning(folder: Path, library: c
         ids = beginning[:shared] + [draw.randrange(VOCABULARY) for _ in range(length + 1 - shared)]
         whole_blocks = shared // block
         own = [next(free) for _ in range(len(ids) // block + 1 - whole_blocks)]
-        found.append(Sequence(ids, stem[:whole_blocks] + own))
+        found.append(Sequence(ids, stem[:whole_blocks] + own, needs_every_row=False))
         lengths.append(length)
     runner.forward([Slice(Sequence(beginning, stem), 0, 64)])  # type: ignore[arg-type]
     runner.forward(whole(found, tuple(lengths)))
@@ -194,7 +199,7 @@ def test_the_number_of_threads_changes_no_bit(folder: Path, library: ctypes.CDLL
     one, other = runner_of(folder, "bfloat16", library), runner_of(folder, "bfloat16", library, threads)
     plan = whole(sequences(5, 30, 3, 9), (30, 3, 9))
     for _ in range(20):
-        assert torch.equal(one.forward(plan).logits, other.forward(plan).logits)
+        assert torch.equal(every_logits(one, plan), every_logits(other, plan))
     one.close()
     other.close()
 
@@ -209,7 +214,10 @@ def test_weights_without_numbers_give_logits_without_numbers(folder: Path, tmp_p
     assert library is not None
     for dtype in DTYPES:
         runner = runner_of(broken, dtype, library)
-        computed = runner.forward(whole(sequences(0, 5), (5,)))
+        (sequence,) = sequences(0, 5)
+        del sequence.ids[5:]
+        computed = runner.forward(whole([sequence], (5,)))
+        assert len(computed.logits) == 1
         assert computed.logits.isnan().all()
         assert computed.best is not None
         assert computed.best.values.isnan().all()

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine import logit_filters, sampler, scoring
 from engine.logit_filters import DrawSettings, draw
-from engine.sampler import Sampled, SamplingState, sample, score_prompt, uniform
+from engine.sampler import Sampled, SamplingState, sample, uniform
+from engine.scoring import score
 from transformers.generation import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -20,6 +22,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 from tritonlm.contract import InvalidRequest, SamplingParameters
+from tritonlm.contract.chunk import TokenLogprob
 
 VOCABULARY = 61  # odd, so that rows of a batch lie at different alignments
 DRAWS = 20_000
@@ -55,6 +58,11 @@ def only(sampled: Sequence[Sampled | None]) -> Sampled:
     assert len(sampled) == 1
     assert sampled[0] is not None
     return sampled[0]
+
+
+def score_prompt(logits: torch.Tensor, next_ids: list[int], alternatives: int) -> list[TokenLogprob | None]:
+    found = score(logits, range(len(next_ids)), next_ids, alternatives)
+    return found.entries(next_ids, [alternatives] * len(next_ids))
 
 
 def filtered(logits: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
@@ -346,17 +354,51 @@ def test_a_prompt_is_scored_row_by_row(alternatives: int) -> None:
     next_ids = [row % VOCABULARY for row in range(70)]
     scores = score_prompt(logits, next_ids, alternatives)
     reference = logits.float().log_softmax(-1)
-    for row, score in enumerate(scores):
-        assert score is not None
-        assert score.token_id == next_ids[row]
-        assert score.logprob == pytest.approx(float(reference[row, next_ids[row]]), abs=1e-5)
-        assert len(score.top) == alternatives
-        assert score_prompt(logits[row : row + 1], [next_ids[row]], alternatives) == [score]
+    for row, entry in enumerate(scores):
+        assert entry is not None
+        assert entry.token_id == next_ids[row]
+        assert entry.logprob == pytest.approx(float(reference[row, next_ids[row]]), abs=1e-5)
+        assert len(entry.top) == alternatives
+        assert score_prompt(logits[row : row + 1], [next_ids[row]], alternatives) == [entry]
         if alternatives and next_ids[row] == int(reference[row].argmax()):
-            assert score.logprob == max(value for _, value in score.top)
+            assert entry.logprob == max(value for _, value in entry.top)
     logits[3, 3] = math.nan
     assert score_prompt(logits, next_ids, alternatives)[2:5] == [scores[2], None, scores[4]]
     assert score_prompt(logits[:0], [], alternatives) == []
+
+
+@pytest.mark.parametrize("rows", [None, [1, 2, 5, 9, 11], [0, 7]])
+def test_how_many_rows_are_worked_on_at_a_time_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, rows: list[int] | None
+) -> None:
+    logits = some_logits(12, seed=4)
+    logits[2, 5] = math.nan
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0}, {"temperature": 0, "logit_bias": {9: 50.0}}, {"top_p": 0.7, "frequency_penalty": 1.5},
+        {"temperature": 1.4, "logprobs": 3}, {"top_k": 4, "repetition_penalty": 1.7, "logprobs": 2},
+    ]  # fmt: skip
+    numbers = list(range(12)) if rows is None else rows
+
+    def found() -> list[Sampled | None]:
+        return sample(logits, [state(seed=n, **kinds[n % 5]) for n in numbers], rows=rows)
+
+    expected = found()
+    alone = [only(sample(logits[n : n + 1], [state(seed=n, **kinds[n % 5])])) for n in numbers if n != 2]
+    assert [one for n, one in zip(numbers, expected, strict=True) if n != 2] == alone
+    assert [one is None for one in expected] == [n == 2 for n in numbers]
+    monkeypatch.setattr(scoring, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(scoring, "_LEAST_WIDTH", 7)
+    for module in (logit_filters, sampler):
+        monkeypatch.setattr(module, "rows_at_once", lambda *_: 2)
+    assert found() == expected
+
+
+def test_sampling_leaves_the_logits_and_their_best_as_they_are() -> None:
+    logits = some_logits(6)
+    kept, best = logits.clone(), sampler.Best.of(logits)
+    sample(logits, [state(seed=n, logit_bias={3: 9.0} if n % 2 else {}) for n in range(6)], best)
+    assert torch.equal(logits, kept)
+    assert torch.equal(best.ids, kept.argmax(dim=-1))
 
 
 def correlation(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:

@@ -76,7 +76,9 @@ class Ahead:
 
     def _choose(self, plan: Sequence[Slice], computed: Computed, ahead: int) -> Chosen:
         states = [piece.request.sampling for piece in plan]
-        return choose(computed.logits, states, computed.best, self._runner.draw, ahead).on_its_way()
+        return choose(
+            computed.logits, states, computed.best, self._runner.draw, self._runner.score, ahead=ahead
+        ).on_its_way()
 
     def _settle(self, flight: Flight) -> None:
         if flight.chosen is None:

@@ -55,17 +55,20 @@ class FlatBatch:
     # Where each token's keys and values go.
     slots: torch.Tensor
     groups: list[AttentionGroup]
-    # The rows whose logits are wanted, in the plan's order.
+    # The rows whose logits, and those whose last hidden states are wanted, in the plan's order.
     logit_rows: torch.Tensor
+    hidden_rows: torch.Tensor
 
 
 def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: torch.device) -> FlatBatch:
     ids: list[int] = []
     logit_rows: list[int] = []
+    hidden_rows: list[int] = []
     first_rows: list[int] = []
     for piece in plan:
         first_rows.append(len(ids))
-        logit_rows += (len(ids) + row for row in piece.wanted)
+        logit_rows += (len(ids) + row for row in piece.logit_rows)
+        hidden_rows += (len(ids) + row for row in piece.hidden_rows)
         ids += piece.ids
     positions = np.concatenate([np.arange(p.start, p.start + p.count) for p in plan])
     slots = np.concatenate([_slots_of(p, block_tokens)[p.start : p.start + p.count] for p in plan])
@@ -85,7 +88,7 @@ def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: 
         rows = np.concatenate([np.arange(first_rows[i], first_rows[i] + count) for i in members])
         groups.append(AttentionGroup(tensor(rows), count, tensor(table), tensor(starts), dtype))
     ids_row, positions_row = tensor(ids).unsqueeze(0), tensor(positions).unsqueeze(0)
-    return FlatBatch(ids_row, positions_row, tensor(slots), groups, tensor(logit_rows))
+    return FlatBatch(ids_row, positions_row, tensor(slots), groups, tensor(logit_rows), tensor(hidden_rows))
 
 
 def _length(piece: Slice) -> int:

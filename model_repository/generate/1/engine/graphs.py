@@ -83,7 +83,7 @@ class Inputs:
         own = slots.gather(1, places.unsqueeze(-1))[:, 0]
         rows = torch.arange(self._rows, device=tables.device)
         group = AttentionGroup(rows, 1, slots[:, : self._length], places.unsqueeze(-1), self._dtype)
-        return FlatBatch(ids.unsqueeze(0), places.unsqueeze(0), own, [group], rows)
+        return FlatBatch(ids.unsqueeze(0), places.unsqueeze(0), own, [group], rows, rows[:0])
 
     def _parts(self, numbers: Any) -> tuple[Any, Any, Any]:
         rows = self._rows
@@ -156,11 +156,15 @@ def again(compute: Compute) -> Compute:
 
 
 class CudaRecorder:
-    """Recordings as CUDA graphs, which share their memory: one runs at a time."""
+    """Recordings as CUDA graphs, which share their memory: one runs at a time.
+
+    Their logits, too, lie in one piece of memory: each shape's own would stay taken, rows times vocabulary of it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._logits = torch.empty(0, device=device)
 
     def __call__(self, compute: Compute) -> Compute:
         with torch.cuda.device(self._device):
@@ -169,12 +173,19 @@ class CudaRecorder:
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(2):
-                    compute()
+                    logits = compute().logits
             torch.cuda.current_stream().wait_stream(aside)
+            if len(self._logits) < len(logits):
+                self._logits = torch.empty_like(logits)
+            del logits
             graph = torch.cuda.CUDAGraph()
             # Other engines of this process go on meanwhile, each in a thread of its own.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                found = compute()
+                computed = compute()
+                logits = self._logits[: len(computed.logits)]
+                logits.copy_(computed.logits)
+            found = Computed(logits, computed.hidden)
+            del computed
 
         def replay() -> Computed:
             graph.replay()

@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .scratch import GPU_SCRATCH_BYTES, SCRATCH_BYTES, rows_at_once, take_rows
+
 # The likeliest token's weight. A vocabulary of a million such weights still adds up inside 64 bits, and a token of
 # weight 0 has less than 2 ** -42 of the likeliest one's probability.
 FULL_WEIGHT = 2**42
 # top-p looks among so many of the likeliest tokens first, then among 16 times as many, and so on.
 TOP_P_CANDIDATES = 256
+# Temporaries for each number of a row, where all filters are used: most are 64 bits wide.
+_NUMBER_BYTES = 64
 
 Words = npt.NDArray[np.uint64]
 
@@ -33,10 +37,35 @@ class DrawSettings:
     min_p: float
 
 
-def draw(logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.NDArray[np.float64]) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor,
+    settings: Sequence[DrawSettings],
+    uniforms: npt.NDArray[np.float64],
+    rows: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """One token id for each of these rows, or for all; a row that allows no token gets any."""
+    rows = range(len(settings)) if rows is None else rows
+    on_gpu = logits.device.type != "cpu"
+    step = rows_at_once(_NUMBER_BYTES * logits.shape[-1], GPU_SCRATCH_BYTES if on_gpu else SCRATCH_BYTES // 2)
+    parts = [
+        _draw_some(take_rows(logits, rows[n : n + step]).float(), settings[n : n + step], uniforms[n : n + step])
+        for n in range(0, len(rows), step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _draw_some(
+    logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.NDArray[np.float64]
+) -> torch.Tensor:
     """One token id per row: the first, in id order, at which the weights so far pass the row's uniform."""
     device = logits.device
-    best = logits.amax(dim=-1, keepdim=True).double()
+    best = logits.amax(dim=-1, keepdim=True)
+    # A row that allows no token is refused by the caller; until then it must not disturb the arithmetic. Whether there
+    # is one cannot be asked of a GPU without waiting for it.
+    unusable = ~best.isfinite()
+    if device.type != "cpu" or bool(unusable.any()):
+        logits, best = logits.masked_fill(unusable, 0.0), best.masked_fill(unusable, 0.0)
+    best = best.double()
     temperatures = _column([row.temperature for row in settings], torch.float64, device)
     # In place as far as it goes: with a large vocabulary, fresh memory for each operation costs more than it does.
     ratios = logits.double().sub_(best).div_(temperatures).exp_()  # each token's probability over the likeliest one's
@@ -55,10 +84,9 @@ def draw(logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.N
     return torch.searchsorted(sums, torch.minimum(targets, total - 1), right=True)[:, 0]
 
 
-def softmax_weights(logits: torch.Tensor) -> torch.Tensor:
-    """Probabilities as whole numbers, the likeliest token's being FULL_WEIGHT."""
-    best = logits.amax(dim=-1, keepdim=True).double()
-    return (torch.exp(logits.double() - best) * FULL_WEIGHT).to(torch.int64)
+def softmax_weights(logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Probabilities as whole numbers, that of the best logit being FULL_WEIGHT."""
+    return logits.double().sub_(best.double()).exp_().mul_(FULL_WEIGHT).to(torch.int64)
 
 
 def uniform(seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -6,8 +6,9 @@ faster runners may replace this one. It knows neither requests' parameters nor t
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,15 +20,22 @@ from tritonlm.contract import Checkpoint, CheckpointError, devices
 
 from . import attention, flat_batch, packed_linear
 from .config import EngineConfig
+from .head import Head
 from .kv_cache import KVCache, LayerShape, cache_size
 from .logit_filters import DrawSettings, draw
 from .memory import EngineMemory, MemoryBook, resident_memory, return_freed
 from .progress import Progress
 from .sampler import Best
 from .scheduler import Slice
+from .scoring import Scores, score
+from .scratch import SCRATCH_BYTES, rows_at_once
 
+_log = logging.getLogger("tritonlm.engine")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROBE_TOKENS = 8
+# Of each logit while a slice is projected: two copies in float32, as soft-capping makes them. They have half of the
+# scratch; the other half is what a heap of such pieces loses between them, and the little that scoring takes.
+_LOGIT_BYTES, _PROJECTED_BYTES = 8, SCRATCH_BYTES // 2
 _NOT_SERVED = "serve a decoder-only model whose attention follows transformers' attention interface"
 
 
@@ -35,21 +43,19 @@ _NOT_SERVED = "serve a decoder-only model whose attention follows transformers' 
 class Computed:
     """The rows that each slice wants, in the plan's order."""
 
+    # Those that tokens are sampled from.
     logits: torch.Tensor
-    # What the logits were made of.
+    # The last hidden states of prompts that are embedded or scored.
     hidden: torch.Tensor
-    # Each row's likeliest token, where the runner has looked already.
+    # Each row of logits' likeliest token, where the runner has looked already.
     best: Best | None = None
+    # What it was computed from, where the runner has to compute it again to project hidden states.
+    batch: flat_batch.FlatBatch | None = None
 
     def first(self, count: int) -> Computed:
+        """So many rows of logits, of a plan that wants no hidden states."""
         best = self.best and Best(self.best.values[:count], self.best.ids[:count])
-        return Computed(self.logits[:count], self.hidden[:count], best)
-
-    def only(self, rows: Sequence[int]) -> Computed:
-        """Where all are wanted they are taken as they are: a copy of all logits costs as much as sampling them."""
-        if len(rows) == len(self.logits):
-            return self
-        return Computed(self.logits[rows], self.hidden[rows], self.best and self.best.rows(rows))
+        return Computed(self.logits[:count], self.hidden, best)
 
 
 class Runner(Protocol):
@@ -65,9 +71,22 @@ class Runner(Protocol):
 
     def forward(self, plan: Sequence[Slice]) -> Computed: ...
 
+    def project(self, computed: Computed, rows: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The logits of these rows of its hidden states, before the next step is computed.
+
+        They come as many rows at a time as fit into the scratch; each part is good until the next one is asked for.
+        """
+        ...
+
     def draw(
-        self, logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.NDArray[np.float64]
+        self,
+        logits: torch.Tensor,
+        settings: Sequence[DrawSettings],
+        uniforms: npt.NDArray[np.float64],
+        rows: Sequence[int] | None = None,
     ) -> torch.Tensor: ...
+
+    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores: ...
 
     def clear(self, blocks: Sequence[int]) -> None: ...
 
@@ -91,15 +110,14 @@ class ModelRunner:
         self.memory = engine_memory(config, self.device)
         self.memory.announce(weights_on_disk(checkpoint, self.dtype))
         self._model = load_model(folder, self.dtype, self.device)
-        layers = prepare(self._model, folder)
+        layers, self._head = prepare(self._model, folder)
+        self._progress = Progress()
         return_freed()
         # The cache is still to come, or not touched yet.
         left = self.memory.measure()
         size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device, left)
         self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
         self.context_length = size.context_length
-        self._hidden = torch.empty(0)
-        self._model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
         self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device)
 
     @torch.inference_mode()
@@ -108,18 +126,43 @@ class ModelRunner:
         return self._compute(flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device))
 
     def _compute(self, batch: flat_batch.FlatBatch) -> Computed:
+        logits = self._logits(batch, batch.logit_rows)
+        hidden = self._head.hidden[0]
+        # Where none are wanted nothing is computed, and nothing held.
+        wanted = len(batch.hidden_rows) > 0
+        hidden = hidden[batch.hidden_rows] if wanted else hidden.new_empty(0, hidden.shape[-1])
+        return Computed(logits, hidden, batch=None if self._head.replays else batch)
+
+    def _logits(self, batch: flat_batch.FlatBatch, rows: torch.Tensor) -> torch.Tensor:
         output = self._model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
-            logits_to_keep=batch.logit_rows,
+            logits_to_keep=rows,
             paged=attention.Paged(batch, self._cache),
         )
-        return Computed(output.logits[0], self._hidden[0])
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    @torch.inference_mode()
+    def project(self, computed: Computed, rows: Sequence[int]) -> Iterator[torch.Tensor]:
+        step = rows_at_once(_LOGIT_BYTES * self.vocab_size, _PROJECTED_BYTES)
+        for start in range(0, len(rows), step):
+            yield self._project(computed, torch.tensor(rows[start : start + step], device=self.device))
+            self._progress.note()
+
+    def _project(self, computed: Computed, rows: torch.Tensor) -> torch.Tensor:
+        if computed.batch is None:
+            return self._head(computed.hidden[rows])
+        # The whole step once more for each slice: slow, but right, and no larger. Its keys and values are the same
+        # again, in the same slots.
+        return self._logits(computed.batch, computed.batch.hidden_rows[rows])
 
     draw = staticmethod(draw)
+    score = staticmethod(score)
 
     def watch(self, progress: Progress) -> None:
+        self._progress = progress
         for module in self._model.modules():
             if isinstance(module, torch.nn.ModuleList):
                 for layer in module:
@@ -127,9 +170,6 @@ class ModelRunner:
 
     def close(self) -> None:
         self.memory.close()
-
-    def _keep_hidden(self, _: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._hidden = inputs[0]
 
     def clear(self, blocks: Sequence[int]) -> None:
         self._cache.clear(blocks)
@@ -206,10 +246,11 @@ def own(model: Any) -> None:
 
 
 @torch.inference_mode()
-def prepare(model: Any, folder: Path) -> list[LayerShape]:
+def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], Head]:
     """Give the model packed weights and our attention; compare a few tokens' logits before and after.
 
-    This is how a family that does not follow the attention interface is found out before it can answer nonsense.
+    This is how a family that does not follow the attention interface is found out before it can answer nonsense. And
+    the head shows whether it makes the same logits of what the decoder gave.
     """
     from transformers import AttentionInterface  # noqa: PLC0415
 
@@ -218,6 +259,7 @@ def prepare(model: Any, folder: Path) -> list[LayerShape]:
     refusal = f"{folder}: {name} is not supported; {_NOT_SERVED}"
     stand_in = attention.Probe()
     try:
+        head = Head(model)
         model.set_attn_implementation("eager")
         expected = model(input_ids=ids, use_cache=False).logits
         if packed_linear.is_possible(model.device, model.dtype):
@@ -227,6 +269,7 @@ def prepare(model: Any, folder: Path) -> list[LayerShape]:
         rows = torch.arange(_PROBE_TOKENS, device=model.device)
         found = model(input_ids=ids, position_ids=rows.unsqueeze(0), use_cache=False, logits_to_keep=rows, paged=True)
         logits = found.logits
+        head.check(logits)
     except Exception as error:  # whatever a foreign forward raises, the answer is the same
         raise CheckpointError(f"{refusal} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})") from error
     finally:
@@ -238,4 +281,6 @@ def prepare(model: Any, folder: Path) -> list[LayerShape]:
         raise CheckpointError(refusal)
     if not bool(((expected.float() - logits.float()).abs().max() <= tolerance * spread * 10) | expected.isnan().any()):
         raise CheckpointError(refusal)
-    return [layer for layer in layers if layer is not None]
+    if not head.replays:
+        _log.warning("%s: log-probabilities of prompts are slow, its logits come from whole forwards only", name)
+    return [layer for layer in layers if layer is not None], head

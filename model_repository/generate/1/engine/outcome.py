@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate, islice, pairwise
 
-import torch
 from tritonlm.contract import EngineFailure, TokenLogprob
 
 from .answer import STOP
 from .metrics import Metrics
 from .model_runner import Computed, Runner
 from .request import Item, Request
-from .sampler import Sampled, sample, score_prompt
+from .sampler import Best, Sampled, sample
 from .scheduler import Scheduler, Slice
+from .scoring import Scores
 
 
 class Outcome:
@@ -33,22 +34,23 @@ class Outcome:
 
         `drawn`: the slices' tokens, where they have been drawn; then no row is looked at.
         """
+        # Where each slice's hidden states lie. Before anything changes: a prompt that has been scored wants none.
+        ends = list(accumulate((len(piece.hidden_rows) for piece in plan), initial=0))
+        self._score_prompts(plan, computed, ends)
         row, sampling = 0, []
-        for piece in plan:
-            request, first = piece.request, row
-            row += len(piece.wanted)
+        for piece, (first, end) in zip(plan, pairwise(ends), strict=True):
+            request = piece.request
+            row += len(piece.logit_rows)
             if not request.started_answering:
                 self._metrics.count("prompt_tokens", piece.count)
                 request.began = request.began or began
             self._scheduler.advance(piece)
-            if request.wanted.embed:
-                request.answer.add(piece.start, computed.hidden[first:row])
+            if request.embeds:
+                request.answer.add(piece.start, computed.hidden[first:end])
                 if piece.samples:
                     self._metrics.count("finished")
                     self._end(request, request.answer.final(STOP))
                 continue
-            if request.scores_prompt:
-                self._score_prompt(piece, computed.logits[first:row])
             if piece.samples:
                 request.answer.end_of_prompt()
                 sampling.append((piece, row - 1 - len(piece.guesses)))
@@ -58,13 +60,14 @@ class Outcome:
         self, sampling: list[tuple[Slice, int]], computed: Computed, drawn: list[Sampled | None] | None
     ) -> None:
         """Slices and their first rows. A guess is looked at when the token before it has turned out as guessed."""
-        turn = 0
+        turn, best = 0, computed.best
         self._metrics.count("guessed_tokens", sum(len(piece.guesses) for piece, _ in sampling))
         while sampling:
             if turn or drawn is None:
-                chosen = computed.only([row + turn for _, row in sampling])
+                rows = [row + turn for _, row in sampling]
                 states = [piece.request.sampling for piece, _ in sampling]
-                drawn = sample(chosen.logits, states, chosen.best, self._runner.draw)
+                best = best or Best.of(computed.logits)
+                drawn = sample(computed.logits, states, best, self._runner.draw, self._runner.score, rows)
             right = []
             for (piece, row), token in zip(sampling, drawn, strict=True):
                 going_on = self._take_token(piece.request, token)
@@ -96,14 +99,35 @@ class Outcome:
             return False
         return True
 
-    def _score_prompt(self, piece: Slice, logits: torch.Tensor) -> None:
-        request = piece.request
-        if piece.start == 0 and not request.scored:
-            request.answer.score_prompt([TokenLogprob(request.prompt_ids[0], None)])
-        first = max(piece.start, request.scored)
-        last = min(piece.start + piece.count, len(request.prompt_ids) - 1)
-        if first < last:
-            rows = logits[first - piece.start : last - piece.start]
-            entries = score_prompt(rows, request.prompt_ids[first + 1 : last + 1], request.parameters.logprobs or 0)
-            request.answer.score_prompt([entry for entry in entries if entry is not None])
-            request.scored = last
+    def _score_prompts(self, plan: Sequence[Slice], computed: Computed, ends: Sequence[int]) -> None:
+        """Give prompts their log-probabilities: those of all of them together, in slices of rows, never all at once."""
+        rows: list[int] = []
+        ids: list[int] = []
+        pieces: list[tuple[Request, int]] = []
+        for piece, row in zip(plan, ends, strict=False):
+            request = piece.request
+            if request.scores_prompt and not request.embeds:
+                if piece.start == 0 and not request.scored and not request.generated:
+                    request.answer.score_prompt([TokenLogprob(request.prompt_ids[0], None)])
+                first = max(piece.start, request.scored)
+                last = min(piece.start + piece.count, len(request.prompt_ids) - 1)
+                if first < last:
+                    rows += range(row + first - piece.start, row + last - piece.start)
+                    ids += request.prompt_ids[first + 1 : last + 1]
+                    pieces.append((request, last - first))
+                    request.scored = last
+        if not rows:
+            return
+        parts: list[Scores] = []
+        most = max(request.parameters.logprobs or 0 for request, _ in pieces)
+        done = 0
+        for logits in self._runner.project(computed, rows):
+            count = len(logits)
+            parts.append(self._runner.score(logits, range(count), ids[done : done + count], most))
+            done += count
+            # Before the next slice is computed.
+            del logits
+        wanted = [request.parameters.logprobs or 0 for request, count in pieces for _ in range(count)]
+        entries = iter(Scores.join(parts).entries(ids, wanted))
+        for request, count in pieces:
+            request.answer.score_prompt([entry for entry in islice(entries, count) if entry is not None])

@@ -99,8 +99,13 @@ class Request:
 
     @property
     def needs_every_row(self) -> bool:
-        """Whether something is wanted of every token of the prompt: then all of them have to be computed."""
-        return self.scores_prompt or self.wanted.embed
+        """Whether something is still wanted of every token of the prompt: then all of them have to be computed."""
+        return self.embeds or (self.scores_prompt and self.scored < len(self.prompt_ids) - 1)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the prompt's embedding is wanted, and no tokens."""
+        return self.wanted.embed
 
     @property
     def scores_prompt(self) -> bool:

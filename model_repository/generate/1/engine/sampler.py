@@ -7,7 +7,7 @@ where logits come from, how sequences are scheduled, nor text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +17,19 @@ from tritonlm.contract.chunk import TokenLogprob
 from tritonlm.contract.errors import InvalidRequest
 from tritonlm.contract.parameters import SamplingParameters
 
-from .logit_filters import FULL_WEIGHT, DrawSettings, softmax_weights, uniform
+from .logit_filters import DrawSettings, uniform
 from .logit_filters import draw as draw_by_torch
+from .scoring import Score
+from .scoring import score as score_by_torch
+from .scratch import SCRATCH_BYTES, rows_at_once
 
-__all__ = ["Sampled", "SamplingState", "sample", "score_prompt", "uniform"]
+__all__ = ["Sampled", "SamplingState", "sample", "uniform"]
 
-# Log-probabilities need several 64-bit copies of the logits: no more rows at a time than this.
-SCORED_ROWS = 32
+# Of each number of a changed row, as float32: changed rows have half of the scratch, and drawing has the other half.
+_CHANGED_BYTES = 4
 
-
-# One token id per row, as logit_filters.draw gives it.
-Draw = Callable[[torch.Tensor, Sequence[DrawSettings], npt.NDArray[np.float64]], torch.Tensor]
+# One token id for each of these rows of logits, as logit_filters.draw gives it.
+Draw = Callable[[torch.Tensor, Sequence[DrawSettings], npt.NDArray[np.float64], Sequence[int]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Best:
         return cls(*logits.max(dim=-1))
 
     def rows(self, rows: Sequence[int]) -> Best:
-        return Best(self.values[rows], self.ids[rows])
+        return Best(self.values[list(rows)], self.ids[list(rows)])
 
 
 class SamplingState:
@@ -147,8 +149,11 @@ class Chosen:
 
     ids: torch.Tensor
     _usable: torch.Tensor
+    # Which rows of these.
     _logits: torch.Tensor
+    _rows: Sequence[int]
     _states: Sequence[SamplingState]
+    _score: Score
     # Both, on their way here from a GPU, and when they have come.
     _here: torch.Tensor | None = None
     _came: torch.cuda.Event | None = None
@@ -173,86 +178,74 @@ class Chosen:
         logprobs: dict[int, TokenLogprob | None] = {}
         if scored:
             alternatives = [self._states[row].parameters.logprobs or 0 for row in scored]
-            found = _score(self._logits[scored], [ids[row] for row in scored], alternatives)
+            of_rows, own = [self._rows[row] for row in scored], [ids[row] for row in scored]
+            found = self._score(self._logits, of_rows, own, max(alternatives)).entries(own, alternatives)
             logprobs = dict(zip(scored, found, strict=True))
         return [Sampled(ids[row], logprobs.get(row)) if good[row] else None for row in range(len(ids))]
 
 
 def sample(
-    logits: torch.Tensor, states: Sequence[SamplingState], best: Best | None = None, draw: Draw = draw_by_torch
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    best: Best | None = None,
+    draw: Draw = draw_by_torch,
+    score: Score = score_by_torch,
+    rows: Sequence[int] | None = None,
 ) -> list[Sampled | None]:
-    """Each row's next token. None where a row's logits allow none: they hold NaN, or no finite best."""
-    return choose(logits, states, best, draw).read() if states else []
+    """The next token by each of these rows, or by all. None where its logits allow none: they hold NaN, or no finite
+    best."""
+    return choose(logits, states, best, draw, score, rows).read() if states else []
 
 
 def choose(
-    logits: torch.Tensor, states: Sequence[SamplingState], best: Best | None, draw: Draw, ahead: int = 0
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    best: Best | None,
+    draw: Draw,
+    score: Score,
+    rows: Sequence[int] | None = None,
+    ahead: int = 0,
 ) -> Chosen:
     """Each row's next token; or, of plain sequences, the one so many `ahead` of it."""
-    assert logits.shape[0] == len(states), "one row of logits for each sequence"
+    every = rows is None or list(rows) == list(range(len(logits)))
+    rows = range(len(logits)) if rows is None else rows
+    assert len(rows) == len(states), "one row of logits for each sequence"
     best = best or Best.of(logits)
-    tokens, usable, raw = best.ids, best.values.isfinite(), logits
-    changed = [] if ahead else [row for row, state in enumerate(states) if state.changes_logits]
-    drawn = [row for row, state in enumerate(states) if not state.is_greedy]
-    if changed:
-        logits = logits.float().clone()
-        for row in changed:
-            logits[row] = states[row].change(logits[row])
-        best = Best.of(logits)
-        tokens, usable = best.ids, usable & best.values.isfinite()
-    if drawn:
-        rows = logits if len(drawn) == len(states) else logits[drawn]
-        tokens[drawn] = _draw_rows(rows.float(), [states[row] for row in drawn], draw, ahead)
-    return Chosen(tokens, usable, raw, states)
+    best = best if every else best.rows(rows)
+    tokens, usable = best.ids.clone(), best.values.isfinite()
+    changed = [] if ahead else [n for n, state in enumerate(states) if state.changes_logits]
+    for some in _groups(changed, logits):
+        altered = torch.empty(len(some), logits.shape[-1], device=logits.device)
+        for place, n in enumerate(some):
+            altered[place] = states[n].change(logits[rows[n]].float())
+        found = Best.of(altered)
+        tokens[some], usable[some] = found.ids, usable[some] & found.values.isfinite()
+        drawn = [place for place, n in enumerate(some) if not states[n].is_greedy]
+        if drawn:
+            theirs = [some[place] for place in drawn]
+            tokens[theirs] = _draw_rows(altered, drawn, [states[n] for n in theirs], draw, ahead)
+    plain = [n for n in range(len(states)) if not states[n].is_greedy and n not in set(changed)]
+    if plain:
+        ids = _draw_rows(logits, [rows[n] for n in plain], [states[n] for n in plain], draw, ahead)
+        if len(plain) == len(states):
+            tokens = ids
+        else:
+            tokens[plain] = ids
+    return Chosen(tokens, usable, logits, rows, states, score)
 
 
-def _draw_rows(logits: torch.Tensor, states: Sequence[SamplingState], draw: Draw, ahead: int) -> torch.Tensor:
+def _groups(numbers: Sequence[int], logits: torch.Tensor) -> Iterator[list[int]]:
+    """As many at a time as a copy of their rows fits into the scratch."""
+    step = rows_at_once(_CHANGED_BYTES * logits.shape[-1], SCRATCH_BYTES // 2)
+    return (list(numbers[n : n + step]) for n in range(0, len(numbers), step))
+
+
+def _draw_rows(
+    logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], draw: Draw, ahead: int
+) -> torch.Tensor:
     uniforms = uniform(
         [state.seed for state in states],
         [state.parameters.choice for state in states],
         [state.position + ahead for state in states],
     )
-    # A row that allows no token is refused by the caller; until then it must not disturb the arithmetic. Whether there
-    # is one cannot be asked of a GPU without waiting for it.
-    unusable = ~logits.amax(dim=-1, keepdim=True).isfinite()
-    if logits.device.type != "cpu" or bool(unusable.any()):
-        logits = logits.masked_fill(unusable, 0.0)
-    return draw(logits, [state.settings for state in states], uniforms)
-
-
-def score_prompt(logits: torch.Tensor, next_ids: Sequence[int], alternatives: int) -> list[TokenLogprob | None]:
-    """The log-probability of each given next token with the row's best alternatives; None for an unusable row."""
-    assert logits.shape[0] == len(next_ids), "one next token for each row of logits"
-    return _score(logits, next_ids, [alternatives] * len(next_ids))
-
-
-def _score(logits: torch.Tensor, ids: Sequence[int], alternatives: Sequence[int]) -> list[TokenLogprob | None]:
-    scores: list[TokenLogprob | None] = []
-    for start in range(0, len(ids), SCORED_ROWS):
-        part = slice(start, start + SCORED_ROWS)
-        scores += _score_rows(logits[part].float(), ids[part], alternatives[part])
-    return scores
-
-
-def _score_rows(logits: torch.Tensor, ids: Sequence[int], alternatives: Sequence[int]) -> list[TokenLogprob | None]:
-    best = logits.amax(dim=-1, keepdim=True)
-    usable: list[bool] = best.isfinite()[:, 0].tolist()
-    total = softmax_weights(logits).sum(dim=-1, keepdim=True).double() / FULL_WEIGHT
-    # The whole row first: a token's own entry and its entry among the best are then one and the same float.
-    logprobs = (logits.double() - best.double() - total.log()).float()
-    own: list[float] = logprobs.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
-    top_ids = _best_ids(logits, max(alternatives))
-    tops: list[list[float]] = logprobs.gather(1, top_ids).tolist()
-    rows = zip(ids, own, top_ids.tolist(), tops, alternatives, usable, strict=True)
-    return [
-        TokenLogprob(token_id, logprob, tuple(zip(best_ids[:count], values[:count], strict=True))) if good else None
-        for token_id, logprob, best_ids, values, count, good in rows
-    ]
-
-
-def _best_ids(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """The ids of the best, in order. Equals by id: the logits' order and the id make one integer, unlike any other."""
-    bits = (logits + 0.0).contiguous().view(torch.int32).to(torch.int64)  # + 0.0: there is one zero, not two
-    order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    return (order * 2**32 - ids).topk(min(count, logits.shape[-1])).indices
+    return draw(logits, [state.settings for state in states], uniforms, rows)

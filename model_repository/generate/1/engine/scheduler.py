@@ -46,11 +46,15 @@ class Slice:
         return self.start + self.known == len(self.request.ids)
 
     @property
-    def wanted(self) -> range:
-        """Those whose logits are wanted: the last known one and all guesses, or every one."""
-        if self.request.needs_every_row:
-            return range(self.count)
-        return range(self.known - 1, self.count) if self.samples else range(0)
+    def hidden_rows(self) -> range:
+        """Those whose last hidden states are wanted: every one of a prompt that is embedded or scored."""
+        return range(self.count if self.request.needs_every_row else 0)
+
+    @property
+    def logit_rows(self) -> range:
+        """Those that tokens are sampled from: the last known one and all guesses."""
+        samples = self.samples and not self.request.embeds
+        return range(self.known - 1, self.count) if samples else range(0)
 
 
 class Scheduler:

@@ -13,6 +13,8 @@
 struct Draw {
     int32_t rows, vocabulary, stride;
     const float* logits;
+    // Which rows of them are drawn from.
+    const int32_t* numbers;
     const double* temperatures;
     // How many of the likeliest may be drawn; none or less: all.
     const int32_t* top_k;
@@ -44,7 +46,7 @@ inline Doubles exp(Doubles x) {
 class Drawer {
   public:
     int64_t draw(const Draw& draw, int row) {
-        logits_ = draw.logits + (size_t)row * draw.stride;
+        logits_ = draw.logits + (size_t)draw.numbers[row] * draw.stride;
         count_ = draw.vocabulary;
         const Best best = best_of(logits_, count_);
         // The caller refuses such a row.

@@ -5,6 +5,7 @@
 
 #include "draw.hpp"
 #include "model.hpp"
+#include "score.hpp"
 #include "step.hpp"
 #include "team.hpp"
 #include "tight.hpp"
@@ -16,6 +17,7 @@ struct Handle {
     Team team;
     std::unique_ptr<Decoder> decoder;
     std::vector<Drawer> drawers;
+    std::vector<Scorer> scorers;
 };
 
 std::unique_ptr<Decoder> make(const Model& model, bool halves, bool bytes) {
@@ -30,7 +32,7 @@ std::unique_ptr<Decoder> make(const Model& model, bool halves, bool bytes) {
 extern "C" {
 
 void* open_model(const Model* model, int halves, int bytes, int threads) {
-    return new Handle{Team(threads), make(*model, halves, bytes), std::vector<Drawer>(threads)};
+    return new Handle{Team(threads), make(*model, halves, bytes), std::vector<Drawer>(threads), std::vector<Scorer>(threads)};
 }
 
 void step_model(void* opened, const Step* step) {
@@ -43,6 +45,19 @@ void draw_tokens(void* opened, const Draw* draw) {
     Share share;
     handle->team.run([&](int member) {
         share.each(draw->rows, [&](int row) { draw->ids[row] = handle->drawers[member].draw(*draw, row); });
+    });
+}
+
+void project_rows(void* opened, const Project* project) {
+    auto* handle = static_cast<Handle*>(opened);
+    handle->decoder->project(handle->team, *project);
+}
+
+void score_rows(void* opened, const Score* score) {
+    auto* handle = static_cast<Handle*>(opened);
+    Share share;
+    handle->team.run([&](int member) {
+        share.each(score->rows, [&](int row) { handle->scorers[member].score(*score, row); });
     });
 }
 

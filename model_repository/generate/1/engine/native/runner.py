@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,10 @@ from ..model_runner import Computed, engine_memory, weights_on_disk
 from ..progress import Progress
 from ..sampler import Best
 from ..scheduler import Slice
+from ..scoring import Scores
+from ..scratch import rows_at_once
 from . import gpt2, llama
-from .structures import POINTER, Draw, Step
+from .structures import POINTER, Draw, Project, Score, Step
 from .weights import LANES, Packing
 
 _FAMILIES = {model_type: family for family in (gpt2, llama) for model_type in family.MODEL_TYPES}
@@ -81,7 +83,8 @@ class NativeRunner:
         library.open_model.restype = POINTER
         library.open_model.argtypes = [POINTER, ctypes.c_int, ctypes.c_int, ctypes.c_int]
         library.step_model.argtypes = [POINTER, POINTER]
-        library.draw_tokens.argtypes = [POINTER, POINTER]
+        for function in (library.draw_tokens, library.project_rows, library.score_rows):
+            function.argtypes = [POINTER, POINTER]
         library.close_model.argtypes = [POINTER]
         threads = config.threads or len(os.sched_getaffinity(0))
         # For sampling, which is torch's.
@@ -101,9 +104,11 @@ class NativeRunner:
         ids: list[int] = []
         places: list[int] = []
         sequences: list[int] = []
-        wanted: list[int] = []
+        logit_rows: list[int] = []
+        hidden_rows: list[int] = []
         for number, piece in enumerate(plan):
-            wanted += (len(ids) + row for row in piece.wanted)
+            logit_rows += (len(ids) + row for row in piece.logit_rows)
+            hidden_rows += (len(ids) + row for row in piece.hidden_rows)
             ids += piece.ids
             places += range(piece.start, piece.start + piece.count)
             sequences += [number] * piece.count
@@ -111,24 +116,62 @@ class NativeRunner:
         for number, piece in enumerate(plan):
             blocks = piece.request.table.blocks
             tables[number, : len(blocks)] = blocks
-        # The kernels write whole vectors.
-        logits = torch.empty(len(wanted), self.vocab_size + -self.vocab_size % LANES)
-        hidden = torch.empty(len(wanted), self._model.width)
-        best, best_ids = torch.empty(len(wanted)), torch.empty(len(wanted), dtype=torch.int64)
-        arrays = [np.asarray(numbers, np.int32) for numbers in (ids, places, sequences, wanted)]
+        logits = torch.empty(len(logit_rows), self._stride)
+        hidden = torch.empty(len(hidden_rows), self._model.width)
+        best, best_ids = torch.empty(len(logit_rows)), torch.empty(len(logit_rows), dtype=torch.int64)
+        arrays = [np.asarray(numbers, np.int32) for numbers in (ids, places, sequences, logit_rows, hidden_rows)]
         step = Step(
-            len(ids), len(wanted), tables.shape[1], self._cache.block_tokens, logits.shape[1],
+            len(ids), len(logit_rows), len(hidden_rows), tables.shape[1], self._cache.block_tokens, logits.shape[1],
             *(array.ctypes.data for array in (*arrays, tables)),
             ctypes.addressof(self._keys), ctypes.addressof(self._values), logits.data_ptr(), hidden.data_ptr(),
             best.data_ptr(), best_ids.data_ptr(),
-            None if self.spent is None else ctypes.addressof(self.spent), self._progress.address,
+            self._spent_address, self._progress.address,
         )  # fmt: skip
         self._library.step_model(self._opened, ctypes.byref(step))
         return Computed(logits[:, : self.vocab_size], hidden, Best(best, best_ids))
 
+    @property
+    def _stride(self) -> int:
+        """From one row of logits to the next: the kernels write whole vectors."""
+        return self.vocab_size + -self.vocab_size % LANES
+
+    @property
+    def _spent_address(self) -> int | None:
+        return None if self.spent is None else ctypes.addressof(self.spent)
+
+    def project(self, computed: Computed, rows: Sequence[int]) -> Iterator[torch.Tensor]:
+        step = rows_at_once(4 * self._stride)
+        # One piece of memory for all slices: fresh memory costs time.
+        logits = torch.empty(min(step, len(rows)), self._stride)
+        for start in range(0, len(rows), step):
+            numbers = np.asarray(rows[start : start + step], np.int32)
+            wanted = Project(
+                len(numbers), self._stride, computed.hidden.data_ptr(), numbers.ctypes.data, logits.data_ptr(),
+                self._spent_address, self._progress.address,
+            )  # fmt: skip
+            self._library.project_rows(self._opened, ctypes.byref(wanted))
+            yield logits[: len(numbers), : self.vocab_size]
+
+    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores:
+        count = min(alternatives, logits.shape[1])
+        usable, own = torch.empty(len(rows), dtype=torch.uint8), torch.empty(len(rows))
+        best_ids, best = torch.empty(len(rows), count, dtype=torch.int64), torch.empty(len(rows), count)
+        numbers, tokens = np.asarray(rows, np.int32), np.asarray(ids, np.int64)
+        wanted = Score(
+            len(rows), logits.shape[1], logits.stride(0), count, logits.data_ptr(), numbers.ctypes.data,
+            tokens.ctypes.data, *(tensor.data_ptr() for tensor in (usable, own, best_ids, best)),
+        )  # fmt: skip
+        self._library.score_rows(self._opened, ctypes.byref(wanted))
+        return Scores(usable, own, best_ids, best)
+
     def draw(
-        self, logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.NDArray[np.float64]
+        self,
+        logits: torch.Tensor,
+        settings: Sequence[DrawSettings],
+        uniforms: npt.NDArray[np.float64],
+        rows: Sequence[int] | None = None,
     ) -> torch.Tensor:
+        numbers = np.asarray(range(len(settings)) if rows is None else rows, np.int32)
         ids = torch.empty(len(settings), dtype=torch.int64)
         temperatures, min_p = (
             np.array([getattr(row, n) for row in settings], np.float64) for n in ("temperature", "min_p")
@@ -136,7 +179,7 @@ class NativeRunner:
         top_k = np.array([row.top_k for row in settings], np.int32)
         lost = np.array([1 - row.top_p for row in settings], np.float32)
         wanted = Draw(
-            len(settings), logits.shape[1], logits.stride(0), logits.data_ptr(),
+            len(settings), logits.shape[1], logits.stride(0), logits.data_ptr(), numbers.ctypes.data,
             *(array.ctypes.data for array in (temperatures, top_k, lost, min_p, uniforms)), ids.data_ptr(),
         )  # fmt: skip
         self._library.draw_tokens(self._opened, ctypes.byref(wanted))

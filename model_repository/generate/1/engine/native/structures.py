@@ -1,4 +1,4 @@
-"""The kernels' structures, field by field: see model.hpp, step.hpp and draw.hpp."""
+"""The kernels' structures, field by field: see model.hpp, step.hpp, draw.hpp and score.hpp."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class Model(ctypes.Structure):
 
 class Step(ctypes.Structure):
     _fields_ = [
-        *((name, INT) for name in ("rows", "wanted_rows", "table_width", "block_tokens", "stride")),
-        *((name, POINTER) for name in ("ids", "places", "sequences", "wanted", "tables", "keys", "values")),
+        *((name, INT) for name in ("rows", "logit_count", "hidden_count", "table_width", "block_tokens", "stride")),
+        *((name, POINTER) for name in ("ids", "places", "sequences", "logit_rows", "hidden_rows", "tables")),
+        *((name, POINTER) for name in ("keys", "values")),
         *((name, POINTER) for name in ("logits", "hidden", "best", "best_ids", "spent", "progress")),
     ]
 
@@ -39,5 +40,20 @@ class Step(ctypes.Structure):
 class Draw(ctypes.Structure):
     _fields_ = [
         *((name, INT) for name in ("rows", "vocabulary", "stride")),
-        *((name, POINTER) for name in ("logits", "temperatures", "top_k", "lost", "min_p", "uniforms", "ids")),
+        *((name, POINTER) for name in ("logits", "numbers")),
+        *((name, POINTER) for name in ("temperatures", "top_k", "lost", "min_p", "uniforms", "ids")),
+    ]
+
+
+class Project(ctypes.Structure):
+    _fields_ = [
+        *((name, INT) for name in ("rows", "stride")),
+        *((name, POINTER) for name in ("hidden", "numbers", "logits", "spent", "progress")),
+    ]
+
+
+class Score(ctypes.Structure):
+    _fields_ = [
+        *((name, INT) for name in ("rows", "vocabulary", "stride", "alternatives")),
+        *((name, POINTER) for name in ("logits", "numbers", "ids", "usable", "own", "best_ids", "best")),
     ]

@@ -24,6 +24,7 @@ class Decoder {
   public:
     virtual ~Decoder() = default;
     virtual void step(Team& team, const Step& step) = 0;
+    virtual void project(Team& team, const Project& project) = 0;
 };
 
 // T is the type of rows, keys and values, W that of weights.
@@ -48,6 +49,26 @@ class Transformer : public Decoder {
             end_part(member, kOther);
             for (int layer = 0; layer < model_.layers; layer++) one_layer(step, layer, member);
             finish(step, member);
+            end_tiles();
+        });
+    }
+
+    // Rows of earlier steps, in the last parts of a step.
+    void project(Team& team, const Project& project) override {
+        reserve(project.rows);
+        for (int number : {1, 2}) shares_[other(number)].reset(), roundings_[other(number)].reset();
+        clock_ = Clock(project.spent);
+        progress_ = project.progress;
+        const int width = model_.width;
+        team.run([&](int member) {
+            begin_tiles();
+            shares_[other(1)].each(project.rows, [&](int i) {
+                const float* hidden = project.hidden + (size_t)project.numbers[i] * width;
+                for (int k = 0; k < width; k += kLanes) store(normal_.at(i, k), load(hidden + k));
+            });
+            end_part(member, kOther);
+            make_logits(project.rows, project.logits, project.stride);
+            end_part(member, kLogits);
             end_tiles();
         });
     }
@@ -252,22 +273,32 @@ class Transformer : public Decoder {
 
     void finish(const Step& step, int member) {
         const int width = model_.width;
-        shares_[other(1)].each(step.wanted_rows, [&](int i) {
-            float* hidden = step.hidden + (size_t)i * width;
-            const auto keep = [&](int k, Lanes found) { store(hidden + k, found), store(normal_.at(i, k), found); };
-            normalise(&stream_[(size_t)step.wanted[i] * width], width, model_.final_scale, model_.final_shift, keep);
+        shares_[other(1)].each(step.logit_count + step.hidden_count, [&](int i) {
+            const int n = i - step.logit_count, row = n < 0 ? step.logit_rows[i] : step.hidden_rows[n];
+            float* hidden = n < 0 ? nullptr : step.hidden + (size_t)n * width;
+            // One piece of code for both, so that projecting a hidden state gives the same bits as the step.
+            const auto keep = [&](int k, Lanes found) {
+                if (hidden) store(hidden + k, found);
+                else store(normal_.at(i, k), found);
+            };
+            normalise(&stream_[(size_t)row * width], width, model_.final_scale, model_.final_shift, keep);
         });
         end_part(member, kOther);
-        const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
-        times(normal_, step.wanted_rows, model_.output, outputs, other(2), [&](int row, int column, Lanes found) {
-            store(step.logits + (size_t)row * step.stride + column, found);
-        });
-        shares_[other(3)].each(step.wanted_rows, [&](int row) {
+        make_logits(step.logit_count, step.logits, step.stride);
+        shares_[other(3)].each(step.logit_count, [&](int row) {
             const Best best = best_of(step.logits + (size_t)row * step.stride, model_.vocabulary);
             step.best[row] = best.value;
             step.best_ids[row] = best.place;
         });
         end_part(member, kLogits);
+    }
+
+    // Of the first rows in `normal_`.
+    void make_logits(int count, float* logits, int stride) {
+        const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
+        times(normal_, count, model_.output, outputs, other(2), [&](int row, int column, Lanes found) {
+            store(logits + (size_t)row * stride + column, found);
+        });
     }
 
     static constexpr bool kOctets = sizeof(W) == 1;

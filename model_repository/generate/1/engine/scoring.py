@@ -1,0 +1,94 @@
+"""From rows of logits to log-probabilities: of one given token each, and of the row's best alternatives.
+
+A row's numbers depend on that row alone, and a token's own entry and its entry among the best are the same float. The
+temporaries are small, whatever the number of rows and the vocabulary. It does not know where logits come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from tritonlm.contract.chunk import TokenLogprob
+
+from .logit_filters import FULL_WEIGHT, softmax_weights
+from .scratch import SCRATCH_BYTES, take_rows
+
+# Temporaries for each number of a block: it as float32, and two of 64 bits at a time.
+_NUMBER_BYTES = 24
+# A CPU has them in its caches. On a GPU every operation is a launch, and large ones are few.
+_BLOCK_BYTES, _GPU_BLOCK_BYTES, _LEAST_WIDTH = 2 << 20, SCRATCH_BYTES // 4, 256
+_LOW_BITS = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each row: whether its logits are usable, its token's log-probability, and the best, in order."""
+
+    usable: torch.Tensor
+    own: torch.Tensor
+    best_ids: torch.Tensor
+    best: torch.Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Scores]) -> Scores:
+        columns = ("usable", "own", "best_ids", "best")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in columns))
+
+    def entries(self, ids: Iterable[int], alternatives: Iterable[int]) -> list[TokenLogprob | None]:
+        """With so many alternatives in each entry; None for an unusable row."""
+        columns = (self.usable, self.own, self.best_ids, self.best)
+        rows = zip(ids, alternatives, *(column.tolist() for column in columns), strict=True)
+        return [
+            TokenLogprob(token_id, own, tuple(zip(best_ids[:count], best[:count], strict=True))) if usable else None
+            for token_id, count, usable, own, best_ids, best in rows
+        ]
+
+
+# These rows of logits, a token id for each, and how many alternatives.
+Score = Callable[[torch.Tensor, Sequence[int], Sequence[int], int], Scores]
+
+
+def score(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores:
+    """All rows together, a block of the vocabulary at a time: whole numbers add up to the same in any order."""
+    assert len(rows) == len(ids), "one token for each row of logits"
+    device, vocabulary = logits.device, logits.shape[-1]
+    count = min(alternatives, vocabulary)
+    best = torch.full((len(rows), 1), -torch.inf, device=device)
+    total = torch.zeros(len(rows), 1, dtype=torch.int64, device=device)
+    top = torch.empty(len(rows), 0, dtype=torch.int64, device=device)
+    for _, part in _blocks(logits, rows):
+        best = torch.maximum(best, part.amax(dim=-1, keepdim=True))
+    for first, part in _blocks(logits, rows):
+        total += softmax_weights(part, best).sum(dim=-1, keepdim=True)
+        if count:
+            found = torch.cat((top, _order(part, first)), dim=-1)
+            top = found.topk(min(count, found.shape[-1])).values
+    log_sum = (total.double() / FULL_WEIGHT).log()
+    numbers = torch.tensor([*rows], dtype=torch.int64, device=device)[:, None]
+
+    def logprobs(token_ids: torch.Tensor) -> torch.Tensor:
+        return (logits[numbers, token_ids].double() - best.double() - log_sum).float()
+
+    top_ids = (-top).bitwise_and_(_LOW_BITS)
+    own = logprobs(torch.tensor([*ids], dtype=torch.int64, device=device)[:, None])
+    return Scores(best.isfinite()[:, 0], own[:, 0], top_ids, logprobs(top_ids))
+
+
+def _blocks(logits: torch.Tensor, rows: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """These rows' logits as float32, some of the vocabulary at a time; each with its first id."""
+    block_bytes = _BLOCK_BYTES if logits.device.type == "cpu" else _GPU_BLOCK_BYTES
+    width = max(block_bytes // (_NUMBER_BYTES * max(len(rows), 1)), _LEAST_WIDTH)
+    for first in range(0, logits.shape[-1], width):
+        yield first, take_rows(logits[:, first : first + width], rows).float()
+
+
+def _order(logits: torch.Tensor, first_id: int) -> torch.Tensor:
+    """Of each logit and its id one integer, unlike any other: the larger the logit the larger it is, and of equals that
+    of the lowest id. Its low bits tell the id."""
+    bits = (logits + 0.0).contiguous().view(torch.int32)  # + 0.0: there is one zero, not two
+    # A negative number's bits, but for its sign, the other way round.
+    bits ^= (bits >> 31).bitwise_and_(_LOW_BITS >> 1)
+    ids = torch.arange(first_id, first_id + logits.shape[-1], device=logits.device)
+    return bits.to(torch.int64).mul_(_LOW_BITS + 1).sub_(ids)
