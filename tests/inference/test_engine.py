@@ -297,23 +297,36 @@ def test_a_step_tells_of_its_progress(engine: Engine) -> None:
     run(engine)
 
 
-@pytest.mark.parametrize(
-    ("limits", "reason"),
-    [({"deadline": 0.0, "queue_deadline": float("inf")}, "timeout"), ({"queue_deadline": 0.0}, "queue")],
-)
-def test_time_limits_end_a_request(engine: Engine, limits: dict[str, float], reason: str) -> None:
+def test_a_time_limit_ends_a_running_request(engine: Engine) -> None:
     answer = submit(engine, [5, 6, 7], max_tokens=100)
-    engine.take_in()
-    (request,) = engine.scheduler.waiting
-    if reason == "timeout":
-        step(engine)
-    for name, moment in limits.items():
-        setattr(request, name, moment)
+    step(engine)
+    (request,) = engine.scheduler.running
+    request.deadline = 0.0
     run(engine)
-    if reason == "timeout":
-        assert answer.final.finish_reason == "timeout"
+    assert answer.final.finish_reason == "timeout"
+
+
+@pytest.mark.parametrize("limit", ["queue_deadline", "deadline"])
+def test_waiting_for_a_slot_has_a_limit_and_waiting_for_a_step_only_the_requests_own(folder: Path, limit: str) -> None:
+    engine = make_engine(
+        folder, max_sequences=2, decode_step_milliseconds=0, prefill_step_milliseconds=0, prefill_tokens=4
+    )
+    # The first one's prompt takes all steps for a while; the second one has a slot, and the third one has none.
+    answers = [submit(engine, [n, *range(5, 85)], max_tokens=5) for n in range(3)]
+    engine.take_in()
+    first, second, third = engine.scheduler.waiting
+    step(engine)
+    assert (first.started, second.started) == (True, False)
+    for request in (second, third):
+        setattr(request, limit, 0.0)
+    third.queue_deadline = 0.0
+    run(engine)
+    assert answers[0].final.finish_reason == "length"
+    assert "timeout expired" in answers[2].error.message
+    if limit == "deadline":
+        assert "timeout expired" in answers[1].error.message
     else:
-        assert "timeout expired" in answer.error.message
+        assert answers[1].final.finish_reason == "length"
 
 
 def test_numbers_that_are_not_finite_fail_the_request(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from engine.engine import Engine
 from engine.step_journal import StepJournal, journal_file
 from tritonlm.contract import RequestFailedRepeatedly
 
-from .harness import Collected, make_engine, run, save_model, submit
+from .harness import Collected, forwards, make_engine, run, save_model, submit
 
 KILLER, TOKENS = [9, 9, 9], 30
 
@@ -31,15 +32,17 @@ class Processes:
         made = make_engine(self._folder)
         engine = Engine(made.runner, made.config, lambda ids, _: "".join(f" {i}" for i in ids), (), None,
                         StepJournal(self._file))  # fmt: skip
-        compute = engine.runner.forward
+        for name, compute in forwards(engine).items():
+            setattr(engine.runner, name, self._dying(compute))
+        return engine
 
-        def forward(plan: Any) -> Any:
+    def _dying(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(plan: Any, *more: Any) -> Any:
             if any(p.request.prompt_ids == KILLER and p.request.generated >= self._dies_after for p in plan):
                 raise Died
-            return compute(plan)
+            return compute(plan, *more)
 
-        engine.runner.forward = forward  # type: ignore[method-assign]
-        return engine
+        return forward
 
     def die(self) -> None:
         self.deaths += 1

@@ -58,7 +58,7 @@ class EngineConfig:
     )  # fmt: skip
     max_sequences: int = _number(64, "places: how many requests run together", lowest=1)
     max_queue_size: int = _number(256, "requests that may wait for a place; one more is refused")
-    queue_seconds: float = _number(60.0, "how long a request may wait for a place; 0: no limit")
+    queue_seconds: float = _number(60.0, "how long a request may wait for a slot; 0: no limit")
     max_seconds: float = _number(600.0, "how long a request may take altogether", lowest=1)
     kv_cache_tokens: int = _number(
         0,

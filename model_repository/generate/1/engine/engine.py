@@ -260,12 +260,15 @@ class Engine:
             self._take_in(self._inbox.popleft())
         self._cancel_where(lambda request: request.cancelled)
         now = time.monotonic()
-        for request in self.scheduler.remove_where(lambda r: now > (r.deadline if r.started else r.queue_deadline)):
+        with_slot = self.scheduler.with_slot()
+        for request in self.scheduler.remove_where(
+            lambda r: now > (r.deadline if r.number in with_slot else r.queue_deadline)
+        ):
             self.metrics.count("timed_out")
             if request.started:
                 self._deliver(request, request.answer.final(TIMEOUT), last=True)
             else:
-                self._deliver(request, QueueTimeout("Request timeout expired before a place was free"), last=True)
+                self._deliver(request, QueueTimeout("Request timeout expired before a slot was free"), last=True)
 
     def _take_in(self, request: Request) -> None:
         wanted = request.parameters

@@ -80,6 +80,15 @@ class Scheduler:
         (self.running if request in self.running else self.waiting).remove(request)
         self.pool.release(request.table)
 
+    def with_slot(self) -> set[int]:
+        """The numbers of those that run, and of those that wait for a step alone: a slot is free for them."""
+        free = max(0, self.places - len(self.running))
+        return {
+            *(request.number for request in self.running),
+            *(request.number for request in self.waiting[:free]),
+            *(request.number for request in self.waiting if request.started),
+        }
+
     def remove_where(self, condition: Callable[[Request], bool]) -> list[Request]:
         found = [request for request in (*self.running, *self.waiting) if condition(request)]
         for request in found:
@@ -152,6 +161,8 @@ class Scheduler:
         for request, count in zip(requests, wanted, strict=True):
             if count > 0:
                 request.table.blocks += self.pool.take(count)
+        # Both steps are under way then.
+        self.note([piece.request for piece in plan])
         return rows, [Slice(request, end - 1, 1) for request, end in zip(requests, ends, strict=True)]
 
     def _running_in_order(self) -> Iterator[Request]:
