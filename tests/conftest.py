@@ -8,12 +8,14 @@ from __future__ import annotations
 import pytest
 
 _OVER_TRITON = "over_triton"
+# Each takes minutes.
+_LONG = (_OVER_TRITON, "real_models")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file over Triton goes to one lane, and any other folder as a whole; the quick ones last, to fill up."""
-    items.sort(key=lambda item: item.path.parent.name != _OVER_TRITON)
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)
     for item in items:
         folder = item.path.parent.name
         item.add_marker(pytest.mark.xdist_group(item.path.stem if folder == _OVER_TRITON else folder))

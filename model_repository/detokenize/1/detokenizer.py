@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tokenizers import Tokenizer
-from tritonlm.contract import Checkpoint, CheckpointError, Chunk, TokenLogprob
+from tritonlm.contract import Checkpoint, Chunk, TokenLogprob
+from tritonlm.tokenizer import load_decoder
 
 from .offsets import TokenPlaces
 from .pieces import Pieces
@@ -17,10 +17,7 @@ from .pieces import Pieces
 
 class Detokenizer:
     def __init__(self, checkpoint: Checkpoint) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-        except Exception as error:  # the library raises nothing narrower
-            raise CheckpointError(f"{checkpoint.tokenizer_file} cannot be read: {error}") from error
+        self._tokenizer = load_decoder(checkpoint)
         self._pieces = Pieces(self._tokenizer)
 
     def text(self, chunk: Chunk) -> str:

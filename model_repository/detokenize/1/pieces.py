@@ -20,8 +20,9 @@ _METASPACE = "▁"
 class Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        specification = json.loads(tokenizer.to_str())
-        decoders = list(_flatten(specification.get("decoder")))
+        # The whole tokenizer as JSON would be as large as its vocabulary.
+        decoder = tokenizer.decoder
+        decoders = list(_flatten(json.loads(decoder.__getstate__()) if decoder is not None else None))
         kinds = {decoder["type"] for decoder in decoders}
         self._byte_level = "ByteLevel" in kinds
         self._byte_fallback = "ByteFallback" in kinds
@@ -29,7 +30,8 @@ class Pieces:
             decoder["type"] == "Replace" and decoder["pattern"] == {"String": _METASPACE} for decoder in decoders
         )
         # Added tokens are spelled as they are.
-        self._added: dict[int, str] = {token["id"]: token["content"] for token in specification.get("added_tokens", [])}
+        added = tokenizer.get_added_tokens_decoder()
+        self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
         # Bounded by the vocabulary.
         self._known: dict[int, tuple[str, bytes]] = {}
 

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from tokenizers import Tokenizer
 from tritonlm import logs
 from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, TritonLMError
 from tritonlm.contract.adapter import (
@@ -26,6 +25,7 @@ from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
 from tritonlm.contract.parts import language_model_of
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
 from tritonlm.hub import checkpoint_folder
+from tritonlm.tokenizer import load_decoder
 
 from .account import Accounts
 from .engine.config import EngineConfig
@@ -49,7 +49,7 @@ class TritonPythonModel:
         self._runners = [open_runner(folder, self._config, device) for device in choose_devices(self._config.device)]
         checkpoint = Checkpoint(folder)
         self._folder, self._loaded = folder, checkpoint.fingerprint()
-        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+        tokenizer = load_decoder(checkpoint)
 
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
-from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, SamplingParameters
+from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, SamplingParameters
 from tritonlm.contract.adapter import text_of
 from tritonlm.contract.tensors import EXCLUDE_INPUT, INPUT_IDS, MESSAGES, SAMPLING_PARAMETERS, STREAM, TEXT_INPUT, Array
+from tritonlm.tokenizer import load_tokenizer
 
 from .chat import ChatTemplate, read_messages
 from .limits import Limits
@@ -105,10 +106,7 @@ class PromptEncoder:
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{checkpoint.tokenizer_file} cannot be read: {error}") from error
+    tokenizer = load_tokenizer(checkpoint)
     # Settings of its training, saved along: they would shorten prompts without a word.
     tokenizer.no_truncation()
     tokenizer.no_padding()
