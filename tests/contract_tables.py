@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from engine.config import EngineConfig, environment_name  # noqa: E402
-from engine.metrics import MEASURES  # noqa: E402
+from engine.monitoring.metrics import MEASURES  # noqa: E402
 from fakes.fake_transport import FakeTransport  # noqa: E402
 from tritonlm import AsyncClient  # noqa: E402
 from tritonlm.contract import SamplingParameters, tensors  # noqa: E402

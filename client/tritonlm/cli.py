@@ -18,8 +18,8 @@ from tritonlm import __version__
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
+from tritonlm.serving.placeholder import Reception
 from tritonlm.serving.ports import check_port
-from tritonlm.serving.reception import Reception
 from tritonlm.serving.settings import env_name, option_name, read_any
 
 # The other commands: a file of `tritonlm.commands`, and what in it is the command, or a Typer with several.

@@ -24,7 +24,7 @@ from rich.table import Table
 
 # isort: split
 # Only from here on this name is the engine's package.
-from engine import logit_filters
+from engine.sampling import logit_filters
 
 VOCABULARY, TURNS = 50_257, 9
 WAYS = {

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 from engine.config import EngineConfig  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.request import Request  # noqa: E402
-from engine.runners import open_runner  # noqa: E402
+from engine.runners.select import open_runner  # noqa: E402
 
 # The engine has torch sum alike wherever a row lies, which costs some speed: transformers, beside it, is to go without.
 os.environ.pop("MKL_CBWR", None)

@@ -25,13 +25,13 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 from tritonlm import AsyncClient
+from tritonlm.client.stream import AsyncStream
 from tritonlm.serving import Settings, paths
 from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.control import TritonControl, bounded
 from tritonlm.serving.gateway import LocalGateway
-from tritonlm.serving.reception import Reception
+from tritonlm.serving.placeholder import Reception
 from tritonlm.serving.supervisor import prepare, start
-from tritonlm.stream import AsyncStream
 
 LM = "abacus"
 LOAD_SECONDS = 120.0

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import serving
-from engine import outcome
-from engine.native.runner import PARTS, NativeRunner
+from engine.output import step_output as outcome
+from engine.runners.native.runner import PARTS, NativeRunner
 from load import measure, prompts_of
 from rich.console import Console
 from rich.table import Table

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import pytest
 from fakes.fake_transport import LM, FakeTransport
 from tritonlm import AsyncClient, Client
+from tritonlm.client.stream import AsyncStream
+from tritonlm.client.sync import Stream
+from tritonlm.client.types import Completion
 from tritonlm.contract import (
     Cancelled,
     Draining,
@@ -22,9 +25,6 @@ from tritonlm.contract import (
     TritonLMError,
     Unavailable,
 )
-from tritonlm.stream import AsyncStream
-from tritonlm.sync import Stream
-from tritonlm.types import Completion
 
 T = TypeVar("T")
 

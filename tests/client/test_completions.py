@@ -11,9 +11,9 @@ from fakes.fake_transport import LM, FakeTransport
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonlm import AsyncClient
+from tritonlm.client.stream import AsyncStream
+from tritonlm.client.types import ChatCompletion, Completion
 from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered
-from tritonlm.stream import AsyncStream
-from tritonlm.types import ChatCompletion, Completion
 
 T = TypeVar("T")
 CHAT = [{"role": "user", "content": "tell me"}]

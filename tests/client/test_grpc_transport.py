@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonlm.client.transport import Call, Prompt
+from tritonlm.client.transport.grpc_transport import GrpcTransport, Parts
 from tritonlm.contract import Unavailable
 from tritonlm.contract.tensors import REPORT
-from tritonlm.transport import Call, Prompt
-from tritonlm.transport.grpc_transport import GrpcTransport, Parts
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

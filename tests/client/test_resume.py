@@ -10,11 +10,11 @@ from fakes.fake_transport import LM, FakeTransport
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonlm import AsyncClient
-from tritonlm.choice import Choice
+from tritonlm.client.choice import Choice
+from tritonlm.client.stream import AsyncStream
+from tritonlm.client.transport import Call, Prompt
+from tritonlm.client.types import Completion
 from tritonlm.contract import Broken, Draining, EngineFailure, QueueFull, TritonLMError, Unavailable
-from tritonlm.stream import AsyncStream
-from tritonlm.transport import Call, Prompt
-from tritonlm.types import Completion
 
 FAULTS = (Broken("died"), Unavailable("lost"))
 
@@ -56,7 +56,7 @@ def test_a_stream_that_breaks_anywhere_is_as_if_it_had_not(
             assert call.parameters.get("seed") == 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tritonlm.resume._FIRST_PAUSE_SECONDS", 0.0)
+        patch.setattr("tritonlm.client.resume._FIRST_PAUSE_SECONDS", 0.0)
         asyncio.run(compare())
 
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
+from tritonlm.client.transport import watch
+from tritonlm.client.transport.watch import Watch, Watched
 from tritonlm.contract import Broken, EngineFailure, TritonLMError, Unavailable
-from tritonlm.transport import watch
-from tritonlm.transport.watch import Watch, Watched
 
 
 @pytest.fixture(autouse=True)

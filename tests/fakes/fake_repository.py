@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tritonlm.client.transport import Call, Listed
+from tritonlm.client.types import Piece
 from tritonlm.contract import ModelNotFound, NoRoom, NotLoaded
 from tritonlm.contract.control import RETIRE, STATUS, Command
-from tritonlm.transport import Call, Listed
-from tritonlm.types import Piece
 
 from .fake_transport import FakeTransport
 

@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tritonlm.client.transport import Call, Embedded, Listed, Prompt
+from tritonlm.client.types import Logprob, Piece, TopLogprob
 from tritonlm.contract import (
     ContextLengthExceeded,
     InvalidRequest,
@@ -25,8 +27,6 @@ from tritonlm.contract import (
     Unavailable,
 )
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, RETIRE, STATUS, Command
-from tritonlm.transport import Call, Embedded, Listed, Prompt
-from tritonlm.types import Logprob, Piece, TopLogprob
 
 LM = "fake"
 CONTEXT = 512

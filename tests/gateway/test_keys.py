@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from fakes.fake_transport import LM
+from tritonlm.access.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
 from tritonlm.gateway.scopes import OPEN, scope_of
 from tritonlm.gateway.serve import check_door, is_loopback
 from tritonlm.gateway.settings import GatewaySettings
-from tritonlm.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
 from tritonlm.serving import ServingError
 
 from .conftest import Gateway, running_gateway

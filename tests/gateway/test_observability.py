@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fakes.collector import collecting
 from prometheus_client.parser import text_string_to_metric_families
-from tritonlm import logs, tracing
+from tritonlm.observability import logs, tracing
 from tritonlm.serving.repairs import Repairs, read_repairs
 
 from .conftest import Gateway, running_gateway

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakes.fake_transport import LM
-from tritonlm.keys import KeyFile, Limits
+from tritonlm.access.keys import KeyFile, Limits
 
 from .conftest import WAIT_SECONDS, running_gateway
 

@@ -15,10 +15,10 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tritonlm import AsyncClient
+from tritonlm.access.keys import SCOPES, KeyFile, Limits
 from tritonlm.gateway.app import create_app
 from tritonlm.gateway.scopes import OPEN, scope_of
 from tritonlm.gateway.settings import GatewaySettings
-from tritonlm.keys import SCOPES, KeyFile, Limits
 
 from .conftest import Gateway, running_gateway
 

@@ -9,7 +9,7 @@ import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from engine.native import build
+from engine.runners.native import build
 
 # The last two are processors of the last ten years, and any that there is. But for this machine's own they need no
 # speed, and compile in half the time.

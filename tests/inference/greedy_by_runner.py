@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "model_repository" 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.config import EngineConfig
-from engine.runners import open_runner
-from engine.scheduler import Slice
+from engine.runners.select import open_runner
+from engine.scheduling.scheduler import Slice
 from fakes.sequences import Sequence
 
 STEPS, PROMPT = 40, [5, 17, 300, 2]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.model_runner import choose_devices
 from engine.request import Request
-from engine.runners import open_runner
+from engine.runners.interface import choose_devices
+from engine.runners.select import open_runner
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM
 from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TokenLogprob, TritonLMError

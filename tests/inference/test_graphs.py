@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine import graphs
 from engine.engine import Engine
-from engine.graph_runner import GraphRunner
-from engine.model_runner import Computed
-from engine.scheduler import Slice
+from engine.runners import graphs
+from engine.runners.graph_runner import GraphRunner
+from engine.runners.interface import Computed
+from engine.scheduling.scheduler import Slice
 from fakes.sequences import Sequence
 from hypothesis import given
 from hypothesis import strategies as st

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from engine.engine import Engine
-from engine.native.runner import NativeRunner
+from engine.runners.native.runner import NativeRunner
 
 from .harness import Collected, make_engine, run, save_model, step, submit
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from engine.config import EngineConfig
 from engine.memory import resident_memory
-from engine.model_runner import ModelRunner
+from engine.runners.reference import ReferenceRunner
 from tritonlm.contract import CheckpointError
 
 from .harness import save_model
@@ -43,7 +43,7 @@ def test_pickled_weights_alone_are_not_opened(folder: Path, tmp_path: Path) -> N
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harm(tmp_path / "trace")))
     with pytest.raises(CheckpointError, match=r"no \*.safetensors weights; pickled weights are not loaded: save it"):
-        ModelRunner(folder, CONFIG)
+        ReferenceRunner(folder, CONFIG)
     assert not (tmp_path / "trace").exists()
 
 
@@ -58,10 +58,10 @@ def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path, model_t
     )
     if model_type == "evil":
         with pytest.raises(CheckpointError, match="cannot be loaded"):
-            ModelRunner(folder, CONFIG)
+            ReferenceRunner(folder, CONFIG)
     else:
         # transformers has a class of its own for this type, and that is taken.
-        assert ModelRunner(folder, CONFIG).vocab_size == 96
+        assert ReferenceRunner(folder, CONFIG).vocab_size == 96
     assert not trace.exists()
 
 
@@ -80,7 +80,7 @@ def test_absurd_sizes_are_refused_before_they_cost_anything(folder: Path, values
     change(folder, **values)
     before = resident_memory()
     with pytest.raises(CheckpointError, match=said):
-        ModelRunner(folder, CONFIG)
+        ReferenceRunner(folder, CONFIG)
     assert resident_memory() - before < 500 * 2**20
 
 
@@ -88,12 +88,12 @@ def test_weights_that_were_cut_short_are_told(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        ModelRunner(folder, CONFIG)
+        ReferenceRunner(folder, CONFIG)
 
 
 def test_a_context_beyond_all_memory_is_told_and_can_be_lowered(tmp_path: Path) -> None:
     folder = save_model("llama", tmp_path / "lm")
     change(folder, max_position_embeddings=10**9)
     with pytest.raises(CheckpointError, match="not enough memory for the KV cache: 1000000000 tokens need"):
-        ModelRunner(folder, CONFIG)
-    assert ModelRunner(folder, replace(CONFIG, max_context_tokens=128)).context_length == 128
+        ReferenceRunner(folder, CONFIG)
+    assert ReferenceRunner(folder, replace(CONFIG, max_context_tokens=128)).context_length == 128

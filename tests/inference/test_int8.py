@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from engine.config import EngineConfig
-from engine.model_runner import ModelRunner, Runner
-from engine.native.runner import NativeRunner
-from engine.native.weights import in_bytes
-from engine.runners import open_runner
-from engine.scheduler import Slice
+from engine.runners.interface import Runner
+from engine.runners.native.runner import NativeRunner
+from engine.runners.native.weights import in_bytes
+from engine.runners.reference import ReferenceRunner
+from engine.runners.select import open_runner
+from engine.scheduling.scheduler import Slice
 from fakes.sequences import Sequence, every_logits
 from fakes.tiny_lm import make_checkpoint
 from hypothesis import given
@@ -84,7 +85,7 @@ def test_it_computes_what_the_rounded_numbers_give(tmp_path: Path, dtype: str, f
     save_file(weights, rounded / "model.safetensors", metadata={"format": "pt"})
     config = config_of(dtype, "int8")
     ours = NativeRunner(folder, config, CPU, getattr(torch, dtype), library_of(form))
-    theirs = ModelRunner(rounded, config_of("float32", "full", runner="reference"))
+    theirs = ReferenceRunner(rounded, config_of("float32", "full", runner="reference"))
     for name, module in theirs._model.named_modules():
         if name.endswith(("c_attn", "c_proj", "c_fc", "lm_head")):
             module.register_forward_pre_hook(rounded_rows)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine import kv_cache, memory, model_runner
+from engine import memory
 from engine.config import EngineConfig
-from engine.kv_cache import LIKELY_TOKENS, LayerShape, cache_size
 from engine.memory import resident_memory
+from engine.runners import interface, kv_cache
+from engine.runners.kv_cache import LIKELY_TOKENS, LayerShape, cache_size
 from tritonlm.contract import CheckpointError
 
 from .harness import Collected, make_engine, run, save_model, submit
@@ -103,7 +104,7 @@ def test_two_engines_share_a_budget_that_two_whole_pools_would_exceed(
     """Both start; one grows by what is left, the other is refused, and its requests wait or are preempted; all end."""
     # As if the process took so much and no more: here both engines are in one, beside whatever else the tests hold.
     process, block = 2 << 20, 4 * 2 * 2 * 64 * 4
-    monkeypatch.setattr(model_runner, "resident_memory", lambda: process)
+    monkeypatch.setattr(interface, "resident_memory", lambda: process)
     monkeypatch.setattr(memory, "_EXTENT_BYTES", 8 * block)
     monkeypatch.setattr(memory.tempfile, "tempdir", str(tmp_path))
     whole, least = 8 * 64 * block, 64 * block

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 from engine.config import EngineConfig
-from engine.model_runner import ModelRunner
-from engine.native import build
-from engine.native.runner import NativeRunner, why_not
-from engine.native.weights import packed
-from engine.runners import open_runner
-from engine.scheduler import Slice
+from engine.runners.native import build
+from engine.runners.native.runner import NativeRunner, why_not
+from engine.runners.native.weights import packed
+from engine.runners.reference import ReferenceRunner
+from engine.runners.select import open_runner
+from engine.scheduling.scheduler import Slice
 from fakes.sequences import Sequence, every_logits
 from fakes.tiny_lm import make_checkpoint
 from safetensors.torch import load_file, save_file
@@ -103,7 +103,7 @@ def whole(found: list[Sequence], lengths: tuple[int, ...]) -> list[Any]:
 def test_logits_are_those_of_transformers(folder: Path, library: ctypes.CDLL, dtype: str) -> None:
     ours = runner_of(folder, dtype, library)
     # In bfloat16 ours keeps float32 between the products, so float32 is what both are held to.
-    theirs = ModelRunner(folder, config_of("float32"))
+    theirs = ReferenceRunner(folder, config_of("float32"))
     lengths = (1, 5, 17, 33)
     plan = whole(sequences(0, *lengths), lengths)
     expected, found = (every_logits(runner, plan) for runner in (theirs, ours))
@@ -113,7 +113,7 @@ def test_logits_are_those_of_transformers(folder: Path, library: ctypes.CDLL, dt
     assert (ours.forward(plan).hidden - theirs.forward(plan).hidden).abs().max() < (1e-3 if dtype == "float32" else 0.5)
     if dtype == "bfloat16":
         # Not further away than Hugging Face's own bfloat16.
-        rounded = every_logits(ModelRunner(folder, config_of("bfloat16", runner="reference")), plan).float()
+        rounded = every_logits(ReferenceRunner(folder, config_of("bfloat16", runner="reference")), plan).float()
         assert apart <= 1.5 * (rounded - expected).abs().max() / spread
     ours.close()
 
@@ -226,9 +226,9 @@ def test_weights_without_numbers_give_logits_without_numbers(folder: Path, tmp_p
 
 def test_what_the_kernels_cannot_compute_is_left_to_the_reference(tmp_path: Path, folder: Path) -> None:
     assert isinstance(open_runner(folder, config_of("float32"), CPU), NativeRunner)
-    assert isinstance(open_runner(folder, config_of("float32", runner="reference"), CPU), ModelRunner)
+    assert isinstance(open_runner(folder, config_of("float32", runner="reference"), CPU), ReferenceRunner)
     other = make_checkpoint(tmp_path / "other", n_embd=48, n_head=4, n_layer=1)
-    assert isinstance(open_runner(other, config_of("float32"), CPU), ModelRunner)
+    assert isinstance(open_runner(other, config_of("float32"), CPU), ReferenceRunner)
     with pytest.raises(CheckpointError, match=r"runner native cannot serve .*: its widths are not multiples of 32"):
         open_runner(other, config_of("float32", runner="native"), CPU)
 
@@ -279,7 +279,7 @@ def test_without_a_compiler_torch_computes(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setenv("PATH", str(tmp_path))
     try:
-        assert isinstance(open_runner(folder, config_of("float32"), CPU), ModelRunner)
+        assert isinstance(open_runner(folder, config_of("float32"), CPU), ReferenceRunner)
         with pytest.raises(CheckpointError, match="cannot be compiled here"):
             open_runner(folder, config_of("float32", runner="native"), CPU)
     finally:
@@ -307,7 +307,7 @@ def test_on_a_processor_without_avx512_all_runners_give_the_same_text(
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
     assert found["capability"] == capability.upper()
-    assert found["kinds"] == {"native": "NativeRunner", "reference": "ModelRunner"}
+    assert found["kinds"] == {"native": "NativeRunner", "reference": "ReferenceRunner"}
     assert found["ids"]["native"] == found["ids"]["reference"] == found["ids"]["transformers"]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import logit_filters
 from engine.config import EngineConfig
-from engine.logit_filters import DrawSettings
-from engine.native.runner import NativeRunner
+from engine.runners.native.runner import NativeRunner
+from engine.sampling import logit_filters
+from engine.sampling.logit_filters import DrawSettings
 from fakes.tiny_lm import make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.packed_linear import PackedLinear
+from engine.runners.packed_linear import PackedLinear
 
 HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 OUTPUTS, INPUTS = 96, 160

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import model_runner, scoring
 from engine.config import EngineConfig
-from engine.head import Head
-from engine.model_runner import ModelRunner
-from engine.native import runner as native_runner
-from engine.native.runner import NativeRunner
+from engine.runners import reference
+from engine.runners.lm_head import Head
+from engine.runners.native import runner as native_runner
+from engine.runners.native.runner import NativeRunner
+from engine.runners.reference import ReferenceRunner
+from engine.sampling import logprobs as scoring
 from fakes.tiny_lm import make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,7 +118,7 @@ def echoed(engine: Any, prompt: list[int], **wanted: Any) -> list[TokenLogprob]:
 def few_rows_at_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(scoring, "_BLOCK_BYTES", 0)
     monkeypatch.setattr(scoring, "_LEAST_WIDTH", 13)
-    for module in (model_runner, native_runner):
+    for module in (reference, native_runner):
         monkeypatch.setattr(module, "rows_at_once", lambda *_: rows)
 
 
@@ -181,7 +182,7 @@ def test_hidden_states_give_the_logits_of_the_forward_in_every_family(family: st
         config = AutoConfig.for_model(name, **{**_GROUPED, **TAILS[name]})
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
         (folder := tmp_path).joinpath("tokenizer.json").write_text("{}")
-    runner = ModelRunner(folder, EngineConfig(device="cpu", dtype="float32", max_sequences=2))
+    runner = ReferenceRunner(folder, EngineConfig(device="cpu", dtype="float32", max_sequences=2))
     assert runner._head.replays
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from engine.engine import Engine
-from engine.step_journal import StepJournal, journal_file
+from engine.monitoring.step_journal import StepJournal, journal_file
 from tritonlm.contract import RequestFailedRepeatedly
 
 from .harness import Collected, forwards, make_engine, run, save_model, submit

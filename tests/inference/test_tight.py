@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from engine.config import EngineConfig
-from engine.native import weights
-from engine.native.runner import NativeRunner
-from engine.native.weights import LANES, Packing, Tight, packed, tightened
-from engine.scheduler import Slice
+from engine.runners.native import weights
+from engine.runners.native.runner import NativeRunner
+from engine.runners.native.weights import LANES, Packing, Tight, packed, tightened
+from engine.scheduling.scheduler import Slice
 from fakes.sequences import Sequence, every_logits
 from fakes.tiny_lm import make_checkpoint
 from hypothesis import example, given, settings

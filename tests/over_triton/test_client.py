@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from tritonlm import AsyncClient, Client
+from tritonlm.client.stream import AsyncStream
+from tritonlm.client.sync import Stream
+from tritonlm.client.types import Completion
 from tritonlm.contract import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotOffered, TimedOut, Unavailable
-from tritonlm.stream import AsyncStream
-from tritonlm.sync import Stream
-from tritonlm.types import Completion
 
 from .servers import LM, Server, copy_repository, running, wait_until
 

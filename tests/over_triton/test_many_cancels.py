@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine.packed_linear import rounded_up
+from engine.runners.packed_linear import rounded_up
 from tritonlm.contract.control import CANCEL
 from tritonlm.contract.tensors import INPUT_IDS, STREAM
 

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 from contract_tables import OBSERVABILITY
-from engine.metrics import MEASURES, PREFIX
+from engine.monitoring.metrics import MEASURES, PREFIX
 from fakes.collector import collecting
 from prometheus_client.parser import text_string_to_metric_families
 

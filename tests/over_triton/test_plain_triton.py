@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from engine.native.build import CACHE
+from engine.runners.native.build import CACHE
 from tritonlm.serving.backend import assemble, find_installation
 
 from .caller import ask

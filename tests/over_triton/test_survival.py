@@ -19,8 +19,8 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonlm import Client
+from tritonlm.access.control_secret import VARIABLE
 from tritonlm.contract import InsufficientScope
-from tritonlm.secret import VARIABLE
 from tritonlm.serving import ServingError
 
 from .servers import LM, WAIT_SECONDS, copy_repository, running, wait_until

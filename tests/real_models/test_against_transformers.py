@@ -11,8 +11,8 @@ import pytest
 import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.model_runner import choose_devices
-from engine.runners import open_runner
+from engine.runners.interface import choose_devices
+from engine.runners.select import open_runner
 from fakes.models import load_module
 from inference.harness import RUNNER, Collected, run, submit
 from transformers import AutoModelForCausalLM, AutoTokenizer

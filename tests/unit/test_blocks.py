@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine.blocks import PADDING_BLOCK, BlockPool, BlockTable
+from engine.scheduling.blocks import PADDING_BLOCK, BlockPool, BlockTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import fake_pb_utils
 from fakes.fake_pb_utils import InferenceRequest, Logger, TritonError
+from tritonlm.checkpoints.hub import checkpoint_folder
 from tritonlm.contract import CheckpointError, ContextLengthExceeded, InvalidRequest, NotOffered, TritonLMError
 from tritonlm.contract.adapter import (
     error_response,
@@ -21,7 +22,6 @@ from tritonlm.contract.adapter import (
 )
 from tritonlm.contract.errors import ERRORS, from_wire
 from tritonlm.contract.tensors import INPUT_IDS, SEED, STREAM, TEXT_INPUT, TEXT_OUTPUT, Array
-from tritonlm.hub import checkpoint_folder
 
 
 def request_of(parameters: dict[str, object] | None = None, **inputs: Array) -> InferenceRequest:

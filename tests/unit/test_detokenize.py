@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine.release import TextRelease, Window
+from engine.output.release import TextRelease, Window
 from fakes.checkpoints import END, byte_level_tokenizer, write_checkpoint
 from fakes.fake_pb_utils import InferenceRequest, Logger
 from fakes.models import load_module, start_model

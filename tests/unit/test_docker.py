@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from contract_tables import ROOT, gateway_metrics_table
-from engine.metrics import MEASURES
-from engine.native import forms
+from engine.monitoring.metrics import MEASURES
+from engine.runners.native import isa_variants as forms
 from google.protobuf import text_format
 from ruamel.yaml import YAML
 from tritonclient.grpc import model_config_pb2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from engine import door
-from engine.door import Door
+from engine.scheduling import admission as door
+from engine.scheduling.admission import Door
 from tritonlm.contract import Draining, NotLoaded, QueueFull
 
 

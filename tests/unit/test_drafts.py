@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.drafts import Lookup, Trial
+from engine.scheduling.speculation import Lookup, Trial
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from engine.config import EngineConfig
-from engine.model_runner import choose_devices
+from engine.runners.interface import choose_devices
 from tritonlm.contract import CheckpointError
 
 

@@ -25,8 +25,8 @@ def test_every_rule_covers_files_that_exist() -> None:
     [
         ("model_repository/generate/1/engine/engine.py", "import triton_python_backend_utils", "speaks token ids"),
         ("model_repository/generate/1/engine/engine.py", "from tritonlm import serving", "speaks token ids"),
-        ("model_repository/generate/1/engine/scheduler.py", "def f():\n    import torch", "plain Python"),
-        ("model_repository/generate/1/engine/scheduler.py", "from .helper import x", "through"),
+        ("model_repository/generate/1/engine/scheduling/scheduler.py", "def f():\n    import torch", "plain Python"),
+        ("model_repository/generate/1/engine/scheduling/scheduler.py", "from .helper import x", "through"),
         ("model_repository/tokenize/1/model.py", "from torch import nn", "thin adapter"),
         ("client/tritonlm/contract/chunk.py", "import pydantic", "standard library and numpy"),
         ("client/tritonlm/serving/triton.py", "import torch", "processes, not tensors"),
@@ -40,6 +40,18 @@ def test_a_breach_is_told_with_file_line_and_reason(tmp_path: Path, file: str, s
     breaches = [breach for breach in check_layers.check(tmp_path) if breach.startswith(f"{file}:")]
     assert len(breaches) == 1
     assert said in breaches[0]
+
+
+@pytest.mark.parametrize("source", ["from tritonlm.b import y", "def f():\n    from . import b"])
+def test_a_circle_is_told_with_its_modules(tmp_path: Path, source: str) -> None:
+    package = tmp_path / "client" / "tritonlm"
+    package.mkdir(parents=True)
+    (package / "a.py").write_text(source, encoding="utf-8")
+    (package / "b.py").write_text("import tritonlm.c", encoding="utf-8")
+    (package / "c.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .a import z", encoding="utf-8")
+    (told,) = check_layers.check(tmp_path)
+    assert "circle" in told
+    assert all(f"client/tritonlm/{name}.py" in told for name in "abc")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine.metrics import QUEUE_SECONDS, Metrics, Rate, added
+from engine.monitoring.metrics import QUEUE_SECONDS, Metrics, Rate, added
 from hypothesis import given
 from hypothesis import strategies as st
 

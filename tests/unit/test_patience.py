@@ -13,11 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
-from tritonlm.serving import ServingError, patience, supervisor
+from tritonlm.serving import ServingError, supervisor
+from tritonlm.serving import backoff as patience
 from tritonlm.serving import child as child_module
+from tritonlm.serving.backoff import Patience
 from tritonlm.serving.child import Child
 from tritonlm.serving.control import TritonControl
-from tritonlm.serving.patience import Patience
 from tritonlm.serving.repairs import Repairs, read_repairs
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 
 import pytest
-from engine import progress as room
-from engine.progress import Progress
+from engine.monitoring import progress as room
+from engine.monitoring.progress import Progress
 
 
 class Clock:

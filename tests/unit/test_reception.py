@@ -9,7 +9,7 @@ import httpx
 import pytest
 from tritonlm.cli import app
 from tritonlm.serving import ServingError
-from tritonlm.serving.reception import Reception
+from tritonlm.serving.placeholder import Reception
 from typer.testing import CliRunner
 
 SECONDS = 20.0

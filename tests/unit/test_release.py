@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from engine.release import LONG_CONTEXT, TextRelease, Window
+from engine.output.release import LONG_CONTEXT, TextRelease, Window
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_zoo import PIECES, TEXT, TOKENIZERS, byte_ids, byte_level, decode, split, token_id

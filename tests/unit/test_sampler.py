@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import logit_filters, sampler, scoring
-from engine.logit_filters import DrawSettings, draw
-from engine.sampler import Sampled, SamplingState, sample, uniform
-from engine.scoring import score
+from engine.sampling import logit_filters, sampler
+from engine.sampling import logprobs as scoring
+from engine.sampling.logit_filters import DrawSettings, draw
+from engine.sampling.logprobs import score
+from engine.sampling.sampler import Sampled, SamplingState, sample, uniform
 from transformers.generation import (
     LogitsProcessorList,
     MinPLogitsWarper,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from engine.blocks import BlockPool
-from engine.drafts import Lookup
 from engine.request import Request
-from engine.scheduler import Scheduler, Slice
-from engine.step_budget import StepBudget
+from engine.scheduling.blocks import BlockPool
+from engine.scheduling.scheduler import Scheduler, Slice
+from engine.scheduling.speculation import Lookup
+from engine.scheduling.step_budget import StepBudget
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonlm.contract import GenerationRequest, SamplingParameters

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes.checkpoints import write_checkpoint
-from tritonlm import secret
+from tritonlm.access import control_secret as secret
 from tritonlm.cli import app
 from tritonlm.serving import ServingError, Settings, preflight
 from tritonlm.serving.backend import PYTHON, Installation, assemble, find_installation, missing_libraries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.step_budget import StepBudget
+from engine.scheduling.step_budget import StepBudget
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,8 +15,8 @@ import pytest
 from fakes.checkpoints import write_checkpoint
 from tokenizer_zoo import PIECES, TOKENIZERS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tritonlm.checkpoints.tokenizer import load_decoder, load_tokenizer, with_merges_as_lines, without_merges
 from tritonlm.contract import Checkpoint, CheckpointError
-from tritonlm.tokenizer import load_decoder, load_tokenizer, with_merges_as_lines, without_merges
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of a process that holds the tokenizer of 262,144 tokens.

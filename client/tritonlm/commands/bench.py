@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
 from tritonlm.contract import TritonLMError
 from tritonlm.serving import terminal
 

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tritonlm.client import DEFAULT_URL
+from tritonlm.client.async_client import DEFAULT_URL
+from tritonlm.client.sync import Client
+from tritonlm.client.types import ModelList
 from tritonlm.contract import InvalidRequest, ModelNotFound, TritonLMError, Unavailable
 from tritonlm.serving import ServingError, terminal
-from tritonlm.sync import Client
-from tritonlm.types import ModelList
 
 FAILED, MISUSED, UNREACHABLE = 1, 2, 3
 # Colours and boxes on a terminal only; rich sees to it.

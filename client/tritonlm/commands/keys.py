@@ -1,4 +1,4 @@
-"""`tritonlm keys create, list, revoke`: who may call the gateway. The rules are `tritonlm.keys`' own."""
+"""`tritonlm keys create, list, revoke`: who may call the gateway. The rules are `tritonlm.access.keys`' own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tritonlm.keys import INFER, Key, KeyFile, KeysError, Limits
+from tritonlm.access.keys import INFER, Key, KeyFile, KeysError, Limits
 from tritonlm.serving import paths, terminal
 
 from .common import MISUSED, AsJson, console, notes, print_json

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tritonlm.types import Model
+from tritonlm.client.types import Model
 
 from .common import FAILED, AsJson, Triton, connected, console, notes, print_json
 from .watch import watch

@@ -91,7 +91,7 @@ def _bring_up_to_date(file: Path) -> None:
 def _fetched(entry: Entry) -> Entry:
     if entry.hf_repo is None:
         return entry
-    from tritonlm.hub import fetch  # noqa: PLC0415 (slow to import)
+    from tritonlm.checkpoints.hub import fetch  # noqa: PLC0415 (slow to import)
 
     with notes.status(f"fetching {entry.hf_repo} …"):
         found = fetch(f"{HUB}{entry.hf_repo}@{entry.revision or 'main'}")

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from tritonlm.client.sync import Client, Stream
+from tritonlm.client.types import Completion
 from tritonlm.contract import InvalidRequest
-from tritonlm.sync import Client, Stream
-from tritonlm.types import Completion
 
 from .common import AsJson, Triton, connected, model_or_first, notes, print_json
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
-from tritonlm.sync import Client
+from tritonlm.client.sync import Client
 
 from .common import console, print_json
 

@@ -91,7 +91,7 @@ def model_parameters(args: Mapping[str, str]) -> dict[str, str]:
 
 
 def named_checkpoint(args: Mapping[str, str]) -> str:
-    """The checkpoint as a model's config.pbtxt names it (see `tritonlm.hub`)."""
+    """The checkpoint as a model's config.pbtxt names it (see `tritonlm.checkpoints.hub`)."""
     named = model_parameters(args).get("checkpoint")
     if not named:
         raise CheckpointError('config.pbtxt names no checkpoint; add the parameter "checkpoint", such as ../abacus/1')

@@ -11,14 +11,14 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tritonlm.access.keys import KeyRing, Limits
 from tritonlm.contract import InsufficientScope, InvalidKey, TritonLMError
-from tritonlm.keys import KeyRing, Limits
 
 from . import metrics
 from .admission import Admission
-from .allowance import Allowance, Caller
 from .errors import response_of
 from .middleware import context_of
+from .quota import Allowance, Caller
 from .scopes import is_open, is_work, scope_of
 from .settings import GatewaySettings
 

@@ -16,8 +16,8 @@ from fastapi import Request
 from fastapi.responses import Response
 from sse_starlette import EventSourceResponse
 
-from tritonlm.stream import AsyncStream
-from tritonlm.types import CompletionUsage, EmbeddingUsage, Result
+from tritonlm.client.stream import AsyncStream
+from tritonlm.client.types import CompletionUsage, EmbeddingUsage, Result
 
 from .errors import body_of
 from .history import CANCELLED, COMPLETED, FAILED, PROCESSING, Entry

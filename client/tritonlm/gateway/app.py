@@ -11,19 +11,19 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 import tritonlm
-from tritonlm.client import AsyncClient
-from tritonlm.keys import KeyFile, KeyRing
+from tritonlm.access.keys import KeyFile, KeyRing
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.observability.tracing import Tracing
 from tritonlm.serving.repairs import read_repairs
-from tritonlm.tracing import Tracing
 
 from . import errors
 from .access import Access
 from .admission import Admission
-from .allowance import Allowance
 from .history import History
 from .loading import Loader
 from .metrics import Looks
 from .middleware import REQUEST_ID, Surroundings
+from .quota import Allowance
 from .routes import jobs, models, older, openai, playground, tools, usage
 from .settings import GatewaySettings
 from .training import Training

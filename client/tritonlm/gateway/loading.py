@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import Model, ModelList
 from tritonlm.contract import ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
-from tritonlm.types import Model, ModelList
 
-from .residence import Residence
+from .residency import Residence
 from .settings import GatewaySettings
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
 import tritonlm
-from tritonlm.observer import Observer
-from tritonlm.types import CompletionUsage
+from tritonlm.client.observer import Observer
+from tritonlm.client.types import CompletionUsage
 
 REGISTRY = CollectorRegistry()
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

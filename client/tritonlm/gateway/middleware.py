@@ -16,8 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tritonlm.tracing import TRACEPARENT, Tracing, current, name_of
-from tritonlm.types import CompletionUsage
+from tritonlm.client.types import CompletionUsage
+from tritonlm.observability.tracing import TRACEPARENT, Tracing, current, name_of
 
 from . import metrics
 

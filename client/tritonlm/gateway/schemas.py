@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
+from tritonlm.client.sequences import CLIENTS_OWN, MAX_SEQUENCES
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
-from tritonlm.sequences import CLIENTS_OWN, MAX_SEQUENCES
 
 _NULL = {"type": "null"}
 

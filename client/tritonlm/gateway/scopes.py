@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritonlm.keys import ADMIN, INFER, METRICS
+from tritonlm.access.keys import ADMIN, INFER, METRICS
 
 # A supervisor has no key and must be able to look.
 OPEN = ("/health/live", "/health/ready")

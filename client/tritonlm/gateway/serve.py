@@ -17,16 +17,16 @@ import uvicorn
 from limits.errors import ConfigurationError
 from sse_starlette.sse import AppStatus
 
-from tritonlm import logs, tracing
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
 from tritonlm.contract.priority import step_back
+from tritonlm.observability import logs, tracing
 from tritonlm.serving import ServingError, paths
 
 from .admission import Admission
-from .allowance import Allowance
 from .app import create_app, key_ring
 from .metrics import Counting
 from .protocol import BoundedProtocol
+from .quota import Allowance
 from .settings import GatewaySettings
 
 _POLL_SECONDS = 0.05

@@ -3,7 +3,7 @@
 It knows plans, processes and files; training itself happens in the child (`tritonlm train`), HTTP is the gateway's.
 """
 
-from .keeper import JobKeeper
+from .manager import JobKeeper
 from .store import Job, JobStore
 
 __all__ = ["Job", "JobKeeper", "JobStore"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tritonlm import secret
+from tritonlm.access import control_secret as secret
 from tritonlm.contract import Broken, Chunk
 from tritonlm.contract.control import PING, Command
 from tritonlm.contract.errors import from_wire

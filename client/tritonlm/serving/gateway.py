@@ -11,8 +11,8 @@ import httpx
 from . import paths
 from .child import Child
 from .errors import ServingError
+from .placeholder import Reception
 from .ports import reachable_host
-from .reception import Reception
 from .repairs import file_of
 from .settings import Settings
 

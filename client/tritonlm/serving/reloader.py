@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 
+from tritonlm.client.sync import Client
 from tritonlm.contract import TritonLMError
-from tritonlm.sync import Client
 
 from . import terminal
 from .ports import reachable_host

@@ -18,13 +18,13 @@ from tritonlm.contract.control import DRAIN, STATUS, Command
 
 from . import preflight, terminal
 from .backend import assemble, find_installation
+from .backoff import Patience
 from .catalogue import Catalogue, catalogue
 from .child import Child
 from .control import TritonControl
 from .errors import NoAnswer, ServingError
 from .gateway import LocalGateway
-from .patience import Patience
-from .reception import Reception
+from .placeholder import Reception
 from .reloader import Reloader
 from .repairs import Repairs, file_of
 from .repository import LanguageModel, compile_code

@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from tritonlm import secret
+from tritonlm.access import control_secret as secret
 
 from . import paths
 from .backend import Installation

@@ -17,9 +17,9 @@ import httpx
 import psutil
 
 from . import terminal
+from .backoff import Patience
 from .control import TritonControl
 from .errors import ServingError
-from .patience import Patience
 from .repairs import Repairs
 
 _PING_EVERY_SECONDS = 1.0

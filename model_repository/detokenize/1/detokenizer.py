@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tritonlm.checkpoints.tokenizer import load_decoder
 from tritonlm.contract import Checkpoint, Chunk, TokenLogprob
-from tritonlm.tokenizer import load_decoder
 
 from .offsets import TokenPlaces
 from .pieces import Pieces

@@ -11,7 +11,8 @@ import time
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from tritonlm import logs
+from tritonlm.checkpoints.hub import checkpoint_folder
+from tritonlm.checkpoints.tokenizer import load_decoder
 from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, TritonLMError
 from tritonlm.contract.adapter import (
     error_response,
@@ -24,19 +25,18 @@ from tritonlm.contract.adapter import (
 from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
 from tritonlm.contract.parts import language_model_of
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
-from tritonlm.hub import checkpoint_folder
-from tritonlm.tokenizer import load_decoder
+from tritonlm.observability import logs
 
-from .account import Accounts
 from .engine.config import EngineConfig
-from .engine.door import RETIRED_SECONDS
 from .engine.engine import Engine
 from .engine.fleet import together
-from .engine.model_runner import choose_devices
+from .engine.monitoring.step_journal import StepJournal, journal_file
 from .engine.request import Item, Request
-from .engine.runners import open_runner
-from .engine.step_journal import StepJournal, journal_file
-from .publisher import Publisher
+from .engine.runners.interface import choose_devices
+from .engine.runners.select import open_runner
+from .engine.scheduling.admission import RETIRED_SECONDS
+from .metrics_exporter import Publisher
+from .request_log import Accounts
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 

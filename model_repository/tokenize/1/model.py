@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from tritonlm.checkpoints.hub import checkpoint_folder
 from tritonlm.contract import Checkpoint
 from tritonlm.contract.adapter import (
     error_response,
@@ -18,7 +19,6 @@ from tritonlm.contract.adapter import (
 )
 from tritonlm.contract.priority import step_back
 from tritonlm.contract.tensors import PROMPT_IDS, REQUEST
-from tritonlm.hub import checkpoint_folder
 
 from .limits import Limits
 from .prompt import RequestReader

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
+from tritonlm.checkpoints.tokenizer import load_tokenizer
 from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, SamplingParameters
 from tritonlm.contract.adapter import text_of
 from tritonlm.contract.tensors import EXCLUDE_INPUT, INPUT_IDS, MESSAGES, SAMPLING_PARAMETERS, STREAM, TEXT_INPUT, Array
-from tritonlm.tokenizer import load_tokenizer
 
 from .chat import ChatTemplate, read_messages
 from .limits import Limits

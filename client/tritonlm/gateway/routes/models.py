@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import Model
 from tritonlm.contract import ModelNotFound
-from tritonlm.types import Model
 
 from ..answers import as_json
 from ..errors import RESPONSES

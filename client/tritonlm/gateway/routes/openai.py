@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import ChatCompletion, Completion, Embeddings, Model, ModelList
 from tritonlm.contract import NotOffered
-from tritonlm.types import ChatCompletion, Completion, Embeddings, Model, ModelList
 
 from ..answers import OPENAI, Shape, answer, as_json
 from ..errors import RESPONSES

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse,
 from pydantic import BaseModel
 
 import tritonlm
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import Health
 from tritonlm.contract import TritonLMError
-from tritonlm.types import Health
 
 from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from ..allowance import Allowance
 from ..errors import RESPONSES
+from ..quota import Allowance
 
 
 class KeyUsage(BaseModel):

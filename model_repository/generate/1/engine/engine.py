@@ -25,24 +25,24 @@ from tritonlm.contract import (
 )
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
 
-from .ahead import Ahead, AheadRunner
-from .answer import CANCELLED, TIMEOUT, Answer, Decode
-from .blocks import BlockPool
 from .config import EngineConfig
-from .delivery import Delivery
-from .door import Door
-from .drafts import Lookup, Trial
-from .embedding import PooledPrompt
-from .metrics import DECODE_SECONDS, PREFILL_SECONDS, QUEUE_SECONDS, STEP_SECONDS, STEP_SEQUENCES, Metrics
-from .model_runner import Runner
-from .outcome import Outcome
-from .progress import Progress
-from .reports import SLOW_STEP_SECONDS, Reports
+from .monitoring.metrics import DECODE_SECONDS, PREFILL_SECONDS, QUEUE_SECONDS, STEP_SECONDS, STEP_SEQUENCES, Metrics
+from .monitoring.progress import Progress
+from .monitoring.reports import SLOW_STEP_SECONDS, Reports
+from .monitoring.step_journal import StepJournal, fingerprint
+from .output.delivery import Delivery
+from .output.embedding import PooledPrompt
+from .output.sequence_output import CANCELLED, TIMEOUT, Answer, Decode
+from .output.step_output import Outcome
 from .request import Item, Request
-from .sampler import SamplingState
-from .scheduler import Scheduler, Slice
-from .step_budget import StepBudget
-from .step_journal import StepJournal, fingerprint
+from .runners.async_step import Ahead, AheadRunner
+from .runners.interface import Runner
+from .sampling.sampler import SamplingState
+from .scheduling.admission import Door
+from .scheduling.blocks import BlockPool
+from .scheduling.scheduler import Scheduler, Slice
+from .scheduling.speculation import Lookup, Trial
+from .scheduling.step_budget import StepBudget
 
 _log = logging.getLogger("tritonlm.engine")
 _IDLE_SECONDS = 0.25

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, KNOWN, Command
 
 from .engine import Engine
-from .metrics import added
-from .reports import COUNTERS
+from .monitoring.metrics import added
+from .monitoring.reports import COUNTERS
 from .request import Request
 
 Report = dict[str, Any]

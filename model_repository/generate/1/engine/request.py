@@ -14,7 +14,7 @@ from typing import Any
 from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TritonLMError
 from tritonlm.contract.embedding import Embedding
 
-from .blocks import BlockTable
+from .scheduling.blocks import BlockTable
 
 # What goes to the caller: chunks, of which the last has a finish reason, or one error. `last` marks the end.
 Item = Chunk | Embedding | TritonLMError

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
 
 from ...errors import RESPONSES
 from ...settings import GatewaySettings

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import Completion, Model
 from tritonlm.contract import InvalidRequest
 from tritonlm.jobs.store import RUNNING
-from tritonlm.types import Completion, Model
 
 from ...answers import Shape
 from ...middleware import Context

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from tritonlm.client import AsyncClient
-from tritonlm.types import ChatCompletion, Completion
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import ChatCompletion, Completion
 
 from ...answers import Shape, answer
 from ...middleware import Context, context_of

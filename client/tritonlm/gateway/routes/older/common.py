@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
 from tritonlm.contract import Unavailable
 
 from ...schemas import Integer

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tritonlm.client import AsyncClient
-from tritonlm.types import Completion
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import Completion
 
 from ...answers import Shape
 from ...middleware import Context

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from tritonlm.client import AsyncClient
+from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.types import Completion
 from tritonlm.contract import ModelNotFound
-from tritonlm.types import Completion
 
 from ...schemas import CompletionRequest
 from ...settings import GatewaySettings

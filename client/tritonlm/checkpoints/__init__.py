@@ -1,0 +1,1 @@
+"""Checkpoints on disk: where they come from, and their tokenizers. It knows no torch."""

@@ -1,0 +1,208 @@
+"""From a call's pieces to OpenAI's objects, whole or chunk by chunk. It does no input or output.
+
+A builder belongs to one call. `chunk` takes pieces as they come, from all sequences in any order; `whole` takes all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from tritonlm.client.sequences import Plan, usage_of
+from tritonlm.client.types import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    ChatTokenLogprob,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionUsage,
+    FinishReason,
+    Logprob,
+    Piece,
+)
+from tritonlm.contract import Cancelled, EngineFailure, TimedOut
+
+_TEXT, _CHAT, _CHAT_CHUNK = "text_completion", "chat.completion", "chat.completion.chunk"
+
+
+class _Builder:
+    """What completions and chats share: order, ends, usage."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._last: dict[int, Piece] = {}
+        # Characters of each sequence's text that have been given.
+        self._given: dict[int, int] = {}
+
+    def _take(self, sequence: int, piece: Piece) -> int:
+        """Note a piece; where its text begins in its sequence's text."""
+        before = self._last.get(sequence)
+        expected = 0 if before is None else before.index + 1
+        if piece.index != expected:
+            raise EngineFailure(f"chunk {piece.index} came where chunk {expected} was due; send the request again")
+        if piece.finish_reason == "timeout":
+            raise TimedOut("the request was not finished in the time that it was given")
+        if piece.finish_reason == "cancelled":
+            raise Cancelled("the request was cancelled")
+        self._last[sequence] = piece
+        offset = self._given.get(sequence, 0)
+        self._given[sequence] = offset + len(piece.text)
+        return offset
+
+    @property
+    def usage(self) -> CompletionUsage:
+        return usage_of(self.plan, self._last)
+
+    def _extras(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """Our extensions: the seed with each answer's end, token ids where they were asked for."""
+        extras: dict[str, Any] = {"seed": pieces[-1].seed} if pieces[-1].finish_reason else {}
+        if self.plan.parameters.return_token_ids:
+            extras["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
+        return extras
+
+    def _common(self, kind: str) -> dict[str, Any]:
+        return {"id": self.plan.id, "object": kind, "created": self.plan.created, "model": self.plan.model}
+
+    def _no_usage_yet(self) -> dict[str, Any]:
+        return {"usage": None} if self.plan.include_usage else {}
+
+
+class CompletionBuilder(_Builder):
+    def chunk(self, sequence: int, piece: Piece) -> Completion:
+        offset = self._take(sequence, piece)
+        choice = CompletionChoice.model_construct(
+            index=sequence,
+            text=piece.text,
+            logprobs=self._logprobs(piece.logprobs, offset),
+            finish_reason=_reason(piece),
+            **self._extras([piece]),
+        )
+        return Completion.model_construct(**self._common(_TEXT), choices=[choice], **self._no_usage_yet())
+
+    def usage_chunk(self) -> Completion:
+        return Completion(**self._common(_TEXT), choices=[], usage=self.usage)
+
+    def whole(self, answers: Sequence[Sequence[Piece]]) -> Completion:
+        choices = [self._choice(index, pieces) for index, pieces in enumerate(answers)]
+        kept: list[int] = []
+        for first in range(0, len(choices), self.plan.each):
+            group = range(first, first + self.plan.each)
+            best = sorted(group, key=lambda index: -_mean_logprob(answers[index]))[: self.plan.n]
+            # Without best_of the order is the choices' own.
+            kept += best if self.plan.each > self.plan.n else group
+        return Completion(
+            **self._common(_TEXT),
+            choices=[choices[old].model_copy(update={"index": new}) for new, old in enumerate(kept)],
+            usage=self.usage,
+        )
+
+    def _choice(self, sequence: int, pieces: Sequence[Piece]) -> CompletionChoice:
+        parts = [self.chunk(sequence, piece).choices[0] for piece in pieces]
+        last = parts[-1]
+        logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+        return CompletionChoice(
+            index=sequence,
+            text="".join(part.text for part in parts),
+            logprobs=_joined(logprobs) if logprobs else None,
+            finish_reason=last.finish_reason,
+            **self._extras(pieces),
+        )
+
+    def _logprobs(self, entries: Sequence[Logprob] | None, offset: int) -> CompletionLogprobs | None:
+        if entries is None or not self.plan.show_logprobs:
+            return None
+        return CompletionLogprobs.model_construct(
+            tokens=[entry.token for entry in entries],
+            token_logprobs=[entry.logprob for entry in entries],
+            top_logprobs=[_top(entry) for entry in entries],
+            text_offset=[offset + entry.offset for entry in entries],
+        )
+
+
+def _top(entry: Logprob) -> dict[str, float] | None:
+    """The best alternatives by text, and the token itself. Of tokens with one text the likelier counts."""
+    if entry.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for top in entry.top:
+        found.setdefault(top.token, top.logprob)
+    found.setdefault(entry.token, entry.logprob)
+    return found
+
+
+def _joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        tokens=[token for part in parts for token in part.tokens],
+        token_logprobs=[logprob for part in parts for logprob in part.token_logprobs],
+        top_logprobs=[top for part in parts for top in part.top_logprobs],
+        text_offset=[offset for part in parts for offset in part.text_offset],
+    )
+
+
+def _mean_logprob(pieces: Sequence[Piece]) -> float:
+    """The answer's mean log-probability per generated token; with echo the prompt's entries come before those."""
+    generated = pieces[-1].completion_tokens
+    entries = [entry for piece in pieces for entry in piece.logprobs or []]
+    values = [entry.logprob for entry in entries[len(entries) - generated :] if entry.logprob is not None]
+    return sum(values) / len(values) if values else float("-inf")
+
+
+class ChatBuilder(_Builder):
+    def chunk(self, sequence: int, piece: Piece) -> ChatCompletionChunk:
+        self._take(sequence, piece)
+        first: dict[str, Any] = {"role": "assistant"} if piece.index == 0 else {}
+        choice = ChatChunkChoice.model_construct(
+            index=sequence,
+            delta=ChatDelta.model_construct(**first, content=piece.text),
+            logprobs=self._logprobs(piece.logprobs),
+            finish_reason=_reason(piece),
+            **self._extras([piece]),
+        )
+        return ChatCompletionChunk.model_construct(
+            **self._common(_CHAT_CHUNK), choices=[choice], **self._no_usage_yet()
+        )
+
+    def usage_chunk(self) -> ChatCompletionChunk:
+        return ChatCompletionChunk(**self._common(_CHAT_CHUNK), choices=[], usage=self.usage)
+
+    def whole(self, answers: Sequence[Sequence[Piece]]) -> ChatCompletion:
+        choices = [self._choice(index, pieces) for index, pieces in enumerate(answers)]
+        return ChatCompletion(**self._common(_CHAT), choices=choices, usage=self.usage)
+
+    def _choice(self, sequence: int, pieces: Sequence[Piece]) -> ChatChoice:
+        for piece in pieces:
+            self._take(sequence, piece)
+        entries = [entry for piece in pieces for entry in piece.logprobs or []]
+        return ChatChoice(
+            index=sequence,
+            message=ChatMessage(role="assistant", content="".join(piece.text for piece in pieces), refusal=None),
+            logprobs=self._logprobs(entries),
+            finish_reason=_reason(pieces[-1]),
+            **self._extras(pieces),
+        )
+
+    def _logprobs(self, entries: Sequence[Logprob] | None) -> ChatLogprobs | None:
+        if entries is None or not self.plan.show_logprobs:
+            return None
+        return ChatLogprobs.model_construct(content=[_chat_entry(entry) for entry in entries])
+
+
+def _chat_entry(entry: Logprob) -> ChatTokenLogprob:
+    assert entry.logprob is not None, "only a prompt's first token has none, and chats do not echo"
+    return ChatTokenLogprob.model_construct(
+        token=entry.token, logprob=entry.logprob, bytes=entry.bytes, top_logprobs=list(entry.top)
+    )
+
+
+def _reason(piece: Piece) -> FinishReason | None:
+    assert piece.finish_reason in ("", "stop", "length"), piece.finish_reason
+    return cast(Literal["stop", "length"], piece.finish_reason) if piece.finish_reason else None
+
+
+Builder = CompletionBuilder | ChatBuilder

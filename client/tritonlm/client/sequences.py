@@ -1,0 +1,273 @@
+"""From the arguments of a call to the sequences that it asks for: prompts × choices, each one request to an LM.
+
+Everything that can be refused without a model is refused here, by the name of the argument. It does no input or output.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tritonlm.client.transport import Call, Prompt
+from tritonlm.client.types import CachedTokens, CompletionUsage, Piece
+from tritonlm.contract import InvalidRequest, SamplingParameters
+
+# One call may ask for so many answers at most: each takes a place of the engine's.
+MAX_SEQUENCES = 128
+# The client settles these by itself: a call has no such parameters.
+CLIENTS_OWN = ("choice", "as_piece", "resume_token_ids", "timeout")
+
+PromptArgument = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call asks for. Sequence i answers prompt i // each, as its choice i % each."""
+
+    id: str
+    created: int
+    model: str
+    calls: list[Call]
+    # Choices given back for each prompt, and sequences computed for it (more than that with best_of).
+    n: int
+    each: int
+    stream: bool
+    include_usage: bool
+    parameters: SamplingParameters
+    # Whether log-probabilities are to be shown, not only used.
+    show_logprobs: bool
+
+    def __post_init__(self) -> None:
+        assert len(self.calls) % self.each == 0
+        assert 1 <= self.n <= self.each
+
+
+def completion_plan(
+    model: str,
+    prompt: PromptArgument,
+    *,
+    n: int | None = None,
+    best_of: int | None = None,
+    suffix: str | None = None,
+    stream: bool | None = None,
+    stream_options: Mapping[str, Any] | None = None,
+    user: str | None = None,
+    request_id: str | None = None,
+    timeout: float = 600.0,
+    **parameters: Any,
+) -> Plan:
+    prompts = read_prompts(prompt)
+    if suffix is not None:
+        raise InvalidRequest(
+            "suffix is not possible: this model has no fill-in-the-middle tokens; leave it out", "suffix"
+        )
+    check_text("user", user)
+    streamed, include_usage = read_stream(stream, stream_options)
+    count = _count("n", n, 1)
+    each = _count("best_of", best_of, count)
+    if each < count:
+        raise InvalidRequest(f"best_of must be at least n (got {each} and {count})", "best_of")
+    if each > count and streamed:
+        raise InvalidRequest("best_of cannot be streamed: which answer is best is known at the end", "best_of")
+    wanted = read_parameters(parameters)
+    show = wanted.logprobs is not None
+    asked = wanted.to_mapping()
+    if each > count and not show:
+        asked["logprobs"] = 0
+    common = _Common(model, request_id, "cmpl", streamed, timeout, asked, each)
+    return Plan(
+        common.id, int(time.time()), model, common.calls(prompts), count, each, streamed, include_usage, wanted, show
+    )
+
+
+def chat_plan(
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    n: int | None = None,
+    logprobs: bool | None = None,
+    top_logprobs: int | None = None,
+    max_tokens: int | None = None,
+    max_completion_tokens: int | None = None,
+    stream: bool | None = None,
+    stream_options: Mapping[str, Any] | None = None,
+    user: str | None = None,
+    request_id: str | None = None,
+    timeout: float = 600.0,
+    **parameters: Any,
+) -> Plan:
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InvalidRequest("messages must be a list of at least one message", "messages")
+    if "echo" in parameters:
+        raise InvalidRequest("echo is not offered for chats; use completions", "echo")
+    check_text("user", user)
+    streamed, include_usage = read_stream(stream, stream_options)
+    if max_tokens is not None and max_completion_tokens is not None and max_tokens != max_completion_tokens:
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens are the same thing; send one", "max_completion_tokens"
+        )
+    if not _is_flag(logprobs):
+        raise InvalidRequest("logprobs must be true or false (top_logprobs says how many alternatives)", "logprobs")
+    if top_logprobs is not None and not logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
+    limit = max_tokens if max_completion_tokens is None else max_completion_tokens
+    if limit == 0:
+        raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
+    wanted = read_parameters({**parameters, "max_tokens": limit})
+    if logprobs:
+        try:
+            scored = SamplingParameters.from_mapping({"logprobs": top_logprobs or 0})
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message.replace("logprobs", "top_logprobs", 1), "top_logprobs") from None
+        assert scored.logprobs is not None
+    count = _count("n", n, 1)
+    asked = wanted.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {})
+    try:
+        chat = json.dumps(list(messages))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"messages is no JSON: {error}", "messages") from None
+    common = _Common(model, request_id, "chatcmpl", streamed, timeout, asked, count)
+    calls = common.calls([Prompt(messages=chat)])
+    return Plan(
+        common.id, int(time.time()), model, calls, count, count, streamed, include_usage, wanted, bool(logprobs)
+    )
+
+
+@dataclass(frozen=True)
+class _Common:
+    """What all sequences of a call share."""
+
+    model: str
+    request_id: str | None
+    prefix: str
+    stream: bool
+    timeout: float
+    parameters: dict[str, Any]
+    each: int
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise InvalidRequest("model must name a language model; models.list() tells which there are", "model")
+        check_text("request_id", self.request_id)
+        if (
+            isinstance(self.timeout, bool)
+            or not isinstance(self.timeout, (int, float))
+            or not 0 < self.timeout <= 86_400
+        ):
+            raise InvalidRequest("timeout must be a number of seconds above 0, at most 86400", "timeout")
+        object.__setattr__(self, "id", f"{self.prefix}-{self.request_id or secrets.token_hex(12)}")
+
+    def calls(self, prompts: Sequence[Prompt]) -> list[Call]:
+        if len(prompts) * self.each > MAX_SEQUENCES:
+            raise InvalidRequest(
+                f"prompts × choices must be at most {MAX_SEQUENCES} (got {len(prompts) * self.each}); send fewer",
+                "n" if self.each > 1 else "prompt",
+            )
+        # Choices share a seed and differ by their number; each prompt has its own, so that equal prompts differ too.
+        seeds = [self.parameters.get("seed", secrets.randbits(63)) for _ in prompts]
+        # The engine cancels by id: unique even where a caller sends the same id twice.
+        root = f"{self.id}-{secrets.token_hex(4)}"
+        return [
+            Call(
+                self.model,
+                f"{root}-{index}",
+                prompt,
+                {
+                    **self.parameters,
+                    "seed": seeds[index // self.each],
+                    **({"choice": index % self.each} if index % self.each else {}),
+                },
+                self.stream,
+                self.timeout,
+            )
+            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(self.each))
+        ]
+
+
+def read_prompts(prompt: Any, param: str = "prompt") -> list[Prompt]:
+    """A text, a list of texts, a list of ids (one prompt), or a list of lists of ids."""
+
+    def is_ids(value: Any) -> bool:
+        return bool(value) and isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
+
+    if isinstance(prompt, str):
+        return [Prompt(text=prompt)]
+    if is_ids(prompt):
+        return [Prompt(input_ids=_ids(prompt, param))]
+    if isinstance(prompt, (list, tuple)) and prompt:
+        if all(isinstance(item, str) for item in prompt):
+            return [Prompt(text=item) for item in prompt]
+        if all(is_ids(item) for item in prompt):
+            return [Prompt(input_ids=_ids(item, param)) for item in prompt]
+    raise InvalidRequest(
+        f"{param} must be a string, a list of strings, a list of token ids or a list of such lists; no list may be "
+        "empty",
+        param,
+    )
+
+
+def _ids(values: Sequence[int], param: str) -> tuple[int, ...]:
+    if not all(0 <= value < 2**31 for value in values):
+        raise InvalidRequest(f"{param} holds a number that is no token id", param)
+    return tuple(values)
+
+
+def read_stream(stream: bool | None, options: Mapping[str, Any] | None) -> tuple[bool, bool]:
+    """Whether to stream, and whether to end the stream with the usage."""
+    if not _is_flag(stream):
+        raise InvalidRequest("stream must be true or false", "stream")
+    if options is None:
+        return bool(stream), False
+    if not stream:
+        raise InvalidRequest("stream_options is only possible with stream: true", "stream_options")
+    if not isinstance(options, Mapping):
+        raise InvalidRequest('stream_options must be an object such as {"include_usage": true}', "stream_options")
+    for name in options:
+        if name != "include_usage":
+            raise InvalidRequest(f"stream_options has only include_usage (got {str(name)[:64]!r})", "stream_options")
+    include = options.get("include_usage")
+    if not _is_flag(include):
+        raise InvalidRequest("stream_options.include_usage must be true or false", "stream_options.include_usage")
+    return True, bool(include)
+
+
+def read_parameters(values: Mapping[str, Any]) -> SamplingParameters:
+    for name in CLIENTS_OWN:
+        if values.get(name) is not None:
+            raise InvalidRequest(f"{name} is not a parameter of this call", name)
+    return SamplingParameters.from_mapping({name: value for name, value in values.items() if name not in CLIENTS_OWN})
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _count(name: str, value: Any, default: int) -> int:
+    if value is None:
+        return default
+    if type(value) is not int or not 1 <= value <= MAX_SEQUENCES:
+        raise InvalidRequest(f"{name} must be an integer from 1 to {MAX_SEQUENCES} (got {value!r:.60})", name)
+    return value
+
+
+def check_text(name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and len(value) <= 256):
+        raise InvalidRequest(f"{name} must be a string of at most 256 characters", name)
+
+
+def usage_of(plan: Plan, last: Mapping[int, Piece]) -> CompletionUsage:
+    """The usage after each sequence's last piece so far. A prompt counts once, however many answers it gets."""
+    firsts = [piece for index, piece in last.items() if index % plan.each == 0]
+    prompt = sum(piece.prompt_tokens for piece in firsts)
+    completion = sum(piece.completion_tokens for piece in last.values())
+    return CompletionUsage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion,
+        prompt_tokens_details=CachedTokens(cached_tokens=sum(piece.cached_tokens for piece in firsts)),
+    )

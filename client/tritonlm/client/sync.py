@@ -1,0 +1,220 @@
+"""`Client`: the blocking twin of `AsyncClient`, which it runs on one thread of its own.
+
+Every call goes through the same code; this file only waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tritonlm.client.async_client import DEFAULT_URL, REPAIR_SECONDS, AsyncClient
+from tritonlm.client.models import EngineReports
+from tritonlm.client.sequences import PromptArgument
+from tritonlm.client.stream import AsyncStream
+from tritonlm.client.transport import Transport
+from tritonlm.client.types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    Embeddings,
+    Health,
+    Model,
+    ModelList,
+    Piece,
+)
+
+T = TypeVar("T")
+_CLOSE_SECONDS = 40.0
+
+
+class _Loop:
+    """An event loop on a thread, which ends with the process."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tritonlm-client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(seconds)
+        except (KeyboardInterrupt, concurrent.futures.TimeoutError):
+            # The work must not go on without anybody who waits for it.
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_SECONDS)
+        self._loop.close()
+
+
+class Stream(Generic[T]):
+    """What `create(stream=True)` gives: an iterator, and a context where it may be left early."""
+
+    def __init__(self, loop: _Loop, stream: AsyncStream[T]) -> None:
+        self._loop, self._stream = loop, stream
+        self.request_id = stream.request_id
+
+    def __iter__(self) -> Stream[T]:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return self._loop.run(self._next())
+        except _End:
+            raise StopIteration from None
+
+    async def _next(self) -> T:
+        try:
+            return await self._stream.__anext__()
+        except StopAsyncIteration:
+            # A future cannot carry StopIteration.
+            raise _End from None
+
+    def __enter__(self) -> Stream[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._loop.run(self._stream.close())
+
+
+class _End(Exception):
+    pass
+
+
+class Client:
+    """A context; or call `close`."""
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] = DEFAULT_URL,
+        *,
+        timeout: float = 600.0,
+        connect_timeout: float = 5.0,
+        max_retries: int = 2,
+        repair_seconds: float = REPAIR_SECONDS,
+        authorities: str | Path | None = None,
+        transports: Sequence[Transport] | None = None,
+    ) -> None:
+        """As AsyncClient's."""
+        self._loop = _Loop()
+
+        async def make() -> AsyncClient:
+            return AsyncClient(
+                urls,
+                timeout=timeout,
+                connect_timeout=connect_timeout,
+                max_retries=max_retries,
+                repair_seconds=repair_seconds,
+                authorities=authorities,
+                transports=transports,
+            )
+
+        try:
+            self._client = self._loop.run(make())
+        except BaseException:
+            self._loop.close()
+            raise
+        self.completions = Completions(self)
+        self.chat = Chat(self)
+        self.embeddings = EmbeddingCalls(self)
+        self.models = Models(self)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        try:
+            self._loop.run(self._client.close(), _CLOSE_SECONDS)
+        finally:
+            self._loop.close()
+
+    def generate(self, model: str, prompt: str | Sequence[int], **arguments: Any) -> Stream[Piece]:
+        return Stream(self._loop, self._loop.run(self._client.generate(model, prompt, **arguments)))
+
+    def cancel(self, request_id: str, model: str | None = None) -> int:
+        return self._loop.run(self._client.cancel(request_id, model))
+
+    def status(self, model: str) -> dict[str, Any]:
+        return self._loop.run(self._client.status(model))
+
+    def about(self, model: str) -> dict[str, Any]:
+        return self._loop.run(self._client.about(model))
+
+    def progress(self, request_id: str) -> list[dict[str, Any]]:
+        return self._loop.run(self._client.progress(request_id))
+
+    def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return self._loop.run(self._client.tokenize(model, text, add_special_tokens=add_special_tokens))
+
+    def detokenize(self, model: str, ids: Sequence[int]) -> str:
+        return self._loop.run(self._client.detokenize(model, ids))
+
+    def health(self) -> Health:
+        return self._loop.run(self._client.health())
+
+
+class Completions:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, model: str, prompt: PromptArgument, **arguments: Any) -> Completion | Stream[Completion]:
+        found = self._client._loop.run(self._client._client.completions.create(model, prompt, **arguments))
+        return Stream(self._client._loop, found) if isinstance(found, AsyncStream) else found
+
+
+class Chat:
+    def __init__(self, client: Client) -> None:
+        self.completions = ChatCompletions(client)
+
+
+class ChatCompletions:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    ) -> ChatCompletion | Stream[ChatCompletionChunk]:
+        found = self._client._loop.run(self._client._client.chat.completions.create(model, messages, **arguments))
+        return Stream(self._client._loop, found) if isinstance(found, AsyncStream) else found
+
+
+class EmbeddingCalls:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, model: str, input: Any, **arguments: Any) -> Embeddings:  # noqa: A002 (OpenAI's name)
+        return self._client._loop.run(self._client._client.embeddings.create(model, input, **arguments))
+
+
+class Models:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self) -> ModelList:
+        return self._client._loop.run(self._client._client.models.list())
+
+    def retrieve(self, model: str) -> Model:
+        return self._client._loop.run(self._client._client.models.retrieve(model))
+
+    def reports(self) -> EngineReports:
+        return self._client._loop.run(self._client._client.models.reports())
+
+    def load(self, model: str, timeout: float = 600.0) -> Model:
+        return self._client._loop.run(self._client._client.models.load(model, timeout))
+
+    def unload(self, model: str, timeout: float = 600.0) -> Model:
+        return self._client._loop.run(self._client._client.models.unload(model, timeout))

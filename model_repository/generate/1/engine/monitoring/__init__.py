@@ -1,0 +1,1 @@
+"""What an engine reports of itself: metrics, state, progress, and the journal of its steps."""

@@ -1,0 +1,114 @@
+"""The tensors of one step: all slices of a plan in one flat row, and for attention the groups that share a shape.
+
+Decoding slices whose contexts fill a similar number of blocks are attended together, padded to the longest; a prompt
+chunk is attended alone. Everything that all layers share (slots, masks) is made once per step. It does not know what
+the model does with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..scheduling.blocks import PADDING_BLOCK
+from ..scheduling.scheduler import Slice
+
+# Attended lengths are multiples of this many tokens, as vector units compute: then the padding after a sequence does
+# not change the order in which its numbers are summed, and its logits are the same alone as among longer ones.
+LENGTH_STEP = 16
+
+
+@dataclass
+class AttentionGroup:
+    """Rows of the flat batch with equally many queries each: (sequences, queries) positions over (…, length) slots."""
+
+    rows: torch.Tensor
+    queries: int
+    slots: torch.Tensor
+    positions: torch.Tensor
+    dtype: torch.dtype
+    _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, repeats: int) -> torch.Tensor:
+        """What is added to the scores: 0 where a query may look, else -inf; (sequences, 1, repeats × queries, length).
+
+        `repeats` is how many query heads share one key head: they are folded into the query dimension.
+        """
+        if (window, repeats) not in self._masks:
+            keys = torch.arange(self.slots.shape[1], device=self.slots.device)
+            distance = self.positions.unsqueeze(-1) - keys
+            allowed = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill_(
+                ~allowed, float("-inf")
+            )
+            self._masks[window, repeats] = mask.repeat(1, repeats, 1).unsqueeze(1)
+        return self._masks[window, repeats]
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    # Where each token's keys and values go.
+    slots: torch.Tensor
+    groups: list[AttentionGroup]
+    # The rows whose logits, and those whose last hidden states are wanted, in the plan's order.
+    logit_rows: torch.Tensor
+    hidden_rows: torch.Tensor
+
+
+def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: torch.device) -> FlatBatch:
+    ids: list[int] = []
+    logit_rows: list[int] = []
+    hidden_rows: list[int] = []
+    first_rows: list[int] = []
+    for piece in plan:
+        first_rows.append(len(ids))
+        logit_rows += (len(ids) + row for row in piece.logit_rows)
+        hidden_rows += (len(ids) + row for row in piece.hidden_rows)
+        ids += piece.ids
+    positions = np.concatenate([np.arange(p.start, p.start + p.count) for p in plan])
+    slots = np.concatenate([_slots_of(p, block_tokens)[p.start : p.start + p.count] for p in plan])
+
+    def tensor(values: object) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=torch.long, device=device)
+
+    groups = []
+    for members in _grouped(plan, block_tokens):
+        count = plan[members[0]].count
+        longest = max(_length(plan[i]) for i in members)
+        length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+        table = np.full((len(members), length), PADDING_BLOCK * block_tokens, dtype=np.int64)
+        for row, i in enumerate(members):
+            table[row, : _length(plan[i])] = _slots_of(plan[i], block_tokens)
+        starts = np.array([[plan[i].start] for i in members]) + np.arange(count)
+        rows = np.concatenate([np.arange(first_rows[i], first_rows[i] + count) for i in members])
+        groups.append(AttentionGroup(tensor(rows), count, tensor(table), tensor(starts), dtype))
+    ids_row, positions_row = tensor(ids).unsqueeze(0), tensor(positions).unsqueeze(0)
+    return FlatBatch(ids_row, positions_row, tensor(slots), groups, tensor(logit_rows), tensor(hidden_rows))
+
+
+def _length(piece: Slice) -> int:
+    return piece.start + piece.count
+
+
+def _slots_of(piece: Slice, block_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The slots of the request's tokens from its first to the slice's last."""
+    blocks = np.asarray(piece.request.table.blocks, dtype=np.int64)
+    slots = (blocks[:, None] * block_tokens + np.arange(block_tokens)).reshape(-1)
+    return slots[: _length(piece)]
+
+
+def _grouped(plan: Sequence[Slice], block_tokens: int) -> list[list[int]]:
+    """Indexes into the plan that are attended together: decoding ones by the bit length of their block count."""
+    decoding: dict[int, list[int]] = {}
+    groups: list[list[int]] = []
+    for index, piece in enumerate(plan):
+        if piece.count == 1:
+            decoding.setdefault((_length(piece) // block_tokens).bit_length(), []).append(index)
+        else:
+            groups.append([index])
+    return [*decoding.values(), *groups]

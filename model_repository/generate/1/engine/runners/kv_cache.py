@@ -1,0 +1,158 @@
+"""The keys and values of all running sequences, in blocks, one pair of tensors per layer.
+
+It knows shapes and memory; which block belongs to whom is the block pool's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tritonlm.contract import CheckpointError
+
+from ..config import EngineConfig
+from ..memory import PoolSize, full_context_slots
+
+_log = logging.getLogger("tritonlm.engine")
+
+# A sequence is likely to have no more tokens than this, prompt and answer together. Few fill the whole context; where
+# many do, the pool runs out, and some of them wait (preemption).
+LIKELY_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer keeps for one token."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return self.heads * (self.key_width + self.value_width) * dtype.itemsize
+
+
+class KVCache:
+    """`keys[layer]` and `values[layer]` have the shape (slots, heads, width); a block is a run of slots.
+
+    The memory starts as untouched zero pages on a CPU: it becomes resident only as far as blocks are written.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerShape], blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.block_tokens = block_tokens
+        slots = blocks * block_tokens
+        self.keys = [_zeros((slots, s.heads, s.key_width), dtype, device) for s in layers]
+        self.values = [_zeros((slots, s.heads, s.value_width), dtype, device) for s in layers]
+        self._gathered_keys = torch.empty(0, dtype=dtype, device=device)
+        self._gathered_values = torch.empty(0, dtype=dtype, device=device)
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put one row per token, (tokens, heads, width), into its slot."""
+        self.keys[layer].index_copy_(0, slots, keys)
+        self.values[layer].index_copy_(0, slots, values)
+
+    def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of (sequences, length) slots, as (sequences, heads, length, width); valid until the next read."""
+        # Into memory that stays: fresh pages for each layer of each step would cost more than the copy.
+        self._gathered_keys, keys = _gather(self.keys[layer], slots, self._gathered_keys)
+        self._gathered_values, values = _gather(self.values[layer], slots, self._gathered_values)
+        return keys, values
+
+    @property
+    def gathered(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory that reads go through."""
+        return self._gathered_keys, self._gathered_values
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero these blocks: numbers that are not finite must not reach a later owner through masked slots."""
+        for block in blocks:
+            run = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
+            for tensor in (*self.keys, *self.values):
+                tensor[run].zero_()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU the system's own zero pages; torch.zeros would write them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _gather(rows: torch.Tensor, slots: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy the slots' rows into the memory, a larger one if need be; the memory, and its view as attention wants it."""
+    size = slots.numel() * rows[0].numel()
+    if memory.numel() < size:
+        memory = memory.new_empty(size + size // 4)
+    found = memory[:size].view(-1, *rows.shape[1:])
+    torch.index_select(rows, 0, slots.reshape(-1), out=found)
+    return memory, found.view(*slots.shape, *rows.shape[1:]).transpose(1, 2)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        with (
+            open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit,
+            open("/sys/fs/cgroup/memory.current", encoding="ascii") as current,
+        ):
+            free = min(free, int(limit.read()) - int(current.read()))
+    except (OSError, ValueError, StopIteration):
+        pass  # not Linux, or no limit on this container: what is known so far stands
+    return free
+
+
+def cache_size(
+    layers: Sequence[LayerShape],
+    config: EngineConfig,
+    context: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    budget_left: int | None = None,
+) -> PoolSize:
+    """By settings, likely use, free memory and what a memory budget can leave; `context` is the checkpoint's."""
+    context = min(context, config.max_context_tokens or context)
+    token_bytes = max(sum(layer.bytes_per_token(dtype) for layer in layers), 1)
+    explicit, free = config.kv_cache_tokens, free_memory(device)
+    if explicit:
+        tokens, limit, hint = explicit, free, "lower kv_cache_tokens or free memory"
+    else:
+        tokens, limit = likely_tokens(config.max_sequences, context), int(free * config.kv_memory_share)
+        hint = "lower max_context_tokens, raise kv_memory_share or free memory"
+    needed = explicit or context
+    if needed * token_bytes > limit:
+        raise CheckpointError(
+            f"not enough memory for the KV cache: {needed} tokens need {needed * token_bytes >> 20} MiB, "
+            f"{limit >> 20} MiB may be used; {hint}"
+        )
+    block_bytes = config.block_tokens * token_bytes
+    # And the padding block.
+    blocks = -(-min(tokens, limit // token_bytes) // config.block_tokens) + 1
+    context = min(context, (blocks - 1) * config.block_tokens)
+    least = -(-context // config.block_tokens) + 1
+    if budget_left is not None and not explicit:
+        # One whole context is needed in any case: a budget too small for that is an error of its own.
+        blocks = min(blocks, max(budget_left // block_bytes, least))
+    _log.info(
+        "KV cache: %d tokens, %d MiB at most: %d of %d slots may have the full context of %d tokens at once",
+        (blocks - 1) * config.block_tokens, blocks * block_bytes >> 20,
+        full_context_slots(blocks - 1, least - 1, config.max_sequences), config.max_sequences, context,
+    )  # fmt: skip
+    return PoolSize(blocks, least, block_bytes, context, bool(explicit))
+
+
+def likely_tokens(slots: int, context: int) -> int:
+    """What all slots are likely to hold together; at least one whole context."""
+    return max(context, slots * min(context, LIKELY_TOKENS))

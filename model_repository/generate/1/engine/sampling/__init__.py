@@ -1,0 +1,1 @@
+"""Logits → tokens and log-probabilities. It does not know where logits come from."""
