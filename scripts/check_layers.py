@@ -120,7 +120,7 @@ def check(root: Path) -> list[str]:
 def circles(root: Path, modules: dict[str, Path]) -> list[str]:
     """A line for each circle of modules that import each other, wherever in the file and for whatever reason."""
     imports = {
-        path: {step for found in imports_of(path, root) if (step := local_module(found.name, modules)) not in (None, path)}
+        path: {local_module(statement.name, modules) for statement in imports_of(path, root)} - {None, path}
         for path in modules.values()
     }
     order = graphlib.TopologicalSorter(imports)

@@ -48,7 +48,7 @@ def test_a_circle_is_told_with_its_modules(tmp_path: Path, source: str) -> None:
     package.mkdir(parents=True)
     (package / "a.py").write_text(source, encoding="utf-8")
     (package / "b.py").write_text("import tritonlm.c", encoding="utf-8")
-    (package / "c.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .a import z", encoding="utf-8")
+    (package / "c.py").write_text("if TYPE_CHECKING:\n    from .a import z", encoding="utf-8")
     (told,) = check_layers.check(tmp_path)
     assert "circle" in told
     assert all(f"client/tritonlm/{name}.py" in told for name in "abc")
