@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Caller(Protocol):
     """What the calls need of a client: plans carried out, whole or as a stream; prompts embedded."""
 
-    _timeout: float | None
+    _timeout: float
 
     async def _whole(self, plan: Plan) -> list[list[Piece]]: ...
 
