@@ -1,9 +1,9 @@
-"""Give a model repository's configurations what newer Tritons have settings for, and older ones cannot read.
+"""Add settings of newer Tritons, which older ones cannot read, to the configurations of a model repository.
 
     python newer_triton.py MODEL_REPOSITORY --max-inflight-requests 256
 
-From 25.11 an ensemble can bound how many answers of one step may wait for the next one: so a reader that is slow does
-not fill the memory. It knows texts of configurations, and no Triton.
+Since 25.11 an ensemble can limit the responses of one step that wait for the next step, so that a slow reader does not
+fill the memory. The script edits config.pbtxt as text and does not contact Triton.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _ENSEMBLE = re.compile(r"^ensemble_scheduling \{\n", flags=re.MULTILINE)
 _INFLIGHT = "  max_inflight_requests: {count}\n"
 
 
-def bounded(config: str, count: int) -> str:
-    """An ensemble's configuration with the bound; any other as it was."""
-    return _ENSEMBLE.sub(lambda found: found[0] + _INFLIGHT.format(count=count), config, count=1)
+def with_inflight_bound(config: str, count: int) -> str:
+    """An ensemble's configuration with the limit; any other configuration unchanged."""
+    return _ENSEMBLE.sub(lambda match: match[0] + _INFLIGHT.format(count=count), config, count=1)
 
 
 def main() -> None:
@@ -30,10 +30,10 @@ def main() -> None:
         return
     for file in sorted(arguments.repository.glob("*/config.pbtxt")):
         text = file.read_text(encoding="utf-8")
-        made = bounded(text, arguments.max_inflight_requests)
-        if made != text:
-            file.write_text(made, encoding="utf-8")
-            print(f"{file}: written anew")
+        changed = with_inflight_bound(text, arguments.max_inflight_requests)
+        if changed != text:
+            file.write_text(changed, encoding="utf-8")
+            print(f"{file}: updated")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Kills and stops processes under load, and holds every answer to what it is without a fault.
+"""Kills and stops processes under load, and compares every response with that of a run without faults.
 
     scripts/chaos [--faults 40] [--clients 64] [--tritons 2] [--pause 5] [--seed 0]
 
-Clients ask for continuations, greedy and with seeds, streamed and whole, of both bundled language models. Meanwhile one
-process after the other, at random moments, is killed (SIGKILL) or stopped (SIGSTOP): a model's tokenize, generate or
-detokenize, or a Triton as a whole. Every request must be answered, with exactly the text, the usage and the finish
-reason of an undisturbed run. What is told in the end: the faults, and the longest pause that a caller saw.
+Clients request completions from both bundled language models, greedy and with seeds, with and without streams.
+Meanwhile processes are killed (SIGKILL) or stopped (SIGSTOP) at random times: a model's tokenize, generate or
+detokenize, or a whole Triton. Every request must be answered with the same text, usage and finish reason as in a run
+without faults. The report lists the faults and the longest pause of a stream.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from rich.table import Table
 from servers import Fleet, fleet
 
 KINDS = ("tokenize", "generate", "detokenize", "triton")
-# Parts of the LM that has no prefix, and of the other one.
+# The prefixes of the two LMs' parts; the first LM has none.
 MODELS = ("", "fable")
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
-# A stopped process must be seen to hang first.
+# Stops are rarer, since the supervisor needs time to detect a hanging process.
 WEIGHTS = (3, 1)
-LONGEST_SECONDS = 120.0
+MAX_SECONDS = 120.0
 
 console = Console()
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     body: str
 
     @classmethod
-    def made(cls, draw: random.Random) -> Ask:
-        if draw.random() < 0.3:
-            one, other = draw.randrange(1000), draw.randrange(1000)
+    def create(cls, rng: random.Random) -> Request:
+        if rng.random() < 0.3:
+            one, other = rng.randrange(1000), rng.randrange(1000)
             body: dict[str, Any] = {"model": "abacus", "prompt": f"{one}+{other}=", "max_tokens": 8}
         else:
-            body = {"model": "fable", "prompt": draw.choice(["Once upon a time", "The fox", "One day a mole"])}
-            body |= {"max_tokens": draw.randrange(100, 400), "ignore_eos": True}
-        if draw.random() < 0.5:
+            body = {"model": "fable", "prompt": rng.choice(["Once upon a time", "The fox", "One day a mole"])}
+            body |= {"max_tokens": rng.randrange(100, 400), "ignore_eos": True}
+        if rng.random() < 0.5:
             body |= {"temperature": 0}
         else:
-            body |= {"temperature": 1, "seed": draw.randrange(2**31)}
-        if draw.random() < 0.7:
+            body |= {"temperature": 1, "seed": rng.randrange(2**31)}
+        if rng.random() < 0.7:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return cls(json.dumps(body))
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     text: str
     finish_reason: str
     tokens: tuple[int, int]
@@ -70,16 +70,16 @@ class Answer:
 class Result:
     answered: int = 0
     wrong: list[str] = field(default_factory=list)
-    # The longest that each stream's reader waited for a next piece, and when that began.
+    # The longest pause of each stream, and when it began.
     pauses: list[tuple[float, float]] = field(default_factory=list)
     faults: list[tuple[float, str]] = field(default_factory=list)
 
 
-async def ask(http: httpx.AsyncClient, url: str, wanted: Ask) -> tuple[Answer, tuple[float, float]]:
-    """The answer; and the longest time from one piece of it to the next, and when that began."""
+async def send(http: httpx.AsyncClient, url: str, request: Request) -> tuple[Response, tuple[float, float]]:
+    """The response, and the longest pause between two of its chunks with the time when it began."""
     last, longest, text, reason, usage = 0.0, (0.0, 0.0), "", "", {}
     headers = {"Content-Type": "application/json"}
-    async with http.stream("POST", f"{url}/v1/completions", content=wanted.body, headers=headers) as response:
+    async with http.stream("POST", f"{url}/v1/completions", content=request.body, headers=headers) as response:
         if response.status_code != 200:
             raise RuntimeError(f"{response.status_code}: {(await response.aread())[:300]!r}")
         streamed = response.headers["content-type"].startswith("text/event-stream")
@@ -94,68 +94,68 @@ async def ask(http: httpx.AsyncClient, url: str, wanted: Ask) -> tuple[Answer, t
             usage = event.get("usage") or usage
             for choice in event["choices"]:
                 text, reason = text + choice["text"], choice["finish_reason"] or reason
-    return Answer(text, reason, (usage["prompt_tokens"], usage["completion_tokens"])), longest
+    return Response(text, reason, (usage["prompt_tokens"], usage["completion_tokens"])), longest
 
 
 async def client(
-    http: httpx.AsyncClient, url: str, expected: dict[Ask, Answer], result: Result, draw: random.Random,
+    http: httpx.AsyncClient, url: str, expected: dict[Request, Response], result: Result, rng: random.Random,
     stop: asyncio.Event,
 ) -> None:  # fmt: skip
-    asks = list(expected)
+    requests = list(expected)
     while not stop.is_set():
-        wanted = draw.choice(asks)
+        request = rng.choice(requests)
         try:
-            found, pause = await asyncio.wait_for(ask(http, url, wanted), LONGEST_SECONDS)
+            response, pause = await asyncio.wait_for(send(http, url, request), MAX_SECONDS)
         except Exception as error:
-            result.wrong.append(f"{type(error).__name__}: {error} ({wanted.body})")
+            result.wrong.append(f"{type(error).__name__}: {error} ({request.body})")
             continue
         result.answered += 1
         result.pauses.append(pause)
-        if found != expected[wanted]:
-            result.wrong.append(f"expected {expected[wanted]}, got {found} ({wanted.body})")
+        if response != expected[request]:
+            result.wrong.append(f"expected {expected[request]}, got {response} ({request.body})")
 
 
-async def break_things(found: Fleet, faults: int, pause: float, result: Result, draw: random.Random) -> None:
+async def inject_faults(servers: Fleet, faults: int, pause: float, result: Result, rng: random.Random) -> None:
     while len(result.faults) < faults:
-        await asyncio.sleep(draw.uniform(0.4, 1.6) * pause)
-        kind, model = draw.choice(KINDS), draw.choice(MODELS)
-        how = draw.choices(list(SIGNALS), WEIGHTS)[0]
-        number = draw.randrange(len(found.tritons))
-        victim = found.tritons[number].part(kind, "" if kind == "triton" else model)
+        await asyncio.sleep(rng.uniform(0.4, 1.6) * pause)
+        kind, model = rng.choice(KINDS), rng.choice(MODELS)
+        action = rng.choices(list(SIGNALS), WEIGHTS)[0]
+        number = rng.randrange(len(servers.tritons))
+        victim = servers.tritons[number].part(kind, "" if kind == "triton" else model)
         if victim is None:
-            # It is just being brought back.
+            # It is being restarted.
             continue
         name = kind if kind == "triton" else f"{model}-{kind}" if model else kind
         try:
-            victim.send_signal(SIGNALS[how])
+            victim.send_signal(SIGNALS[action])
         except psutil.NoSuchProcess:
             continue
-        result.faults.append((time.monotonic(), f"{kind} {how}"))
-        console.print(f"  fault {len(result.faults)}: {name} of Triton {number} {how}; {result.answered} answered")
+        result.faults.append((time.monotonic(), f"{kind} {action}"))
+        console.print(f"  fault {len(result.faults)}: {name} of Triton {number} {action}; {result.answered} answered")
 
 
-async def run(found: Fleet, options: argparse.Namespace) -> Result:
-    draw = random.Random(options.seed)
-    asks = list({Ask.made(draw) for _ in range(3 * options.clients // 2)})
+async def run(servers: Fleet, options: argparse.Namespace) -> Result:
+    rng = random.Random(options.seed)
+    requests = list({Request.create(rng) for _ in range(3 * options.clients // 2)})
     result, stop = Result(), asyncio.Event()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(timeout=LONGEST_SECONDS, limits=limits, trust_env=False) as http:
-        console.print(f"{len(asks)} requests without a fault …")
-        places = asyncio.Semaphore(16)
+    async with httpx.AsyncClient(timeout=MAX_SECONDS, limits=limits, trust_env=False) as http:
+        console.print(f"{len(requests)} requests without faults …")
+        limit = asyncio.Semaphore(16)
 
-        async def undisturbed(wanted: Ask) -> Answer:
-            async with places:
-                return (await ask(http, found.url, wanted))[0]
+        async def send_undisturbed(request: Request) -> Response:
+            async with limit:
+                return (await send(http, servers.url, request))[0]
 
-        answers = await asyncio.gather(*map(undisturbed, asks))
-        expected = dict(zip(asks, answers, strict=True))
+        responses = await asyncio.gather(*map(send_undisturbed, requests))
+        expected = dict(zip(requests, responses, strict=True))
         console.print(f"{options.clients} clients, {options.faults} faults …")
         clients = [
-            asyncio.create_task(client(http, found.url, expected, result, random.Random(f"{options.seed} {n}"), stop))
+            asyncio.create_task(client(http, servers.url, expected, result, random.Random(f"{options.seed} {n}"), stop))
             for n in range(options.clients)
         ]  # fmt: skip
-        await break_things(found, options.faults, options.pause, result, draw)
-        # The last one's victims too are to be seen whole.
+        await inject_faults(servers, options.faults, options.pause, result, rng)
+        # Let the requests that the last fault interrupted finish.
         await asyncio.sleep(5)
         stop.set()
         await asyncio.gather(*clients)
@@ -165,16 +165,16 @@ async def run(found: Fleet, options: argparse.Namespace) -> Result:
 def report(result: Result) -> None:
     by_kind: dict[str, list[float]] = defaultdict(list)
     for moment, kind in result.faults:
-        touched = [pause for pause, began in result.pauses if abs(began - moment) <= 1]
-        by_kind[kind].append(max(touched, default=0.0))
-    table = Table(title="faults, and the longest pause of a stream that began within a second of one, s")
+        affected = [pause for pause, began in result.pauses if abs(began - moment) <= 1]
+        by_kind[kind].append(max(affected, default=0.0))
+    table = Table(title="longest pause of a stream that began within a second of a fault, in seconds")
     for name in ("fault", "times", "median", "longest"):
         table.add_column(name, justify="left" if name == "fault" else "right")
     for kind, pauses in sorted(by_kind.items()):
         table.add_row(kind, str(len(pauses)), f"{sorted(pauses)[len(pauses) // 2]:.1f}", f"{max(pauses):.1f}")
     console.print(table)
     console.print(f"longest pause in any stream: {max(result.pauses)[0]:.1f} s")
-    console.print(f"{result.answered} requests answered as without a fault; {len(result.wrong)} were not")
+    console.print(f"{result.answered} requests answered as without faults; {len(result.wrong)} were not")
     for wrong in result.wrong[:10]:
         console.print(f"  {wrong}", style="red", markup=False)
 
@@ -184,12 +184,12 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--tritons", type=int, default=2)
-    parser.add_argument("--pause", type=float, default=5.0, help="seconds between two faults, on the average")
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds between two faults, on average")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     console.print(f"starting {options.tritons} Tritons and a gateway …")
-    with fleet(options.tritons) as found:
-        result = asyncio.run(run(found, options))
+    with fleet(options.tritons) as servers:
+        result = asyncio.run(run(servers, options))
     report(result)
     sys.exit(1 if result.wrong or not result.answered else 0)
 

@@ -1,6 +1,6 @@
-"""What the load tests run against: Tritons and a gateway as processes of their own, on free ports of the loopback.
+"""Starts the servers of a load test: Tritons and a gateway as separate processes on free loopback ports.
 
-It knows tritonlm's commands and HTTP, as anybody does who runs it, and ends only what it has started.
+It uses tritonlm's commands and HTTP only, and ends only the processes that it has started.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
-class Started:
+class Service:
     """One `tritonlm serve` or `tritonlm gateway`."""
 
     process: psutil.Popen
     log: Path
 
-    def family(self) -> list[psutil.Process]:
-        """The living processes under it, itself among them."""
-        found = []
+    def processes(self) -> list[psutil.Process]:
+        """Its running processes, including itself."""
+        running = []
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in [self.process, *self.process.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     if process.status() != psutil.STATUS_ZOMBIE:
-                        found.append(process)
-        return found
+                        running.append(process)
+        return running
 
     def part(self, kind: str, model: str = "") -> psutil.Process | None:
-        """Its Triton, or the process of a model's part (tokenize, generate, detokenize); None while there is none."""
-        for process in self.family():
+        """Its Triton, or the process of a model's part (tokenize, generate, detokenize); None if it does not run."""
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = process.cmdline()
                 if kind == "triton" and command and Path(command[0]).name == "tritonserver":
@@ -59,14 +59,14 @@ class Fleet:
     """Tritons, each with its supervisor, and one gateway in front of them."""
 
     url: str
-    tritons: list[Started]
-    gateway: Started
+    tritons: list[Service]
+    gateway: Service
 
     def processes(self) -> list[psutil.Process]:
-        return [process for started in (*self.tritons, self.gateway) for process in started.family()]
+        return [process for service in (*self.tritons, self.gateway) for process in service.processes()]
 
     def memory(self) -> int:
-        """Bytes that all processes together have of their own."""
+        """The unique set size (USS) of all processes in bytes."""
         total = 0
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -84,9 +84,9 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def fleet(count: int = 1, serve: Sequence[str] = (), gateway: Sequence[str] = ()) -> Iterator[Fleet]:
-    """So many Tritons with the bundled language models, and a gateway; more options for each of them."""
+    """Tritons with the bundled language models, and a gateway; `serve` and `gateway` are further options."""
     folder = Path(tempfile.mkdtemp(prefix="tritonlm-load-"))
-    tritons: list[Started] = []
+    tritons: list[Service] = []
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         addresses = []
@@ -98,16 +98,16 @@ def fleet(count: int = 1, serve: Sequence[str] = (), gateway: Sequence[str] = ()
             tritons.append(stack.enter_context(_running(["serve", "--no-gateway", *ports, *serve], log)))
         (port,) = free_ports(1)
         log = folder / "gateway.log"
-        # No keys but those that the test has made.
+        # An empty key file, unless the test passes its own.
         keys = [] if "--keys" in gateway else ["--keys", str(folder / "keys.json")]
-        front = stack.enter_context(_running(["gateway", "--port", str(port), *addresses, *keys, *gateway], log))
-        found = Fleet(f"http://127.0.0.1:{port}", tritons, front)
-        wait_until_ready(found)
-        yield found
+        command = ["gateway", "--port", str(port), *addresses, *keys, *gateway]
+        servers = Fleet(f"http://127.0.0.1:{port}", tritons, stack.enter_context(_running(command, log)))
+        wait_until_ready(servers)
+        yield servers
 
 
 @contextlib.contextmanager
-def _running(arguments: Sequence[str], log: Path) -> Iterator[Started]:
+def _running(arguments: Sequence[str], log: Path) -> Iterator[Service]:
     with log.open("wb") as output:
         process = psutil.Popen(
             [sys.executable, "-m", "tritonlm.cli", *arguments],
@@ -115,31 +115,31 @@ def _running(arguments: Sequence[str], log: Path) -> Iterator[Started]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    started = Started(process, log)
+    service = Service(process, log)
     try:
-        yield started
+        yield service
     finally:
-        family = started.family()
+        processes = service.processes()
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(STOP_SECONDS)
         except (psutil.TimeoutExpired, subprocess.TimeoutExpired):
-            for member in family:
+            for child in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    member.kill()
+                    child.kill()
 
 
-def wait_until_ready(found: Fleet) -> None:
-    """All language models answer."""
+def wait_until_ready(servers: Fleet) -> None:
+    """Wait until all language models answer."""
     deadline = time.monotonic() + START_SECONDS
     while True:
-        for started in (*found.tritons, found.gateway):
-            if not started.process.is_running() or started.process.poll() is not None:
-                raise SystemExit(f"{' '.join(started.process.args[2:5])} ended:\n{started.log.read_text()[-2000:]}")
-        if all("is serving" in started.log.read_text() for started in found.tritons):
+        for service in (*servers.tritons, servers.gateway):
+            if not service.process.is_running() or service.process.poll() is not None:
+                raise SystemExit(f"{' '.join(service.process.args[2:5])} ended:\n{service.log.read_text()[-2000:]}")
+        if all("is serving" in service.log.read_text() for service in servers.tritons):
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{found.url}/health/ready", timeout=10, trust_env=False).status_code == 200:
+                if httpx.get(f"{servers.url}/health/ready", timeout=10, trust_env=False).status_code == 200:
                     return
         if time.monotonic() > deadline:
-            raise SystemExit("the servers do not become ready")
+            raise SystemExit("the servers did not become ready in time")
         time.sleep(0.2)

@@ -1,10 +1,10 @@
-"""A thousand readers who connect, ask for a stream and read nothing: nobody else notices, and memory stays bounded.
+"""A thousand clients request a stream and never read it: other clients are not affected, and memory stays bounded.
 
     scripts/load stalled [--readers 1000] [--clients 4]
 
-Some clients with another key ask in a closed loop, before and beside the stalled readers. Held to: every one of their
-requests is answered; memory of all processes grows by at most 64 KiB for each reader; when it is over, nothing is
-inside any more.
+Clients with another key send requests in a closed loop, before and during the stalled readers. Checks: each of their
+requests is answered; the memory of all processes grows by at most 64 KiB per reader; at the end no request runs or
+waits.
 """
 
 from __future__ import annotations
@@ -21,100 +21,101 @@ import tempfile
 import time
 
 import aiohttp
-from promises import Promise, console, verdict
+from checks import Check, console, report_checks
 from servers import Fleet, fleet
 
 SECONDS, WAIT_SECONDS = 20.0, 90.0
-MOST_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024
 WARM_UP = 256
 BODY = {"model": "fable", "prompt": "Once", "max_tokens": 100, "ignore_eos": True, "stream": True}
 
 
-def stall(url: str, key: str) -> socket.socket:
-    """A connection that has asked for a long stream, and whose window is small."""
+def connect_stalled(url: str, key: str) -> socket.socket:
+    """A connection with a small receive window that has requested a long stream."""
     host, port = url.removeprefix("http://").split(":")
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-    made.connect((host, int(port)))
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.connect((host, int(port)))
     body = json.dumps(BODY)
-    made.sendall(
+    connection.sendall(
         f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
     )
-    made.setblocking(False)
-    return made
+    connection.setblocking(False)
+    return connection
 
 
-async def others(
+async def run_others(
     session: aiohttp.ClientSession, url: str, clients: int, seconds: float
 ) -> tuple[list[float], list[str]]:
-    """Seconds of each of their requests, and what was not answered."""
-    took: list[float] = []
+    """The response times of the other clients in seconds, and the failed responses."""
+    times: list[float] = []
     wrong: list[str] = []
     start = time.perf_counter()
 
     async def client(number: int) -> None:
         while time.perf_counter() - start < seconds:
-            begun = time.perf_counter()
+            sent = time.perf_counter()
             body = {"model": "abacus", "prompt": f"{number}+1=", "max_tokens": 8, "temperature": 0}
             async with session.post(f"{url}/v1/completions", json=body) as response:
                 text = (
                     (await response.json())["choices"][0]["text"] if response.status == 200 else await response.text()
                 )
-                (took if response.status == 200 else wrong).append(
-                    time.perf_counter() - begun if response.status == 200 else f"{response.status}: {text[:200]}"
-                )
+                if response.status == 200:
+                    times.append(time.perf_counter() - sent)
+                else:
+                    wrong.append(f"{response.status}: {text[:200]}")
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return took, wrong
+    return times, wrong
 
 
-async def whole(session: aiohttp.ClientSession, url: str) -> None:
+async def read_stream(session: aiohttp.ClientSession, url: str) -> None:
     async with session.post(f"{url}/v1/completions", json=BODY) as response:
         await response.read()
 
 
-async def run(found: Fleet, options: argparse.Namespace, key: str, others_key: str) -> bool:
+async def run(servers: Fleet, options: argparse.Namespace, key: str, others_key: str) -> bool:
     timeout, connector = aiohttp.ClientTimeout(total=WAIT_SECONDS), aiohttp.TCPConnector(limit=0)
     headers = {"Authorization": f"Bearer {others_key}"}
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers) as session:
-        # The cache's memory comes into use once, whoever reads.
-        await asyncio.gather(*(whole(session, found.url) for _ in range(WARM_UP)))
-        calm, _ = await others(session, found.url, options.clients, 5)
-        memory = found.memory()
+        # Fill the KV cache first, so that its memory does not count as growth.
+        await asyncio.gather(*(read_stream(session, servers.url) for _ in range(WARM_UP)))
+        before, _ = await run_others(session, servers.url, options.clients, 5)
+        memory = servers.memory()
         stalled = []
         for _ in range(options.readers):
-            stalled.append(stall(found.url, key))
+            stalled.append(connect_stalled(servers.url, key))
             await asyncio.sleep(0.002)
-        beside, wrong = await others(session, found.url, options.clients, SECONDS)
-        growth = (found.memory() - memory) / options.readers
-        inside = await _inside(found, session)
-        for made in stalled:
-            made.close()
-    medians = [1000 * statistics.median(seconds) for seconds in (calm, beside)]
-    console.print("others' requests took {:.0f} ms at the median before, {:.0f} ms beside them".format(*medians))
-    promises = [
-        Promise("requests of others that were not answered", len(wrong), 0, not wrong),
-        Promise("memory for each stalled reader, KiB", growth / 1024, MOST_BYTES / 1024, growth <= MOST_BYTES),
-        Promise("requests inside in the end", inside, 0, inside == 0),
+        during, wrong = await run_others(session, servers.url, options.clients, SECONDS)
+        growth = (servers.memory() - memory) / options.readers
+        remaining = await _remaining_requests(servers, session)
+        for connection in stalled:
+            connection.close()
+    medians = [1000 * statistics.median(seconds) for seconds in (before, during)]
+    console.print("requests of other clients (median): {:.0f} ms before, {:.0f} ms during the test".format(*medians))
+    checks = [
+        Check("failed requests of other clients", len(wrong), 0, not wrong),
+        Check("memory per stalled reader, KiB", growth / 1024, MAX_BYTES / 1024, growth <= MAX_BYTES),
+        Check("running or waiting requests at the end", remaining, 0, remaining == 0),
     ]
-    return verdict(f"{options.readers} stalled readers", promises, wrong)
+    return report_checks(f"{options.readers} stalled readers", checks, wrong)
 
 
-async def _inside(found: Fleet, session: aiohttp.ClientSession) -> int:
-    """What runs or waits, when everything has had its time."""
+async def _remaining_requests(servers: Fleet, session: aiohttp.ClientSession) -> int:
+    """The number of running and waiting requests, after a limited wait for zero."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         with contextlib.suppress(aiohttp.ClientError, KeyError, TypeError):
-            async with session.get(f"{found.url}/v1/models") as response:
+            async with session.get(f"{servers.url}/v1/models") as response:
                 models = (await response.json())["data"]
-                inside = sum(model["running"] + model["waiting"] for model in models if model["state"] == "ready")
-            if not inside or time.monotonic() > deadline:
-                return int(inside)
+                count = sum(model["running"] + model["waiting"] for model in models if model["state"] == "ready")
+            if not count or time.monotonic() > deadline:
+                return int(count)
         await asyncio.sleep(0.5)
 
 
-def made_key(name: str, *options: str) -> str:
+def create_key(name: str, *options: str) -> str:
     command = [sys.executable, "-m", "tritonlm.cli", "keys", "create", name, *options]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -126,12 +127,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         keys = ["--keys", f"{folder}/keys.json"]
-        secrets = [made_key(name, *keys) for name in ("stalled", "others")]
+        secrets = [create_key(name, *keys) for name in ("stalled", "others")]
         with fleet(
             serve=["--kv-cache-tokens", "8192"], gateway=[*keys, "--max-requests", "2000", "--reader-seconds", "10"]
-        ) as found:
-            kept = asyncio.run(run(found, options, *secrets))
-    sys.exit(0 if kept else 1)
+        ) as servers:
+            passed = asyncio.run(run(servers, options, *secrets))
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

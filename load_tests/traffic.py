@@ -1,11 +1,11 @@
-"""Traffic as it comes in life: HTTP and gRPC users, some who leave, some who send nonsense; by Locust.
+"""Realistic traffic with Locust: HTTP and gRPC users, users that disconnect early, and users with invalid requests.
 
-    scripts/load --quick                                       two minutes at most: a smoke test
-    scripts/load traffic --shape saturation --seconds 180      the highest rate within the goal
+    scripts/load --quick                                       a smoke test of at most two minutes
+    scripts/load traffic --shape saturation --seconds 180      search the highest rate within the goal
     scripts/load traffic --shape constant --most-users 20 --seconds 300 --report report.html
 
-It starts the bundled language models and a gateway, or takes those at --url (and --grpc). What it does not know of
-goes to Locust: --processes 2, --prompts chat, --first 300 (goal, in ms) …; `--help` shows all. Exit code 1: a goal was
+It starts the bundled language models and a gateway, or uses those at --url (and --grpc). Other options go to Locust:
+--processes 2, --prompts chat, --first 300 (goal, in ms) …; `--help` lists all. Exit code 1 means that a goal was
 missed.
 """
 
@@ -32,24 +32,24 @@ def server(url: str, grpc: str) -> Iterator[tuple[str, str]]:
     if url:
         yield url, grpc
         return
-    with fleet() as found:
-        arguments = found.tritons[0].process.args
-        yield found.url, f"127.0.0.1:{arguments[arguments.index('--grpc-port') + 1]}"
+    with fleet() as servers:
+        arguments = servers.tritons[0].process.args
+        yield servers.url, f"127.0.0.1:{arguments[arguments.index('--grpc-port') + 1]}"
 
 
 def command(url: str, grpc: str, more: Sequence[str]) -> list[str]:
-    # Who is to go ends what has begun: a stream that is cut off in the midst is no failure of the server.
-    told = ["--headless", "--only-summary", "--stop-timeout", "30", "--host", url, "--grpc", grpc]
-    return [sys.executable, "-m", "locust", "-f", str(_FILE), *told, *more]
+    # The stop timeout lets users finish their requests: a stream cut off at the end is not a failure of the server.
+    options = ["--headless", "--only-summary", "--stop-timeout", "30", "--host", url, "--grpc", grpc]
+    return [sys.executable, "-m", "locust", "-f", str(_FILE), *options, *more]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
     )
-    parser.add_argument("--quick", action="store_true", help="a smoke test of all kinds of users, with wide goals")
-    parser.add_argument("--shape", choices=_SHAPES, default="constant", help="how many users there are when")
-    parser.add_argument("--url", default="", help="a gateway that runs already")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of all kinds of users, with loose goals")
+    parser.add_argument("--shape", choices=_SHAPES, default="constant", help="the number of users over time")
+    parser.add_argument("--url", default="", help="the URL of a running gateway")
     parser.add_argument("--grpc", default="", help="with --url: its Triton's gRPC address")
     parser.add_argument("-h", "--help", action="store_true")
     known, more = parser.parse_known_args()
@@ -58,10 +58,11 @@ def main() -> None:
         subprocess.run(command("http://127.0.0.1", "", ["--help"]), check=True)
         return
     with server(known.url, known.grpc) as (url, grpc):
-        asked = [*(_QUICK if known.quick else []), *more]
+        options = [*(_QUICK if known.quick else []), *more]
         environment = {**os.environ, "TRAFFIC_SHAPE": known.shape}
-        seconds = float(asked[asked.index("--seconds") + 1]) if "--seconds" in asked else 60.0
-        done = subprocess.run(command(url, grpc, asked), env=environment, timeout=seconds + _GRACE_SECONDS, check=False)
+        seconds = float(options[options.index("--seconds") + 1]) if "--seconds" in options else 60.0
+        timeout = seconds + _GRACE_SECONDS
+        done = subprocess.run(command(url, grpc, options), env=environment, timeout=timeout, check=False)
     sys.exit(done.returncode)
 
 

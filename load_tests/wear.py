@@ -1,9 +1,9 @@
-"""Many short requests, some cancelled and some malformed: nothing is left behind.
+"""Many short requests, some cancelled and some malformed: no resources leak.
 
     scripts/load wear [--requests 20000] [--clients 32]
 
-A tenth of the requests is left in the midst, a twentieth is malformed. Held to: memory (of all processes, under 5 %),
-open files, threads, requests inside, files in /dev/shm: after them as before.
+A tenth of the requests is cancelled, a twentieth is malformed. Checks: memory of all processes (growth under 5 %), open
+files, threads, running and waiting requests, and files in /dev/shm are the same after the requests as before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 import psutil
-from promises import Promise, console, verdict
+from checks import Check, console, report_checks
 from rich.progress import Progress
 from servers import Fleet, fleet
 
@@ -34,44 +34,44 @@ BAD: list[bytes] = [
 
 
 @dataclass(frozen=True)
-class State:
-    """What a fleet holds."""
+class Resources:
+    """The resources that the servers hold."""
 
     memory: int
     files: int
     threads: int
     shared: int
-    inside: int
+    requests: int
 
     @classmethod
-    async def of(cls, found: Fleet, session: aiohttp.ClientSession) -> State:
+    async def measure(cls, servers: Fleet, session: aiohttp.ClientSession) -> Resources:
         files = threads = 0
-        for process in found.processes():
+        for process in servers.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 files, threads = files + process.num_fds(), threads + process.num_threads()
         shared = sum(1 for _ in Path("/dev/shm").glob("tritonlm-*"))
-        async with session.get(f"{found.url}/health") as response:
+        async with session.get(f"{servers.url}/health") as response:
             queue = (await response.json())["queue"]
-        return cls(found.memory(), files, threads, shared, queue["running"] + queue["waiting"])
+        return cls(servers.memory(), files, threads, shared, queue["running"] + queue["waiting"])
 
 
-async def one(session: aiohttp.ClientSession, url: str, draw: random.Random, wrong: list[str]) -> None:
-    kind = draw.random()
+async def send_request(session: aiohttp.ClientSession, url: str, rng: random.Random, wrong: list[str]) -> None:
+    kind = rng.random()
     address, headers = f"{url}/v1/completions", {"Content-Type": "application/json"}
     if kind < MALFORMED:
-        async with session.post(address, data=draw.choice(BAD), headers=headers) as response:
+        async with session.post(address, data=rng.choice(BAD), headers=headers) as response:
             if response.status not in (400, 404):
                 wrong.append(f"malformed: {response.status}")
             await response.read()
         return
-    prompt = f"{draw.randrange(999)}+{draw.randrange(999)}="
+    prompt = f"{rng.randrange(999)}+{rng.randrange(999)}="
     body: dict[str, Any] = {"model": "abacus", "prompt": prompt, "max_tokens": 8}
-    body["stream"] = draw.random() < 0.5
+    body["stream"] = rng.random() < 0.5
     if kind < MALFORMED + CANCELLED:
-        # In the midst: sometimes before the first byte, sometimes after.
+        # Cancelled before or after the first byte.
         body |= {"model": "fable", "prompt": "Once", "max_tokens": 100, "stream": True}
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_read(session, address, body), draw.uniform(0.005, 0.1))
+            await asyncio.wait_for(_read(session, address, body), rng.uniform(0.005, 0.1))
         return
     async with session.post(address, data=json.dumps(body), headers=headers) as response:
         if response.status != 200:
@@ -84,40 +84,42 @@ async def _read(session: aiohttp.ClientSession, address: str, body: dict[str, An
         await response.read()
 
 
-async def many(found: Fleet, session: aiohttp.ClientSession, count: int, clients: int, wrong: list[str]) -> None:
+async def send_requests(
+    servers: Fleet, session: aiohttp.ClientSession, count: int, clients: int, wrong: list[str]
+) -> None:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("requests", total=count)
         numbers = iter(range(count))
 
         async def client() -> None:
             for number in numbers:
-                await one(session, found.url, random.Random(number), wrong)
+                await send_request(session, servers.url, random.Random(number), wrong)
                 progress.advance(task)
 
         await asyncio.gather(*(client() for _ in range(clients)))
 
 
-async def run(found: Fleet, options: argparse.Namespace) -> bool:
+async def run(servers: Fleet, options: argparse.Namespace) -> bool:
     wrong: list[str] = []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await many(found, session, WARM_UP, options.clients, wrong)
+        await send_requests(servers, session, WARM_UP, options.clients, wrong)
         await asyncio.sleep(SETTLE_SECONDS)
-        before = await State.of(found, session)
-        await many(found, session, options.requests, options.clients, wrong)
+        before = await Resources.measure(servers, session)
+        await send_requests(servers, session, options.requests, options.clients, wrong)
         await asyncio.sleep(SETTLE_SECONDS)
-        after = await State.of(found, session)
+        after = await Resources.measure(servers, session)
     growth = after.memory / before.memory - 1
-    promises = [
-        Promise("memory, MB", after.memory / 2**20, before.memory / 2**20, growth < 0.05),
-        # Connections that are kept, and threads of pools, come and go.
-        Promise("open files", after.files, before.files, after.files <= before.files + options.clients),
-        Promise("threads", after.threads, before.threads, after.threads <= before.threads + 8),
-        Promise("files in /dev/shm", after.shared, before.shared, after.shared == before.shared),
-        Promise("requests inside", after.inside, before.inside, after.inside == 0),
-        Promise("wrong answers", len(wrong), 0, not wrong),
+    checks = [
+        Check("memory, MB", after.memory / 2**20, before.memory / 2**20, growth < 0.05),
+        # Keep-alive connections and pool threads vary.
+        Check("open files", after.files, before.files, after.files <= before.files + options.clients),
+        Check("threads", after.threads, before.threads, after.threads <= before.threads + 8),
+        Check("files in /dev/shm", after.shared, before.shared, after.shared == before.shared),
+        Check("running or waiting requests", after.requests, before.requests, after.requests == 0),
+        Check("wrong responses", len(wrong), 0, not wrong),
     ]
-    title = f"{options.requests} requests, {CANCELLED:.0%} cancelled, {MALFORMED:.0%} malformed; bound: as before"
-    return verdict(title, promises, wrong)
+    title = f"{options.requests} requests, {CANCELLED:.0%} cancelled, {MALFORMED:.0%} malformed; bound: before"
+    return report_checks(title, checks, wrong)
 
 
 def main() -> None:
@@ -125,10 +127,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=32)
     options = parser.parse_args()
-    # A small cache is full, and all its memory in use, when the warm-up is over.
-    with fleet(serve=["--kv-cache-tokens", "4096"]) as found:
-        kept = asyncio.run(run(found, options))
-    sys.exit(0 if kept else 1)
+    # A small KV cache, so that the warm-up fills it and its memory does not grow later.
+    with fleet(serve=["--kv-cache-tokens", "4096"]) as servers:
+        passed = asyncio.run(run(servers, options))
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

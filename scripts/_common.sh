@@ -1,8 +1,8 @@
-# Sourced by the other scripts: goes to the root of the repository, and tells whether the setup is up to date.
+# Sourced by the other scripts: changes to the root of the repository and checks whether the setup is current.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# What is imported is compiled once and kept, though the environment says otherwise, as in many containers: scripts/setup
-# compiles nothing ahead, and torch takes seconds.
+# Allow Python to write bytecode even where the environment forbids it, as in many containers: scripts/setup compiles
+# nothing in advance, and compiling torch takes seconds.
 export PYTHONDONTWRITEBYTECODE=
 
 stamp=.venv/.setup-complete
@@ -17,7 +17,7 @@ python_version() {
     "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null
 }
 
-# What the environment was made from. The folder counts: a moved virtual environment does not work.
+# The inputs of the environment. The path is one of them: a moved virtual environment does not work.
 fingerprint() {
     { cat requirements.lock pyproject.toml scripts/setup; pwd; python_version .venv/bin/python; } | sha256sum
 }
@@ -32,7 +32,7 @@ ensure_setup() {
     setup_is_current || scripts/setup
 }
 
-# What the checks and the tests need beside it.
+# The same for the packages of checks and tests.
 dev_fingerprint() {
     { fingerprint; cat requirements-dev.lock; } | sha256sum
 }

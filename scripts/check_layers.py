@@ -1,8 +1,6 @@
-"""Hold the imports to the layering table: which room never imports what, and no circle of modules anywhere.
+"""Checks the imports against the layering table and for circles. Exit code 1, and a line for each violation.
 
-Exit code 1 and a line for each breach.
-
-It reads the source only (every `import`, wherever it stands) and runs none of it.
+It parses the source (every `import`, also inside functions) and runs none of it.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ HTTP = ("httpx", "fastapi", "requests", "aiohttp", "urllib3")
 
 @dataclass(frozen=True)
 class Rule:
-    """Files (globs from the root) that never import these packages; `only` turns it round: nothing but these."""
+    """Files (globs from the root) that never import the packages `never`, or import nothing but the packages `only`."""
 
     files: tuple[str, ...]
     never: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
-    # Exceptions to `never`: parts of a forbidden package that are allowed.
+    # Parts of a forbidden package that are allowed.
     but: tuple[str, ...] = ()
-    # Also look into the modules of this repository that the file imports.
+    # Check the modules of this repository that the file imports, too.
     transitive: bool = False
     why: str = ""
 
@@ -118,7 +116,7 @@ def check(root: Path) -> list[str]:
 
 
 def circles(root: Path, modules: dict[str, Path]) -> list[str]:
-    """A line for each circle of modules that import each other, wherever in the file and for whatever reason."""
+    """A line for a circle of modules that import each other; imports in functions and for types count."""
     imports = {
         path: {local_module(statement.name, modules) for statement in imports_of(path, root)} - {None, path}
         for path in modules.values()
@@ -133,10 +131,10 @@ def circles(root: Path, modules: dict[str, Path]) -> list[str]:
 
 
 def breaches_of(rule: Rule, path: Path, root: Path, modules: dict[str, Path]) -> Iterator[str]:
-    for found, way in reached(path, root, modules, rule.transitive):
-        if not is_allowed(rule, found.name):
-            through = "".join(f" through {step.relative_to(root)}" for step in way)
-            yield f"{path.relative_to(root)}:{found.line}: imports {found.name}{through}: {rule.why}"
+    for imported, via in imports_reached(path, root, modules, rule.transitive):
+        if not is_allowed(rule, imported.name):
+            through = "".join(f" through {module.relative_to(root)}" for module in via)
+            yield f"{path.relative_to(root)}:{imported.line}: imports {imported.name}{through}: {rule.why}"
 
 
 def is_allowed(rule: Rule, name: str) -> bool:
@@ -149,19 +147,19 @@ def is_in(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def reached(
+def imports_reached(
     path: Path, root: Path, modules: dict[str, Path], transitive: bool
 ) -> Iterator[tuple[Import, tuple[Path, ...]]]:
-    """The imports of a file, with the way to them; the line is that of the file's own import."""
+    """The imports of a file with the modules between; the line is that of the file's own import."""
     seen = {path}
-    todo: list[tuple[Import, Import, tuple[Path, ...]]] = [(found, found, ()) for found in imports_of(path, root)]
-    while todo:
-        first, found, way = todo.pop(0)
-        yield Import(first.line, found.name), way
-        step = local_module(found.name, modules)
-        if transitive and step is not None and step not in seen:
-            seen.add(step)
-            todo += [(first, further, (*way, step)) for further in imports_of(step, root)]
+    pending: list[tuple[Import, Import, tuple[Path, ...]]] = [(own, own, ()) for own in imports_of(path, root)]
+    while pending:
+        own, imported, via = pending.pop(0)
+        yield Import(own.line, imported.name), via
+        module = local_module(imported.name, modules)
+        if transitive and module is not None and module not in seen:
+            seen.add(module)
+            pending += [(own, further, (*via, module)) for further in imports_of(module, root)]
 
 
 def local_module(name: str, modules: dict[str, Path]) -> Path | None:
@@ -173,15 +171,15 @@ def imports_of(path: Path, root: Path) -> list[Import]:
     package = module_name(path, root).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    found = []
+    imports = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
-            found += [Import(node.lineno, alias.name) for alias in node.names]
+            imports += [Import(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
-            found += [Import(node.lineno, f"{stem}.{alias.name}".strip(".")) for alias in node.names]
-    return found
+            imports += [Import(node.lineno, f"{stem}.{alias.name}".strip(".")) for alias in node.names]
+    return imports
 
 
 def find_modules(root: Path) -> dict[str, Path]:

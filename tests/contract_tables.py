@@ -1,8 +1,8 @@
-"""The tables of model_repository/README.md and of the documents, made from the code. Run it to write them anew.
+"""Generates the tables in model_repository/README.md and in docs/ from the code. Run it to update them:
 
     python tests/contract_tables.py
 
-Tests hold the files to them.
+A test checks that the files are up to date.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from engine.config import EngineConfig, environment_name  # noqa: E402
-from engine.monitoring.metrics import MEASURES  # noqa: E402
+from engine.monitoring.metrics import METRIC_SPECS  # noqa: E402
 from fakes.fake_transport import FakeTransport  # noqa: E402
 from tritonlm import AsyncClient  # noqa: E402
 from tritonlm.contract import SamplingParameters, tensors  # noqa: E402
 from tritonlm.contract.tensors import TensorSpec  # noqa: E402
 from tritonlm.gateway.app import create_app  # noqa: E402
 from tritonlm.gateway.metrics import REGISTRY  # noqa: E402
-from tritonlm.gateway.scopes import OPEN, scope_of  # noqa: E402
+from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of  # noqa: E402
 from tritonlm.gateway.settings import GatewaySettings  # noqa: E402
 from tritonlm.serving.settings import Settings, env_name, option_name  # noqa: E402
 
 README = ROOT / "model_repository" / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 OBSERVABILITY = ROOT / "docs" / "observability.md"
-# What a metric's name ends in when it is asked for.
+# The suffixes that the exposition format adds to a metric's name.
 SUFFIXES = {"counter": "total", "info": "info"}
 SECURITY = ROOT / "docs" / "security.md"
 
-_WAYS = (
+_TENSORS_BY_ROUTE = (
     ("caller → LM", tensors.LM_INPUTS),
     ("LM → caller", tensors.LM_OUTPUTS),
     ("tokenize → generate", tensors.TOKENIZE_OUTPUTS),
@@ -50,9 +50,11 @@ _WAYS = (
 
 def tensor_table() -> str:
     rows = [
-        (way, f"`{spec.name}`", f"{spec.dtype} {_shape(spec)}", spec.meaning) for way, specs in _WAYS for spec in specs
+        (route, f"`{spec.name}`", f"{spec.dtype} {_shape(spec)}", spec.meaning)
+        for route, specs in _TENSORS_BY_ROUTE
+        for spec in specs
     ]
-    return _table(("way", "tensor", "type", "meaning"), rows)
+    return _table(("route", "tensor", "type", "meaning"), rows)
 
 
 def parameter_table() -> str:
@@ -97,19 +99,19 @@ def engine_table() -> str:
 
 
 def scope_table() -> str:
-    """What each route answers to each kind of key; `tests/gateway/test_keys.py` asks all of them."""
+    """The response of each route to each kind of key; `tests/gateway/test_keys.py` tests all of them."""
     paths = create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()["paths"]
     rows = []
     for path in sorted(paths):
         for method in paths[path]:
-            wanted = "–" if path in OPEN else scope_of(method.upper(), path)
-            refused = ("answered",) * 2 if path in OPEN else ("401", "403")
-            rows.append((f"`{method.upper()} {path}`", wanted, *refused, "answered"))
+            scope = "–" if path in PUBLIC_PATHS else scope_of(method.upper(), path)
+            refused = ("answered",) * 2 if path in PUBLIC_PATHS else ("401", "403")
+            rows.append((f"`{method.upper()} {path}`", scope, *refused, "answered"))
     return _table(("route", "scope", "no key, a wrong one, a revoked one", "another scope", "the scope"), rows)
 
 
 def gateway_metrics_table() -> str:
-    """What `GET /metrics` has, without the process's own numbers, which the library names."""
+    """The metrics of `GET /metrics`, without the process metrics of the library."""
     rows = []
     for family in REGISTRY._collector_to_names:
         for metric in family.describe() if hasattr(family, "describe") else ():
@@ -120,7 +122,7 @@ def gateway_metrics_table() -> str:
 
 
 def engine_metrics_table() -> str:
-    rows = [(f"`{measure.published_name}`", measure.kind, "`model`", measure.meaning) for measure in MEASURES]
+    rows = [(f"`{spec.prometheus_name}`", spec.kind, "`model`", spec.description) for spec in METRIC_SPECS]
     return _table(("metric", "kind", "labels", "meaning"), rows)
 
 
@@ -133,11 +135,11 @@ TABLES = {
 
 
 def with_tables(file: Path) -> str:
-    """The file's text with its tables as the code has them now."""
+    """The file's text with its tables generated from the code."""
     text = file.read_text(encoding="utf-8")
     for name, table in TABLES[file].items():
         parts = re.split(rf"(<!-- {name}: .*? -->\n)(.*?)(<!-- end -->)", text, maxsplit=1, flags=re.DOTALL)
-        assert len(parts) == 5, f"{file} needs a place for the table of {name}"
+        assert len(parts) == 5, f"{file} has no markers for the table {name}"
         before, begin, _, end, after = parts
         text = before + begin + table() + end + after
     return text

@@ -1,6 +1,6 @@
-"""Small real tokenizers of every decoder family, made on the spot, and ways to cut text into their ids.
+"""Small real tokenizers of every decoder family for tests, made at run time, and functions to encode text with them.
 
-For tests. It knows the `tokenizers` library and nothing of ours.
+It uses the `tokenizers` library and no code of this repository.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def decode(name: str, ids: Sequence[int]) -> str:
 
 
 def token_id(name: str, token: str) -> int:
-    found = TOKENIZERS[name]().token_to_id(token)
-    assert found is not None, f"{name} has no token {token!r}"
-    return found
+    index = TOKENIZERS[name]().token_to_id(token)
+    assert index is not None, f"{name} has no token {token!r}"
+    return index
 
 
 def byte_ids(text: str) -> list[int]:
@@ -114,14 +114,14 @@ def byte_ids(text: str) -> list[int]:
 
 
 def split(name: str, text: str, seed: int) -> list[int]:
-    """The text as ids, cut at random into pieces smaller than the tokenizer's own: bytes where it has bytes."""
+    """The text as ids, split at random into smaller tokens than the tokenizer's own: bytes where it has bytes."""
     tokenizer = TOKENIZERS[name]()
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     ids: list[int] = []
     for whole in tokenizer.encode(text, add_special_tokens=False).ids:
         token = tokenizer.id_to_token(whole)
         assert token is not None
-        if draw.random() < 0.5 or token.startswith("<"):
+        if rng.random() < 0.5 or token.startswith("<"):
             ids.append(whole)
         elif name == "llama-like":
             ids += byte_ids(token.replace("▁", " "))

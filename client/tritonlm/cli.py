@@ -1,6 +1,6 @@
-"""`tritonlm …`: options in, one line of error and an exit code out. What a command does is its room's matter.
+"""The command line of `tritonlm`: parses options and turns errors into one line and an exit code.
 
-Serving stands here; the other commands are imported when they are asked for, so that a server is there sooner.
+`serve` and `gateway` are defined here. The other commands are imported on use, so that a server starts sooner.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tritonlm import __version__
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings, terminal
-from tritonlm.serving.placeholder import Reception
+from tritonlm.serving.placeholder import PlaceholderListener
 from tritonlm.serving.ports import check_port
-from tritonlm.serving.settings import env_name, option_name, read_any
+from tritonlm.serving.settings import env_name, option_name, read_settings_of
 
-# The other commands: a file of `tritonlm.commands`, and what in it is the command, or a Typer with several.
-_ELSEWHERE = {
+# The other commands: a module of `tritonlm.commands`, and the command function or Typer group in it.
+_LAZY_COMMANDS = {
     "list": ("models", "list_models"),
     "status": ("models", "status"),
     "load": ("models", "load"),
@@ -44,21 +44,21 @@ _ELSEWHERE = {
 
 class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *_ELSEWHERE]
+        return [*super().list_commands(ctx), *_LAZY_COMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _ELSEWHERE:
+        if cmd_name not in _LAZY_COMMANDS:
             return super().get_command(ctx, cmd_name)
-        file, name = _ELSEWHERE[cmd_name]
-        found = getattr(import_module(f"tritonlm.commands.{file}"), name)
-        if not isinstance(found, typer.Typer):
-            alone = typer.Typer(rich_markup_mode=None, add_completion=False)
-            alone.command(cmd_name)(found)
-            found = alone
-        return typer.main.get_command(found)
+        module, name = _LAZY_COMMANDS[cmd_name]
+        command = getattr(import_module(f"tritonlm.commands.{module}"), name)
+        if not isinstance(command, typer.Typer):
+            group = typer.Typer(rich_markup_mode=None, add_completion=False)
+            group.command(cmd_name)(command)
+            command = group
+        return typer.main.get_command(command)
 
 
-# Plain help and errors: they read the same in a log as on a terminal.
+# Plain help and errors, identical in a log and on a terminal.
 app = typer.Typer(
     cls=_Commands,
     help="Serve Hugging Face causal language models from a Triton model repository.",
@@ -68,23 +68,23 @@ app = typer.Typer(
 )
 
 
-def _setting(field: str, metavar: str | None = None, *names: str, kind: type[BaseSettings] = Settings) -> Any:
-    """The option of a setting, told as the settings tell it."""
-    info = kind.model_fields[field]
+def _setting(field: str, metavar: str | None = None, *names: str, settings_type: type[BaseSettings] = Settings) -> Any:
+    """The option of a setting, with the setting's description and default as help."""
+    info = settings_type.model_fields[field]
     default = info.get_default(call_default_factory=True)
     shown = ", ".join(map(str, default)) if isinstance(default, list) else default
-    tail = f"(env {env_name(field)}" + (f", default {shown})" if default is not None else ")")
+    suffix = f"(env {env_name(field)}" + (f", default {shown})" if default is not None else ")")
     return typer.Option(
-        *(names or [option_name(field)]), help=f"{info.description} {tail}", metavar=metavar, show_default=False
+        *(names or [option_name(field)]), help=f"{info.description} {suffix}", metavar=metavar, show_default=False
     )
 
 
 def _gateway_setting(field: str, metavar: str) -> Any:
-    return _setting(field, metavar, kind=GatewaySettings)
+    return _setting(field, metavar, settings_type=GatewaySettings)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"tritonlm {__version__}")
         raise typer.Exit
 
@@ -98,7 +98,7 @@ def main(
     """Serve Hugging Face causal language models from a Triton model repository."""
 
 
-# Values are read as text: the settings check them, the same for an option as for a variable.
+# Options are strings: the settings parse and validate them, as they do for environment variables.
 @app.command()
 def serve(
     *,
@@ -134,19 +134,19 @@ def serve(
     drain_seconds: Annotated[str | None, _setting("drain_seconds", "SECONDS")] = None,
 ) -> None:
     """Start a local Triton and the gateway, load language models and serve until Ctrl-C or SIGTERM."""
-    given = dict(locals())
+    options = dict(locals())
     try:
-        settings = read_settings(given)
+        settings = read_settings(options)
     except ServingError as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(2) from None
     try:
-        with Reception(settings.host, settings.port) if settings.gateway else nullcontext() as reception:
-            from tritonlm.serving.supervisor import serve as until_stopped  # noqa: PLC0415 (the port is open sooner)
+        with PlaceholderListener(settings.host, settings.port) if settings.gateway else nullcontext() as placeholder:
+            from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415 (opens the port sooner)
 
-            until_stopped(settings, reception)
+            serve_until_stopped(settings, placeholder)
     except (ServingError, TritonLMError, OSError) as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(1) from None
 
 
@@ -164,12 +164,13 @@ def run_gateway(
     drain_seconds: Annotated[str | None, _gateway_setting("drain_seconds", "SECONDS")] = None,
     default_model: Annotated[str | None, _gateway_setting("default_model", "NAME")] = None,
     load_on_demand: Annotated[
-        bool | None, _setting("load_on_demand", None, "--load-on-demand/--no-load-on-demand", kind=GatewaySettings)
+        bool | None,
+        _setting("load_on_demand", None, "--load-on-demand/--no-load-on-demand", settings_type=GatewaySettings),
     ] = None,
     load_seconds: Annotated[str | None, _gateway_setting("load_seconds", "SECONDS")] = None,
     max_loading_requests: Annotated[str | None, _gateway_setting("max_loading_requests", "N")] = None,
     training: Annotated[
-        bool | None, _setting("training", None, "--training/--no-training", kind=GatewaySettings)
+        bool | None, _setting("training", None, "--training/--no-training", settings_type=GatewaySettings)
     ] = None,
     data_folder: Annotated[Path | None, _gateway_setting("data_folder", "FOLDER")] = None,
     runs_folder: Annotated[Path | None, _gateway_setting("runs_folder", "FOLDER")] = None,
@@ -178,7 +179,7 @@ def run_gateway(
     api_key: Annotated[str | None, _gateway_setting("api_key", "KEY")] = None,
     keys: Annotated[Path | None, _gateway_setting("keys", "FILE")] = None,
     allow_anonymous: Annotated[
-        bool | None, _setting("allow_anonymous", None, "--allow-anonymous/--keys-only", kind=GatewaySettings)
+        bool | None, _setting("allow_anonymous", None, "--allow-anonymous/--keys-only", settings_type=GatewaySettings)
     ] = None,
     triton_authorities: Annotated[Path | None, _gateway_setting("triton_authorities", "FILE")] = None,
     tls_certificate: Annotated[Path | None, _gateway_setting("tls_certificate", "FILE")] = None,
@@ -197,19 +198,19 @@ def run_gateway(
     cors_allow_origins: Annotated[list[str] | None, _gateway_setting("cors_allow_origins", "ORIGIN")] = None,
 ) -> None:
     """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""
-    given = dict(locals())
+    options = dict(locals())
     try:
-        from tritonlm.gateway.serve import serve as serve_gateway  # noqa: PLC0415 (an extra; Triton needs none of it)
+        from tritonlm.gateway.serve import serve as serve_gateway  # noqa: PLC0415 (in an optional extra)
     except ModuleNotFoundError as missing:
-        terminal.explain(ServingError(f"{missing.name} is missing; pip install 'tritonlm[gateway]'"))
+        terminal.print_error(ServingError(f"{missing.name} is missing; pip install 'tritonlm[gateway]'"))
         raise typer.Exit(1) from None
     try:
-        settings = read_any(GatewaySettings, given)
+        settings = read_settings_of(GatewaySettings, options)
         if not settings.listening_fd:
             check_port(settings.host, settings.port, "the gateway", "port")
         serve_gateway(settings)
     except ServingError as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(2) from None
 
 

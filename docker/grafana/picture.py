@@ -1,4 +1,4 @@
-"""Draws the dashboard's panels from a Prometheus, without Grafana: for the documents.
+"""Plots the dashboard's panels from a Prometheus, without Grafana, for the documentation:
 
 python docker/grafana/picture.py http://127.0.0.1:9090 docs/images/dashboard.png --seconds 120
 """
@@ -25,28 +25,28 @@ _COLUMNS, _STEP = 4, 2
 
 def series(prometheus: str, query: str, seconds: int) -> list[dict[str, Any]]:
     end = time.time()
-    asked = urllib.parse.urlencode(
+    parameters = urllib.parse.urlencode(
         {"query": query.replace("$__rate_interval", "15s"), "start": end - seconds, "end": end, "step": _STEP}
     )
-    with urllib.request.urlopen(f"{prometheus}/api/v1/query_range?{asked}", timeout=30) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-        return found
+    with urllib.request.urlopen(f"{prometheus}/api/v1/query_range?{parameters}", timeout=30) as response:
+        result: list[dict[str, Any]] = json.load(response)["data"]["result"]
+        return result
 
 
 def legend(pattern: str, labels: dict[str, str]) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda name: labels.get(name[1], ""), pattern)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), pattern)
 
 
-def draw(prometheus: str, seconds: int) -> Any:
+def plot(prometheus: str, seconds: int) -> Any:
     panels = [panel for panel in json.loads(FILE.read_text(encoding="utf-8"))["panels"] if panel["type"] != "row"]
     rows = -(-len(panels) // _COLUMNS)
-    figure, places = pyplot.subplots(rows, _COLUMNS, figsize=(18, 2.6 * rows), layout="constrained")
-    for axes, panel in zip(places.flat, panels, strict=False):
+    figure, grid = pyplot.subplots(rows, _COLUMNS, figsize=(18, 2.6 * rows), layout="constrained")
+    for axes, panel in zip(grid.flat, panels, strict=False):
         for target in panel["targets"]:
-            for found in series(prometheus, target["expr"], seconds):
-                start = found["values"][0][0]
-                points = [(moment - start, float(value)) for moment, value in found["values"] if value != "NaN"]
-                label = legend(target["legendFormat"], found["metric"])
+            for result in series(prometheus, target["expr"], seconds):
+                start = result["values"][0][0]
+                points = [(moment - start, float(value)) for moment, value in result["values"] if value != "NaN"]
+                label = legend(target["legendFormat"], result["metric"])
                 axes.plot([x for x, _ in points], [y for _, y in points], label=label, linewidth=1.2)
         unit = panel["fieldConfig"]["defaults"]["unit"]
         axes.set_title(panel["title"] + ("" if unit == "short" else f", {unit}"), fontsize=10, loc="left")
@@ -55,7 +55,7 @@ def draw(prometheus: str, seconds: int) -> Any:
         axes.tick_params(labelsize=7)
         if axes.lines:
             axes.legend(fontsize=6, loc="upper left")
-    for axes in list(places.flat)[len(panels) :]:
+    for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     return figure
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=int, default=120)
     arguments = parser.parse_args()
-    draw(arguments.prometheus, arguments.seconds).savefig(arguments.out, dpi=70)
+    plot(arguments.prometheus, arguments.seconds).savefig(arguments.out, dpi=70)
 
 
 if __name__ == "__main__":

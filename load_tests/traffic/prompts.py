@@ -1,6 +1,6 @@
-"""What is asked: prompts and lengths as they come in life. Plain data; it knows no server.
+"""Generates prompts with realistic lengths. It knows no server.
 
-Lengths are in tokens, or nearly so: a word of these is one or two.
+Lengths are in words; a word is one or two tokens.
 """
 
 from __future__ import annotations
@@ -16,67 +16,67 @@ _TEXT = (
     "and his quiet daughter"
 )
 _WORDS = _TEXT.split()
-# A word is a token, or two; both together fit into the context of fable.
-_MOST_PROMPT, _MOST_ANSWER = 200, 150
+# Together, prompt and output fit into fable's context.
+_MAX_PROMPT_WORDS, _MAX_OUTPUT_TOKENS = 200, 150
 _SHARED = " ".join(_WORDS * 8)
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request: a text or a chat, and how long the answer may be."""
+class Prompt:
+    """One request: a text or a chat, and the maximum number of output tokens."""
 
     prompt: str = ""
     messages: tuple[dict[str, str], ...] = ()
     tokens: int = 64
 
 
-def _text(words: int, dice: random.Random) -> str:
-    return " ".join(dice.choice(_WORDS) for _ in range(words))
+def _text(words: int, rng: random.Random) -> str:
+    return " ".join(rng.choice(_WORDS) for _ in range(words))
 
 
-def _log_normal(median: float, spread: float, most: int, dice: random.Random) -> int:
-    return max(1, min(most, round(dice.lognormvariate(math.log(median), spread))))
+def _log_normal(median: float, spread: float, most: int, rng: random.Random) -> int:
+    return max(1, min(most, round(rng.lognormvariate(math.log(median), spread))))
 
 
 @dataclass
-class Asker:
-    """One person's requests, one after another."""
+class PromptSource:
+    """Generates the successive prompts of one user."""
 
-    dice: random.Random
+    rng: random.Random
     history: list[dict[str, str]] = field(default_factory=list)
 
-    def fixed(self) -> Ask:
-        """Always as much: 32 in, 64 out."""
-        return Ask(_text(32, self.dice), tokens=64)
+    def fixed(self) -> Prompt:
+        """Fixed lengths: 32 words in, 64 tokens out."""
+        return Prompt(_text(32, self.rng), tokens=64)
 
-    def log_normal(self) -> Ask:
-        """Most are short, some are long."""
-        return Ask(
-            _text(_log_normal(40, 0.8, _MOST_PROMPT, self.dice), self.dice),
-            tokens=_log_normal(48, 0.6, _MOST_ANSWER, self.dice),
+    def log_normal(self) -> Prompt:
+        """Log-normal lengths: most are short, some are long."""
+        return Prompt(
+            _text(_log_normal(40, 0.8, _MAX_PROMPT_WORDS, self.rng), self.rng),
+            tokens=_log_normal(48, 0.6, _MAX_OUTPUT_TOKENS, self.rng),
         )
 
-    def shared_prefix(self) -> Ask:
-        """All begin alike: a system's instructions, a document that many ask about."""
-        return Ask(f"{_SHARED} {_text(8, self.dice)}", tokens=32)
+    def shared_prefix(self) -> Prompt:
+        """All prompts share a long prefix, such as system instructions or a document."""
+        return Prompt(f"{_SHARED} {_text(8, self.rng)}", tokens=32)
 
-    def chat(self) -> Ask:
-        """A conversation that grows, and begins anew when it has become long."""
-        if sum(len(message["content"].split()) for message in self.history) > _MOST_PROMPT:
+    def chat(self) -> Prompt:
+        """A conversation that grows, and starts again when it has become long."""
+        if sum(len(message["content"].split()) for message in self.history) > _MAX_PROMPT_WORDS:
             self.history.clear()
-        said = f"Tell me a story about a {self.dice.choice(('fox', 'boat', 'mill'))} and a lantern"
-        self.history.append({"role": "user", "content": said})
-        return Ask(messages=tuple(self.history), tokens=96)
+        message = f"Tell me a story about a {self.rng.choice(('fox', 'boat', 'mill'))} and a lantern"
+        self.history.append({"role": "user", "content": message})
+        return Prompt(messages=tuple(self.history), tokens=96)
 
-    def heard(self, answer: str) -> None:
-        """What came back belongs to the conversation."""
+    def add_answer(self, answer: str) -> None:
+        """Add the model's answer to the conversation."""
         if self.history:
             self.history.append({"role": "assistant", "content": answer})
 
 
-KINDS: dict[str, Callable[[Asker], Ask]] = {
-    "fixed": Asker.fixed,
-    "log-normal": Asker.log_normal,
-    "shared-prefix": Asker.shared_prefix,
-    "chat": Asker.chat,
+KINDS: dict[str, Callable[[PromptSource], Prompt]] = {
+    "fixed": PromptSource.fixed,
+    "log-normal": PromptSource.log_normal,
+    "shared-prefix": PromptSource.shared_prefix,
+    "chat": PromptSource.chat,
 }

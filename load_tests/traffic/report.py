@@ -1,6 +1,6 @@
-"""The report of a run: what was asked, what was seen, three pictures; one HTML file without anything from elsewhere.
+"""The report of a run: options, measurements and three charts, in one self-contained HTML file.
 
-It knows samples and drawing, not how they came about.
+It draws samples and does not know how they were measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shapes import Shape
 mpl.use("svg")
 from matplotlib import pyplot
 
-_OF = (0.5, 0.9, 0.95, 0.99)
+_PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1d21; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -45,25 +45,25 @@ class Report:
     environment: Environment
     options: argparse.Namespace
     samples: Sequence[Sample]
-    whole: Window
+    total: Window
     shape: Shape
-    kept: bool
+    met: bool
 
     def summary(self) -> str:
-        whole, verdict = self.whole, "kept" if self.kept else "NOT KEPT"
+        total, verdict = self.total, "met" if self.met else "MISSED"
         lines = [
-            f"{whole.requests_per_second:.1f} requests/s, {whole.tokens_per_second:.0f} tokens/s, "
-            f"{whole.failures:.2%} failed",
-            f"first text: {whole.first_median:.0f} ms (median), {whole.first:.0f} ms (95 %); between tokens: "
-            f"{whole.between_median:.1f} and {whole.between:.1f} ms",
+            f"{total.requests_per_second:.1f} requests/s, {total.tokens_per_second:.0f} tokens/s, "
+            f"{total.failures:.2%} failed",
+            f"first text: {total.first_median:.0f} ms (median), {total.first:.0f} ms (95 %); between tokens: "
+            f"{total.between_median:.1f} and {total.between:.1f} ms",
         ]
-        for users, window, kept in getattr(self.shape, "steps", []):
+        for users, window, met in getattr(self.shape, "steps", []):
             lines.append(
                 f"  {users} users: {window.requests_per_second:.1f} requests/s, first text {window.first:.0f} ms, "
-                f"between tokens {window.between:.1f} ms: {'kept' if kept else 'not kept'}"
+                f"between tokens {window.between:.1f} ms: {'met' if met else 'missed'}"
             )
-        if found := getattr(self.shape, "found", None):
-            users, window = found
+        if best := getattr(self.shape, "best", None):
+            users, window = best
             lines.append(
                 f"highest rate within the goal: {window.requests_per_second:.1f} requests/s "
                 f"({window.tokens_per_second:.0f} tokens/s), with {users} users"
@@ -76,30 +76,30 @@ class Report:
         return "\n".join(lines)
 
     def html(self) -> str:
-        asked = {
+        options = {
             "shape": os.environ.get("TRAFFIC_SHAPE", "constant"),
             "prompts": self.options.prompts,
-            "users at most": self.options.most_users,
-            "requests a second of each": self.options.throughput,
+            "maximum users": self.options.most_users,
+            "requests per second of each user": self.options.throughput,
             "gRPC users": "yes" if self.options.grpc else "no",
             "seconds": f"{self.samples[-1].seconds:.0f}",
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         }
-        pictures = [
+        charts = [
             ("Percentiles over time", self._over_time()),
             ("Latency against load", self._against_load()),
             ("Users and rates", self._rates()),
         ]
         parts = [
             "<h1>tritonlm under load</h1>",
-            f"<pre class={'yes' if self.kept else 'no'}>{html.escape(self.summary())}</pre>",
-            "<h2>What was asked</h2>",
-            _table(["", ""], [[name, str(value)] for name, value in asked.items()]),
-            "<h2>What was seen</h2>",
-            "<p>Milliseconds, but for <em>tokens/s</em>: tokens a second of one stream, whose low percentiles are the "
-            "slow ones.</p>",
-            _table(["", "number", "failed", *(f"{share:.0%}" for share in _OF)], self._rows()),
-            *(f"<h2>{title}</h2>{picture}" for title, picture in pictures),
+            f"<pre class={'yes' if self.met else 'no'}>{html.escape(self.summary())}</pre>",
+            "<h2>Options</h2>",
+            _table(["", ""], [[name, str(value)] for name, value in options.items()]),
+            "<h2>Measurements</h2>",
+            "<p>In milliseconds, except <em>tokens/s</em>, the speed of one stream, whose percentiles count from the "
+            "fastest.</p>",
+            _table(["", "number", "failed", *(f"{share:.0%}" for share in _PERCENTILES)], self._rows()),
+            *(f"<h2>{title}</h2>{chart}" for title, chart in charts),
         ]
         body = "\n".join(parts)
         return (
@@ -114,7 +114,7 @@ class Report:
                 f"{entry.method} {entry.name}",
                 str(entry.num_requests),
                 str(entry.num_failures),
-                *(f"{_value(entry, share):,.1f}" for share in _OF),
+                *(f"{_value(entry, share):,.1f}" for share in _PERCENTILES),
             ]
             for entry in entries
         ]
@@ -131,7 +131,7 @@ class Report:
         first.set_ylabel("first text, ms")
         between.set_ylabel("between tokens, ms")
         between.set_xlabel("seconds")
-        return _drawn(figure)
+        return _to_svg(figure)
 
     def _against_load(self) -> str:
         figure, axes = pyplot.subplots(figsize=(10, 4))
@@ -144,7 +144,7 @@ class Report:
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper left")
         axes.grid(alpha=0.3)
-        return _drawn(figure)
+        return _to_svg(figure)
 
     def _rates(self) -> str:
         figure, axes = pyplot.subplots(figsize=(10, 4))
@@ -160,11 +160,11 @@ class Report:
         axes.legend(loc="upper left")
         other.legend(loc="upper right")
         axes.grid(alpha=0.3)
-        return _drawn(figure)
+        return _to_svg(figure)
 
 
 def _value(entry: StatsEntry, share: float) -> float:
-    # Of a speed the slow ones are the low ones.
+    # A high percentile of a speed is a slow stream, as for times.
     if entry.method == "tokens/s":
         return float(entry.get_response_time_percentile(1 - share))
     return float(entry.get_response_time_percentile(share))
@@ -177,10 +177,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
 
 
-def _drawn(figure: Any) -> str:
-    written = io.StringIO()
+def _to_svg(figure: Any) -> str:
+    output = io.StringIO()
     figure.tight_layout()
-    figure.savefig(written, format="svg", metadata={"Date": None})
+    figure.savefig(output, format="svg", metadata={"Date": None})
     pyplot.close(figure)
-    text = written.getvalue()
+    text = output.getvalue()
     return text[text.index("<svg") :]

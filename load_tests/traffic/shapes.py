@@ -1,6 +1,6 @@
-"""How many users there are when: steps, a spike, a long calm, and a search for the highest rate within a goal.
+"""The number of users over time: constant, steps, a spike, and a search for the highest rate within a goal.
 
-They know the clock and, for the search, what was measured since the last step; they start nothing.
+Shapes know the time and, for the search, the measurements since the last step. Locust starts the users.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Tick = tuple[int, float] | None
 
 @dataclass(frozen=True)
 class Goal:
-    """What a caller must not wait longer for, at the 95th percentile, in milliseconds; and how many may fail."""
+    """The maximum 95th percentiles in milliseconds, and the maximum share of failed requests."""
 
     first: float
     between: float
     failures: float
 
-    def is_kept(self, window: Window) -> bool:
+    def is_met(self, window: Window) -> bool:
         return window.first <= self.first and window.between <= self.between and window.failures <= self.failures
 
 
@@ -33,9 +33,13 @@ class Shape(LoadTestShape):
     seconds = 60.0
     goal = Goal(500.0, 100.0, 0.0)
 
+    def succeeded(self, total: Window) -> bool:
+        """Whether the measurements of the whole run meet the goal."""
+        return self.goal.is_met(total)
+
 
 class Constant(Shape):
-    """The same all the time: a soak, when it is long."""
+    """A constant number of users; with a long duration, a soak test."""
 
     def tick(self) -> Tick:
         return (self.users, _SPAWN_RATE) if self.get_run_time() < self.seconds else None
@@ -50,7 +54,7 @@ class Steps(Shape):
 
 
 class Spike(Shape):
-    """A tenth of the users, and in the middle fifth of the time all of them at once."""
+    """A tenth of the users, and all of them during the middle fifth of the time."""
 
     def tick(self) -> Tick:
         share = self.get_run_time() / self.seconds
@@ -60,18 +64,19 @@ class Spike(Shape):
 
 
 class Saturation(Shape):
-    """Doubles the users while the goal is kept, and then halves what is between the last two until it is found."""
+    """Doubles the users while the goal is met, then searches between the last two steps by bisection."""
 
     step_seconds = 12.0
-    # Of a step's beginning nothing is judged: it belongs to the last one still.
+    # The beginning of a step is not measured, since requests of the last step still run.
     settling_seconds = 4.0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._now, self._kept, self._broken = max(1, self.users // 16), 0, 0
+        self._now, self._met, self._missed = max(1, self.users // 16), 0, 0
         self._since = 0.0
         self._window: Window | None = None
-        self.found: tuple[int, Window] | None = None
+        # The most users that met the goal, and their measurements.
+        self.best: tuple[int, Window] | None = None
         self.steps: list[tuple[int, Window, bool]] = []
 
     def tick(self) -> Tick:
@@ -80,21 +85,25 @@ class Saturation(Shape):
         if self._window is None and passed >= self.settling_seconds:
             self._window = Window(self.runner.stats)
         if self._window is not None and passed >= self.step_seconds:
-            self._judge(self._window.close(passed - self.settling_seconds))
+            self._finish_step(self._window.close(passed - self.settling_seconds))
             self._since, self._window = self.get_run_time(), None
-            if self._broken and self._broken - self._kept <= max(1, self._kept // 10):
+            if self._missed and self._missed - self._met <= max(1, self._met // 10):
                 return None
         return (self._now, _SPAWN_RATE) if self.get_run_time() < self.seconds else None
 
-    def _judge(self, window: Window) -> None:
-        kept = self.goal.is_kept(window)
-        self.steps.append((self._now, window, kept))
-        if kept:
-            self._kept = self._now
-            self.found = (self._now, window)
+    def succeeded(self, total: Window) -> bool:
+        """A search exceeds the goal on purpose; it succeeds if it has found a rate within the goal."""
+        return self.best is not None
+
+    def _finish_step(self, window: Window) -> None:
+        met = self.goal.is_met(window)
+        self.steps.append((self._now, window, met))
+        if met:
+            self._met = self._now
+            self.best = (self._now, window)
         else:
-            self._broken = self._now
-        self._now = (self._kept + self._broken) // 2 if self._broken else self._now * 2
+            self._missed = self._now
+        self._now = (self._met + self._missed) // 2 if self._missed else self._now * 2
         self._now = max(1, self._now)
 
 

@@ -1,7 +1,7 @@
-"""The users: of OpenAI's API, of Triton's gRPC, those who leave early, those who send nonsense.
+"""The users: of OpenAI's API, of Triton's gRPC, those that disconnect early, and those that send invalid requests.
 
-They know protocols and tell Locust what they saw: time to first text, time between tokens and tokens a second as
-entries of their own, beside the whole request. Each user asks so often as it can keep up with.
+Each user reports to Locust the time to first text, the time between tokens and the tokens per second as separate
+entries, beside the whole request. A user that is behind its schedule sends its next request at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import grpc.experimental.gevent
 import numpy as np
 import tritonclient.grpc as triton
 from locust import HttpUser, User, task
-from prompts import KINDS, Ask, Asker
+from prompts import KINDS, Prompt, PromptSource
 
 grpc.experimental.gevent.init_gevent()
 
@@ -27,37 +27,37 @@ MODEL = "fable"
 _SECONDS = 60.0
 
 
-class Measured:
-    """One stream as it comes: its moments, told when it has ended."""
+class StreamTimer:
+    """Measures one stream, and reports to Locust when it has ended."""
 
     def __init__(self, user: User, name: str) -> None:
         self._fire, self._name = user.environment.events.request.fire, name
         self._began = self._last = time.perf_counter()
         self._length = 0
-        # Of each further text: how long after the last one it came, and how much there was in it.
+        # For each further text: the time since the last one, and its length.
         self._gaps: list[tuple[float, int]] = []
 
     def piece(self, length: int) -> None:
-        """`length`: how much there is by now, in tokens or in whatever grows as they do."""
+        """`length`: the total length so far, in tokens or in characters."""
         now = time.perf_counter()
         if not self._length:
-            self._tell(FIRST, now - self._began)
+            self._report(FIRST, now - self._began)
         elif length > self._length:
             self._gaps.append((now - self._last, length - self._length))
         self._last, self._length = now, length
 
     def end(self, tokens: int) -> None:
-        """`tokens`: how many there were, as the server counts them."""
+        """`tokens`: the server's token count."""
         seconds = self._last - self._began
         if not self._length or seconds <= 0:
             return
         share = tokens / self._length
         for gap, length in self._gaps:
-            self._tell(BETWEEN, gap / (length * share))
-        # A speed in the place of a time: what Locust shows of it are its percentiles.
-        self._tell(SPEED, tokens / seconds / 1000, tokens)
+            self._report(BETWEEN, gap / (length * share))
+        # Reported as a time, so that Locust computes the percentiles of the speed.
+        self._report(SPEED, tokens / seconds / 1000, tokens)
 
-    def _tell(self, kind: str, seconds: float, tokens: int = 0) -> None:
+    def _report(self, kind: str, seconds: float, tokens: int = 0) -> None:
         self._fire(
             request_type=kind, name=self._name, response_time=seconds * 1000, response_length=tokens,
             exception=None, context={},
@@ -65,7 +65,7 @@ class Measured:
 
 
 class Settings:
-    """What the command line has settled, for all users of this process."""
+    """Command-line options, for all users of this process."""
 
     kind: ClassVar[str] = "fixed"
     throughput: ClassVar[float] = 1.0
@@ -74,7 +74,7 @@ class Settings:
 
 
 class Paced(User):
-    """Asks at moments of its own, as people do: at any time, so often on average, and at once when it is behind."""
+    """Sends requests at random times with an average rate, and at once when it is behind."""
 
     abstract = True
 
@@ -95,16 +95,16 @@ class ApiUser(Paced, HttpUser):
 
     def on_start(self) -> None:
         super().on_start()
-        self.asker = Asker(random.Random(random.getrandbits(32)))
+        self.prompts = PromptSource(random.Random(random.getrandbits(32)))
         self.client.trust_env = False
         if Settings.key:
             self.client.headers["Authorization"] = f"Bearer {Settings.key}"
 
-    def body(self, ask: Ask) -> tuple[str, dict[str, Any]]:
-        usage = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": ask.tokens}
-        if ask.messages:
-            return "/v1/chat/completions", {"model": MODEL, "messages": list(ask.messages), **usage}
-        return "/v1/completions", {"model": MODEL, "prompt": ask.prompt, "ignore_eos": True, **usage}
+    def body(self, prompt: Prompt) -> tuple[str, dict[str, Any]]:
+        options = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": prompt.tokens}
+        if prompt.messages:
+            return "/v1/chat/completions", {"model": MODEL, "messages": list(prompt.messages), **options}
+        return "/v1/completions", {"model": MODEL, "prompt": prompt.prompt, "ignore_eos": True, **options}
 
     def events(self, response: Any) -> Iterator[dict[str, Any]]:
         for line in response.iter_lines():
@@ -120,8 +120,8 @@ class OpenAIUser(ApiUser):
 
     @task
     def stream(self) -> None:
-        path, body = self.body(KINDS[Settings.kind](self.asker))
-        measured, text, tokens = Measured(self, "HTTP"), "", 0
+        path, body = self.body(KINDS[Settings.kind](self.prompts))
+        timer, text, tokens = StreamTimer(self, "HTTP"), "", 0
         with self.client.post(path, json=body, stream=True, catch_response=True, timeout=_SECONDS) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
@@ -135,23 +135,23 @@ class OpenAIUser(ApiUser):
                     if usage := chunk.get("usage"):
                         tokens = usage["completion_tokens"]
                     elif text:
-                        # Tokens are told at the end alone; until then characters stand for them.
-                        measured.piece(len(text))
+                        # The token count comes at the end; until then characters are used.
+                        timer.piece(len(text))
             except (ConnectionError, ValueError) as error:
                 response.failure(str(error))
                 return
-        measured.end(tokens)
-        self.asker.heard(text)
+        timer.end(tokens)
+        self.prompts.add_answer(text)
 
 
 class LeavingUser(ApiUser):
-    """Leaves in the midst: the engine must not go on for nobody."""
+    """Disconnects during a stream; the engine must cancel the request."""
 
     weight = 1
 
     @task
     def leave(self) -> None:
-        path, body = self.body(KINDS[Settings.kind](self.asker))
+        path, body = self.body(KINDS[Settings.kind](self.prompts))
         with self.client.post(
             path, json=body, stream=True, catch_response=True, timeout=_SECONDS, name="left early"
         ) as response:
@@ -162,11 +162,11 @@ class LeavingUser(ApiUser):
                 if "error" in chunk:
                     response.failure(chunk["error"]["message"])
             response.close()
-        self.asker.history.clear()
+        self.prompts.history.clear()
 
 
 class NonsenseUser(ApiUser):
-    """Sends what cannot be meant: it is refused, with a reason, and at once."""
+    """Sends invalid requests, which must be refused with an error message."""
 
     weight = 1
     _BODIES: ClassVar[list[bytes]] = [
@@ -189,16 +189,16 @@ class NonsenseUser(ApiUser):
 
 
 class TritonUser(Paced):
-    """Asks Triton's ensemble by gRPC, past the gateway, as users of `tritonclient` do."""
+    """Calls Triton's ensemble over gRPC without the gateway, as users of `tritonclient` do."""
 
     weight = 3
 
     def on_start(self) -> None:
         super().on_start()
-        self.asker = Asker(random.Random(random.getrandbits(32)))
+        self.prompts = PromptSource(random.Random(random.getrandbits(32)))
         self.client = triton.InferenceServerClient(Settings.grpc)
-        self.heard: gevent.queue.Queue[Any] = gevent.queue.Queue()
-        self.client.start_stream(lambda result, error: self.heard.put(error or result), stream_timeout=None)
+        self.responses: gevent.queue.Queue[Any] = gevent.queue.Queue()
+        self.client.start_stream(lambda result, error: self.responses.put(error or result), stream_timeout=None)
 
     def on_stop(self) -> None:
         self.client.stop_stream(cancel_requests=True)
@@ -207,25 +207,25 @@ class TritonUser(Paced):
     @task
     def stream(self) -> None:
         kind = Settings.kind if Settings.kind != "chat" else "log-normal"
-        ask = KINDS[kind](self.asker)
+        prompt = KINDS[kind](self.prompts)
         text = triton.InferInput("text_input", [1, 1], "BYTES")
-        text.set_data_from_numpy(np.array([[ask.prompt.encode()]], dtype=object))
+        text.set_data_from_numpy(np.array([[prompt.prompt.encode()]], dtype=object))
         streamed = triton.InferInput("stream", [1, 1], "BOOL")
         streamed.set_data_from_numpy(np.array([[True]]))
-        measured, began, failure = Measured(self, "gRPC"), time.perf_counter(), None
+        timer, began, failure = StreamTimer(self, "gRPC"), time.perf_counter(), None
         self.client.async_stream_infer(
-            MODEL, [text, streamed], parameters={"max_tokens": ask.tokens, "ignore_eos": True, "temperature": 1.0}
+            MODEL, [text, streamed], parameters={"max_tokens": prompt.tokens, "ignore_eos": True, "temperature": 1.0}
         )
         try:
             while True:
-                result = self.heard.get(timeout=_SECONDS)
+                result = self.responses.get(timeout=_SECONDS)
                 if isinstance(result, Exception):
                     raise result
                 if (tokens := int(result.as_numpy("usage").reshape(-1)[1])) > 0:
-                    measured.piece(tokens)
+                    timer.piece(tokens)
                 if result.as_numpy("finish_reason").reshape(-1)[0]:
                     break
-            measured.end(tokens)
+            timer.end(tokens)
         except Exception as error:
             failure = error
         self.environment.events.request.fire(

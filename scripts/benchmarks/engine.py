@@ -4,11 +4,11 @@
     scripts/bench engine --profile [--dtype bfloat16]
     scripts/bench engine --device cuda --shape gpt2-xl|llama-8b --dtype bfloat16 --batch 1 64 256
 
-The checkpoint is GPT-2 124M, a Llama of 135M parameters or, for GPUs, a larger one, with random weights, made once.
-Both sides get the same prompts, take turns, and count only what all of a batch's sequences compute together; equal
-lengths are the best case for `generate`, which pads. Before and after each turn of the engine the machine's limits are
-measured; the last columns tell how much of them it reached. `--profile` tells in place of that where a step's time
-goes, and on the whole path whose processor time a token takes.
+The checkpoint is GPT-2 124M, a Llama of 135M parameters or, for GPUs, a larger one, with random weights, created once.
+Both sides get the same prompts in alternation, and only steps of the whole batch count. Equal lengths are the best case
+for `generate`, which pads. The machine's limits are measured before and after each run of the engine; the last columns
+are the fraction of them that it reached. `--profile` prints instead the time of a step by stage, and through HTTP the
+CPU time per token by process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Another process beside a spinning OpenMP team makes both slow; the models' processes are started like this too.
+# OpenMP threads that spin slow down every other process. The models' processes are started with the same setting.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -44,22 +44,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Shape:
     title: str
     config: PreTrainedConfig
-    # Weights that every token passes through, and those of the logits, which a prompt needs once.
+    # Parameters of the layers, and of the LM head, which a prompt needs once.
     layers: int
     head: int
     stored: torch.dtype = torch.float32
 
     def step_bytes(self, batch: int, context: float, weight_bytes: int, number_bytes: int) -> float:
-        """What a decoding step has to read: all weights once, and each sequence's keys and values."""
+        """Bytes that a decoding step reads: all weights once, and each sequence's keys and values."""
         config: Any = self.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        kept = 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads)
-        return (self.layers + self.head) * weight_bytes + batch * context * kept * number_bytes
+        cached = 2 * config.num_hidden_layers * heads * (config.hidden_size // config.num_attention_heads)
+        return (self.layers + self.head) * weight_bytes + batch * context * cached * number_bytes
 
 
 SHAPES = {
     "gpt2": Shape("GPT-2 124M", GPT2Config(), 85_056_000, 38_597_376),
-    # SmolLM2 135M is made so.
+    # The shape of SmolLM2 135M.
     "llama": Shape(
         "Llama 135M",
         LlamaConfig(
@@ -70,7 +70,7 @@ SHAPES = {
         106_168_320, 28_311_552,
     ),
     "gpt2-xl": Shape("GPT-2 XL 1.5B", GPT2Config(n_embd=1600, n_layer=48, n_head=25), 1_474_560_000, 80_411_200),
-    # Llama 3 8B is made so.
+    # The shape of Llama 3 8B.
     "llama-8b": Shape(
         "Llama 8B",
         LlamaConfig(
@@ -88,8 +88,8 @@ class Row:
     stage: str
     engine: float
     transformers: float
-    # Of what the machine can do, measured in the same turns: operations in products; and bytes read, while decoding.
-    products: float
+    # Fractions of the machine's limits, measured in the same runs: matmul operations, and bytes read while decoding.
+    matmul: float
     read: float | None
 
     @property
@@ -112,14 +112,14 @@ def make_checkpoint(shape: Shape) -> Path:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine can do at best, measured beside the rest: bytes read and operations in products, a second."""
+    """This machine's limits, measured during the benchmark: bytes read and matmul operations per second."""
 
     read: float
-    products: float
+    matmul: float
 
     @classmethod
     def measured(cls, dtype: torch.dtype, device: str) -> Limits:
-        """On a GPU of larger pieces: it reads and multiplies small ones before it is at its speed."""
+        """A GPU reaches its limits only with larger sizes."""
         on_gpu = device != "cpu"
         memory = torch.ones(2**32 if on_gpu else 2**28, dtype=torch.uint8, device=device)
         numbers = memory.view(torch.int64)
@@ -129,24 +129,24 @@ class Limits:
         return cls(memory.nbytes / read, 2 * size**3 / _best_of(lambda: finished(left @ right, device)))
 
     def between(self, other: Limits) -> Limits:
-        """A shared machine's speed moves while something else is measured."""
-        return Limits((self.read + other.read) / 2, (self.products + other.products) / 2)
+        """The mean: a shared machine's speed changes during a measurement."""
+        return Limits((self.read + other.read) / 2, (self.matmul + other.matmul) / 2)
 
 
 def finished(result: object, device: str) -> object:
-    """A GPU is given its work, and goes on with it by itself."""
+    """Wait for the GPU, which computes asynchronously."""
     if device != "cpu":
         torch.cuda.synchronize(device)
     return result
 
 
 def _best_of(work: Callable[[], object], times: int = 5) -> float:
-    found = []
+    seconds = []
     for _ in range(times):
         start = time.perf_counter()
         work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 class TransformersSide:
@@ -172,78 +172,79 @@ class TransformersSide:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Measurement:
     limits: Limits
     engine: Seconds
     transformers: Seconds
 
 
 def engine_side(folder: Path, arguments: argparse.Namespace) -> EngineSide:
-    places = max(arguments.batch)
-    return EngineSide(folder, arguments.dtype, places, arguments.runner, arguments.weights, device=arguments.device)
+    slots = max(arguments.batch)
+    return EngineSide(folder, arguments.dtype, slots, arguments.runner, arguments.weights, device=arguments.device)
 
 
-def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tuple[list[Row], list[Turn]]:
+def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tuple[list[Row], list[Measurement]]:
     folder = make_checkpoint(SHAPES[arguments.shape])
-    ours = engine_side(folder, arguments)
-    theirs = TransformersSide(folder, arguments.dtype, arguments.device)
-    draw = random.Random(0)
+    engine = engine_side(folder, arguments)
+    transformers = TransformersSide(folder, arguments.dtype, arguments.device)
+    generator = random.Random(0)
 
     def prompts(count: int) -> Prompts:
-        return [[draw.randrange(49_000) for _ in range(arguments.prompt_tokens)] for _ in range(count)]
+        return [[generator.randrange(49_000) for _ in range(arguments.prompt_tokens)] for _ in range(count)]
 
-    for side in (ours, theirs):
+    for side in (engine, transformers):
         side.measure(prompts(1), 4)
-    rows, all_turns = [], []
+    rows, all_measurements = [], []
     for batch in arguments.batch:
-        turns = []
+        measurements = []
         for _ in range(arguments.repeat):
-            asked = prompts(batch)
+            batch_prompts = prompts(batch)
             before = Limits.measured(DTYPES[arguments.dtype], arguments.device)
-            engine = ours.measure(asked, arguments.new_tokens)
+            seconds = engine.measure(batch_prompts, arguments.new_tokens)
             limits = before.between(Limits.measured(DTYPES[arguments.dtype], arguments.device))
-            turns.append(Turn(limits, engine, theirs.measure(asked, arguments.new_tokens)))
+            other = transformers.measure(batch_prompts, arguments.new_tokens)
+            measurements.append(Measurement(limits, seconds, other))
             progress()
-        rows += rows_of(batch, turns, arguments)
-        all_turns += turns
-    return rows, all_turns
+        rows += rows_of(batch, measurements, arguments)
+        all_measurements += measurements
+    return rows, all_measurements
 
 
-def rows_of(batch: int, turns: list[Turn], arguments: argparse.Namespace) -> Iterator[Row]:
+def rows_of(batch: int, measurements: list[Measurement], arguments: argparse.Namespace) -> Iterator[Row]:
     shape, length, steps = SHAPES[arguments.shape], arguments.prompt_tokens, arguments.new_tokens - 1
     numbers = DTYPES[arguments.dtype].itemsize
     weight_bytes = 1 if arguments.weights == "int8" else numbers
     step_bytes = shape.step_bytes(batch, length + arguments.new_tokens / 2, weight_bytes, numbers)
-    # A prompt's last token alone goes through the logits' weights; an operation multiplies, another one adds.
+    # Only a prompt's last token goes through the LM head. A multiplication and an addition are two operations.
     for stage, tokens, weights, read in (
         ("prefill", batch * length, shape.layers + shape.head / length, None),
         ("decode", batch * steps, shape.layers + shape.head, steps * step_bytes),
     ):
         engine, peer = (
-            tokens / statistics.median(getattr(getattr(turn, side), stage) for turn in turns)
+            tokens / statistics.median(getattr(getattr(one, side), stage) for one in measurements)
             for side in ("engine", "transformers")
         )
-        seconds = [(turn.limits, getattr(turn.engine, stage)) for turn in turns]
-        products = statistics.median(2 * weights * tokens / took / limits.products for limits, took in seconds)
-        reading = statistics.median(read / took / limits.read for limits, took in seconds) if read else None
-        yield Row(batch, stage, engine, peer, products, reading)
+        runs = [(one.limits, getattr(one.engine, stage)) for one in measurements]
+        matmul = statistics.median(2 * weights * tokens / seconds / limits.matmul for limits, seconds in runs)
+        bandwidth = statistics.median(read / seconds / limits.read for limits, seconds in runs) if read else None
+        yield Row(batch, stage, engine, peer, matmul, bandwidth)
 
 
-def show(rows: list[Row], turns: list[Turn], arguments: argparse.Namespace) -> None:
+def show(rows: list[Row], measurements: list[Measurement], arguments: argparse.Namespace) -> None:
     weights = ", int8 weights" if arguments.weights == "int8" else ""
-    about = (SHAPES[arguments.shape].title, "random weights", arguments.dtype + weights)
-    where = f"{torch.get_num_threads()} threads" if arguments.device == "cpu" else torch.cuda.get_device_name()
-    title = f"{', '.join(about)}, {where}; tokens/s"
+    model = (SHAPES[arguments.shape].title, "random weights", arguments.dtype + weights)
+    hardware = f"{torch.get_num_threads()} threads" if arguments.device == "cpu" else torch.cuda.get_device_name()
+    title = f"{', '.join(model)}, {hardware}; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
-    for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of products", "of reading"):
+    for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of matmul peak", "of bandwidth"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for row in rows:
         speeds = (f"{row.engine:,.0f}", f"{row.transformers:,.0f}", f"{row.ratio:.2f}")
         read = "" if row.read is None else f"{row.read:.0%}"
-        table.add_row(str(row.batch), row.stage, *speeds, f"{row.products:.0%}", read)
+        table.add_row(str(row.batch), row.stage, *speeds, f"{row.matmul:.0%}", read)
     Console().print(table)
-    read, products = (statistics.median(getattr(turn.limits, name) for turn in turns) for name in ("read", "products"))
-    print(f"limits: {read / 1e9:.1f} GB/s read, {products / 1e9:,.0f} GFLOP/s in products of this type")
+    read, matmul = (statistics.median(getattr(one.limits, name) for one in measurements) for name in ("read", "matmul"))
+    print(f"limits: {read / 1e9:.1f} GB/s read, {matmul / 1e9:,.0f} GFLOP/s matmul in this dtype")
 
 
 def main() -> None:
@@ -256,22 +257,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each side; the median counts")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each side; the median is reported")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--profile", action="store_true", help="where a step's time goes, and a token's on the path")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="time by stage, and CPU time by process",
+    )
     arguments = parser.parse_args()
     if arguments.profile:
-        import shares  # noqa: PLC0415 (it needs the packages of development)
+        import shares  # noqa: PLC0415 (it needs the development packages)
 
         folder = make_checkpoint(SHAPES[arguments.shape])
         return shares.show(engine_side(folder, arguments), arguments.batch, arguments.dtype)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(arguments.batch) * arguments.repeat)
-        rows, turns = compare(arguments, lambda: bar.advance(task))
+        rows, measurements = compare(arguments, lambda: bar.advance(task))
     if arguments.json:
-        print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in rows]))
+        # "products" is the former name of "matmul".
+        print(json.dumps([{**asdict(row), "ratio": row.ratio, "products": row.matmul} for row in rows]))
     else:
-        show(rows, turns, arguments)
+        show(rows, measurements, arguments)
     return None
 
 

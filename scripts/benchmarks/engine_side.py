@@ -1,4 +1,4 @@
-"""The engine, stepped on the caller's thread, as the benchmarks measure it. It knows nothing of Triton."""
+"""The engine on the caller's thread, as the benchmarks measure it. It does not know Triton."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.engine import Engine  # noqa: E402
 from engine.request import Request  # noqa: E402
 from engine.runners.select import open_runner  # noqa: E402
 
-# The engine has torch sum alike wherever a row lies, which costs some speed: transformers, beside it, is to go without.
+# The engine makes MKL's sums independent of alignment, which costs some speed. The transformers side runs without it.
 os.environ.pop("MKL_CBWR", None)
 
 Prompts = list[list[int]]
@@ -33,20 +33,25 @@ class Seconds:
 
 
 class EngineSide:
-    """The engine, stepped on this thread."""
+    """An engine whose steps run on this thread."""
 
     def __init__(
         self,
         folder: Path,
         dtype: str,
-        places: int,
+        max_sequences: int,
         runner: str,
         weights: str = "full",
-        guesses: int = 0,
+        speculative_tokens: int = 0,
         device: str = "cpu",
     ) -> None:
         config = EngineConfig(
-            device=device, dtype=dtype, max_sequences=places, runner=runner, weights=weights, speculative_tokens=guesses
+            device=device,
+            dtype=dtype,
+            max_sequences=max_sequences,
+            runner=runner,
+            weights=weights,
+            speculative_tokens=speculative_tokens,
         )
         self.runner = open_runner(folder, config, torch.device(device))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -54,32 +59,34 @@ class EngineSide:
             self.runner, config, lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip), ()
         )
 
-    def measures(self) -> dict[str, float]:
-        return self._engine.measures()
+    def metric_values(self) -> dict[str, float]:
+        return self._engine.metric_values()
 
     def measure(self, prompts: Prompts, new_tokens: int, temperature: float = 0.0) -> Seconds:
-        wanted = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": temperature, "seed": 0})
-        ended: list[bool] = []
+        parameters = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": temperature, "seed": 0})
+        finished: list[bool] = []
+
+        def deliver(_: object, last: bool) -> None:
+            if last:
+                finished.append(True)
+
         requests = [
-            Request(
-                str(i), prompt, GenerationRequest(wanted, True), lambda _, last: ended.append(True) if last else None
-            )
-            for i, prompt in enumerate(prompts)
+            Request(str(i), prompt, GenerationRequest(parameters, True), deliver) for i, prompt in enumerate(prompts)
         ]
         start = time.perf_counter()
         for request in requests:
             self._engine.submit(request)
-        while not all(request.started_answering for request in requests):
+        while not all(request.has_first_token for request in requests):
             self._step()
         middle = time.perf_counter()
-        # Sequences whose prompt was read first are ahead: what is counted is what is left to decode from here.
-        left = sum(new_tokens - request.generated for request in requests)
-        while len(ended) < len(requests):
+        # Sequences that were prefilled first have decoded already: only the tokens from here on are counted.
+        remaining = sum(new_tokens - request.generated for request in requests)
+        while len(finished) < len(requests):
             self._step()
-        scale = len(prompts) * (new_tokens - 1) / left
+        scale = len(prompts) * (new_tokens - 1) / remaining
         return Seconds(middle - start, (time.perf_counter() - middle) * scale)
 
     def _step(self) -> None:
-        self._engine.take_in()
+        self._engine.process_inbox()
         self._engine.step()
         self._engine.deliver_now()

@@ -1,4 +1,4 @@
-"""In place of `generate` for `scripts/bench gateway`: answers at once, one token per chunk, without a model."""
+"""A stub of `generate` for `scripts/bench gateway`: sends one token per chunk at once, without a model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ SENDERS = 4
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(SENDERS):
             threading.Thread(target=self._send, daemon=True).start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            self._asked.put((inputs_of(request), request.get_response_sender(), list(request.requested_output_names())))
+            names = list(request.requested_output_names())
+            self._requests.put((inputs_of(request), request.get_response_sender(), names))
 
     def _send(self) -> None:
         while True:
-            arrays, sender, wanted = self._asked.get()
+            arrays, sender, outputs = self._requests.get()
             if text_of(CONTROL, arrays) is not None:
                 report = {REPORT: REPORT.pack(json.dumps({"cancelled": 0, "running": 0, "waiting": 0}))}
-                sender.send(response(pb_utils, report, wanted), flags=FINAL)
+                sender.send(response(pb_utils, report, outputs), flags=FINAL)
                 continue
-            asked = GenerationRequest.from_json(text_of(REQUEST, arrays) or "")
+            request = GenerationRequest.from_json(text_of(REQUEST, arrays) or "")
             prompt = arrays[PROMPT_IDS.name].size
-            count = asked.parameters.max_tokens or 1
+            count = request.parameters.max_tokens or 1
             for index in range(count):
                 last = index == count - 1
                 chunk = Chunk(
                     index, [5], 1, 0, 0, finish_reason="length" if last else "", usage=Usage(prompt, index + 1, 0),
                 )  # fmt: skip
-                sender.send(response(pb_utils, chunk.to_arrays(), wanted), flags=FINAL if last else 0)
+                sender.send(response(pb_utils, chunk.to_arrays(), outputs), flags=FINAL if last else 0)

@@ -1,6 +1,6 @@
-"""A closed-loop client of OpenAI-style completions: so many at once, each streaming, greedy, of exact length.
+"""A closed-loop load client for OpenAI-style completions: concurrent greedy streams of exact length.
 
-It knows HTTP alone, and counts the same for every server: the tokens that usage tells, over the time from the first
+It knows HTTP only and measures every server alike: the tokens that `usage` reports, over the time from the first
 request to the last byte.
 """
 
@@ -31,7 +31,7 @@ class Workload:
 
 
 @dataclass
-class Measured:
+class Measurement:
     tokens: int = 0
     seconds: float = 0.0
     first_text: list[float] = field(default_factory=list)
@@ -47,44 +47,44 @@ class Measured:
 
 
 def prompts_of(work: Workload, tokenizer: Tokenizer, seed: int) -> list[str]:
-    """Texts of words that are one token each, so that every server sees the same number of tokens."""
+    """Texts of one-token words, so that every server gets the same number of tokens."""
     words = sorted(f" {word[1:]}" for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha())
     words = [word for word in words if word.isascii() and len(tokenizer.encode(word).ids) == 1]
-    draw = random.Random(f"{work.name} {seed}")
+    rng = random.Random(f"{work.name} {seed}")
 
     def text(count: int) -> str:
-        return "".join(draw.choice(words) for _ in range(count))
+        return "".join(rng.choice(words) for _ in range(count))
 
     shared = text(work.shared_tokens)
     return [shared + text(work.prompt_tokens) for _ in range(work.requests)]
 
 
-def measure(url: str, model: str, work: Workload, prompts: Sequence[str]) -> Measured:
+def measure(url: str, model: str, work: Workload, prompts: Sequence[str]) -> Measurement:
     return asyncio.run(_measure(url, model, work, iter(prompts)))
 
 
-async def _measure(url: str, model: str, work: Workload, prompts: Iterator[str]) -> Measured:
-    found = Measured()
+async def _measure(url: str, model: str, work: Workload, prompts: Iterator[str]) -> Measurement:
+    result = Measurement()
     timeout = aiohttp.ClientTimeout(total=SECONDS)
-    # A connection for each request: one of the servers closes them after an answer without saying so.
+    # One connection per request: one of the servers closes connections after a response without notice.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=2**18) as session:
 
-        async def work_on() -> None:
+        async def worker() -> None:
             for prompt in prompts:
                 body = {
                     "model": model, "prompt": prompt, "max_tokens": work.max_tokens, "temperature": 0, "stream": True,
                     "stream_options": {"include_usage": True},
                 }  # fmt: skip
-                await _ask(session, f"{url}/v1/completions", body, found)
+                await _send(session, f"{url}/v1/completions", body, result)
 
         start = time.perf_counter()
-        await asyncio.gather(*(work_on() for _ in range(work.concurrency)))
-        found.seconds = time.perf_counter() - start
-    return found
+        await asyncio.gather(*(worker() for _ in range(work.concurrency)))
+        result.seconds = time.perf_counter() - start
+    return result
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, object], found: Measured) -> None:
+async def _send(session: aiohttp.ClientSession, url: str, body: dict[str, object], result: Measurement) -> None:
     start, last, tokens = time.perf_counter(), None, 0
     async with session.post(url, json=body) as response:
         if response.status != 200:
@@ -95,8 +95,8 @@ async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, object]
             event, now = json.loads(line[5:]), time.perf_counter()
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
             if any(choice.get("text") for choice in event.get("choices") or []):
-                found.first_text.append(now - start) if last is None else found.gaps.append(now - last)
+                result.first_text.append(now - start) if last is None else result.gaps.append(now - last)
                 last = now
     if tokens != body["max_tokens"]:
-        raise RuntimeError(f"{url} gave {tokens} tokens in place of {body['max_tokens']}")
-    found.tokens += tokens
+        raise RuntimeError(f"{url} generated {tokens} tokens instead of {body['max_tokens']}")
+    result.tokens += tokens

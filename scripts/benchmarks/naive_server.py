@@ -1,4 +1,4 @@
-"""What one writes in an afternoon: FastAPI around `generate()`, one request at a time. A rival for `bench serving`."""
+"""A naive baseline for `bench serving`: FastAPI around `generate()`, one request at a time."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
 
-class Asked(BaseModel):
+class CompletionRequest(BaseModel):
     prompt: str
     max_tokens: int
     temperature: float
 
 
 def make_app(folder: Path, dtype: torch.dtype) -> FastAPI:
-    app, alone = FastAPI(), threading.Lock()
+    app, lock = FastAPI(), threading.Lock()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
-    def events(asked: Asked) -> Iterator[str]:
-        inputs = tokenizer(asked.prompt, return_tensors="pt")
+    def events(request: CompletionRequest) -> Iterator[str]:
+        inputs = tokenizer(request.prompt, return_tensors="pt")
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-        options = {"max_new_tokens": asked.max_tokens, "min_new_tokens": asked.max_tokens, "do_sample": False}
-        with alone:
+        options = {"max_new_tokens": request.max_tokens, "min_new_tokens": request.max_tokens, "do_sample": False}
+        with lock:
             thread = threading.Thread(
                 target=model.generate, kwargs={**inputs, **options, "streamer": streamer, "pad_token_id": 0}
             )
@@ -40,12 +40,12 @@ def make_app(folder: Path, dtype: torch.dtype) -> FastAPI:
             for text in streamer:
                 yield f"data: {json.dumps({'choices': [{'text': text}]})}\n\n"
             thread.join()
-        yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': asked.max_tokens}})}\n\n"
+        yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': request.max_tokens}})}\n\n"
         yield "data: [DONE]\n\n"
 
     @app.post("/v1/completions")
-    def complete(asked: Asked) -> StreamingResponse:
-        return StreamingResponse(events(asked), media_type="text/event-stream")
+    def complete(request: CompletionRequest) -> StreamingResponse:
+        return StreamingResponse(events(request), media_type="text/event-stream")
 
     @app.get("/health")
     def health() -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Where a decoding step's time goes, in the engine alone; and whose processor time a token takes on the whole path.
+"""Profiles the time of a decoding step by stage, in the engine alone, and CPU time per token by process, through HTTP.
 
-It knows the engine's clocks and the processes' own; workloads and servers are `engine`'s and `serving`'s.
+It reads the engine's timers and the processes' CPU times. `engine` and `serving` define workloads and servers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import serving
-from engine.output import step_output as outcome
-from engine.runners.native.runner import PARTS, NativeRunner
+from engine.output import step_output
+from engine.runners.native.runner import STAGES, NativeRunner
 from load import measure, prompts_of
 from rich.console import Console
 from rich.table import Table
@@ -24,71 +24,71 @@ PROMPT_TOKENS, NEW_TOKENS = 32, 97
 WORKS = ("W1-1", "W1-8", "W1-32")
 
 
-class Clocked:
-    """A function that adds up the seconds spent in it."""
+class TimedFunction:
+    """Calls a function and adds up the seconds spent in it."""
 
-    def __init__(self, work: Callable[..., Any]) -> None:
-        self._work, self.seconds = work, 0.0
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function, self.seconds = function, 0.0
 
-    def __call__(self, *given: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
         try:
-            return self._work(*given, **named)
+            return self._function(*arguments, **options)
         finally:
             self.seconds += time.perf_counter() - start
 
 
 def engine_table(side: Any, batches: list[int], dtype: str) -> Table:
-    """`side` is engine.EngineSide."""
+    """`side` is an engine_side.EngineSide."""
     table = Table(title=f"one decoding step of the engine alone, {dtype}: milliseconds (share)")
-    names = [*(PARTS if isinstance(side.runner, NativeRunner) else ["model"]), "sampling", "Python"]
+    names = [*(STAGES if isinstance(side.runner, NativeRunner) else ["model"]), "sampling", "Python"]
     for name in ("batch", "step", *names):
         table.add_column(name, justify="right")
-    draw = random.Random(0)
+    generator = random.Random(0)
     for batch in batches:
-        parts = dict.fromkeys(names, 0.0)
-        prompts = [[draw.randrange(50_000) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
+        seconds_by_stage = dict.fromkeys(names, 0.0)
+        prompts = [[generator.randrange(50_000) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
         for sign, new_tokens in ((-1, 2), (1, NEW_TOKENS)):
-            # Prompts and the first steps are in both: what differs is decoding alone.
-            for name, seconds in _spent(side, prompts, new_tokens).items():
-                parts[name] += sign * seconds
-        whole, steps = sum(parts.values()), NEW_TOKENS - 2
-        cells = [f"{1000 * seconds / steps:.2f} ({seconds / whole:.0%})" for seconds in parts.values()]
-        table.add_row(str(batch), f"{1000 * whole / steps:.2f}", *cells)
+            # Both runs include the prompts and the first step: the difference is decoding alone.
+            for name, seconds in _measure(side, prompts, new_tokens).items():
+                seconds_by_stage[name] += sign * seconds
+        total, steps = sum(seconds_by_stage.values()), NEW_TOKENS - 2
+        cells = [f"{1000 * seconds / steps:.2f} ({seconds / total:.0%})" for seconds in seconds_by_stage.values()]
+        table.add_row(str(batch), f"{1000 * total / steps:.2f}", *cells)
     return table
 
 
-def _spent(side: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
+def _measure(side: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
     runner, native = side.runner, isinstance(side.runner, NativeRunner)
-    forward, sample = Clocked(runner.forward), Clocked(outcome.sample)
-    within = runner.time_parts() if native else []
-    kept = outcome.sample
-    runner.forward, outcome.sample = forward, sample
+    forward, sample = TimedFunction(runner.forward), TimedFunction(step_output.sample)
+    stage_seconds = runner.time_stages() if native else []
+    original_sample = step_output.sample
+    runner.forward, step_output.sample = forward, sample
     start = time.perf_counter()
     try:
         side.measure(prompts, new_tokens)
     finally:
-        outcome.sample = kept
+        step_output.sample = original_sample
         del runner.forward
     rest = time.perf_counter() - start - forward.seconds - sample.seconds
-    computed = dict(zip(PARTS, within, strict=True)) if native else {"model": forward.seconds}
-    # What of a step is not in the kernels is Python's: plans, tables, chunks.
+    computed = dict(zip(STAGES, stage_seconds, strict=True)) if native else {"model": forward.seconds}
+    # The rest of a step is Python: plans, block tables, chunks.
     return {**computed, "sampling": sample.seconds, "Python": rest + forward.seconds - sum(computed.values())}
 
 
 def path_table(dtype: str) -> Table:
     folder = serving.make_checkpoint(dtype)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    title = f"the whole path, {dtype}: microseconds of processor time for each token ({os.cpu_count()} cores)"
+    title = f"through HTTP, {dtype}: microseconds of CPU time per token ({os.cpu_count()} cores)"
     table = Table(title=title)
     for name in ("", "tokens/s", *serving.ROLES.values(), "client"):
         table.add_column(name, justify="right")
-    with serving.running(serving.OURS, folder, dtype) as opened:
+    with serving.running(serving.OURS, folder, dtype) as server:
         for name in WORKS:
             work = serving.WORKLOADS[name]
-            before = dict(_processor_seconds(opened.pid))
-            measured = measure(opened.url, opened.model, work, prompts_of(work, tokenizer, 0))
-            after = dict(_processor_seconds(opened.pid))
+            before = dict(_cpu_seconds(server.pid))
+            measured = measure(server.url, server.model, work, prompts_of(work, tokenizer, 0))
+            after = dict(_cpu_seconds(server.pid))
             cells = [
                 1e6 * (after[role] - before[role]) / measured.tokens for role in (*serving.ROLES.values(), "client")
             ]
@@ -96,13 +96,13 @@ def path_table(dtype: str) -> Table:
     return table
 
 
-def _processor_seconds(server: int) -> Iterator[tuple[str, float]]:
+def _cpu_seconds(server_pid: int) -> Iterator[tuple[str, float]]:
     seconds = dict.fromkeys((*serving.ROLES.values(), "client"), 0.0)
-    for process in [psutil.Process(), *psutil.Process(server).children(recursive=True)]:
+    for process in [psutil.Process(), *psutil.Process(server_pid).children(recursive=True)]:
         role = "client" if process.pid == os.getpid() else serving.role_of(process)
         if role:
-            spent = process.cpu_times()
-            seconds[role] += spent.user + spent.system
+            times = process.cpu_times()
+            seconds[role] += times.user + times.system
     yield from seconds.items()
 
 

@@ -1,10 +1,10 @@
-"""How soon a server answers after its start, and the memory of all its processes when its KV cache is full.
+"""The start-up time of a server, and the memory of all its processes when the KV cache is full.
 
-    scripts/bench start [--dtype bfloat16] [--places 32] [--turns 3]
+    scripts/bench start [--dtype bfloat16] [--slots 32] [--rounds 3]
 
-From the start of the command to the first answer on its port (not ready yet: 503), to readiness, and to a first token.
-Memory is told by process (what several share counts once): after the first token, and when as many requests as there
-are places have filled their contexts of 1,024 tokens. GPT-2 124M with random weights.
+Times from the start of the command to the first response on its port (503, not ready), to readiness, and to the first
+token. Memory by process (shared pages count once): after the first token, and when every slot has filled its context of
+1,024 tokens. GPT-2 124M with random weights.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ PROMPT_TOKENS, NEW_TOKENS = 992, 32
 
 def memory(server: int) -> dict[str, float]:
     """Megabytes by role."""
-    found = dict.fromkeys((*serving.ROLES.values(), "supervisor", "others"), 0.0)
+    megabytes = dict.fromkeys((*serving.ROLES.values(), "supervisor", "others"), 0.0)
     main = psutil.Process(server)
     for process in [main, *main.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             role = "supervisor" if process == main else serving.role_of(process) or "others"
-            found[role] += process.memory_full_info().pss / 1e6
-    return found
+            megabytes[role] += process.memory_full_info().pss / 1e6
+    return megabytes
 
 
 def status(url: str) -> int:
@@ -46,44 +46,44 @@ def status(url: str) -> int:
         return 0
 
 
-def moments(url: str, begun: float) -> Iterator[float]:
-    """Seconds until it answers at all, and until it is ready."""
-    for wanted in ((200, 503), (200,)):
-        while status(url) not in wanted:
-            if time.monotonic() > begun + serving.START_SECONDS:
+def start_times(url: str, started_at: float) -> Iterator[float]:
+    """Seconds until the first response, and until the server is ready."""
+    for accepted in ((200, 503), (200,)):
+        while status(url) not in accepted:
+            if time.monotonic() > started_at + serving.START_SECONDS:
                 raise RuntimeError("the server does not start")
             time.sleep(0.01)
-        yield time.monotonic() - begun
+        yield time.monotonic() - started_at
 
 
-def take_turn(folder: Path, dtype: str, places: int) -> tuple[list[float], dict[str, float], dict[str, float]]:
+def run_round(folder: Path, dtype: str, slots: int) -> tuple[list[float], dict[str, float], dict[str, float]]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    with serving.started(serving.OURS, folder, dtype, ("--max-sequences", str(places))) as opened:
-        found = list(moments(opened.url, opened.begun))
+    with serving.started(serving.OURS, folder, dtype, ("--max-sequences", str(slots))) as server:
+        seconds = list(start_times(server.url, server.started_at))
         first = Workload("first token", 1, 1, 8, 1)
-        measure(opened.url, opened.model, first, prompts_of(first, tokenizer, 0))
-        found.append(time.monotonic() - opened.begun)
-        before = memory(opened.pid)
-        full = Workload("full", places, places, PROMPT_TOKENS, NEW_TOKENS)
-        measure(opened.url, opened.model, full, prompts_of(full, tokenizer, 0))
-        return found, before, memory(opened.pid)
+        measure(server.url, server.model, first, prompts_of(first, tokenizer, 0))
+        seconds.append(time.monotonic() - server.started_at)
+        before = memory(server.pid)
+        full = Workload("full", slots, slots, PROMPT_TOKENS, NEW_TOKENS)
+        measure(server.url, server.model, full, prompts_of(full, tokenizer, 0))
+        return seconds, before, memory(server.pid)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--places", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--slots", "--places", type=int, default=32)
+    parser.add_argument("--rounds", "--turns", type=int, default=3)
     options = parser.parse_args()
     folder = serving.make_checkpoint(options.dtype)
-    turns = [take_turn(folder, options.dtype, options.places) for _ in range(options.turns)]
-    answered, ready, first = (statistics.median(found) for found in zip(*(turn[0] for turn in turns), strict=True))
+    rounds = [run_round(folder, options.dtype, options.slots) for _ in range(options.rounds)]
+    response, ready, first = (statistics.median(times) for times in zip(*(row[0] for row in rounds), strict=True))
     console = Console()
-    console.print(f"first answer (not ready) {answered:.2f} s, ready {ready:.2f} s, first token {first:.2f} s")
-    table = Table(title=f"memory, MB, {options.dtype}, {options.places} places of 1,024 tokens, {os.cpu_count()} cores")
+    console.print(f"first response (not ready) {response:.2f} s, ready {ready:.2f} s, first token {first:.2f} s")
+    table = Table(title=f"memory, MB, {options.dtype}, {options.slots} slots of 1,024 tokens, {os.cpu_count()} cores")
     for name in ("", "after the first token", "with a full cache"):
         table.add_column(name, justify="right" if name else "left")
-    _, before, after = turns[-1]
+    _, before, after = rounds[-1]
     for role in before:
         table.add_row(role, f"{before[role]:,.0f}", f"{after[role]:,.0f}")
     table.add_row("all", f"{sum(before.values()):,.0f}", f"{sum(after.values()):,.0f}")

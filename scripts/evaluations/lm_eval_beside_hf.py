@@ -2,8 +2,8 @@
 
     scripts/lm_eval --url http://127.0.0.1:8080 --model NAME --checkpoint FOLDER --tasks TASK [--include-path FOLDER]
 
-It goes the way of `lm_eval --model local-completions` with the remote tokenizer: nothing of the checkpoint is read on
-this side but by `hf`. Exit code 1: a log-likelihood differs by more than 1e-4, a text, or a metric.
+It runs `lm_eval --model local-completions` with the remote tokenizer; only `hf` reads the checkpoint on this side.
+Exit code 1 when a log-likelihood differs by more than 1e-4, or when a text or a metric differs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-ALLOWED = 1e-4
+TOLERANCE = 1e-4
 
 
 def main() -> int:
@@ -47,33 +47,33 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, type=Path, help="its folder, for hf")
     parser.add_argument("--tasks", required=True, nargs="+", help="lm_eval's tasks, or those of --include-path")
     parser.add_argument("--include-path", help="a folder with tasks of your own")
-    parser.add_argument("--limit", type=int, help="so many documents of each task")
-    parser.add_argument("--max-length", type=int, default=511, help="longest prompt: the context less one token")
+    parser.add_argument("--limit", type=int, help="documents per task")
+    parser.add_argument("--max-length", type=int, default=511, help="longest prompt: the context length minus one")
     return parser.parse_args()
 
 
 def report(expected: Any, served: Any) -> int:
-    """Print both; 0 where they are equal."""
+    """Print both results; return 0 when they are equal, else 1."""
     equal = True
     for task, metrics in expected["results"].items():
         for name, value in metrics.items():
             if not isinstance(value, float):
                 continue
             other = served["results"][task][name]
-            equal &= abs(value - other) <= ALLOWED * max(1.0, abs(value))
+            equal &= abs(value - other) <= TOLERANCE * max(1.0, abs(value))
             print(f"{task:24} {name:24} hf {value:<12.6f} served {other:<12.6f}")
     worst, texts = 0.0, 0
-    for ours, theirs in zip(answers(served), answers(expected), strict=True):
-        if isinstance(theirs, str):
-            texts += ours != theirs
+    for actual, reference in zip(responses(served), responses(expected), strict=True):
+        if isinstance(reference, str):
+            texts += actual != reference
         else:
-            worst = max(worst, abs(ours - theirs))
-    print(f"largest difference of a log-likelihood: {worst:.2e} (allowed {ALLOWED:.0e}); texts that differ: {texts}")
-    return 0 if equal and worst <= ALLOWED and not texts else 1
+            worst = max(worst, abs(actual - reference))
+    print(f"largest difference of a log-likelihood: {worst:.2e} (allowed {TOLERANCE:.0e}); texts that differ: {texts}")
+    return 0 if equal and worst <= TOLERANCE and not texts else 1
 
 
-def answers(results: Any) -> Iterator[float | str]:
-    """Every answer of every document: log-likelihoods, whether they were greedy, texts."""
+def responses(results: Any) -> Iterator[float | str]:
+    """All responses of all documents: log-likelihoods, greedy flags, texts."""
     for task in sorted(results["samples"]):
         for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"]):
             yield from _flat(sample["resps"])

@@ -1,4 +1,4 @@
-"""Life of a call: leaving early cancels, trouble is retried where that is safe, and the twins do the same."""
+"""The client's calls: leaving early cancels, errors are retried if that is safe, and both clients behave the same."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def stream_of(client: AsyncClient, prompt: Any = "a b c", **arguments: Any) -> AsyncStream[Completion]:
-    found = await client.completions.create(LM, prompt, stream=True, max_tokens=40, seed=1, **arguments)
-    assert isinstance(found, AsyncStream)
-    return found
+    stream = await client.completions.create(LM, prompt, stream=True, max_tokens=40, seed=1, **arguments)
+    assert isinstance(stream, AsyncStream)
+    return stream
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_leaving_a_stream_cancels_every_sequence_of_it(n: int) -> None:
+def test_leaving_a_stream_cancels_all_of_its_sequences(n: int) -> None:
     async def leave() -> None:
         transport = FakeTransport(pause=0.001)
         async with AsyncClient(transports=[transport]) as client:
@@ -55,7 +55,7 @@ def test_leaving_a_stream_cancels_every_sequence_of_it(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_caller_that_is_cancelled_while_it_waits_cancels_its_request(n: int) -> None:
+def test_cancelling_the_callers_task_cancels_the_request(n: int) -> None:
     async def leave() -> None:
         transport = FakeTransport(pause=5)
         async with AsyncClient(transports=[transport]) as client:
@@ -71,7 +71,7 @@ def test_a_caller_that_is_cancelled_while_it_waits_cancels_its_request(n: int) -
     run(leave())
 
 
-def test_a_call_is_cancelled_by_its_id_from_elsewhere() -> None:
+def test_a_call_can_be_cancelled_by_its_id() -> None:
     async def cancel() -> None:
         transport = FakeTransport(pause=0.01)
         async with AsyncClient(transports=[transport]) as client:
@@ -86,7 +86,7 @@ def test_a_call_is_cancelled_by_its_id_from_elsewhere() -> None:
     run(cancel())
 
 
-def test_an_error_of_one_answer_ends_the_others() -> None:
+def test_an_error_of_one_sequence_ends_the_others() -> None:
     async def fail() -> None:
         transport = FakeTransport(pause=0.001)
         async with AsyncClient(transports=[transport]) as client:
@@ -104,7 +104,7 @@ def test_an_error_of_one_answer_ends_the_others() -> None:
 
 
 @pytest.mark.parametrize("error", [Unavailable("gone"), Draining("ends"), QueueFull("full")])
-def test_what_has_not_begun_is_asked_again_and_elsewhere(error: TritonLMError) -> None:
+def test_a_call_that_has_not_started_is_retried_on_another_triton(error: TritonLMError) -> None:
     async def ask() -> None:
         first, second = FakeTransport("fake:1"), FakeTransport("fake:2")
         first.trouble = [error]
@@ -117,7 +117,7 @@ def test_what_has_not_begun_is_asked_again_and_elsewhere(error: TritonLMError) -
     run(ask())
 
 
-def test_a_triton_that_does_not_answer_is_left_alone_for_a_while() -> None:
+def test_a_triton_that_does_not_answer_is_avoided_for_a_while() -> None:
     async def ask() -> None:
         first, second = FakeTransport("fake:1"), FakeTransport("fake:2")
         first.trouble = [Unavailable("gone")]
@@ -130,7 +130,7 @@ def test_a_triton_that_does_not_answer_is_left_alone_for_a_while() -> None:
     run(ask())
 
 
-def test_tries_are_bounded_and_other_errors_are_not_tried_again() -> None:
+def test_retries_are_limited_and_other_errors_are_not_retried() -> None:
     async def ask(trouble: list[TritonLMError]) -> int:
         transport = FakeTransport()
         transport.trouble = trouble
@@ -144,7 +144,7 @@ def test_tries_are_bounded_and_other_errors_are_not_tried_again() -> None:
     assert run(ask([InvalidRequest("bad", "stop")] * 5)) == 1
 
 
-def test_triton_names_are_told_as_the_callers() -> None:
+def test_errors_name_the_clients_argument_instead_of_tritons_input() -> None:
     async def ask() -> None:
         transport = FakeTransport()
         transport.trouble = [InvalidRequest("input_ids holds the token id 9", "input_ids")]
@@ -156,7 +156,7 @@ def test_triton_names_are_told_as_the_callers() -> None:
     assert error.value.param == "prompt"
 
 
-def test_models_and_health_tell_what_is_there() -> None:
+def test_models_and_health_report_the_loaded_models() -> None:
     async def ask() -> None:
         transport = FakeTransport()
         async with AsyncClient(transports=[transport]) as client:
@@ -172,7 +172,7 @@ def test_models_and_health_tell_what_is_there() -> None:
     run(ask())
 
 
-def test_a_triton_that_is_down_does_not_hide_what_the_others_serve() -> None:
+def test_a_triton_that_is_down_does_not_hide_the_models_of_the_others() -> None:
     async def ask() -> None:
         up, down = FakeTransport("up:1"), FakeTransport("down:1")
         down.down = True
@@ -186,7 +186,7 @@ def test_a_triton_that_is_down_does_not_hide_what_the_others_serve() -> None:
     run(ask())
 
 
-def test_a_stream_that_is_dropped_ends_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dropped_stream_is_cancelled_without_log_output(caplog: pytest.LogCaptureFixture) -> None:
     async def drop() -> None:
         transport = FakeTransport(pause=0.001)
         async with AsyncClient(transports=[transport]) as client:
@@ -203,7 +203,7 @@ def test_a_stream_that_is_dropped_ends_without_a_word(caplog: pytest.LogCaptureF
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
-    "whole": lambda client: client.completions.create(LM, ["a", "b"], n=2, seed=1, logprobs=1),
+    "complete": lambda client: client.completions.create(LM, ["a", "b"], n=2, seed=1, logprobs=1),
     "stream": lambda client: client.completions.create(LM, "a", seed=1, stream=True, max_tokens=30),
     "chat": lambda client: client.chat.completions.create(LM, [{"role": "user", "content": "x"}], seed=1),
     "chat stream": lambda client: client.chat.completions.create(
@@ -221,42 +221,42 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def comparable(found: Any) -> Any:
+def comparable(value: Any) -> Any:
     """Without ids and times."""
-    if isinstance(found, list):
-        return [comparable(item) for item in found]
-    return found.model_copy(update={"id": "", "created": 0}) if hasattr(found, "choices") else found
+    if isinstance(value, list):
+        return [comparable(item) for item in value]
+    return value.model_copy(update={"id": "", "created": 0}) if hasattr(value, "choices") else value
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_twins_do_the_same(name: str) -> None:
+def test_both_clients_return_the_same(name: str) -> None:
     async def asynchronous() -> Any:
         async with AsyncClient(transports=[FakeTransport()]) as client:
             try:
-                found = await CALLS[name](client)
+                result = await CALLS[name](client)
             except TritonLMError as error:
                 return type(error), error.message
-            return [item async for item in found] if isinstance(found, AsyncStream) else found
+            return [item async for item in result] if isinstance(result, AsyncStream) else result
 
     def blocking() -> Any:
         with Client(transports=[FakeTransport()]) as client:
             try:
-                found = CALLS[name](client)
+                result = CALLS[name](client)
             except TritonLMError as error:
                 return type(error), error.message
-            return list(found) if isinstance(found, Stream) else found
+            return list(result) if isinstance(result, Stream) else result
 
     assert comparable(blocking()) == comparable(run(asynchronous()))
 
 
-def test_the_twins_offer_the_same() -> None:
-    def offered(kind: type) -> set[str]:
+def test_both_clients_have_the_same_methods() -> None:
+    def public_names(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert offered(Client) == offered(AsyncClient)
+    assert public_names(Client) == public_names(AsyncClient)
 
 
-def test_a_blocking_stream_that_is_left_cancels() -> None:
+def test_leaving_a_blocking_stream_cancels_it() -> None:
     transport = FakeTransport(pause=0.001)
     with Client(transports=[transport]) as client:
         with client.completions.create(LM, "a", stream=True, max_tokens=40) as stream:  # type: ignore[union-attr]
@@ -265,10 +265,10 @@ def test_a_blocking_stream_that_is_left_cancels() -> None:
         assert len(transport.cancelled) == 1
 
 
-def test_importing_the_contract_imports_nothing_else_and_the_client_no_torch() -> None:
+def test_importing_the_contract_or_the_client_imports_no_heavy_libraries() -> None:
     code = (
         "import sys, tritonlm.contract; assert not {'pydantic', 'grpc', 'tritonlm.client'} & set(sys.modules);"
-        "from tritonlm import Client, AsyncClient; import tritonlm.transport.grpc_transport;"
+        "from tritonlm import Client, AsyncClient; import tritonlm.client.transport.grpc_transport;"
         "assert not {'torch', 'transformers', 'fastapi', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""The client's promises without a Triton: OpenAI's semantics, refusals by name, streams that add up."""
+"""Completions and chats with a fake transport: OpenAI's semantics, errors that name the argument, streams."""
 
 from __future__ import annotations
 
@@ -25,43 +25,47 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 async def complete(prompt: Any = "Once upon", **arguments: Any) -> Completion:
     async with AsyncClient(transports=[FakeTransport()]) as client:
-        found = await client.completions.create(LM, prompt, **arguments)
-        assert isinstance(found, Completion)
-        return found
+        completion = await client.completions.create(LM, prompt, **arguments)
+        assert isinstance(completion, Completion)
+        return completion
 
 
 async def streamed(prompt: Any = "Once upon", **arguments: Any) -> list[Completion]:
     async with AsyncClient(transports=[FakeTransport()]) as client:
-        found = await client.completions.create(LM, prompt, stream=True, **arguments)
-        assert isinstance(found, AsyncStream)
-        return [chunk async for chunk in found]
+        stream = await client.completions.create(LM, prompt, stream=True, **arguments)
+        assert isinstance(stream, AsyncStream)
+        return [chunk async for chunk in stream]
 
 
 def test_a_completion_has_openais_fields() -> None:
-    found = run(complete(seed=3, max_tokens=5))
-    assert found.id.startswith("cmpl-")
-    assert found.to_dict()["object"] == "text_completion"
-    assert [choice.finish_reason for choice in found.choices] == ["length"]
-    assert found.usage is not None
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (2, 5, 7)
-    assert found.choices[0].seed == 3
+    completion = run(complete(seed=3, max_tokens=5))
+    assert completion.id.startswith("cmpl-")
+    assert completion.to_dict()["object"] == "text_completion"
+    assert [choice.finish_reason for choice in completion.choices] == ["length"]
+    assert completion.usage is not None
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens, completion.usage.total_tokens) == (
+        2,
+        5,
+        7,
+    )
+    assert completion.choices[0].seed == 3
 
 
 @pytest.mark.parametrize("prompt", ["a b", ["a b", "c"], [65, 66], [[65], [66, 67]]])
-def test_every_kind_of_prompt_is_taken(prompt: Any) -> None:
-    found = run(complete(prompt, n=2, max_tokens=3))
+def test_every_kind_of_prompt_is_accepted(prompt: Any) -> None:
+    completion = run(complete(prompt, n=2, max_tokens=3))
     prompts = 2 if isinstance(prompt[0], (list, str)) and isinstance(prompt, list) else 1
-    assert [choice.index for choice in found.choices] == list(range(2 * prompts))
-    assert found.usage is not None
-    assert found.usage.completion_tokens == 3 * 2 * prompts
+    assert [choice.index for choice in completion.choices] == list(range(2 * prompts))
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 3 * 2 * prompts
 
 
 def test_choices_share_the_seed_and_differ_by_their_number() -> None:
-    found = run(complete(n=3, max_tokens=12))
-    assert len({choice.text for choice in found.choices}) == 3
-    assert len({choice.seed for choice in found.choices}) == 1
-    again = run(complete(n=3, max_tokens=12, seed=found.choices[0].seed))
-    assert [choice.text for choice in again.choices] == [choice.text for choice in found.choices]
+    completion = run(complete(n=3, max_tokens=12))
+    assert len({choice.text for choice in completion.choices}) == 3
+    assert len({choice.seed for choice in completion.choices}) == 1
+    again = run(complete(n=3, max_tokens=12, seed=completion.choices[0].seed))
+    assert [choice.text for choice in again.choices] == [choice.text for choice in completion.choices]
 
 
 def test_equal_prompts_get_different_answers_unless_a_seed_is_given() -> None:
@@ -71,19 +75,19 @@ def test_equal_prompts_get_different_answers_unless_a_seed_is_given() -> None:
     assert first.text == second.text
 
 
-def test_best_of_with_echo_looks_at_the_answers_tokens_alone() -> None:
+def test_best_of_with_echo_ranks_by_generated_tokens_only() -> None:
     plain = run(complete(n=1, best_of=5, seed=5, max_tokens=6)).choices[0].text
     echoed = run(complete("Once upon", n=1, best_of=5, seed=5, max_tokens=6, echo=True)).choices[0].text
     assert echoed == "Once upon" + plain
 
 
 def test_usage_counts_a_prompt_once() -> None:
-    found = run(complete("one two three", n=4, max_tokens=2))
-    assert found.usage is not None
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (3, 8)
+    completion = run(complete("one two three", n=4, max_tokens=2))
+    assert completion.usage is not None
+    assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (3, 8)
 
 
-def test_best_of_gives_the_likeliest_and_no_logprobs_unasked() -> None:
+def test_best_of_returns_the_likeliest_choices_without_logprobs() -> None:
     def mean(choice: Any) -> float:
         values = choice.logprobs.token_logprobs
         return float(sum(values) / len(values))
@@ -96,18 +100,18 @@ def test_best_of_gives_the_likeliest_and_no_logprobs_unasked() -> None:
 
 
 def test_logprobs_hold_the_token_itself_and_its_alternatives() -> None:
-    found = run(complete(logprobs=2, max_tokens=4, echo=True)).choices[0]
-    logprobs = found.logprobs
+    choice = run(complete(logprobs=2, max_tokens=4, echo=True)).choices[0]
+    logprobs = choice.logprobs
     assert logprobs is not None
     assert logprobs.token_logprobs[0] is None
     assert logprobs.top_logprobs[0] is None
-    assert "".join(logprobs.tokens) == found.text
+    assert "".join(logprobs.tokens) == choice.text
     for token, own, top in list(zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True))[1:]:
         assert top is not None
         assert top[token] == own
         assert len(top) == 3
     for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
-        assert found.text[offset : offset + len(token)] == token
+        assert choice.text[offset : offset + len(token)] == token
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -132,14 +136,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown parameter": ({"heat": 1}, "heat"),
     "out of range": ({"temperature": 3}, "temperature"),
-    "ours": ({"choice": 1}, "choice"),
+    "reserved parameter": ({"choice": 1}, "choice"),
     "timeout": ({"timeout": 0}, "timeout"),
     "user": ({"user": 7}, "user"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_arguments_are_refused_by_name_before_anything_is_asked(case: str) -> None:
+def test_bad_arguments_are_refused_by_name_before_a_request_is_sent(case: str) -> None:
     arguments, param = BAD[case]
     transport = FakeTransport()
 
@@ -153,14 +157,14 @@ def test_bad_arguments_are_refused_by_name_before_anything_is_asked(case: str) -
     assert not transport.calls
 
 
-def test_none_is_as_if_it_had_not_been_sent() -> None:
+def test_none_means_not_sent() -> None:
     unsent = dict.fromkeys(
         ("n", "best_of", "suffix", "stop", "logprobs", "temperature", "stream", "stream_options", "user")
     )
     assert run(complete(seed=1, **unsent)).choices == run(complete(seed=1)).choices
 
 
-def test_an_unknown_model_is_told() -> None:
+def test_an_unknown_model_raises_model_not_found() -> None:
     async def ask() -> None:
         async with AsyncClient(transports=[FakeTransport()]) as client:
             await client.completions.create("nope", "a")
@@ -178,17 +182,17 @@ def test_an_unknown_model_is_told() -> None:
     st.booleans(),
     st.integers(1, 12),
 )
-def test_a_stream_adds_up_to_the_whole(
+def test_a_stream_has_the_same_content_as_a_complete_result(
     prompts: list[str], n: int, stops: list[str], logprobs: int | None, echo: bool, max_tokens: int
 ) -> None:
-    wanted = {"n": n, "stop": stops or None, "logprobs": logprobs, "echo": echo, "max_tokens": max_tokens, "seed": 4}
-    whole = run(complete(prompts, **wanted))
-    chunks = run(streamed(prompts, **wanted, stream_options={"include_usage": True}))
+    arguments = {"n": n, "stop": stops or None, "logprobs": logprobs, "echo": echo, "max_tokens": max_tokens, "seed": 4}
+    complete_result = run(complete(prompts, **arguments))
+    chunks = run(streamed(prompts, **arguments, stream_options={"include_usage": True}))
     assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
     *pieces, last = chunks
     assert last.choices == []
-    assert last.usage == whole.usage
-    for choice in whole.choices:
+    assert last.usage == complete_result.usage
+    for choice in complete_result.choices:
         parts = [piece.choices[0] for piece in pieces if piece.choices[0].index == choice.index]
         assert "".join(part.text for part in parts) == choice.text
         assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + [choice.finish_reason]
@@ -199,23 +203,23 @@ def test_a_stream_adds_up_to_the_whole(
     assert all(piece.usage is None for piece in pieces)
 
 
-def test_a_chat_has_openais_fields_streamed_and_whole() -> None:
+def test_a_chat_has_openais_fields_streamed_and_complete() -> None:
     async def both() -> tuple[ChatCompletion, list[Any]]:
         async with AsyncClient(transports=[FakeTransport()]) as client:
-            wanted: dict[str, Any] = {"seed": 2, "max_completion_tokens": 6, "logprobs": True, "top_logprobs": 1}
-            whole = await client.chat.completions.create(LM, CHAT, **wanted)
-            stream = await client.chat.completions.create(LM, CHAT, **wanted, stream=True)
-            assert isinstance(whole, ChatCompletion)
+            arguments: dict[str, Any] = {"seed": 2, "max_completion_tokens": 6, "logprobs": True, "top_logprobs": 1}
+            complete_result = await client.chat.completions.create(LM, CHAT, **arguments)
+            stream = await client.chat.completions.create(LM, CHAT, **arguments, stream=True)
+            assert isinstance(complete_result, ChatCompletion)
             assert isinstance(stream, AsyncStream)
-            return whole, [chunk async for chunk in stream]
+            return complete_result, [chunk async for chunk in stream]
 
-    whole, chunks = run(both())
-    assert whole.id.startswith("chatcmpl-")
+    complete_result, chunks = run(both())
+    assert complete_result.id.startswith("chatcmpl-")
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].delta.role for chunk in chunks[1:]] == [None] * (len(chunks) - 1)
     text = "".join(chunk.choices[0].delta.content for chunk in chunks)
-    assert text == whole.choices[0].message.content
-    logprobs = whole.choices[0].logprobs
+    assert text == complete_result.choices[0].message.content
+    logprobs = complete_result.choices[0].logprobs
     assert logprobs is not None
     assert len(logprobs.content) == 6
     assert len(logprobs.content[0].top_logprobs) == 1
@@ -252,7 +256,7 @@ def test_a_chat_without_a_template_is_not_offered() -> None:
         run(ask())
 
 
-def test_a_chunk_that_is_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_chunk_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, lost = run(streamed("a b c", seed=1, max_tokens=40)), []
     original = FakeTransport.generate
 
@@ -264,6 +268,6 @@ def test_a_chunk_that_is_lost_is_asked_for_again(monkeypatch: pytest.MonkeyPatch
                 lost.append(piece)
 
     monkeypatch.setattr(FakeTransport, "generate", lossy)
-    found = run(streamed("a b c", seed=1, max_tokens=40))
+    received = run(streamed("a b c", seed=1, max_tokens=40))
     assert lost
-    assert [chunk.choices[0].text for chunk in found] == [chunk.choices[0].text for chunk in expected]
+    assert [chunk.choices[0].text for chunk in received] == [chunk.choices[0].text for chunk in expected]

@@ -1,4 +1,4 @@
-"""The gRPC transport against a server that is no Triton: what it does when its caller leaves at a bad moment."""
+"""The gRPC transport against a fake server: a caller that leaves while it waits, and a host that does not answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tritonlm.contract.tensors import REPORT
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Knows the request only at the third cancel, as an engine that has not been handed it yet."""
+    """Knows the request only at the third cancel, as an engine that has not received it yet."""
 
     def __init__(self) -> None:
         self.cancels, self.was_cut = 0, False
@@ -30,10 +30,10 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
             if self.cancels == 3:
                 self.known.set()
             report = json.dumps({"cancelled": int(self.cancels == 3)}).encode()
-            answer = service_pb2.ModelStreamInferResponse()
-            answer.infer_response.outputs.add(name=REPORT.name, datatype="BYTES", shape=[1, 1])
-            answer.infer_response.raw_output_contents.append(len(report).to_bytes(4, "little") + report)
-            yield answer
+            response = service_pb2.ModelStreamInferResponse()
+            response.infer_response.outputs.add(name=REPORT.name, datatype="BYTES", shape=[1, 1])
+            response.infer_response.raw_output_contents.append(len(report).to_bytes(4, "little") + report)
+            yield response
             return
         try:
             await self.known.wait()
@@ -42,7 +42,7 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
             raise
 
 
-def test_a_caller_that_leaves_while_it_waits_has_its_request_cancelled_and_its_stream_drained() -> None:
+def test_leaving_while_waiting_cancels_the_request_and_drains_the_stream() -> None:
     async def leave() -> Server:
         service, server = Server(), grpc.aio.server()
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
@@ -65,7 +65,7 @@ def test_a_caller_that_leaves_while_it_waits_has_its_request_cancelled_and_its_s
     assert not service.was_cut
 
 
-def test_a_host_that_takes_connections_and_says_nothing_is_given_up() -> None:
+def test_a_host_that_does_not_answer_times_out() -> None:
     async def call() -> None:
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))

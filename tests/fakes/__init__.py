@@ -1,1 +1,1 @@
-"""Stand-ins for what only exists inside a running Triton."""
+"""Fakes of what exists only in a running Triton."""

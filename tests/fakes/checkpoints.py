@@ -1,4 +1,4 @@
-"""Checkpoints without weights: a small byte-level tokenizer, trained on the spot, and the JSON files beside it."""
+"""Checkpoints without weights: a small byte-level tokenizer, trained at run time, and its JSON files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector for tests: takes spans over HTTP, as protobuf or as JSON, and keeps them."""
+"""An OpenTelemetry collector for tests: receives spans over HTTP, as protobuf or JSON, and stores them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """The tests' output is not for it."""
+        """Keep the test output clean."""
 
 
 def _of_json(body: bytes) -> list[Span]:
@@ -58,14 +58,14 @@ def _of_protobuf(body: bytes) -> list[Span]:
 
 @contextlib.contextmanager
 def collecting() -> Iterator[tuple[str, list[Span]]]:
-    """Its address, and what has come so far."""
-    kept: list[Span] = []
-    handler = type("Handler", (Collector,), {"spans": kept})
+    """The address of the collector, and the spans received so far."""
+    spans: list[Span] = []
+    handler = type("Handler", (Collector,), {"spans": spans})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", kept
+            yield f"http://127.0.0.1:{server.server_address[1]}", spans
         finally:
             server.shutdown()
             thread.join()

@@ -1,6 +1,6 @@
-"""The part of Triton's `triton_python_backend_utils` that our models use, without Triton.
+"""A fake of the part of Triton's `triton_python_backend_utils` that the models use.
 
-It keeps Triton's strictness where a model could get it wrong: text must be encodable, arrays must be arrays.
+It checks what Triton checks: text must be encodable, and arrays must be arrays.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class InferenceRequest:
     def __init__(
         self,
         inputs: dict[str, Array],
-        wanted: list[str],
+        outputs: list[str],
         parameters: dict[str, Any] | None = None,
         request_id: str = "",
     ) -> None:
-        self._inputs, self._wanted, self._id = inputs, wanted, request_id
+        self._inputs, self._outputs, self._id = inputs, outputs, request_id
         self._parameters = json.dumps(parameters or {})
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self._inputs.items()]
 
     def requested_output_names(self) -> list[str]:
-        return self._wanted
+        return self._outputs
 
     def parameters(self) -> str:
         return self._parameters
@@ -74,7 +74,7 @@ class InferenceRequest:
 
 
 class Logger:
-    """What was logged as an error, for tests to read; each test clears it first."""
+    """Records logged errors for tests. Each test clears them first."""
 
     errors: ClassVar[list[str]] = []
 
@@ -93,7 +93,7 @@ class TritonModelException(Exception):
 
 
 class Metric:
-    """One series of a family; every call is checked as Triton does."""
+    """One series of a family. It checks each call as Triton does."""
 
     def __init__(self, kind: int, labels: dict[str, str], buckets: list[float] | None = None) -> None:
         assert (kind == MetricFamily.HISTOGRAM) == (buckets is not None)
@@ -114,7 +114,7 @@ class Metric:
 
 
 class MetricFamily:
-    """What was published, by name, for tests to read: the newest family of a name."""
+    """Records families by name for tests: the latest one of each name."""
 
     COUNTER, GAUGE, HISTOGRAM = range(3)
     families: ClassVar[dict[str, MetricFamily]] = {}

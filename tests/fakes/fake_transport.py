@@ -1,7 +1,7 @@
-"""A Triton that is not there: answers made of the request alone, at any speed, with any trouble. In place of gRPC.
+"""A fake transport in place of gRPC: it computes responses from the request alone, with a pause and errors on demand.
 
-An answer's tokens are words drawn from (prompt, seed, choice), so that equal requests get equal texts. Pieces split
-characters of one word at random places, as releases do.
+The tokens of a response are words sampled by (prompt, seed, choice), so that equal requests get equal texts. Pieces end
+at random characters within a word, as releases do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tritonlm.client.transport import Call, Embedded, Listed, Prompt
+from tritonlm.client.transport import Call, Prompt, PromptEmbedding, RepositoryModel
 from tritonlm.client.types import Logprob, Piece, TopLogprob
 from tritonlm.contract import (
     ContextLengthExceeded,
@@ -43,14 +43,14 @@ class FakeTransport:
         self.calls: list[Call] = []
         self.running: set[str] = set()
         self.cancelled: list[str] = []
-        # Raised for the next calls, one each, instead of an answer.
+        # Raised for the next calls, one each.
         self.trouble: list[TritonLMError] = []
-        # Raised after so many pieces of the next call.
+        # An error after this many pieces of the next call.
         self.breaks_after: tuple[int, TritonLMError] | None = None
-        # And of those after it.
+        # The same for the calls after it.
         self.breaks_again: list[tuple[int, TritonLMError]] = []
         self.live = True
-        # As after a crash: nothing answers.
+        # As after a crash: no response at all.
         self.down = False
         self.loaded = True
         self.loads, self.load_seconds = 0, 0.0
@@ -65,12 +65,12 @@ class FakeTransport:
             raise NotOffered("this model has no chat template; use /v1/completions", "messages")
         if self.trouble:
             raise self.trouble.pop(0)
-        if (wanted := call.parameters.get("max_tokens") or 0) > CONTEXT:
-            raise ContextLengthExceeded.of(CONTEXT, 1, wanted)
+        if (max_tokens := call.parameters.get("max_tokens") or 0) > CONTEXT:
+            raise ContextLengthExceeded.for_lengths(CONTEXT, 1, max_tokens)
         self.running.add(call.request_id)
         ended = False
         try:
-            for number, made in enumerate(answer(call)):
+            for number, made in enumerate(pieces_of(call)):
                 await asyncio.sleep(self.pause)
                 piece = cancelled(made) if call.request_id in self.cancelled else made
                 if self.breaks_after and self.breaks_after[0] == number:
@@ -93,7 +93,7 @@ class FakeTransport:
         if not self.loaded:
             raise NotLoaded(f"the model {model!r} is not loaded", "model")
 
-    async def embed(self, call: Call) -> Embedded:
+    async def embed(self, call: Call) -> PromptEmbedding:
         self.calls.append(call)
         self._find(call.model)
         if self.trouble:
@@ -101,14 +101,14 @@ class FakeTransport:
         if not self.has_embeddings:
             raise NotOffered("embeddings are off; start the server with TRITONLM_ENABLE_EMBEDDINGS=true")
         text = prompt_text(call.prompt)
-        return Embedded([float(len(text)), 0.5], max(1, len(text.split())))
+        return PromptEmbedding([float(len(text)), 0.5], max(1, len(text.split())))
 
     async def command(self, model: str, command: Command) -> dict[str, Any]:
         self._find(model)
         if command.name == CANCEL:
-            found = command.request_id in self.running
-            self.cancelled += [command.request_id] if found else []
-            return {"cancelled": int(found)}
+            is_running = command.request_id in self.running
+            self.cancelled += [command.request_id] if is_running else []
+            return {"cancelled": int(is_running)}
         if command.name == FIND:
             state = {"state": "running", "position": 0, "completion_tokens": 1}
             return {"requests": [state] if command.request_id in self.running else []}
@@ -116,7 +116,7 @@ class FakeTransport:
             return ABOUT_LM
         assert command.name in (PING, STATUS, RETIRE)
         return {
-            "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "places": 64,
+            "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "slots": 64, "places": 64,
             "running": len(self.running), "waiting": 0, "stale": "", "broken": "", "memory_bytes": 2**20,
             "memory_budget": 0, "idle_seconds": 0.0, "idle_unload_seconds": 0.0, "draining": False,
             "tokens_per_second": 12.5, "blocks": 128, "blocks_used": 3,
@@ -133,10 +133,10 @@ class FakeTransport:
     async def ping(self, model: str) -> dict[str, Any]:
         return await self.command(model, Command(PING))
 
-    async def models(self) -> list[Listed]:
+    async def models(self) -> list[RepositoryModel]:
         if self.down:
             raise Unavailable(f"no Triton answers at {self.url}")
-        return [Listed(LM, self.loaded)]
+        return [RepositoryModel(LM, self.loaded)]
 
     async def load(self, model: str, timeout: float) -> None:
         self.loads += 1
@@ -170,56 +170,58 @@ def prompt_text(prompt: Prompt) -> str:
     return "".join(contents)
 
 
-def answer(call: Call) -> list[Piece]:
-    """All pieces of the answer to a call."""
-    wanted = SamplingParameters.from_mapping(call.parameters)
+def pieces_of(call: Call) -> list[Piece]:
+    """All pieces of the response to a call."""
+    params = SamplingParameters.from_mapping(call.parameters)
     prompt = prompt_text(call.prompt)
-    draw = random.Random(f"{prompt}-{wanted.seed}-{wanted.choice}" if wanted.temperature else prompt)
-    limit = 16 if wanted.max_tokens is None else wanted.max_tokens
-    words = [draw.choice(WORDS) for _ in range(limit)]
+    rng = random.Random(f"{prompt}-{params.seed}-{params.choice}" if params.temperature else prompt)
+    limit = 16 if params.max_tokens is None else params.max_tokens
+    words = [rng.choice(WORDS) for _ in range(limit)]
     text, reason = "".join(words), "length"
-    for stop in wanted.stop:
+    for stop in params.stop:
         if stop in text:
             text, reason = text[: text.index(stop)], "stop"
-    # The tokens that the text needed.
+    # The number of tokens in the text.
     used = next((n for n in range(len(words) + 1) if len("".join(words[:n])) >= len(text)), len(words))
     words = words[:used]
-    entries = [_entry(word, wanted.logprobs or 0, draw) for word in words]
+    entries = [_entry(word, params.logprobs or 0, rng) for word in words]
     shown = text
-    if wanted.echo:
+    if params.echo:
         shown = prompt + text
-        entries = [_entry(prompt, 0, draw, first=True), *entries]
+        entries = [_entry(prompt, 0, rng, first=True), *entries]
     if not call.stream:
-        return [_piece(0, shown, reason, prompt, used, wanted, words, entries)]
-    # After so many words, the text up to somewhere in the last of them: the rest is held back.
+        return [_piece(0, shown, reason, prompt, used, params, words, entries)]
+    # After this many words: the text up to a position within the last word. The rest is held back.
     ends = list(itertools.accumulate(map(len, words), initial=len(shown) - len(text)))
-    stops = sorted({draw.randrange(1, used + 1) for _ in range(3)} - {used}) if used else []
-    cuts = [(count, draw.randrange(ends[count - 1] + 1, ends[count] + 1)) for count in stops]
+    stops = sorted({rng.randrange(1, used + 1) for _ in range(3)} - {used}) if used else []
+    cuts = [(count, rng.randrange(ends[count - 1] + 1, ends[count] + 1)) for count in stops]
     cuts.append((used, len(shown)))
     pieces, before, start = [], 0, 0
     for count, end in cuts:
         last = count == used
-        said = reason if last else ""
+        finish_reason = reason if last else ""
         new = words[before:count]
         pieces.append(
-            _piece(len(pieces), shown[start:end], said, prompt, count, wanted, new, entries if last else [], start)
+            _piece(
+                len(pieces), shown[start:end], finish_reason, prompt, count, params, new, entries if last else [], start
+            )
         )
         before, start = count, end
-    if not wanted.resume_token_ids:
+    if not params.resume_token_ids:
         return pieces
-    # What the earlier try has sent is known by its tokens.
-    sent = [count for count, _ in cuts].index(len(wanted.resume_token_ids)) + 1
-    assert [WORDS.index(word) for word in words[: len(wanted.resume_token_ids)]] == list(wanted.resume_token_ids)
+    # The resumed tokens tell what the interrupted attempt has sent.
+    sent = [count for count, _ in cuts].index(len(params.resume_token_ids)) + 1
+    assert [WORDS.index(word) for word in words[: len(params.resume_token_ids)]] == list(params.resume_token_ids)
     return [replace(piece, index=index) for index, piece in enumerate(pieces[sent:])]
 
 
-def _entry(word: str, alternatives: int, draw: random.Random, first: bool = False) -> Logprob:
+def _entry(word: str, alternatives: int, rng: random.Random, first: bool = False) -> Logprob:
     tops = tuple(TopLogprob(token=f" top{n}", logprob=-0.5 - n, bytes=[n]) for n in range(alternatives))
-    return Logprob(1, word, None if first else -draw.random() * 3, list(word.encode()), 0, tops)
+    return Logprob(1, word, None if first else -rng.random() * 3, list(word.encode()), 0, tops)
 
 
 def _piece(
-    index: int, text: str, reason: str, prompt: str, used: int, wanted: SamplingParameters, words: list[str],
+    index: int, text: str, reason: str, prompt: str, used: int, params: SamplingParameters, words: list[str],
     entries: list[Logprob], start: int = 0,
 ) -> Piece:  # fmt: skip
     placed, position = [], -start
@@ -228,7 +230,7 @@ def _piece(
         position += len(entry.token)
     return Piece(
         index=index, text=text, finish_reason=reason, prompt_tokens=max(1, len(prompt.split())), completion_tokens=used,
-        cached_tokens=0, seed=wanted.seed or 0,
-        token_ids=[WORDS.index(word) for word in words] if wanted.return_token_ids else [],
-        logprobs=placed if wanted.logprobs is not None else None,
+        cached_tokens=0, seed=params.seed or 0,
+        token_ids=[WORDS.index(word) for word in words] if params.return_token_ids else [],
+        logprobs=placed if params.logprobs is not None else None,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Loads a model of the repository the way Triton does (as `model` of a package), with the fake `pb_utils` in place."""
+"""Loads a model of the repository as Triton does (as `model` of a package), with the fake `pb_utils`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_module(model: str, module: str) -> ModuleType:
 
 
 def start_model(model: str, checkpoint: Path, **parameters: str) -> Any:
-    """An initialized TritonPythonModel that reads this checkpoint."""
+    """An initialized TritonPythonModel with this checkpoint."""
     strings = {"checkpoint": checkpoint.name, **parameters}
     config = {"parameters": {name: {"string_value": value} for name, value in strings.items()}}
     started = load_module(model, "model").TritonPythonModel()

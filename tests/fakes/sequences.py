@@ -1,8 +1,8 @@
-"""As much of a request as a runner looks at: ids, and the blocks of the cache that hold them."""
+"""A fake request with the attributes that a runner reads: token ids, and their blocks of the KV cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Several
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,8 @@ class Sequence:
         self.table = Table(self.blocks)
 
 
-def every_logits(runner: Any, plan: Several[Any]) -> torch.Tensor:
-    """The logits of all rows of a plan, from their hidden states."""
+def every_logits(runner: Any, plan: AbstractSequence[Any]) -> torch.Tensor:
+    """The logits of all rows of a plan, computed from their hidden states."""
     computed = runner.forward(plan)
     parts = [part.clone() for part in runner.project(computed, range(len(computed.hidden)))]
     return torch.cat([computed.logits[:0], *parts])

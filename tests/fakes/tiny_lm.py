@@ -1,6 +1,6 @@
 """A tiny random-weight GPT-2, or one of another family, with a byte-level BPE tokenizer, in Hugging Face format.
 
-It speaks nonsense. The same seed gives the same weights.
+It generates nonsense. The same seed gives the same weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_checkpoint(folder: Path, seed: int = 0, model_type: str = "gpt2", **overrides: Any) -> Path:
-    """Write the checkpoint; the folder appears complete or not at all."""
+    """Write the checkpoint atomically: the folder appears complete or not at all."""
     tokenizer = make_tokenizer()
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end}
@@ -51,18 +51,18 @@ def make_checkpoint(folder: Path, seed: int = 0, model_type: str = "gpt2", **ove
     config = AutoConfig.for_model(model_type, **{**sizes, **overrides})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # Wider than a model's own start, so that greedy text is not one token for ever.
+        # A wider initialization than usual, so that greedy text is not a single repeated token.
         config.initializer_range = overrides.get("initializer_range", 0.2)
         model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        aside.chmod(0o755)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        staging.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(aside, folder)
+        os.replace(staging, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return folder

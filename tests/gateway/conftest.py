@@ -1,4 +1,4 @@
-"""A gateway on a real socket, over a transport that is not Triton."""
+"""A gateway on a real socket, with a fake transport instead of Triton."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvicorn
 from fakes.fake_transport import FakeTransport
 from tritonlm import AsyncClient
 from tritonlm.gateway.app import create_app
-from tritonlm.gateway.metrics import Counting
+from tritonlm.gateway.metrics import MetricsObserver
 from tritonlm.gateway.protocol import BoundedProtocol
 from tritonlm.gateway.settings import GatewaySettings
 
@@ -34,21 +34,21 @@ class Gateway:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, "waited in vain"
+            assert time.monotonic() < deadline, "the condition was not met in time"
             time.sleep(0.005)
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    with running_gateway(max_body_bytes=20_000) as found:
-        yield found
+    with running_gateway(max_body_bytes=20_000) as running:
+        yield running
 
 
 @contextlib.contextmanager
 def running_gateway(transport: FakeTransport | None = None, **settings: Any) -> Iterator[Gateway]:
     transport = transport or FakeTransport()
-    chosen = GatewaySettings(cors_allow_origins=["http://page.example"], ping_seconds=0.2, **settings)
-    app = create_app(AsyncClient(transports=[transport], max_retries=0, observer=Counting()), chosen)
+    gateway_settings = GatewaySettings(cors_allow_origins=["http://page.example"], ping_seconds=0.2, **settings)
+    app = create_app(AsyncClient(transports=[transport], max_retries=0, observer=MetricsObserver()), gateway_settings)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, http=BoundedProtocol))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""A key opens every route but the two that tell whether the gateway lives; and nobody asks more often than allowed."""
+"""Every route except two health checks needs a key, and the request rate is limited."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ KEY = "a-long-enough-key"
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Gateway]:
-    with running_gateway(api_key=KEY) as found:
-        yield found
+    with running_gateway(api_key=KEY) as running:
+        yield running
 
 
 def routes(gateway: Gateway) -> list[tuple[str, str]]:
     paths = gateway.http.get("/openapi.json", headers={"Authorization": f"Bearer {KEY}"}).json()["paths"]
-    found = [(method.upper(), path.replace("{", "").replace("}", "")) for path in paths for method in paths[path]]
-    return [*found, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
+    documented = [(method.upper(), path.replace("{", "").replace("}", "")) for path in paths for method in paths[path]]
+    return [*documented, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
 
 
-@pytest.mark.parametrize("given", [None, "Bearer wrong-key", f"Basic {KEY}", KEY, "Bearer", f"Bearer {KEY}x"])
-def test_without_the_key_nothing_is_told_but_life(locked: Gateway, given: str | None) -> None:
-    headers = {"Authorization": given} if given else {}
+@pytest.mark.parametrize("header", [None, "Bearer wrong-key", f"Basic {KEY}", KEY, "Bearer", f"Bearer {KEY}x"])
+def test_without_the_key_nothing_is_told_but_life(locked: Gateway, header: str | None) -> None:
+    headers = {"Authorization": header} if header else {}
     checked = routes(locked)
     assert len(checked) > 20
     for method, path in checked:
@@ -42,14 +42,14 @@ def test_without_the_key_nothing_is_told_but_life(locked: Gateway, given: str | 
     assert locked.transport.calls == []
 
 
-def test_with_the_key_the_sdk_works(locked: Gateway) -> None:
+def test_the_sdk_works_with_the_key(locked: Gateway) -> None:
     with openai.OpenAI(base_url=f"{locked.url}/v1", api_key=KEY) as sdk:
         assert sdk.completions.create(model=LM, prompt="a").choices[0].text
     with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="wrong") as sdk, pytest.raises(openai.AuthenticationError):
         sdk.models.list()
 
 
-def test_a_caller_that_asks_too_often_is_told_when_to_come_back() -> None:
+def test_a_caller_over_its_request_rate_gets_429_with_retry_after() -> None:
     with running_gateway(requests_per_minute=3) as gateway:
         answers = [gateway.post("/v1/completions", model=LM, prompt="a", max_tokens=1) for _ in range(5)]
         assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 2
@@ -57,7 +57,7 @@ def test_a_caller_that_asks_too_often_is_told_when_to_come_back() -> None:
         refused = answers[-1]
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.json()["error"]["type"] == "rate_limit_exceeded"
-        # Looking is free, and a key that nobody checks makes no other caller.
+        # Listing models is not limited, and an unchecked key does not make a different caller.
         assert gateway.http.get("/v1/models").status_code == 200
         other = {"Authorization": "Bearer somebody-else"}
         body = {"model": LM, "prompt": "a", "max_tokens": 1}

@@ -1,4 +1,4 @@
-"""Bytes that are no HTTP, heads without end, connections that say nothing: an answer or a close, and life goes on."""
+"""Malformed HTTP, endless heads and silent connections: the gateway responds or closes, and keeps serving."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ BODY = b'{"model": "fake", "prompt": "a"}'
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
-    with running_gateway(max_body_bytes=20_000) as found:
-        yield found
+    with running_gateway(max_body_bytes=20_000) as running:
+        yield running
 
 
 def exchange(gateway: Gateway, *parts: bytes, end: bool = True) -> bytes:
-    """What comes back until the other side closes."""
+    """Send the parts and return all bytes until the gateway closes the connection."""
     host, port = gateway.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as made:
-        told = b""
+    with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as connection:
+        response = b""
         try:
             for part in parts:
-                made.sendall(part)
+                connection.sendall(part)
             if end:
-                made.shutdown(socket.SHUT_WR)
-            while piece := made.recv(65536):
-                told += piece
+                connection.shutdown(socket.SHUT_WR)
+            while block := connection.recv(65536):
+                response += block
         except ConnectionError:
-            # Cut: a timeout would be a failure.
+            # The gateway closed it. A timeout would fail the test.
             pass
-        return told
+        return response
 
 
-def lives(gateway: Gateway) -> bool:
+def is_serving(gateway: Gateway) -> bool:
     return gateway.post("/v1/completions", model=LM, prompt="a", max_tokens=2).status_code == 200
 
 
@@ -57,40 +57,40 @@ def lives(gateway: Gateway) -> bool:
         GOOD + b"Content-Length: 1000\r\n\r\n{", GOOD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )  # fmt: skip
-def test_what_is_no_http_is_answered_or_cut(gateway: Gateway, sent: bytes) -> None:
-    told = exchange(gateway, sent)
-    assert not told or told.startswith((b"HTTP/1.1 4", b"HTTP/1.1 100"))
-    assert b"Traceback" not in told
-    assert lives(gateway)
+def test_malformed_http_is_answered_or_closed(gateway: Gateway, sent: bytes) -> None:
+    response = exchange(gateway, sent)
+    assert not response or response.startswith((b"HTTP/1.1 4", b"HTTP/1.1 100"))
+    assert b"Traceback" not in response
+    assert is_serving(gateway)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.binary(min_size=1, max_size=400), st.booleans())
-def test_any_bytes_are_survived(gateway: Gateway, sent: bytes, behind_a_head: bool) -> None:
+def test_random_bytes_cause_no_server_error(gateway: Gateway, sent: bytes, behind_a_head: bool) -> None:
     head = GOOD + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(sent) if behind_a_head else b""
-    told = exchange(gateway, head + sent)
-    assert not told.startswith(b"HTTP/1.1 5")
-    assert b"Traceback" not in told
+    response = exchange(gateway, head + sent)
+    assert not response.startswith(b"HTTP/1.1 5")
+    assert b"Traceback" not in response
 
 
 @pytest.mark.parametrize("endless", [b"X-Long: " + b"a" * 200_000, b"X: a\r\n" * 40_000, b"GET /" + b"a" * 200_000])
-def test_a_head_without_end_is_cut(gateway: Gateway, endless: bytes) -> None:
-    told = exchange(gateway, (b"" if endless.startswith(b"GET") else b"GET / HTTP/1.1\r\n") + endless, end=False)
-    assert not told or told.startswith(b"HTTP/1.1 400")
-    assert lives(gateway)
+def test_an_endless_head_is_closed(gateway: Gateway, endless: bytes) -> None:
+    response = exchange(gateway, (b"" if endless.startswith(b"GET") else b"GET / HTTP/1.1\r\n") + endless, end=False)
+    assert not response or response.startswith(b"HTTP/1.1 400")
+    assert is_serving(gateway)
 
 
-def test_who_says_nothing_is_cut_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     with running_gateway() as gateway:
         for begun in (b"", b"GET / HT"):
             assert exchange(gateway, begun, end=False) == b""
-        # A long answer is no long head.
+        # A long response does not count as a long head.
         gateway.transport.pause = 0.3
         body = {"model": LM, "prompt": "a", "max_tokens": 40, "stream": True}
         with gateway.http.stream("POST", "/v1/completions", json=body) as response:
             assert "[DONE]" in response.read().decode()
-        # And a connection that is kept has its time anew.
+        # The time starts again for the next request on a kept-alive connection.
         time.sleep(0.1)
         gateway.transport.pause = 0.0
-        assert lives(gateway)
+        assert is_serving(gateway)

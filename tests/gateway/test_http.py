@@ -1,4 +1,4 @@
-"""The gateway's HTTP: events, errors, headers, limits, and the end of what nobody waits for."""
+"""The gateway's HTTP interface: events, errors, headers, limits, and cancelling when the caller disconnects."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CHAT = [{"role": "user", "content": "x"}]
 
 
 def events(text: str) -> list[str]:
-    """The data of all events; nothing but data and comments may be there."""
-    found = []
+    """The data of all events; the text may hold only data and comments."""
+    data = []
     for block in text.split("\n\n"):
         if block and not block.startswith(":"):
             assert block.startswith("data: ")
             assert "\n" not in block
-            found.append(block.removeprefix("data: "))
-    return found
+            data.append(block.removeprefix("data: "))
+    return data
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -42,11 +42,11 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert response.headers["x-request-id"]
-    found: dict[str, Any] = body["error"]
-    return found
+    error: dict[str, Any] = body["error"]
+    return error
 
 
-def test_events_are_one_line_of_json_each_and_done(gateway: Gateway) -> None:
+def test_a_stream_is_one_json_line_per_event_and_done(gateway: Gateway) -> None:
     response = gateway.post("/v1/completions", model=LM, prompt="a", stream=True, seed=1)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-cache"
@@ -59,20 +59,20 @@ def test_events_are_one_line_of_json_each_and_done(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_readers_that_know_unicodes_line_ends_find_every_event_whole(gateway: Gateway, seed: int) -> None:
+def test_events_are_not_split_at_unicode_line_breaks(gateway: Gateway, seed: int) -> None:
     body = {"model": LM, "prompt": "a", "seed": seed, "max_tokens": 40, "return_token_ids": True}
-    whole = gateway.post("/v1/completions", **body).json()["choices"][0]["text"]
+    complete = gateway.post("/v1/completions", **body).json()["choices"][0]["text"]
     text = ""
     with gateway.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
         for line in response.iter_lines():
             assert not line or line.startswith("data: ")
             if line.startswith("data: {"):
                 text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
-    assert text == whole
+    assert text == complete
     assert {"\u2028", "\x85"} & set(text)
 
 
-def test_usage_is_null_until_its_own_chunk(gateway: Gateway) -> None:
+def test_usage_is_null_until_the_last_chunk(gateway: Gateway) -> None:
     body = {"model": LM, "messages": CHAT, "stream": True, "stream_options": {"include_usage": True}}
     *chunks, last, _ = [
         json.loads(event) if event != "[DONE]" else event
@@ -84,22 +84,22 @@ def test_usage_is_null_until_its_own_chunk(gateway: Gateway) -> None:
     assert "role" not in chunks[1]["choices"][0]["delta"]
 
 
-def test_a_quiet_stream_is_kept_alive_by_comments(gateway: Gateway) -> None:
+def test_a_silent_stream_is_kept_alive_by_comments(gateway: Gateway) -> None:
     gateway.transport.pause = 0.7
     text = gateway.post("/v1/completions", model=LM, prompt="a", stream=True, seed=1, max_tokens=3).text
     assert ": ping" in text
     assert events(text)[-1] == "[DONE]"
 
 
-def test_a_failure_in_mid_stream_is_an_event_and_the_end(gateway: Gateway) -> None:
+def test_a_failure_during_a_stream_is_its_last_event(gateway: Gateway) -> None:
     gateway.transport.breaks_after = (1, EngineFailure("the engine failed"))
     response = gateway.post("/v1/completions", model=LM, prompt="a b c", stream=True, seed=1, max_tokens=40)
     assert response.status_code == 200
     assert json.loads(events(response.text)[-1])["error"]["code"] == "engine_failure"
 
 
-TROUBLE: list[tuple[TritonLMError, int, str, str]] = [
-    (ContextLengthExceeded.of(1, 2, 3), 400, "invalid_request_error", "context_length_exceeded"),
+FAILURES: list[tuple[TritonLMError, int, str, str]] = [
+    (ContextLengthExceeded.for_lengths(1, 2, 3), 400, "invalid_request_error", "context_length_exceeded"),
     (QueueFull("full"), 429, "rate_limit_exceeded", "queue_full"),
     (QueueTimeout("late"), 503, "server_error", "queue_timeout"),
     (Draining("stops"), 503, "server_error", "draining"),
@@ -110,14 +110,14 @@ TROUBLE: list[tuple[TritonLMError, int, str, str]] = [
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("trouble", "status", "kind", "code"), TROUBLE, ids=[row[3] for row in TROUBLE])
-def test_trouble_before_the_first_byte_has_its_status(
-    gateway: Gateway, trouble: TritonLMError, status: int, kind: str, code: str, stream: bool
+@pytest.mark.parametrize(("failure", "status", "kind", "code"), FAILURES, ids=[row[3] for row in FAILURES])
+def test_an_error_before_the_first_byte_has_its_http_status(
+    gateway: Gateway, failure: TritonLMError, status: int, kind: str, code: str, stream: bool
 ) -> None:
-    gateway.transport.trouble = [trouble]
+    gateway.transport.trouble = [failure]
     response = gateway.post("/v1/completions", model=LM, prompt="a", stream=stream)
-    found = error_of(response)
-    assert (response.status_code, found["type"], found["code"]) == (status, kind, code)
+    error = error_of(response)
+    assert (response.status_code, error["type"], error["code"]) == (status, kind, code)
     assert ("retry-after" in response.headers) == (status in (429, 503))
 
 
@@ -146,19 +146,19 @@ BAD: list[tuple[str, dict[str, Any], str | None]] = [
 @pytest.mark.parametrize(("path", "body", "param"), BAD, ids=[f"{path} {param}" for path, _, param in BAD])
 def test_bad_bodies_are_refused_by_name(gateway: Gateway, path: str, body: dict[str, Any], param: str) -> None:
     response = gateway.post(path, **body)
-    found = error_of(response)
-    assert (response.status_code, found["type"], found["param"]) == (400, "invalid_request_error", param)
+    error = error_of(response)
+    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert not gateway.transport.calls
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b'"text"', b"\xff", b""])
-def test_what_is_no_json_object_is_refused(gateway: Gateway, content: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(gateway: Gateway, content: bytes) -> None:
     response = gateway.http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert error_of(response)["type"] == "invalid_request_error"
 
 
-def test_a_body_as_curl_sends_it_is_taken_but_not_from_a_page(gateway: Gateway) -> None:
+def test_curls_content_type_is_accepted_except_from_a_browser_page(gateway: Gateway) -> None:
     content = json.dumps({"model": LM, "prompt": "a"})
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert gateway.http.post("/v1/completions", content=content, headers=headers).status_code == 200
@@ -166,14 +166,14 @@ def test_a_body_as_curl_sends_it_is_taken_but_not_from_a_page(gateway: Gateway) 
     assert gateway.http.post("/v1/completions", content=content, headers=headers).status_code == 400
 
 
-def test_null_is_as_if_it_had_not_been_sent(gateway: Gateway) -> None:
+def test_null_means_not_sent(gateway: Gateway) -> None:
     body = {"model": LM, "prompt": "a", "seed": 1}
     nulls = dict.fromkeys(("stop", "n", "logprobs", "stream", "user", "best_of", "suffix", "max_tokens", "logit_bias"))
     plain, with_nulls = (gateway.post("/v1/completions", **body, **more).json() for more in ({}, nulls))
     assert with_nulls["choices"] == plain["choices"]
 
 
-def test_unknown_urls_and_methods_are_told(gateway: Gateway) -> None:
+def test_unknown_urls_and_methods_get_404_and_405(gateway: Gateway) -> None:
     missing = gateway.http.get("/v2/nothing")
     assert (missing.status_code, error_of(missing)["type"]) == (404, "invalid_request_error")
     wrong = gateway.http.get("/v1/completions")
@@ -190,18 +190,18 @@ def test_a_body_that_is_too_large_is_not_read(gateway: Gateway, chunked: bool) -
     assert (response.status_code, error_of(response)["type"]) == (413, "invalid_request_error")
 
 
-@pytest.mark.parametrize(("given", "kept"), [("abc-1:2", True), ("x" * 129, False), ("a b", False), ("", False)])
-def test_a_sane_request_id_is_kept_and_any_other_replaced(gateway: Gateway, given: str, kept: bool) -> None:
+@pytest.mark.parametrize(("sent", "kept"), [("abc-1:2", True), ("x" * 129, False), ("a b", False), ("", False)])
+def test_a_valid_request_id_is_kept_and_any_other_replaced(gateway: Gateway, sent: str, kept: bool) -> None:
     for path in ("/health/live", "/nowhere"):
-        found = gateway.http.get(path, headers={"x-request-id": given}).headers["x-request-id"]
-        assert (found == given) == kept
-        assert found
+        returned = gateway.http.get(path, headers={"x-request-id": sent}).headers["x-request-id"]
+        assert (returned == sent) == kept
+        assert returned
 
 
 def test_pages_of_allowed_origins_may_call(gateway: Gateway) -> None:
-    asked = {"origin": "http://page.example", "access-control-request-method": "POST",
-             "access-control-request-headers": "authorization"}  # fmt: skip
-    allowed = gateway.http.options("/v1/completions", headers=asked)
+    preflight = {"origin": "http://page.example", "access-control-request-method": "POST",
+                 "access-control-request-headers": "authorization"}  # fmt: skip
+    allowed = gateway.http.options("/v1/completions", headers=preflight)
     assert allowed.headers["access-control-allow-origin"] == "http://page.example"
     assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
     answered = gateway.http.get("/v1/models", headers={"origin": "http://page.example"})
@@ -210,7 +210,7 @@ def test_pages_of_allowed_origins_may_call(gateway: Gateway) -> None:
     assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_chat_without_a_template_is_sent_to_completions(gateway: Gateway) -> None:
+def test_a_chat_without_a_template_gets_501_and_a_hint(gateway: Gateway) -> None:
     gateway.transport.has_chats = False
     response = gateway.post("/v1/chat/completions", model=LM, messages=CHAT)
     assert response.status_code == 501
@@ -218,11 +218,11 @@ def test_a_chat_without_a_template_is_sent_to_completions(gateway: Gateway) -> N
     assert "/v1/completions" in error_of(response)["message"]
 
 
-def test_health_tells_what_answers(gateway: Gateway) -> None:
+def test_health_reports_the_models_that_answer(gateway: Gateway) -> None:
     for path in ("/health", "/healthz", "/health/ready"):
-        found = gateway.http.get(path).json()
-        assert (found["status"], found["ready"], found["models"]) == ("ok", True, [LM])
-        assert found["queue"] == {"running": 0, "waiting": 0, "places": 64, "slow": False}
+        report = gateway.http.get(path).json()
+        assert (report["status"], report["ready"], report["models"]) == ("ok", True, [LM])
+        assert report["queue"] == {"running": 0, "waiting": 0, "slots": 64, "places": 64, "slow": False}
     gateway.transport.loaded = False
     for path in ("/health", "/healthz", "/health/ready"):
         response = gateway.http.get(path)
@@ -240,24 +240,24 @@ def test_documentation_needs_no_network(gateway: Gateway) -> None:
     assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/health"} <= set(paths)
 
 
-def test_the_first_page_names_the_endpoints(gateway: Gateway) -> None:
-    found = gateway.http.get("/").json()
-    assert found["models"] == [LM]
-    for endpoint in found["endpoints"]:
+def test_the_root_lists_the_endpoints(gateway: Gateway) -> None:
+    overview = gateway.http.get("/").json()
+    assert overview["models"] == [LM]
+    for endpoint in overview["endpoints"]:
         method, path = endpoint.split()
         response = gateway.http.request(method, path)
         assert response.status_code in (200, 400), endpoint
 
 
-def test_tokens_there_and_back(gateway: Gateway) -> None:
-    found = gateway.post("/tokenize", model=LM, prompt="héllo").json()
-    assert found["count"] == len(found["tokens"])
+def test_tokenize_and_detokenize_are_inverse(gateway: Gateway) -> None:
+    tokens = gateway.post("/tokenize", model=LM, prompt="héllo").json()
+    assert tokens["count"] == len(tokens["tokens"])
     plain = gateway.post("/tokenize", prompt="héllo", add_special_tokens=False).json()
-    assert plain["tokens"] == found["tokens"][1:]
-    assert gateway.post("/detokenize", model=LM, tokens=found["tokens"]).json() == {"prompt": "héllo"}
+    assert plain["tokens"] == tokens["tokens"][1:]
+    assert gateway.post("/detokenize", model=LM, tokens=tokens["tokens"]).json() == {"prompt": "héllo"}
 
 
-def test_metrics_count_by_route_model_and_status_and_by_no_strangers_words(gateway: Gateway) -> None:
+def test_metrics_have_labels_for_route_model_and_status_and_no_text_of_callers(gateway: Gateway) -> None:
     gateway.post("/v1/completions", model=LM, prompt="a", max_tokens=4)
     gateway.post("/v1/completions", model="stranger", prompt="a")
     gateway.http.get("/stranger")
@@ -268,7 +268,7 @@ def test_metrics_count_by_route_model_and_status_and_by_no_strangers_words(gatew
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_nobody_waits_for_is_cancelled(gateway: Gateway, stream: bool) -> None:
+def test_a_request_is_cancelled_when_its_caller_disconnects(gateway: Gateway, stream: bool) -> None:
     gateway.transport.pause = 0.05
     body = json.dumps({"model": LM, "prompt": "a", "n": 3, "stream": stream, "max_tokens": 60}).encode()
     host, port = gateway.url.removeprefix("http://").split(":")

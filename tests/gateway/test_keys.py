@@ -1,4 +1,4 @@
-"""Keys: every route for every kind of key; what a key may use; a file that is followed while it changes."""
+"""API keys: the scope of every route, the limits of a key, and reloading the key file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import httpx
 import pytest
 from fakes.fake_transport import LM
 from tritonlm.access.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
-from tritonlm.gateway.scopes import OPEN, scope_of
-from tritonlm.gateway.serve import check_door, is_loopback
+from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
+from tritonlm.gateway.serve import check_settings, is_loopback
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError
 
@@ -43,7 +43,7 @@ class Locked:
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Locked]:
-    """A gateway with a key for each scope, one that has been revoked, and some with limits."""
+    """A gateway with a key for each scope, a revoked key, and some with limits."""
     file = KeyFile(tmp_path / "keys.json")
     secrets = {scope: file.create(scope, [scope], NONE) for scope in SCOPES}
     secrets["gone"] = file.create("gone", SCOPES, NONE)
@@ -57,31 +57,31 @@ def locked(tmp_path: Path) -> Iterator[Locked]:
 
 def routes(locked: Locked) -> list[tuple[str, str]]:
     paths = locked.ask("GET", "/openapi.json", "infer").json()["paths"]
-    found = [(method.upper(), path.replace("{", "").replace("}", "")) for path in paths for method in paths[path]]
-    return [*found, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
+    documented = [(method.upper(), path.replace("{", "").replace("}", "")) for path in paths for method in paths[path]]
+    return [*documented, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
 
 
-def test_every_route_wants_a_key_with_its_scope(locked: Locked) -> None:
-    """The whole table: each route, each kind of key."""
+def test_every_route_needs_a_key_with_its_scope(locked: Locked) -> None:
+    """Each route with each kind of key."""
     checked = routes(locked)
     assert len(checked) > 30
     for method, path in checked:
-        wanted = scope_of(method, path)
+        required = scope_of(method, path)
         for who in ("", "wrong", "gone", *SCOPES):
             response = locked.ask(method, path, who)
-            place = f"{method} {path} as {who or 'nobody'}"
-            if path in OPEN:
-                assert response.status_code == 200, place
+            case = f"{method} {path} as {who or 'anonymous'}"
+            if path in PUBLIC_PATHS:
+                assert response.status_code == 200, case
             elif who not in SCOPES:
-                assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key"), place
-            elif who != wanted:
-                assert (response.status_code, response.json()["error"]["code"]) == (403, "insufficient_scope"), place
+                assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key"), case
+            elif who != required:
+                assert (response.status_code, response.json()["error"]["code"]) == (403, "insufficient_scope"), case
             else:
-                assert response.status_code not in (401, 403), place
+                assert response.status_code not in (401, 403), case
             assert not any(secret in response.text for secret in locked.secrets.values())
 
 
-def test_what_changes_the_service_or_shows_others_is_not_for_everybody() -> None:
+def test_routes_that_change_the_service_need_the_admin_scope() -> None:
     for method, path in (
         ("POST", "/api/models/x/load"), ("POST", "/api/models/x/unload"), ("DELETE", "/v1/models/x"),
         ("POST", "/api/load_model"), ("POST", "/api/train"), ("GET", "/api/jobs"), ("POST", "/api/jobs/1/cancel"),
@@ -92,13 +92,13 @@ def test_what_changes_the_service_or_shows_others_is_not_for_everybody() -> None
     assert scope_of("GET", "/v1/models") == scope_of("POST", "/v1/completions") == "infer"
 
 
-def test_the_file_holds_no_key_and_belongs_to_its_owner(locked: Locked) -> None:
+def test_the_key_file_holds_no_secret_and_is_readable_by_its_owner_only(locked: Locked) -> None:
     text = locked.file.path.read_text()
     assert not any(secret in text for secret in locked.secrets.values())
     assert stat.S_IMODE(locked.file.path.stat().st_mode) == 0o600
 
 
-def test_a_gateway_follows_the_file(locked: Locked) -> None:
+def test_a_gateway_reloads_the_key_file(locked: Locked) -> None:
     secret = locked.file.create("late", ["infer"], NONE)
     locked.gateway.wait_until(lambda: locked.complete(secret).status_code == 200)
     locked.file.revoke("late")
@@ -107,7 +107,7 @@ def test_a_gateway_follows_the_file(locked: Locked) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
-def test_a_file_that_is_gone_or_damaged_opens_nothing(locked: Locked, damage: object) -> None:
+def test_a_missing_or_damaged_key_file_gives_no_access(locked: Locked, damage: object) -> None:
     assert callable(damage)
     damage(locked.file.path)
     time.sleep(1.1)
@@ -115,7 +115,7 @@ def test_a_file_that_is_gone_or_damaged_opens_nothing(locked: Locked, damage: ob
     assert locked.complete("infer").status_code == 200
 
 
-def test_requests_in_a_minute(locked: Locked) -> None:
+def test_requests_per_minute_are_limited(locked: Locked) -> None:
     answers = [locked.complete("few") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
@@ -123,7 +123,7 @@ def test_requests_in_a_minute(locked: Locked) -> None:
     assert locked.complete("infer").status_code == 200
 
 
-def test_tokens_in_a_minute_count_when_they_are_known(locked: Locked) -> None:
+def test_tokens_per_minute_are_limited(locked: Locked) -> None:
     first = locked.complete("short")
     assert (first.status_code, first.headers["x-ratelimit-limit-tokens"]) == (200, "5")
     used = first.json()["usage"]["total_tokens"]
@@ -133,7 +133,7 @@ def test_tokens_in_a_minute_count_when_they_are_known(locked: Locked) -> None:
     assert "5 tokens a minute" in refused.json()["error"]["message"]
 
 
-def test_requests_at_once(locked: Locked) -> None:
+def test_concurrent_requests_are_limited(locked: Locked) -> None:
     locked.gateway.transport.pause = 0.3
     headers = locked.headers("one")
     body = {**BODY, "stream": True, "max_tokens": 40}
@@ -145,7 +145,7 @@ def test_requests_at_once(locked: Locked) -> None:
     locked.gateway.wait_until(lambda: locked.complete("one").status_code == 200)
 
 
-def test_usage_by_key(locked: Locked) -> None:
+def test_usage_is_reported_by_key(locked: Locked) -> None:
     for _ in range(2):
         locked.complete("infer")
     locked.complete("few", prompt="a b c", stream=True)
@@ -153,24 +153,24 @@ def test_usage_by_key(locked: Locked) -> None:
     def report() -> dict[str, Any]:
         return {entry["key"]: entry for entry in locked.ask("GET", "/api/usage", "admin").json()["keys"]}
 
-    # A stream is put away when its reader has all of it.
+    # A stream counts as running until its reader has read all of it.
     locked.gateway.wait_until(lambda: report().get("few", {}).get("running") == 0)
     used = report()
     assert (used["infer"]["requests"], used["infer"]["completion_tokens"]) == (2, 8)
     assert (used["few"]["requests"], used["few"]["prompt_tokens"], used["few"]["running"]) == (1, 3, 0)
-    told = locked.ask("GET", "/metrics", "metrics").text
-    assert 'tritonlm_key_tokens_total{key="infer",kind="completion"}' in told
+    text = locked.ask("GET", "/metrics", "metrics").text
+    assert 'tritonlm_key_tokens_total{key="infer",kind="completion"}' in text
 
 
-def test_keys_have_names_and_scopes_that_exist(tmp_path: Path) -> None:
+def test_invalid_names_and_unknown_scopes_are_refused(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
-    for name, scopes, said in (
+    for name, scopes, message in (
         ("a b", ["infer"], "letters, digits"),
         ("", ["infer"], "letters"),
         ("x\n", [], "letters"),
         ("x", ["root"], "no scope 'root'"),
     ):
-        with pytest.raises(KeysError, match=said):
+        with pytest.raises(KeysError, match=message):
             file.create(name, scopes, NONE)
     file.create("x", ["infer"], NONE)
     with pytest.raises(KeysError, match="already"):
@@ -178,35 +178,35 @@ def test_keys_have_names_and_scopes_that_exist(tmp_path: Path) -> None:
     file.revoke("x")
     with pytest.raises(KeysError, match="there is no key 'x'"):
         file.revoke("x")
-    # A name may be given again; the old key stays worthless.
+    # A revoked key's name can be used again; the old secret stays invalid.
     file.create("x", ["admin"], NONE)
     assert [(key.name, key.scopes, key.revoked) for key in file.read()] == [("x", ("admin",), None)]
 
 
-def test_a_file_of_something_else_is_told(tmp_path: Path) -> None:
+def test_an_invalid_key_file_is_reported(tmp_path: Path) -> None:
     for text in ("", "[]", json.dumps({"keys": [{"name": 1}]})):
         (tmp_path / "keys.json").write_text(text)
-        with pytest.raises(KeysError, match="cannot be read as a file of keys"):
+        with pytest.raises(KeysError, match="cannot be read as a key file"):
             KeyFile(tmp_path / "keys.json").read()
         with pytest.raises(ServingError, match="cannot be read"):
-            check_door(GatewaySettings(keys=tmp_path / "keys.json"))
+            check_settings(GatewaySettings(keys=tmp_path / "keys.json"))
 
 
-def test_without_a_key_only_this_machine_is_served(tmp_path: Path) -> None:
+def test_without_a_key_only_loopback_is_allowed(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
-    check_door(GatewaySettings(keys=keys))
+    check_settings(GatewaySettings(keys=keys))
     for host in ("0.0.0.0", "::", "192.0.2.1"):
         assert not is_loopback(host)
         with pytest.raises(ServingError, match="tritonlm keys create"):
-            check_door(GatewaySettings(keys=keys, host=host))
-        check_door(GatewaySettings(keys=keys, host=host, allow_anonymous=True))
-        check_door(GatewaySettings(keys=keys, host=host, api_key="long-enough"))
+            check_settings(GatewaySettings(keys=keys, host=host))
+        check_settings(GatewaySettings(keys=keys, host=host, allow_anonymous=True))
+        check_settings(GatewaySettings(keys=keys, host=host, api_key="long-enough"))
     KeyFile(keys).create("x", ["infer"], NONE)
-    check_door(GatewaySettings(keys=keys, host="0.0.0.0"))
+    check_settings(GatewaySettings(keys=keys, host="0.0.0.0"))
     assert is_loopback("localhost")
 
 
-def test_the_last_key_that_is_revoked_leaves_the_door_locked(tmp_path: Path) -> None:
+def test_a_key_is_required_after_the_last_one_is_revoked(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     assert KeyRing(file, None).is_empty
     file.create("x", ["infer"], NONE)
@@ -214,17 +214,17 @@ def test_the_last_key_that_is_revoked_leaves_the_door_locked(tmp_path: Path) -> 
     assert not KeyRing(file, None).is_empty
 
 
-def test_the_playground_is_open_and_lets_nothing_in(locked: Locked) -> None:
-    """It asks for the key itself; its parts come from here alone, and nobody may frame it."""
+def test_the_playground_needs_no_key_and_has_security_headers(locked: Locked) -> None:
+    """The page asks for a key itself. It loads nothing from elsewhere and cannot be framed."""
     for path in ("/playground", "/playground/app.js", "/playground/style.css"):
         answer = locked.gateway.http.get(path)
         assert answer.status_code == 200, path
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     browser = {"accept": "text/html,application/xhtml+xml"}
-    led = locked.gateway.http.get("/", headers=browser)
-    assert (led.status_code, led.headers["location"]) == (307, "playground")
+    redirect = locked.gateway.http.get("/", headers=browser)
+    assert (redirect.status_code, redirect.headers["location"]) == (307, "playground")
     assert locked.gateway.http.get("/", headers={"accept": "*/*"}).status_code == 401
-    for part in ("nothing.js", "..%2fapp.py", "%2e%2e%2fapp.py", "__init__.py"):
-        assert locked.gateway.http.get(f"/playground/{part}").status_code == 404, part
+    for name in ("nothing.js", "..%2fapp.py", "%2e%2e%2fapp.py", "__init__.py"):
+        assert locked.gateway.http.get(f"/playground/{name}").status_code == 404, name
     assert locked.gateway.http.get("/playgrounds").status_code == 401

@@ -1,4 +1,4 @@
-"""A language model is loaded at its first request: once, however many ask, and nobody waits without end."""
+"""Loading on demand: concurrent first requests share one load, and all waits have a limit."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .conftest import Gateway, running_gateway
 
 
 def ask(gateway: Gateway, count: int, **body: object) -> list[httpx.Response]:
-    wanted = {"model": LM, "prompt": "a", "max_tokens": 3, **body}
-    with ThreadPoolExecutor(count) as crowd:
+    request = {"model": LM, "prompt": "a", "max_tokens": 3, **body}
+    with ThreadPoolExecutor(count) as pool:
         return list(
-            crowd.map(lambda _: httpx.post(f"{gateway.url}/v1/completions", json=wanted, timeout=20), range(count))
+            pool.map(lambda _: httpx.post(f"{gateway.url}/v1/completions", json=request, timeout=20), range(count))
         )
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_fifty_first_requests_cause_one_load_and_are_all_answered(gateway: Gateway, stream: bool) -> None:
+def test_fifty_first_requests_share_one_load_and_are_all_answered(gateway: Gateway, stream: bool) -> None:
     gateway.transport.loaded, gateway.transport.load_seconds = False, 0.5
-    assert [found.status_code for found in ask(gateway, 50, stream=stream)] == [200] * 50
+    assert [response.status_code for response in ask(gateway, 50, stream=stream)] == [200] * 50
     assert gateway.transport.loads == 1
 
 
-def test_whoever_looks_sees_it_loading(gateway: Gateway) -> None:
+def test_a_model_is_listed_as_loading_during_its_load(gateway: Gateway) -> None:
     gateway.transport.loaded, gateway.transport.load_seconds = False, 1.0
     with ThreadPoolExecutor(1) as other:
         answer = other.submit(ask, gateway, 1)
@@ -42,34 +42,34 @@ def test_whoever_looks_sees_it_loading(gateway: Gateway) -> None:
     assert gateway.http.get(f"/v1/models/{LM}").json()["state"] == "ready"
 
 
-def test_a_model_that_does_not_load_is_told_to_all_who_wait_and_tried_again_by_the_next(gateway: Gateway) -> None:
-    # All of them have come before it fails, on a slow machine, too.
+def test_a_failed_load_is_reported_to_all_waiting_requests_and_retried_by_the_next(gateway: Gateway) -> None:
+    # Long enough for all requests to arrive before it fails, on a slow machine, too.
     gateway.transport.loaded, gateway.transport.load_seconds = False, 2.0
     gateway.transport.load_trouble = CheckpointError("checkpoint x has no config.json")
-    for found in ask(gateway, 5):
-        assert found.status_code == 500
-        assert found.json()["error"]["message"] == "checkpoint x has no config.json"
+    for response in ask(gateway, 5):
+        assert response.status_code == 500
+        assert response.json()["error"]["message"] == "checkpoint x has no config.json"
     assert gateway.transport.loads == 1
     gateway.transport.load_trouble, gateway.transport.load_seconds = None, 0.0
     assert ask(gateway, 1)[0].status_code == 200
 
 
-def test_the_line_is_bounded_and_its_end_is_told_at_once() -> None:
+def test_the_number_of_waiting_requests_is_limited() -> None:
     with running_gateway(max_loading_requests=3) as gateway:
         gateway.transport.loaded, gateway.transport.load_seconds = False, 1.0
-        found = ask(gateway, 8)
-        assert sorted(answer.status_code for answer in found) == [200] * 3 + [503] * 5
-        assert all("retry-after" in answer.headers for answer in found if answer.status_code == 503)
+        answers = ask(gateway, 8)
+        assert sorted(answer.status_code for answer in answers) == [200] * 3 + [503] * 5
+        assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
 
 
-def test_patience_has_an_end() -> None:
+def test_a_slow_load_times_out() -> None:
     with running_gateway(load_seconds=0.3) as gateway:
         gateway.transport.loaded, gateway.transport.load_seconds = False, 5.0
-        (found,) = ask(gateway, 1)
-        assert (found.status_code, found.json()["error"]["code"]) == (504, "timeout")
+        (answer,) = ask(gateway, 1)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 
 
-def test_a_caller_that_leaves_the_line_leaves_the_load_to_the_others(gateway: Gateway) -> None:
+def test_a_caller_that_disconnects_does_not_cancel_the_load(gateway: Gateway) -> None:
     gateway.transport.loaded, gateway.transport.load_seconds = False, 1.0
     with ThreadPoolExecutor(1) as other:
         with pytest.raises(httpx.ReadTimeout):
@@ -78,14 +78,14 @@ def test_a_caller_that_leaves_the_line_leaves_the_load_to_the_others(gateway: Ga
     assert gateway.transport.loads == 1
 
 
-def test_what_does_not_exist_is_not_loaded(gateway: Gateway) -> None:
-    (found,) = ask(gateway, 1, model="nothing")
-    assert (found.status_code, found.json()["error"]["code"]) == (404, "model_not_found")
+def test_an_unknown_model_is_not_loaded(gateway: Gateway) -> None:
+    (answer,) = ask(gateway, 1, model="nothing")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     assert gateway.transport.loads == 0
 
 
-def test_a_triton_that_dies_late_in_a_load_costs_nobody_an_answer() -> None:
-    """How long it is waited for counts from its death, not from the request."""
+def test_a_request_survives_a_triton_that_dies_during_a_load() -> None:
+    """The repair time counts from the failure, not from the request."""
 
     class Dying(FakeTransport):
         async def load(self, model: str, timeout: float) -> None:
@@ -100,13 +100,13 @@ def test_a_triton_that_dies_late_in_a_load_costs_nobody_an_answer() -> None:
         settings = GatewaySettings(repair_seconds=1.0)
         loader = Loader(AsyncClient(transports=[transport], max_retries=0), settings)
 
-        async def make() -> str:
+        async def call() -> str:
             if not transport.loaded:
                 raise NotLoaded("the model is not loaded")
             return "an answer"
 
         try:
-            assert await loader.call(LM, make) == "an answer"
+            assert await loader.call(LM, call) == "an answer"
         finally:
             await loader.close()
         assert transport.loads == 2
@@ -114,7 +114,7 @@ def test_a_triton_that_dies_late_in_a_load_costs_nobody_an_answer() -> None:
     asyncio.run(scenario())
 
 
-def test_names_that_callers_make_up_leave_no_trace() -> None:
+def test_unknown_model_names_are_not_kept() -> None:
     async def scenario() -> None:
         loader = Loader(AsyncClient(transports=[FakeTransport()], max_retries=0), GatewaySettings())
         for number in range(20):

@@ -1,4 +1,4 @@
-"""What the gateway tells of its requests: metrics, a line in the log, a trace."""
+"""The gateway's observability: metrics, the log line of a request, and traces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from fakes.collector import collecting
 from prometheus_client.parser import text_string_to_metric_families
 from tritonlm.observability import logs, tracing
-from tritonlm.serving.repairs import Repairs, read_repairs
+from tritonlm.serving.restart_counts import RestartCounts, read_restart_counts
 
 from .conftest import Gateway, running_gateway
 
@@ -31,7 +31,7 @@ def metrics(gateway: Gateway) -> dict[str, float]:
 
 
 def settled_metrics(gateway: Gateway) -> dict[str, float]:
-    """After the last request has left: a stream is still being put away when its reader has all of it."""
+    """The metrics after the last request has ended, which may be after its reader has read all of it."""
     gateway.wait_until(lambda: metrics(gateway)["tritonlm_running_requests"] == 0)
     return metrics(gateway)
 
@@ -41,13 +41,13 @@ def test_a_stream_is_counted_and_timed(gateway: Gateway) -> None:
     gateway.post("/v1/completions", model=LM, prompt="a", max_tokens=6, stream=True).read()
     after = settled_metrics(gateway)
 
-    def grown(name: str) -> float:
+    def increase(name: str) -> float:
         return after[name] - before.get(name, 0.0)
 
-    assert grown("tritonlm_first_token_seconds_count model=fake") == 1
-    assert grown("tritonlm_inter_token_seconds_count model=fake") >= 1
-    assert grown("tritonlm_sequences_total finish_reason=length model=fake") == 1
-    assert grown("tritonlm_admission_seconds_count") == 1
+    assert increase("tritonlm_first_token_seconds_count model=fake") == 1
+    assert increase("tritonlm_inter_token_seconds_count model=fake") >= 1
+    assert increase("tritonlm_sequences_total finish_reason=length model=fake") == 1
+    assert increase("tritonlm_admission_seconds_count") == 1
     assert after["tritonlm_requests_limit"] > 0
     assert after["tritonlm_waiting_requests"] == 0
     assert any(name.startswith("tritonlm_build_info") for name in after)
@@ -55,10 +55,10 @@ def test_a_stream_is_counted_and_timed(gateway: Gateway) -> None:
 
 
 def test_errors_retries_and_repairs_are_counted(tmp_path: Path) -> None:
-    repairs = Repairs(tmp_path / "repairs.json")
+    repairs = RestartCounts(tmp_path / "repairs.json")
     with running_gateway(repairs=tmp_path / "repairs.json") as gateway:
         before = metrics(gateway)
-        repairs.note("fable-generate")
+        repairs.add("fable-generate")
         gateway.http.post("/v1/completions", json={"model": LM}, headers={"x-stainless-retry-count": "1"})
         after = metrics(gateway)
     assert (
@@ -69,13 +69,13 @@ def test_errors_retries_and_repairs_are_counted(tmp_path: Path) -> None:
     assert after["tritonlm_repairs_total part=fable-generate"] == 1
 
 
-def test_repairs_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+def test_an_unreadable_restart_count_is_empty(tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text("[1", encoding="utf-8")
-    assert read_repairs(broken) == read_repairs(tmp_path / "missing") == read_repairs(None) == {}
+    assert read_restart_counts(broken) == read_restart_counts(tmp_path / "missing") == read_restart_counts(None) == {}
 
 
-def test_a_requests_line_is_an_object_with_its_id(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_line_of_a_request_has_its_fields(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tritonlm.access"):
         headers = {"x-request-id": "mine"}
         gateway.http.post("/v1/completions", json={"model": LM, "prompt": "a", "max_tokens": 3}, headers=headers)
@@ -86,26 +86,26 @@ def test_a_requests_line_is_an_object_with_its_id(gateway: Gateway, caplog: pyte
     assert (record.request_id, record.status, record.model, record.completion_tokens) == ("mine", 200, LM, 3)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("form", "is_json"), [("json", True), ("text", False), ("auto", True)])
-def test_the_form_of_the_log(form: str, is_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = io.StringIO()
-    monkeypatch.setattr("sys.stderr", written)
+@pytest.mark.parametrize(("log_format", "is_json"), [("json", True), ("text", False), ("auto", True)])
+def test_the_log_format(log_format: str, is_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    monkeypatch.setattr("sys.stderr", output)
     root = logging.getLogger()
-    kept, level = root.handlers[:], root.level
+    handlers, level = root.handlers[:], root.level
     try:
         root.handlers[:] = []
-        logs.configure(form)
-        logging.getLogger("tritonlm.access").info("said", extra={"status": 200})
+        logs.configure(log_format)
+        logging.getLogger("tritonlm.access").info("message", extra={"status": 200})
     finally:
-        root.handlers[:] = kept
+        root.handlers[:] = handlers
         root.setLevel(level)
-    line = written.getvalue()
+    line = output.getvalue()
     if is_json:
-        told = json.loads(line)
-        said = {name: told[name] for name in ("message", "status", "level", "logger")}
-        assert said == {"message": "said", "status": 200, "level": "INFO", "logger": "tritonlm.access"}
+        entry = json.loads(line)
+        fields = {name: entry[name] for name in ("message", "status", "level", "logger")}
+        assert fields == {"message": "message", "status": 200, "level": "INFO", "logger": "tritonlm.access"}
     else:
-        assert line.endswith("INFO said\n")
+        assert line.endswith("INFO message\n")
 
 
 def test_a_request_has_a_span_in_its_callers_trace() -> None:
@@ -120,13 +120,13 @@ def test_a_request_has_a_span_in_its_callers_trace() -> None:
     assert call.traceparent == f"00-{trace}-{span.id}-01"
 
 
-def test_a_collector_that_does_not_answer_holds_nobody_up() -> None:
-    """Neither a request nor the end; the socket takes connections and says nothing."""
+def test_a_collector_that_does_not_answer_delays_nothing() -> None:
+    """Neither a request nor the shutdown; the socket accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         traces = tracing.Tracing(f"http://127.0.0.1:{silent.getsockname()[1]}", "test")
         traces.add("span", "", 1.0, 2.0)
         ended = threading.Thread(target=traces.close, daemon=True)
         ended.start()
-        # The library itself would wait for its answer, and then ask again.
+        # The library itself would wait for the response and then retry.
         ended.join(tracing.CLOSE_SECONDS + 5)
         assert not ended.is_alive()

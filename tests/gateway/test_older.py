@@ -1,4 +1,4 @@
-"""The routes of older systems: the requests that their documents show, answered with the fields that they show."""
+"""The routes of older systems: the documented requests return the documented fields."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fakes.fake_transport import ABOUT_LM, LM
 
 from .conftest import Gateway, running_gateway
 
-# Method, path, the body that the document sends, the fields that it shows in the answer.
-SHOWN: list[tuple[str, str, dict[str, Any] | None, set[str]]] = [
+# Method, path, body and response fields, as documented.
+DOCUMENTED: list[tuple[str, str, dict[str, Any] | None, set[str]]] = [
     # a queue in front of a GPT-2
     ("POST", "/completions", {"prompt": "The future of AI is", "max_tokens": 15, "temperature": 0.8},
      {"id", "object", "created", "model", "choices", "usage"}),
@@ -52,8 +52,10 @@ SHOWN: list[tuple[str, str, dict[str, Any] | None, set[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "path", "body", "fields"), SHOWN, ids=[f"{row[0]} {row[1]}" for row in SHOWN])
-def test_what_the_documents_show_works(
+@pytest.mark.parametrize(
+    ("method", "path", "body", "fields"), DOCUMENTED, ids=[f"{row[0]} {row[1]}" for row in DOCUMENTED]
+)
+def test_documented_requests_work(
     gateway: Gateway, method: str, path: str, body: dict[str, Any] | None, fields: set[str]
 ) -> None:
     response = gateway.http.request(method, path, json=body)
@@ -61,11 +63,11 @@ def test_what_the_documents_show_works(
     assert fields <= set(response.json())
 
 
-def test_generate_gives_the_prompt_and_its_continuation(gateway: Gateway) -> None:
-    found = gateway.post("/generate", prompt="123+456=", max_tokens=7).json()
-    assert found["generated_text"].startswith("123+456=")
-    assert len(found["generated_text"]) > len("123+456=")
-    assert (found["prompt"], found["model"]) == ("123+456=", LM)
+def test_generate_returns_the_prompt_and_its_continuation(gateway: Gateway) -> None:
+    answer = gateway.post("/generate", prompt="123+456=", max_tokens=7).json()
+    assert answer["generated_text"].startswith("123+456=")
+    assert len(answer["generated_text"]) > len("123+456=")
+    assert (answer["prompt"], answer["model"]) == ("123+456=", LM)
     (call,) = gateway.transport.calls
     assert (call.parameters["max_tokens"], call.parameters["temperature"]) == (7, 0.8)
 
@@ -80,9 +82,7 @@ def test_generate_gives_the_prompt_and_its_continuation(gateway: Gateway) -> Non
         ("/api/generate", {"prompt": "a"}, {"max_tokens": 150, "temperature": 0.8, "top_k": 40}),
     ],
 )
-def test_defaults_are_those_of_the_documents(
-    gateway: Gateway, path: str, body: dict[str, Any], sent: dict[str, Any]
-) -> None:
+def test_defaults_are_as_documented(gateway: Gateway, path: str, body: dict[str, Any], sent: dict[str, Any]) -> None:
     assert gateway.post(path, **body).status_code == 200
     assert sent.items() <= gateway.transport.calls[0].parameters.items()
 
@@ -93,7 +93,7 @@ def test_defaults_are_those_of_the_documents(
     [({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 2049}, "max_tokens"), ({"temperature": 2.1}, "temperature"),
      ({"heat": 1}, "heat"), ({"prompt": 5}, "prompt")],
 )  # fmt: skip
-def test_ranges_are_those_of_the_documents(gateway: Gateway, path: str, change: dict[str, Any], param: str) -> None:
+def test_ranges_are_as_documented(gateway: Gateway, path: str, change: dict[str, Any], param: str) -> None:
     if path == "/api/generate":
         change = {name.replace("max_tokens", "max_new_tokens"): value for name, value in change.items()}
         param = param.replace("max_tokens", "max_new_tokens")
@@ -101,7 +101,7 @@ def test_ranges_are_those_of_the_documents(gateway: Gateway, path: str, change: 
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-def test_a_chat_goes_through_the_template_where_there_is_one(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_uses_the_template_if_there_is_one(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway.post("/chat", prompt="hello")
     monkeypatch.setitem(ABOUT_LM, "chat_template", "{{ messages }}")
     gateway.post("/chat", prompt="hello")
@@ -111,19 +111,19 @@ def test_a_chat_goes_through_the_template_where_there_is_one(gateway: Gateway, m
 
 
 def test_a_streamed_chat_is_text_and_ends_with_its_speed(gateway: Gateway) -> None:
-    whole = gateway.post("/chat", prompt="hello", temperature=0).json()["response"]
+    complete = gateway.post("/chat", prompt="hello", temperature=0).json()["response"]
     text = gateway.post("/chat/stream", prompt="hello", temperature=0).text
     *blocks, last = [block for block in text.split("\n\n") if block]
     parts = ["\n".join(line.removeprefix("data: ") for line in block.split("\n")) for block in blocks]
-    assert "".join(parts) == whole
+    assert "".join(parts) == complete
     kind, data = last.split("\n")
     assert kind == "event: done"
     assert set(json.loads(data.removeprefix("data: "))) == {"tokens_generated", "time_seconds", "tokens_per_second"}
 
 
-def test_a_request_can_be_followed_by_its_id(gateway: Gateway) -> None:
-    found = gateway.post("/completions", prompt="a", max_tokens=5).json()
-    entry = gateway.http.get(f"/requests/{found['id']}").json()
+def test_a_requests_state_is_available_by_its_id(gateway: Gateway) -> None:
+    completion = gateway.post("/completions", prompt="a", max_tokens=5).json()
+    entry = gateway.http.get(f"/requests/{completion['id']}").json()
     assert (entry["status"], entry["completion_tokens"]) == ("completed", 5)
     assert entry["finished"] >= entry["created"]
 
@@ -141,7 +141,8 @@ def test_a_request_can_be_followed_by_its_id(gateway: Gateway) -> None:
     state = gateway.http.get("/queue").json()
     assert state["requests"]["completed"] == 2
     (model,) = [model for model in state["models"] if model["model"] == LM]
-    assert (model["tritons"], model["places"], model["tokens_per_second"]) == (1, 64, 12.5)
+    assert (model["tritons"], model["slots"], model["tokens_per_second"]) == (1, 64, 12.5)
+    assert model["places"] == state["places"] == state["slots"] == 64
     assert (model["kv_blocks"], model["kv_blocks_used"]) == (128, 3)
 
 
@@ -157,7 +158,7 @@ def check_refusals_without_a_model(gateway: Gateway) -> None:
     assert gateway.http.get("/api/status").json()["model_loaded"] is False
 
 
-def test_what_is_not_offered_yet_says_so(gateway: Gateway) -> None:
+def test_unsupported_requests_get_501(gateway: Gateway) -> None:
     body = {
         "dataset": "shakesphere", "output_dir": "out/x", "model_type": "gpt2", "batch_size": 4, "learning_rate": 3e-5,
         "max_iters": 20, "eval_interval": 5,
@@ -171,7 +172,7 @@ def test_what_is_not_offered_yet_says_so(gateway: Gateway) -> None:
     assert gateway.post("/api/load_model").status_code == 400
 
 
-def test_tokenizer_info_has_what_evaluation_tools_ask_for(gateway: Gateway) -> None:
-    found = gateway.http.get("/tokenizer_info").json()
-    assert found["eos_token"] == "<end>"
-    assert "chat_template" in found
+def test_tokenizer_info_has_the_fields_of_evaluation_tools(gateway: Gateway) -> None:
+    tokenizer = gateway.http.get("/tokenizer_info").json()
+    assert tokenizer["eos_token"] == "<end>"
+    assert "chat_template" in tokenizer

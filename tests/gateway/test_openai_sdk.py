@@ -1,4 +1,4 @@
-"""The official SDK against the gateway: what it sends is taken, what it expects comes back."""
+"""OpenAI's Python SDK against the gateway: its requests are accepted, and its types can parse the responses."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ def sdk(gateway: Gateway) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_completions_whole_and_streamed(sdk: openai.OpenAI) -> None:
-    whole = sdk.completions.create(model=LM, prompt="Once upon", max_tokens=9, seed=1, n=2, logprobs=1)
+def test_completions_complete_and_streamed(sdk: openai.OpenAI) -> None:
+    complete = sdk.completions.create(model=LM, prompt="Once upon", max_tokens=9, seed=1, n=2, logprobs=1)
     stream = sdk.completions.create(
         model=LM, prompt="Once upon", max_tokens=9, seed=1, n=2, logprobs=1, stream=True,
         stream_options={"include_usage": True},
     )  # fmt: skip
     chunks = list(stream)
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
-    for choice in whole.choices:
+    assert chunks[-1].usage == complete.usage
+    for choice in complete.choices:
         parts = [chunk.choices[0] for chunk in chunks[:-1] if chunk.choices[0].index == choice.index]
         assert "".join(part.text for part in parts) == choice.text
         assert parts[-1].finish_reason == choice.finish_reason == "length"
-    assert whole.choices[0].logprobs is not None
-    assert whole.id.startswith("cmpl-")
-    assert whole._request_id
+    assert complete.choices[0].logprobs is not None
+    assert complete.id.startswith("cmpl-")
+    assert complete._request_id
 
 
-def test_chats_whole_and_streamed(sdk: openai.OpenAI) -> None:
+def test_chats_complete_and_streamed(sdk: openai.OpenAI) -> None:
     chat = [{"role": "user", "content": "hello"}]
-    whole = sdk.chat.completions.create(model=LM, messages=chat, seed=2, logprobs=True, top_logprobs=2)  # type: ignore[call-overload]
+    complete = sdk.chat.completions.create(model=LM, messages=chat, seed=2, logprobs=True, top_logprobs=2)  # type: ignore[call-overload]
     stream = sdk.chat.completions.create(model=LM, messages=chat, seed=2, stream=True)  # type: ignore[call-overload]
     deltas = [chunk.choices[0].delta for chunk in stream]
     assert deltas[0].role == "assistant"
-    assert "".join(delta.content for delta in deltas) == whole.choices[0].message.content
-    assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
+    assert "".join(delta.content for delta in deltas) == complete.choices[0].message.content
+    assert len(complete.choices[0].logprobs.content[0].top_logprobs) == 2
 
 
-def test_extensions_go_through_extra_body(sdk: openai.OpenAI) -> None:
-    found = sdk.completions.create(
+def test_extensions_are_sent_as_extra_body(sdk: openai.OpenAI) -> None:
+    completion = sdk.completions.create(
         model=LM, prompt="a", extra_body={"top_k": 5, "min_p": 0.1, "return_token_ids": True, "ignore_eos": True}
     )
-    assert len(found.choices[0].token_ids) == 16  # type: ignore[attr-defined]
+    assert len(completion.choices[0].token_ids) == 16  # type: ignore[attr-defined]
 
 
 def test_models(sdk: openai.OpenAI) -> None:
@@ -57,10 +57,10 @@ def test_models(sdk: openai.OpenAI) -> None:
     assert sdk.models.retrieve(LM).owned_by == "tritonlm"
 
 
-def test_embeddings_by_the_sdks_own_encoding_and_as_numbers(sdk: openai.OpenAI) -> None:
-    found = sdk.embeddings.create(model=LM, input=["a b", "abc"])
-    assert [item.embedding for item in found.data] == [[3.0, 0.5], [3.0, 0.5]]
-    assert found.usage.prompt_tokens == 3
+def test_embeddings_in_both_encodings(sdk: openai.OpenAI) -> None:
+    embeddings = sdk.embeddings.create(model=LM, input=["a b", "abc"])
+    assert [item.embedding for item in embeddings.data] == [[3.0, 0.5], [3.0, 0.5]]
+    assert embeddings.usage.prompt_tokens == 3
     numbers = sdk.embeddings.create(model=LM, input="abcd", encoding_format="float")
     assert numbers.data[0].embedding == [4.0, 0.5]
     with pytest.raises(openai.BadRequestError) as refused:

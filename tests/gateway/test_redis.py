@@ -1,4 +1,4 @@
-"""Limits that several gateways share, in a Redis that the test starts; skipped where there is none on the machine."""
+"""Rate limits shared by several gateways in a Redis, which the test starts; skipped if redis-server is missing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def redis(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         process.wait(WAIT_SECONDS)
 
 
-def test_two_gateways_count_together_and_nobody_is_let_past_a_count_that_is_gone(
+def test_two_gateways_share_limits_and_refuse_requests_when_the_storage_is_gone(
     redis: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     url, process = redis
@@ -52,11 +52,11 @@ def test_two_gateways_count_together_and_nobody_is_let_past_a_count_that_is_gone
         running_gateway(keys=file.path, limits_storage=url) as one,
         running_gateway(keys=file.path, limits_storage=url) as other,
     ):
-        found = [
+        statuses = [
             gateway.http.post("/v1/completions", json=body, headers=headers).status_code
             for gateway in (one, other, one, other)
         ]
-        assert found == [200, 200, 200, 429]
+        assert statuses == [200, 200, 200, 429]
         process.kill()
         process.wait(WAIT_SECONDS)
         answer = one.http.post("/v1/completions", json=body, headers=headers)

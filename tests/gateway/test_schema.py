@@ -1,4 +1,4 @@
-"""Our own /openapi.json held to: no failure of ours, every answer as documented, what the schema forbids refused."""
+"""Property tests from /openapi.json: no server errors, responses as documented, invalid requests refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tritonlm import AsyncClient
 from tritonlm.access.keys import SCOPES, KeyFile, Limits
 from tritonlm.gateway.app import create_app
-from tritonlm.gateway.scopes import OPEN, scope_of
+from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
 from tritonlm.gateway.settings import GatewaySettings
 
 from .conftest import Gateway, running_gateway
@@ -26,58 +26,56 @@ SCHEMA = schemathesis.openapi.from_dict(
     create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()
 )
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
-# What depends on another field, or on the model, no schema tells: best_of below n, more tokens than the context …
+# Some rules are not in the schema, since they depend on another field or on the model, such as best_of >= n.
 BEYOND_SCHEMA = [positive_data_acceptance]
 TRAINING = [label for label in OPERATIONS if "/api/train" in label or "/api/jobs" in label or "DELETE" in label]
-# Refused with 501 as documented: nothing is trained here.
+# Refused with 501 as documented: this gateway does not train.
 NOT_OFFERED = {label: [not_a_server_error] for label in TRAINING}
 
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
-    with running_gateway() as found:
-        yield found
+    with running_gateway() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def training_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("training")
     settings = {"runs_folder": folder / "runs", "data_folder": folder / "data", "registry": folder / "models.yaml"}
-    with running_gateway(training=True, **settings) as found:
-        yield found
-        # Whatever was sent, no training was begun by accident, and nothing was written.
-        assert found.http.get("/api/jobs").json() == {"jobs": []}
+    with running_gateway(training=True, **settings) as running:
+        yield running
+        # The generated requests started no training and wrote nothing.
+        assert running.http.get("/api/jobs").json() == {"jobs": []}
         assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("label", list(OPERATIONS))
 def test_every_route_is_as_documented(gateway: Gateway, label: str, mode: GenerationMode) -> None:
-    hold_to(gateway, label, mode, NOT_OFFERED.get(label, []))
+    check_operation(gateway, label, mode, NOT_OFFERED.get(label, []))
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("label", TRAINING)
-def test_every_route_of_training_is_as_documented_where_one_may_train(
-    training_gateway: Gateway, label: str, mode: GenerationMode
-) -> None:
-    hold_to(training_gateway, label, mode, [])
+def test_every_training_route_is_as_documented(training_gateway: Gateway, label: str, mode: GenerationMode) -> None:
+    check_operation(training_gateway, label, mode, [])
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_every_route_keeps_to_its_scope_whatever_is_sent(tmp_path: Path, scope: str) -> None:
-    """Nothing fails; and who has another scope gets no further, with data of any kind."""
+def test_every_route_requires_its_scope_for_any_data(tmp_path: Path, scope: str) -> None:
+    """No route fails, and a key with another scope gets 403."""
     file = KeyFile(tmp_path / "keys.json")
     secret = file.create("caller", [scope], Limits())
     with running_gateway(keys=file.path) as gateway:
         for label in OPERATIONS:
-            hold_to_scope(gateway, label, scope, secret)
+            check_scope(gateway, label, scope, secret)
 
 
-def hold_to_scope(gateway: Gateway, label: str, scope: str, secret: str) -> None:
+def check_scope(gateway: Gateway, label: str, scope: str, secret: str) -> None:
     operation = OPERATIONS[label]
     path = operation.path.replace("{", "").replace("}", "")
-    is_ours = path in OPEN or scope_of(operation.method.upper(), path) == scope
+    is_allowed = path in PUBLIC_PATHS or scope_of(operation.method.upper(), path) == scope
 
     @settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
@@ -85,12 +83,12 @@ def hold_to_scope(gateway: Gateway, label: str, scope: str, secret: str) -> None
         case: Any = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
         answer = case.call(base_url=gateway.url, headers={"Authorization": f"Bearer {secret}"})
         assert answer.status_code < 500 or (label in TRAINING and answer.status_code == 501)
-        assert is_ours or answer.status_code == 403
+        assert is_allowed or answer.status_code == 403
 
     hold()
 
 
-def hold_to(gateway: Gateway, label: str, mode: GenerationMode, excluded: list[Any]) -> None:
+def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded: list[Any]) -> None:
     if mode is GenerationMode.NEGATIVE and not takes_input(label):
         return
 
@@ -105,5 +103,5 @@ def hold_to(gateway: Gateway, label: str, mode: GenerationMode, excluded: list[A
 
 def takes_input(label: str) -> bool:
     operation = OPERATIONS[label]
-    # Any text can stand in a path.
+    # Any text is a valid path parameter.
     return bool(operation.body) or bool(operation.query)

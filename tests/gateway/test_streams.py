@@ -1,4 +1,4 @@
-"""Streams through HTTP: for any request they say, piece by piece, what the whole answer says; and crowds do not mix."""
+"""Streams over HTTP: they have the same content as the complete result, and concurrent requests do not mix."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from .conftest import Gateway, running_gateway
 
-# Parts of the fake's words among them, so that stops are met.
+# Some are parts of the fake's words, so that stops occur.
 STOPS = [" fox", ".", "\n", " the a", "猫", "never said"]
-# The fake speaks of its alternatives in words that no answer is tied to.
+# Any text except lone surrogates.
 prompts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
-    with running_gateway() as found:
-        yield found
+    with running_gateway() as running:
+        yield running
 
 
 def streamed(http: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -58,12 +58,12 @@ def joined(chunks: list[dict[str, Any]], index: int) -> tuple[str, list[str], li
     temperature=st.sampled_from([0, 0.7, 2]),
     seed=st.integers(0, 2**32),
 )
-def test_a_stream_says_what_the_whole_answer_says(gateway: Gateway, **body: Any) -> None:
-    whole = gateway.post("/v1/completions", model=LM, **body)
-    assert whole.status_code == 200, whole.text
+def test_a_stream_has_the_content_of_the_complete_result(gateway: Gateway, **body: Any) -> None:
+    complete = gateway.post("/v1/completions", model=LM, **body)
+    assert complete.status_code == 200, complete.text
     *chunks, last = streamed(gateway.http, "/v1/completions", {"model": LM, **body})
-    assert last["usage"] == whole.json()["usage"]
-    for choice in whole.json()["choices"]:
+    assert last["usage"] == complete.json()["usage"]
+    for choice in complete.json()["choices"]:
         scored = choice["logprobs"] or {"tokens": [], "token_logprobs": []}
         text, tokens, values, reasons = joined(chunks, choice["index"])
         assert text == choice["text"]
@@ -71,12 +71,12 @@ def test_a_stream_says_what_the_whole_answer_says(gateway: Gateway, **body: Any)
         assert reasons == [choice["finish_reason"]]
 
 
-def test_sixty_four_at_once_never_mix_up_their_texts(gateway: Gateway) -> None:
-    draw = random.Random(5)
+def test_sixty_four_concurrent_requests_do_not_mix_their_texts(gateway: Gateway) -> None:
+    rng = random.Random(5)
     bodies = [
         {
-            "model": LM, "prompt": f"{number} {draw.random()}", "n": draw.choice([1, 1, 3]), "seed": number,
-            "max_tokens": draw.randrange(1, 40), "stop": draw.choice([None, ".", "\n"]),
+            "model": LM, "prompt": f"{number} {rng.random()}", "n": rng.choice([1, 1, 3]), "seed": number,
+            "max_tokens": rng.randrange(1, 40), "stop": rng.choice([None, ".", "\n"]),
         }
         for number in range(64)
     ]  # fmt: skip
@@ -92,8 +92,8 @@ def test_sixty_four_at_once_never_mix_up_their_texts(gateway: Gateway) -> None:
             return [choice["text"] for choice in answer["choices"]]
 
     try:
-        with ThreadPoolExecutor(64) as crowd:
-            found = list(crowd.map(ask, range(64)))
+        with ThreadPoolExecutor(64) as pool:
+            texts = list(pool.map(ask, range(64)))
     finally:
         gateway.transport.pause = 0.0
-    assert found == [[choice["text"] for choice in choices] for choices in alone]
+    assert texts == [[choice["text"] for choice in choices] for choices in alone]

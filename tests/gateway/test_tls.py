@@ -1,4 +1,4 @@
-"""https in front and encryption to Triton, each with a certificate made for the test."""
+"""TLS: https to the gateway and TLS to Triton, with a certificate that the test creates."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from .conftest import WAIT_SECONDS, wait_until_started
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of localhost, signed by itself, and its key."""
+    """A self-signed certificate for localhost, and its key."""
     folder = tmp_path_factory.mktemp("tls")
-    made, key = folder / "certificate.pem", folder / "key.pem"
+    path, key = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(made)],
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(path)],
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip
-    return made, key
+    return path, key
 
 
 def test_https(certificate: tuple[Path, Path]) -> None:
-    made, key = certificate
-    settings = GatewaySettings(tls_certificate=made, tls_key=key)
+    path, key = certificate
+    settings = GatewaySettings(tls_certificate=path, tls_key=key)
     app = create_app(AsyncClient(transports=[FakeTransport()]), settings)
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, http=BoundedProtocol,
@@ -49,7 +49,7 @@ def test_https(certificate: tuple[Path, Path]) -> None:
     wait_until_started(server)
     url = f"https://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        trusted = ssl.create_default_context(cafile=made)
+        trusted = ssl.create_default_context(cafile=path)
         with httpx.Client(verify=trusted, trust_env=False, timeout=WAIT_SECONDS) as http:
             body = {"model": LM, "prompt": "a", "max_tokens": 2}
             assert http.post(f"{url}/v1/completions", json=body).status_code == 200
@@ -61,7 +61,7 @@ def test_https(certificate: tuple[Path, Path]) -> None:
 
 
 def test_triton_over_tls(certificate: tuple[Path, Path]) -> None:
-    made, key = certificate
+    path, key = certificate
 
     class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         async def ServerLive(self, request: object, context: object) -> object:  # noqa: N802 (the protocol's name)
@@ -70,14 +70,14 @@ def test_triton_over_tls(certificate: tuple[Path, Path]) -> None:
     async def ask() -> tuple[bool, bool, bool]:
         server = grpc.aio.server()
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Server(), server)
-        credentials = grpc.ssl_server_credentials([(key.read_bytes(), made.read_bytes())])
+        credentials = grpc.ssl_server_credentials([(key.read_bytes(), path.read_bytes())])
         port = server.add_secure_port("localhost:0", credentials)
         await server.start()
-        found = []
-        for url, authorities in (("grpcs://localhost", made), ("grpcs://localhost", None), ("localhost", None)):
+        live = []
+        for url, authorities in (("grpcs://localhost", path), ("grpcs://localhost", None), ("localhost", None)):
             async with AsyncClient(f"{url}:{port}", authorities=authorities, connect_timeout=2) as client:
-                found.append((await client.health()).live)
+                live.append((await client.health()).live)
         await server.stop(0)
-        return found[0], found[1], found[2]
+        return live[0], live[1], live[2]
 
     assert asyncio.run(asyncio.wait_for(ask(), 60)) == (True, False, False)

@@ -1,8 +1,8 @@
-"""Greedy tokens of one prompt by each runner and by transformers, and what torch takes the processor for, as JSON.
+"""Prints as JSON the greedy tokens of one prompt by each runner and by transformers, and torch's CPU capability.
 
     python greedy_by_runner.py CHECKPOINT
 
-A process of its own: which instructions are used is decided once in each.
+It is a process of its own, since a process chooses its instructions once.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from fakes.sequences import Sequence
 STEPS, PROMPT = 40, [5, 17, 300, 2]
 
 
-def by_runner(folder: Path, name: str) -> tuple[str, list[int]]:
+def generate_by(folder: Path, name: str) -> tuple[str, list[int]]:
     runner = open_runner(folder, EngineConfig(device="cpu", dtype="float32", runner=name), torch.device("cpu"))
     sequence, start = Sequence(list(PROMPT), [1, 2, 3, 4], needs_every_row=False), 0
     for _ in range(STEPS):
-        piece: Any = Slice(sequence, start, len(sequence.ids) - start)  # type: ignore[arg-type]
+        part: Any = Slice(sequence, start, len(sequence.ids) - start)  # type: ignore[arg-type]
         start = len(sequence.ids)
-        sequence.ids.append(int(runner.forward([piece]).logits[-1].argmax()))
+        sequence.ids.append(int(runner.forward([part]).logits[-1].argmax()))
     return type(runner).__name__, sequence.ids[len(PROMPT) :]
 
 
@@ -42,13 +42,13 @@ def main() -> None:
     expected = model.generate(
         torch.tensor([PROMPT]), max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, pad_token_id=0
     )
-    found = {name: by_runner(folder, name) for name in ("native", "reference")}
-    ids = {name: ids for name, (_, ids) in found.items()} | {"transformers": expected[0, len(PROMPT) :].tolist()}
+    results = {name: generate_by(folder, name) for name in ("native", "reference")}
+    ids = {name: ids for name, (_, ids) in results.items()} | {"transformers": expected[0, len(PROMPT) :].tolist()}
     print(
         json.dumps(
             {
                 "capability": torch.backends.cpu.get_cpu_capability(),
-                "kinds": {name: kind for name, (kind, _) in found.items()},
+                "kinds": {name: kind for name, (kind, _) in results.items()},
                 "ids": ids,
             }
         )

@@ -1,4 +1,4 @@
-"""Drives an engine step by step in the test's own thread, and makes tiny random-weight models of every family."""
+"""Runs an engine step by step on the test's thread, and makes tiny random-weight models of every family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TokenLogprob, TritonLMError
 
 VOCABULARY = 96
-# All tests here hold for every runner: TRITONLM_RUNNER=reference scripts/test tests/inference
+# All tests here pass with every runner: TRITONLM_RUNNER=reference scripts/test tests/inference
 RUNNER = os.environ.get("TRITONLM_RUNNER", "auto")
 _SMALL = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -46,13 +46,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256,
                     "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2},
     "olmo2": _GROUPED,
-    # Wide enough for the kernels.
+    # Wide enough for the native kernels.
     "llama wide": _WIDE, "qwen2 wide": _WIDE, "qwen3 wide": _WIDE, "mistral wide": {**_WIDE, "sliding_window": None},
 }  # fmt: skip
 
 
 def save_model(family: str, folder: Path) -> Path:
-    """A random-weight model of the family, float32, with as much of a tokenizer as the checks want to see."""
+    """Save a random-weight float32 model of the family, with a minimal tokenizer that passes the checks."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family.split(maxsplit=1)[0], **FAMILIES[family])
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -64,7 +64,7 @@ def save_model(family: str, folder: Path) -> Path:
 
 @dataclass
 class Collected:
-    """What one request was given."""
+    """Collects the items that one request receives."""
 
     items: list[Chunk | TritonLMError] = field(default_factory=list)
     ends: list[bool] = field(default_factory=list)
@@ -84,11 +84,11 @@ class Collected:
     @property
     def chunks(self) -> list[Chunk]:
         assert self.ends.count(True) == 1
-        assert self.ends[-1], "nothing may follow the end"
-        found = [item for item in self.items if isinstance(item, Chunk)]
-        assert len(found) == len(self.items), self.items
-        assert [chunk.index for chunk in found] == list(range(len(found)))
-        return found
+        assert self.ends[-1], "an item follows the last one"
+        chunks = [item for item in self.items if isinstance(item, Chunk)]
+        assert len(chunks) == len(self.items), self.items
+        assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+        return chunks
 
     @property
     def token_ids(self) -> list[int]:
@@ -104,7 +104,7 @@ class Collected:
 
 
 def make_engine(folder: Path, **settings: Any) -> Engine:
-    # Token by token, whatever the time between them is.
+    # A chunk per token, without a time between them.
     defaults = {"max_sequences": 32, "block_tokens": 4, "runner": RUNNER, "chunk_milliseconds": 0.0}
     config = EngineConfig(**{**defaults, **settings})
     runner = open_runner(folder, config, choose_devices(config.device)[0])
@@ -114,24 +114,24 @@ def make_engine(folder: Path, **settings: Any) -> Engine:
 def submit(
     engine: Engine, prompt: list[int], stream: bool = False, request_id: str = "", **parameters: Any
 ) -> Collected:
-    wanted = SamplingParameters.from_mapping(
+    params = SamplingParameters.from_mapping(
         {"max_tokens": 12, "temperature": 0, "seed": 7, "return_token_ids": True, **parameters}
     )
     collected = Collected()
-    request = Request(request_id, prompt, GenerationRequest(wanted, stream), collected.deliver)
+    request = Request(request_id, prompt, GenerationRequest(params, stream), collected.deliver)
     engine.submit(request)
     return collected
 
 
-def forwards(engine: Engine) -> dict[str, Callable[..., Any]]:
-    """The ways in which the engine's runner computes a step."""
-    names = ("forward", "forward_after")
+def forward_methods(engine: Engine) -> dict[str, Callable[..., Any]]:
+    """The methods with which the engine's runner computes a step."""
+    names = ("forward", "forward_async")
     return {name: getattr(engine.runner, name) for name in names if hasattr(engine.runner, name)}
 
 
 def step(engine: Engine) -> bool:
-    """One step, its deliveries and the cache's invariants."""
-    engine.take_in()
+    """Run one step, deliver its items, and check the invariants of the block pool."""
+    engine.process_inbox()
     worked = engine.step()
     engine.deliver_now()
     engine.pool.check()
@@ -139,7 +139,7 @@ def step(engine: Engine) -> bool:
 
 
 def run(engine: Engine, most_steps: int = 5000) -> None:
-    """Step until there is nothing left to do."""
+    """Run steps until all requests have ended."""
     for _ in range(most_steps):
         if not step(engine):
             assert engine.reports.status()["running"] == engine.reports.status()["waiting"] == 0

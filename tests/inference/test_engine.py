@@ -1,4 +1,4 @@
-"""The engine's promises beside the right tokens: same seed same text, resume, limits, failures, refusals."""
+"""The behaviour of the engine beyond correct tokens: seeds, resume, limits, failures, refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tritonlm.contract import (
 from tritonlm.contract.control import CANCEL, DRAIN, FIND, KNOWN, PING, Command
 from tritonlm.contract.embedding import Embedding
 
-from .harness import RUNNER, VOCABULARY, Collected, forwards, make_engine, run, save_model, step, submit
+from .harness import RUNNER, VOCABULARY, Collected, forward_methods, make_engine, run, save_model, step, submit
 
 
 @pytest.fixture(scope="module")
@@ -46,39 +46,39 @@ def engine(folder: Path) -> Engine:
 SEEDED = {"temperature": 1.0, "top_p": 0.95, "seed": 11, "max_tokens": 24, "presence_penalty": 0.5, "ignore_eos": True}
 
 
-def crowd(engine: Engine, count: int) -> list[Collected]:
-    draw = random.Random(2)
+def submit_others(engine: Engine, count: int) -> list[Collected]:
+    source = random.Random(2)
     return [
-        submit(engine, [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 50))], temperature=1, seed=i)
+        submit(engine, [source.randrange(VOCABULARY) for _ in range(source.randint(1, 50))], temperature=1, seed=i)
         for i in range(count)
     ]
 
 
-def test_a_seed_gives_the_same_text_alone_and_among_31_others(engine: Engine) -> None:
+def test_a_seed_gives_the_same_text_alone_and_in_a_batch_of_32(engine: Engine) -> None:
     alone = submit(engine, [5, 6, 7], **SEEDED)
     run(engine)
-    crowd(engine, 16)
+    submit_others(engine, 16)
     among = submit(engine, [5, 6, 7], **SEEDED)
-    crowd(engine, 15)
+    submit_others(engine, 15)
     run(engine)
     assert among.token_ids == alone.token_ids
     assert among.final.seed == 11
 
 
 @pytest.mark.parametrize("runner", list(dict.fromkeys([RUNNER, "reference"])))
-def test_logits_are_the_same_bit_for_bit_whoever_runs_beside(folder: Path, runner: str) -> None:
-    """Long contexts of many lengths: one draw in ten thousand would tell two orders of summation apart."""
+def test_logits_do_not_depend_on_the_batch(folder: Path, runner: str) -> None:
+    """Long contexts of many lengths, so that another order of summation changes at least one sample."""
     engine = make_engine(folder, runner=runner, max_sequences=64, prefill_tokens=2048)
     kept: dict[int, list[torch.Tensor]] = {}
 
     def watched(forward: Callable[..., Any], plan: Any, *ids: torch.Tensor) -> Any:
         computed = forward(plan, *ids)
-        # Of tokens that nobody has seen yet, all sample.
+        # All rows of an asynchronous step are sampled.
         for row, piece in enumerate(piece for piece in plan if ids or piece.samples):
             kept.setdefault(piece.request.number, []).append(computed.logits[row].clone())
         return computed
 
-    for name, forward in forwards(engine).items():
+    for name, forward in forward_methods(engine).items():
         setattr(engine.runner, name, functools.partial(watched, forward))
     prompts = [[seed + 3, 7, 9] for seed in range(4)]
     for prompt in prompts:
@@ -87,7 +87,7 @@ def test_logits_are_the_same_bit_for_bit_whoever_runs_beside(folder: Path, runne
     alone = [kept.pop(number) for number in sorted(kept)]
     for prompt in prompts:
         submit(engine, prompt, temperature=1, seed=1, max_tokens=200, ignore_eos=True)
-    crowd(engine, 40)
+    submit_others(engine, 40)
     run(engine)
     among = [kept[number] for number in sorted(kept)][: len(prompts)]
     for one, other in zip(alone, among, strict=True):
@@ -102,13 +102,13 @@ def test_choices_of_one_seed_differ(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_resume_at_every_cut_goes_on_as_if_nothing_had_happened(engine: Engine, temperature: int) -> None:
-    wanted = {**SEEDED, "temperature": temperature, "stop": [" 9 ", " 13"], "logprobs": 1}
-    whole = submit(engine, [5, 6, 7], **wanted)
+def test_a_resumed_request_continues_identically_at_every_cut(engine: Engine, temperature: int) -> None:
+    params = {**SEEDED, "temperature": temperature, "stop": [" 9 ", " 13"], "logprobs": 1}
+    whole = submit(engine, [5, 6, 7], **params)
     run(engine)
     ids, usage = whole.token_ids, whole.final.usage
     for cut in range(len(ids)):
-        rest = submit(engine, [5, 6, 7], **wanted, resume_token_ids=ids[:cut])
+        rest = submit(engine, [5, 6, 7], **params, resume_token_ids=ids[:cut])
         run(engine)
         assert ids[:cut] + rest.token_ids == ids
         assert rest.final.finish_reason == whole.final.finish_reason
@@ -118,7 +118,7 @@ def test_resume_at_every_cut_goes_on_as_if_nothing_had_happened(engine: Engine, 
             assert entry.logprob == pytest.approx(expected.logprob, abs=1e-4)
 
 
-def test_a_stream_leaves_token_by_token_and_adds_up(engine: Engine) -> None:
+def test_a_stream_has_a_chunk_per_token_and_the_same_tokens(engine: Engine) -> None:
     streamed = submit(engine, [5, 6, 7], stream=True, max_tokens=9)
     whole = submit(engine, [5, 6, 7], max_tokens=9)
     run(engine)
@@ -129,7 +129,7 @@ def test_a_stream_leaves_token_by_token_and_adds_up(engine: Engine) -> None:
     assert streamed.final.finish_reason == "length"
 
 
-def test_with_time_between_chunks_the_first_token_leaves_at_once_and_the_rest_together(folder: Path) -> None:
+def test_with_time_between_chunks_only_the_first_token_is_sent_at_once(folder: Path) -> None:
     engine = make_engine(folder, chunk_milliseconds=60_000.0)
     streamed = submit(engine, [5, 6, 7], stream=True, max_tokens=9)
     while not streamed.items:
@@ -141,7 +141,7 @@ def test_with_time_between_chunks_the_first_token_leaves_at_once_and_the_rest_to
     assert len(streamed.token_ids) == 9
 
 
-def test_end_of_text_exactly_at_max_tokens_is_a_stop(engine: Engine) -> None:
+def test_end_of_text_at_max_tokens_has_the_reason_stop(engine: Engine) -> None:
     free = submit(engine, [5, 6, 7], max_tokens=12)
     run(engine)
     ids = free.token_ids
@@ -153,7 +153,7 @@ def test_end_of_text_exactly_at_max_tokens_is_a_stop(engine: Engine) -> None:
     assert ended.final.usage.completion == length > 1
 
 
-def test_echo_without_tokens_gives_the_prompt_and_its_scores(engine: Engine) -> None:
+def test_echo_without_tokens_returns_the_prompts_logprobs(engine: Engine) -> None:
     scored = submit(engine, [5, 6, 7, 8], max_tokens=0, echo=True, logprobs=0)
     plain = submit(engine, [5, 6, 7, 8], max_tokens=0, echo=True)
     run(engine)
@@ -162,20 +162,20 @@ def test_echo_without_tokens_gives_the_prompt_and_its_scores(engine: Engine) -> 
     assert scored.final.finish_reason == plain.final.finish_reason == "length"
 
 
-def test_the_request_past_places_and_queue_is_refused(folder: Path) -> None:
+def test_a_request_beyond_slots_and_queue_is_refused(folder: Path) -> None:
     engine = make_engine(folder, max_sequences=4, max_queue_size=4)
     taken = [submit(engine, [5, 6, 7]) for _ in range(8)]
     with pytest.raises(QueueFull, match="Exceeds maximum queue size"):
         submit(engine, [5, 6, 7])
     run(engine)
-    assert len({tuple(answer.token_ids) for answer in taken}) == 1
+    assert len({tuple(output.token_ids) for output in taken}) == 1
     submit(engine, [5, 6, 7])
 
 
 def test_priority_goes_before_arrival(engine: Engine) -> None:
     for name, priority in (("third", 3), ("second", 2), ("also second", 2), ("first", 1)):
         submit(engine, [5, 6, 7], priority=priority, request_id=name)
-    engine.take_in()
+    engine.process_inbox()
     assert [request.id for request in engine.scheduler.waiting] == ["first", "second", "also second", "third"]
 
 
@@ -188,7 +188,7 @@ def test_priority_goes_before_arrival(engine: Engine) -> None:
         ([5], {"resume_token_ids": list(range(12))}, InvalidRequest),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_work(
+def test_invalid_requests_are_refused_before_a_step(
     engine: Engine, prompt: list[int], parameters: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -196,25 +196,23 @@ def test_what_cannot_be_done_is_refused_before_work(
     assert not step(engine)
 
 
-def test_a_broken_step_fails_its_requests_and_the_next_ones_are_served(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_step_fails_its_requests_and_not_later_ones(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = submit(engine, [5, 6, 7])
     run(engine)
     hurt = [submit(engine, [5, 6, 7], stream=True) for _ in range(3)]
     step(engine)
 
     def broken(*_: Any) -> torch.Tensor:
-        raise RuntimeError("out of luck")
+        raise RuntimeError("test error")
 
     with monkeypatch.context() as patched:
-        for name in forwards(engine):
+        for name in forward_methods(engine):
             patched.setattr(engine.runner, name, broken)
         assert engine.try_step()
         engine.deliver_now()
-    for answer in hurt:
-        assert isinstance(answer.error, EngineFailure)
-        assert "RuntimeError" in answer.error.message
+    for output in hurt:
+        assert isinstance(output.error, EngineFailure)
+        assert "RuntimeError" in output.error.message
     engine.pool.check()
     assert engine.pool.used == 0
     again = submit(engine, [5, 6, 7])
@@ -222,7 +220,7 @@ def test_a_broken_step_fails_its_requests_and_the_next_ones_are_served(
     assert again.token_ids == expected.token_ids
 
 
-def test_draining_refuses_the_new_and_ends_the_running(engine: Engine) -> None:
+def test_draining_refuses_new_requests_and_completes_running_ones(engine: Engine) -> None:
     running = submit(engine, [5, 6, 7])
     reports: list[dict[str, Any]] = []
     engine.command(Command(DRAIN), reports.append)
@@ -233,22 +231,24 @@ def test_draining_refuses_the_new_and_ends_the_running(engine: Engine) -> None:
     assert reports[0]["draining"]
 
 
-def test_threads_serve_answer_pings_and_end(engine: Engine, wait_for: Callable[[Callable[[], bool]], None]) -> None:
+def test_the_threads_serve_requests_and_commands_and_stop(
+    engine: Engine, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
     engine.start()
-    answer = submit(engine, [5, 6, 7], stream=True)
+    output = submit(engine, [5, 6, 7], stream=True)
     reports: list[dict[str, Any]] = []
     engine.command(Command(PING), reports.append)
-    wait_for(lambda: bool(reports) and any(answer.ends))
+    wait_for(lambda: bool(reports) and any(output.ends))
     cut = [submit(engine, [5, 6, 7], max_tokens=200) for _ in range(40)]
     engine.close()
-    assert answer.final.finish_reason == "length"
-    assert {answer.final.finish_reason for answer in cut} == {"cancelled"}
+    assert output.final.finish_reason == "length"
+    assert {output.final.finish_reason for output in cut} == {"cancelled"}
     for late in (lambda: submit(engine, [5, 6, 7]), lambda: engine.command(Command(PING), reports.append)):
         with pytest.raises(Draining):
             late()
 
 
-def test_commands_are_answered_and_obeyed_whatever_a_step_takes(
+def test_commands_run_during_a_long_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[[Callable[[], bool]], None]
 ) -> None:
     stuck, free, compute = threading.Event(), threading.Event(), engine.runner.forward
@@ -267,17 +267,17 @@ def test_commands_are_answered_and_obeyed_whatever_a_step_takes(
     def report(*command: Any) -> dict[str, Any]:
         reports: list[dict[str, Any]] = []
         engine.command(Command(*command), reports.append)
-        # At once: nobody has let the step go on.
+        # At once: the step is still blocked.
         return reports[0]
 
     assert report(PING)["running"] == 1
     time.sleep(0.05)
-    assert report(PING)["still_seconds"] > 0, "a step that does not move stands still"
+    assert report(PING)["still_seconds"] > 0, "a blocked step makes no progress"
     assert report(KNOWN, "", ("running", "waiting", "gone"))["known"] == ["running", "waiting"]
-    (found,) = report(FIND, "waiting")["requests"]
-    assert found["state"] == "waiting"
+    (entry,) = report(FIND, "waiting")["requests"]
+    assert entry["state"] == "waiting"
     assert [report(CANCEL, name)["cancelled"] for name in ("running", "waiting", "gone")] == [1, 1, 0]
-    assert report(CANCEL, "running")["cancelled"] == 0, "it is cancelled already"
+    assert report(CANCEL, "running")["cancelled"] == 0, "the request is cancelled already"
     free.set()
     wait_for(lambda: any(running.ends) and any(waiting.ends))
     assert running.final.finish_reason == waiting.final.finish_reason == "cancelled"
@@ -286,34 +286,34 @@ def test_commands_are_answered_and_obeyed_whatever_a_step_takes(
     engine.close()
 
 
-def test_a_step_tells_of_its_progress(engine: Engine) -> None:
+def test_a_step_advances_the_progress(engine: Engine) -> None:
     compute = engine.runner.forward
     submit(engine, [5, 6, 7])
-    engine.take_in()
+    engine.process_inbox()
     before = engine.reports.status()["progress"]
     compute(engine.scheduler.plan())
-    assert engine.reports.status()["progress"] - before >= 2, "each layer has moved it"
+    assert engine.reports.status()["progress"] - before >= 2, "each layer advances it"
     engine.cancel("")
     run(engine)
 
 
 def test_a_time_limit_ends_a_running_request(engine: Engine) -> None:
-    answer = submit(engine, [5, 6, 7], max_tokens=100)
+    output = submit(engine, [5, 6, 7], max_tokens=100)
     step(engine)
     (request,) = engine.scheduler.running
     request.deadline = 0.0
     run(engine)
-    assert answer.final.finish_reason == "timeout"
+    assert output.final.finish_reason == "timeout"
 
 
 @pytest.mark.parametrize("limit", ["queue_deadline", "deadline"])
-def test_waiting_for_a_slot_has_a_limit_and_waiting_for_a_step_only_the_requests_own(folder: Path, limit: str) -> None:
+def test_the_queue_timeout_does_not_apply_to_a_request_with_a_slot(folder: Path, limit: str) -> None:
     engine = make_engine(
         folder, max_sequences=2, decode_step_milliseconds=0, prefill_step_milliseconds=0, prefill_tokens=4
     )
-    # The first one's prompt takes all steps for a while; the second one has a slot, and the third one has none.
-    answers = [submit(engine, [n, *range(5, 85)], max_tokens=5) for n in range(3)]
-    engine.take_in()
+    # The prompt of the first request takes the next steps. The second request has a slot, the third has none.
+    outputs = [submit(engine, [n, *range(5, 85)], max_tokens=5) for n in range(3)]
+    engine.process_inbox()
     first, second, third = engine.scheduler.waiting
     step(engine)
     assert (first.started, second.started) == (True, False)
@@ -321,29 +321,29 @@ def test_waiting_for_a_slot_has_a_limit_and_waiting_for_a_step_only_the_requests
         setattr(request, limit, 0.0)
     third.queue_deadline = 0.0
     run(engine)
-    assert answers[0].final.finish_reason == "length"
-    assert "timeout expired" in answers[2].error.message
+    assert outputs[0].final.finish_reason == "length"
+    assert "timeout expired" in outputs[2].error.message
     if limit == "deadline":
-        assert "timeout expired" in answers[1].error.message
+        assert "timeout expired" in outputs[1].error.message
     else:
-        assert answers[1].final.finish_reason == "length"
+        assert outputs[1].final.finish_reason == "length"
 
 
-def test_numbers_that_are_not_finite_fail_the_request(tmp_path: Path) -> None:
+def test_nan_logits_fail_the_request(tmp_path: Path) -> None:
     folder = save_model("llama", tmp_path)
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][:] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     engine = make_engine(folder)
-    answers = [submit(engine, [5, 6, 7]) for _ in range(2)]
+    outputs = [submit(engine, [5, 6, 7]) for _ in range(2)]
     run(engine)
-    for answer in answers:
-        assert isinstance(answer.error, EngineFailure)
-        assert "not finite" in answer.error.message
+    for output in outputs:
+        assert isinstance(output.error, EngineFailure)
+        assert "not finite" in output.error.message
 
 
 @pytest.mark.parametrize(("model_type", "fields"), [("t5", {"d_model": 16}), ("mamba", {"hidden_size": 16})])
-def test_an_unsupported_architecture_is_refused_in_a_sentence(
+def test_an_unsupported_architecture_is_refused_in_one_line(
     folder: Path, tmp_path: Path, model_type: str, fields: dict[str, Any]
 ) -> None:
     config = AutoConfig.for_model(model_type, vocab_size=VOCABULARY, max_position_embeddings=64, **fields)
@@ -356,19 +356,19 @@ def test_an_unsupported_architecture_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("pool", [{}, {"kv_cache_tokens": 96, "max_context_tokens": 96}])
-def test_an_embedding_is_the_mean_of_the_last_hidden_states_at_length_one(folder: Path, pool: dict[str, int]) -> None:
+def test_an_embedding_is_the_normalized_mean_of_the_last_hidden_states(folder: Path, pool: dict[str, int]) -> None:
     engine = make_engine(folder, enable_embeddings=True, prefill_tokens=8, **pool)
     prompts = [[5], list(range(3, 40)), [7] * 21]
     beside = submit(engine, [5, 6, 7], max_tokens=30)
-    wanted = SamplingParameters.from_mapping({"max_tokens": 0, "echo": True, "seed": 0})
-    found = [Collected() for _ in prompts]
-    for prompt, collected in zip(prompts, found, strict=True):
-        engine.submit(Request("", prompt, GenerationRequest(wanted, embed=True), collected.deliver))
+    params = SamplingParameters.from_mapping({"max_tokens": 0, "echo": True, "seed": 0})
+    collected = [Collected() for _ in prompts]
+    for prompt, request in zip(prompts, collected, strict=True):
+        engine.submit(Request("", prompt, GenerationRequest(params, embed=True), request.deliver))
     run(engine)
     assert beside.final.usage.completion == 30
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    for prompt, collected in zip(prompts, found, strict=True):
-        (item,) = collected.items
+    for prompt, request in zip(prompts, collected, strict=True):
+        (item,) = request.items
         assert isinstance(item, Embedding)
         with torch.no_grad():
             hidden = model.base_model(torch.tensor([prompt])).last_hidden_state[0].mean(0)
@@ -378,6 +378,6 @@ def test_an_embedding_is_the_mean_of_the_last_hidden_states_at_length_one(folder
 
 
 def test_embeddings_are_refused_where_they_are_off(engine: Engine) -> None:
-    wanted = SamplingParameters.from_mapping({"max_tokens": 0, "echo": True, "seed": 0})
+    params = SamplingParameters.from_mapping({"max_tokens": 0, "echo": True, "seed": 0})
     with pytest.raises(NotOffered, match="TRITONLM_ENABLE_EMBEDDINGS"):
-        engine.submit(Request("", [5], GenerationRequest(wanted, embed=True), Collected().deliver))
+        engine.submit(Request("", [5], GenerationRequest(params, embed=True), Collected().deliver))

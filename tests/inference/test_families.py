@@ -1,4 +1,4 @@
-"""Every family's greedy output equals `transformers`' own `generate`, however the engine cuts and mixes the work."""
+"""The greedy output of every family equals `generate` of transformers, for all kinds of batches and chunks."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [[draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, longest))] for _ in range(count)]
+    source = random.Random(seed)
+    return [[source.randrange(3, VOCABULARY) for _ in range(source.randint(1, longest))] for _ in range(count)]
 
 
-def test_alone_and_in_a_mixed_batch_with_prompts_longer_than_a_chunk(family: Family) -> None:
+def test_output_is_the_same_alone_and_in_a_mixed_batch(family: Family) -> None:
     engine = make_engine(family.folder, prefill_tokens=16)
     some = prompts(16, 60)
     expected = [family.generate(prompt) for prompt in some]
@@ -48,10 +48,10 @@ def test_alone_and_in_a_mixed_batch_with_prompts_longer_than_a_chunk(family: Fam
 
     together = [submit(engine, prompt) for prompt in some]
     run(engine)
-    assert [answer.token_ids for answer in together] == expected
+    assert [output.token_ids for output in together] == expected
 
 
-def test_prefix_cache_hits_and_sequences_that_share_a_prompt(family: Family) -> None:
+def test_prefix_cache_hits_do_not_change_output(family: Family) -> None:
     engine = make_engine(family.folder, prefill_tokens=32)
     (shared,) = prompts(1, 1, seed=3)
     shared = shared * 30 + list(range(3, 24))
@@ -59,30 +59,30 @@ def test_prefix_cache_hits_and_sequences_that_share_a_prompt(family: Family) -> 
     same = [submit(engine, shared, choice=i) for i in range(4)]
     longer = [submit(engine, [*shared, token]) for token in (40, 41)]
     run(engine)
-    assert [answer.token_ids for answer in same] == [expected] * 4
-    assert [answer.token_ids for answer in longer] == [family.generate([*shared, token]) for token in (40, 41)]
-    assert [answer.final.usage.cached for answer in same] == [0, 48, 48, 48]
+    assert [output.token_ids for output in same] == [expected] * 4
+    assert [output.token_ids for output in longer] == [family.generate([*shared, token]) for token in (40, 41)]
+    assert [output.final.usage.cached for output in same] == [0, 48, 48, 48]
 
 
-def test_preemption_forced_by_a_small_pool(family: Family) -> None:
+def test_preemption_does_not_change_output(family: Family) -> None:
     engine = make_engine(family.folder, prefill_tokens=16, kv_cache_tokens=96, max_context_tokens=96)
     some = prompts(6, 30, seed=5)
-    answers = [submit(engine, prompt, max_tokens=40) for prompt in some]
+    outputs = [submit(engine, prompt, max_tokens=40) for prompt in some]
     run(engine)
     assert engine.scheduler.preemptions > 0
-    assert [answer.token_ids for answer in answers] == [family.generate(prompt, 40) for prompt in some]
+    assert [output.token_ids for output in outputs] == [family.generate(prompt, 40) for prompt in some]
 
 
-def test_log_probabilities_of_prompt_and_answer(family: Family) -> None:
+def test_log_probabilities_of_prompt_and_output(family: Family) -> None:
     engine = make_engine(family.folder, prefill_tokens=16)
     (prompt,) = prompts(1, 1, seed=9)
     prompt = prompt + list(range(5, 45))
-    answer = submit(engine, prompt, logprobs=3, echo=True)
+    output = submit(engine, prompt, logprobs=3, echo=True)
     run(engine)
-    ids = prompt + answer.token_ids
+    ids = prompt + output.token_ids
     with torch.no_grad():
         expected = family.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    entries = answer.logprobs
+    entries = output.logprobs
     assert [entry.token_id for entry in entries] == ids
     assert entries[0].logprob is None
     for position, entry in enumerate(entries[1:]):
@@ -91,7 +91,7 @@ def test_log_probabilities_of_prompt_and_answer(family: Family) -> None:
         assert [logprob for _, logprob in entry.top] == pytest.approx(best, abs=1e-4)
 
 
-def test_cancel_frees_place_and_blocks_before_the_next_step(family: Family) -> None:
+def test_a_cancel_frees_slot_and_blocks_before_the_next_step(family: Family) -> None:
     engine = make_engine(family.folder, max_sequences=1)
     running = submit(engine, [5, 6, 7], request_id="running", max_tokens=100)
     waiting = submit(engine, [5, 6, 7], request_id="waiting", max_tokens=100)
@@ -99,7 +99,7 @@ def test_cancel_frees_place_and_blocks_before_the_next_step(family: Family) -> N
         step(engine)
     for request_id in ("waiting", "running"):
         assert engine.cancel(request_id) == 1
-    engine.take_in()
+    engine.process_inbox()
     engine.deliver_now()
     assert engine.pool.used == 0
     assert [running.final.finish_reason, waiting.final.finish_reason] == ["cancelled"] * 2

@@ -1,4 +1,4 @@
-"""Checkpoints that are broken, absurd or mean harm: one clear error, no code of theirs run, no memory taken."""
+"""Broken, absurd or malicious checkpoints: one clear error, no code is run, no memory is allocated."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def change(folder: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-class Harm:
-    """Unpickled, it would leave a trace."""
+class MaliciousPickle:
+    """Creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -39,9 +39,9 @@ class Harm:
         return Path.touch, (self.trace,)
 
 
-def test_pickled_weights_alone_are_not_opened(folder: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_not_opened(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harm(tmp_path / "trace")))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(MaliciousPickle(tmp_path / "trace")))
     with pytest.raises(CheckpointError, match=r"no \*.safetensors weights; pickled weights are not loaded: save it"):
         ReferenceRunner(folder, CONFIG)
     assert not (tmp_path / "trace").exists()
@@ -60,38 +60,38 @@ def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path, model_t
         with pytest.raises(CheckpointError, match="cannot be loaded"):
             ReferenceRunner(folder, CONFIG)
     else:
-        # transformers has a class of its own for this type, and that is taken.
+        # For this type transformers uses its own class.
         assert ReferenceRunner(folder, CONFIG).vocab_size == 96
     assert not trace.exists()
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"n_layer": 10**7}, "more than any model has"),
-        ({"n_embd": 10**9}, "more than any model has"),
-        ({"vocab_size": 10**12}, "more than any model has"),
+        ({"n_layer": 10**7}, "above the limit of"),
+        ({"n_embd": 10**9}, "above the limit of"),
+        ({"vocab_size": 10**12}, "above the limit of"),
         ({"vocab_size": 10**6}, "cannot be loaded"),
         ({"n_embd": 4096, "n_head": 4}, "cannot be loaded"),
         ({"n_positions": -1}, "must be a positive integer"),
     ],
 )
-def test_absurd_sizes_are_refused_before_they_cost_anything(folder: Path, values: dict[str, int], said: str) -> None:
+def test_absurd_sizes_are_refused_before_they_cost_anything(folder: Path, values: dict[str, int], message: str) -> None:
     change(folder, **values)
     before = resident_memory()
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         ReferenceRunner(folder, CONFIG)
     assert resident_memory() - before < 500 * 2**20
 
 
-def test_weights_that_were_cut_short_are_told(folder: Path) -> None:
+def test_truncated_weights_are_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         ReferenceRunner(folder, CONFIG)
 
 
-def test_a_context_beyond_all_memory_is_told_and_can_be_lowered(tmp_path: Path) -> None:
+def test_a_context_beyond_the_memory_is_refused_and_can_be_limited(tmp_path: Path) -> None:
     folder = save_model("llama", tmp_path / "lm")
     change(folder, max_position_embeddings=10**9)
     with pytest.raises(CheckpointError, match="not enough memory for the KV cache: 1000000000 tokens need"):

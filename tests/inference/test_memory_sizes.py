@@ -1,4 +1,4 @@
-"""How large a KV cache is by default, and what two engines do that share one memory budget."""
+"""The size of a KV cache, and two engines that share a memory budget."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ SMOLLM2 = [LayerShape(3, 64, 64)] * 30
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    found = {"bytes": 20 * GIB}
-    monkeypatch.setattr(kv_cache, "free_memory", lambda _: found["bytes"])
-    return found
+    memory_free = {"bytes": 20 * GIB}
+    monkeypatch.setattr(kv_cache, "free_memory", lambda _: memory_free["bytes"])
+    return memory_free
 
 
 def size(layers: list[LayerShape], context: int, left: int | None = None, **settings: Any) -> dict[str, int]:
-    found = cache_size(layers, EngineConfig(**settings), context, torch.bfloat16, CPU, left)
-    assert found.block_bytes == found.bytes // found.blocks
+    pool = cache_size(layers, EngineConfig(**settings), context, torch.bfloat16, CPU, left)
+    assert pool.block_bytes == pool.bytes // pool.blocks
     return {
-        "tokens": (found.blocks - 1) * 16, "MiB": found.bytes >> 20, "context": found.context_length,
-        "least": (found.least_blocks - 1) * 16,
+        "tokens": (pool.blocks - 1) * 16, "MiB": pool.bytes >> 20, "context": pool.context_length,
+        "least": (pool.least_blocks - 1) * 16,
     }  # fmt: skip
 
 
 @pytest.mark.usefixtures("free")
-def test_the_default_is_what_64_slots_are_likely_to_use_and_one_whole_context_at_least() -> None:
+def test_the_default_is_the_likely_use_and_at_least_one_context() -> None:
     assert size(SMOLLM2, 8192) == {"tokens": 64 * LIKELY_TOKENS, "MiB": 2880, "context": 8192, "least": 8192}
     assert size(LLAMA_1B, 32768) == {"tokens": 64 * LIKELY_TOKENS, "MiB": 4096, "context": 32768, "least": 32768}
     assert size(LLAMA_1B, 32768, max_sequences=4)["tokens"] == 32768
@@ -49,7 +49,7 @@ def test_the_default_is_what_64_slots_are_likely_to_use_and_one_whole_context_at
     assert size(LLAMA_1B, 32768, max_context_tokens=1000)["tokens"] == 64 * 1000
 
 
-def test_it_is_capped_by_a_share_of_the_free_memory(free: dict[str, int]) -> None:
+def test_the_default_is_limited_by_a_share_of_the_free_memory(free: dict[str, int]) -> None:
     free["bytes"] = 4 * GIB
     assert size(LLAMA_1B, 32768)["MiB"] == 2048
     assert size(LLAMA_1B, 32768, kv_memory_share=0.25) == {
@@ -59,10 +59,10 @@ def test_it_is_capped_by_a_share_of_the_free_memory(free: dict[str, int]) -> Non
         size(LLAMA_1B, 32768, kv_memory_share=0.2)
 
 
-def test_what_is_named_is_had_or_refused(free: dict[str, int]) -> None:
-    # Beyond the share that bounds the default.
+def test_an_explicit_size_is_allocated_or_refused(free: dict[str, int]) -> None:
+    # Beyond the share that limits the default.
     assert size(LLAMA_1B, 32768, kv_cache_tokens=500_000)["tokens"] == 500_000
-    # Less than one whole context lowers what is served.
+    # A size below one context limits the context length.
     assert size(LLAMA_1B, 32768, kv_cache_tokens=1000) == {"tokens": 1008, "MiB": 32, "context": 1008, "least": 1008}
     free["bytes"] = GIB
     with pytest.raises(CheckpointError, match=r"40000 tokens need 1250 MiB, 1024 MiB may be used; lower kv_cache"):
@@ -70,9 +70,9 @@ def test_what_is_named_is_had_or_refused(free: dict[str, int]) -> None:
 
 
 @pytest.mark.usefixtures("free")
-def test_no_more_is_had_than_a_budget_can_ever_leave() -> None:
+def test_the_size_is_limited_by_the_memory_budget() -> None:
     assert size(LLAMA_1B, 32768, left=3 * GIB)["MiB"] == 3072
-    # Too little for one whole context is for the budget to refuse.
+    # If the budget is too small for one context, the memory ledger refuses it.
     assert size(LLAMA_1B, 32768, left=100)["tokens"] == 32768
     assert size(LLAMA_1B, 32768, left=100, kv_cache_tokens=64_000)["tokens"] == 64_000
 
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model("llama wide", tmp_path_factory.mktemp("llama"))
 
 
-def test_memory_is_reported_as_it_is_now_and_at_most(folder: Path) -> None:
+def test_current_and_maximum_memory_are_reported(folder: Path) -> None:
     engine = make_engine(folder, max_sequences=4)
     status, token_bytes = engine.reports.status(), 2 * 2 * 64 * 4
     assert status["memory_bytes"] == pytest.approx(resident_memory(), rel=0.05)
@@ -90,19 +90,19 @@ def test_memory_is_reported_as_it_is_now_and_at_most(folder: Path) -> None:
     assert engine.runner.memory.reserved - engine.runner.memory._base == (4 * 256 + 4) * token_bytes
     assert (status["kv_cache_tokens"], status["full_context_slots"], status["memory_claimed_bytes"]) == (1024, 4, 0)
     assert make_engine(folder, max_sequences=4, kv_cache_tokens=600).reports.status()["full_context_slots"] == 2
-    measures = engine.measures()
-    assert measures["memory_bytes"] <= measures["memory_reserved_bytes"]
+    values = engine.metric_values()
+    assert values["memory_bytes"] <= values["memory_reserved_bytes"]
 
 
 def texts(engine: Any) -> list[Collected]:
     return [submit(engine, [i, *range(30)], temperature=1, seed=i, max_tokens=200, ignore_eos=True) for i in range(8)]
 
 
-def test_two_engines_share_a_budget_that_two_whole_pools_would_exceed(
+def test_two_engines_share_a_budget_below_two_whole_pools(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both start; one grows by what is left, the other is refused, and its requests wait or are preempted; all end."""
-    # As if the process took so much and no more: here both engines are in one, beside whatever else the tests hold.
+    """One engine grows by the rest of the budget. The other cannot grow and preempts. All requests end correctly."""
+    # A fixed process size, because both engines share this process with the tests.
     process, block = 2 << 20, 4 * 2 * 2 * 64 * 4
     monkeypatch.setattr(interface, "resident_memory", lambda: process)
     monkeypatch.setattr(memory, "_EXTENT_BYTES", 8 * block)
@@ -121,17 +121,17 @@ def test_two_engines_share_a_budget_that_two_whole_pools_would_exceed(
     for engine in (first, second):
         results.append(texts(engine))
         run(engine)
-    for found in results:
-        assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    for outputs in results:
+        assert [each.token_ids for each in outputs] == [each.token_ids for each in expected]
     assert alone.scheduler.preemptions == 0
-    # Eight sequences of 231 tokens want 464 blocks.
-    assert (first.pool.usable, second.pool.usable) == (64 + 298, 64), "300 without each one's padding block"
+    # Eight sequences of 231 tokens need 464 blocks.
+    assert (first.pool.usable, second.pool.usable) == (64 + 298, 64), "300 less the padding block of each engine"
     assert second.scheduler.preemptions > 0
     first.runner.close()
     second.runner.close()
 
 
-def test_a_pool_without_a_budget_is_usable_whole(folder: Path) -> None:
+def test_without_a_budget_the_whole_pool_is_usable(folder: Path) -> None:
     engine = make_engine(folder, max_sequences=2)
     assert engine.pool.usable == engine.pool.total == 128
     assert replace(engine.config, kv_memory_share=1.0).kv_memory_share == 1.0

@@ -1,4 +1,4 @@
-"""A request that kills its process is found, and only that one: the others end with exactly their undisturbed texts."""
+"""The step journal finds a request that kills its process. All other requests end with their undisturbed texts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from engine.engine import Engine
 from engine.monitoring.step_journal import StepJournal, journal_file
 from tritonlm.contract import RequestFailedRepeatedly
 
-from .harness import Collected, forwards, make_engine, run, save_model, submit
+from .harness import Collected, forward_methods, make_engine, run, save_model, submit
 
 KILLER, TOKENS = [9, 9, 9], 30
 
 
 class Died(BaseException):
-    """The process is gone: nothing after this runs, and nothing is closed."""
+    """Simulates the death of the process: no code after it runs, and nothing is closed."""
 
 
 class Processes:
-    """One engine after the other over one journal; each dies whenever the killer is computed, after so many tokens."""
+    """Engines that share a journal, one after the other. Each dies when the killer has `dies_after` tokens."""
 
     def __init__(self, folder: Path, file: Path, dies_after: int = 0) -> None:
         self._folder, self._file, self._dies_after = folder, file, dies_after
@@ -32,7 +32,7 @@ class Processes:
         made = make_engine(self._folder)
         engine = Engine(made.runner, made.config, lambda ids, _: "".join(f" {i}" for i in ids), (), None,
                         StepJournal(self._file))  # fmt: skip
-        for name, compute in forwards(engine).items():
+        for name, compute in forward_methods(engine).items():
             setattr(engine.runner, name, self._dying(compute))
         return engine
 
@@ -48,31 +48,31 @@ class Processes:
         self.deaths += 1
         self.engine = self._start()
 
-    def answers(self, prompts: list[list[int]]) -> dict[str, list[int] | RequestFailedRepeatedly]:
-        """What becomes of these, sent together and again after each death with what has come, as the client does."""
-        found: dict[str, list[int] | RequestFailedRepeatedly] = {}
-        had: dict[str, list[int]] = {str(prompt): [] for prompt in prompts}
-        while len(found) < len(prompts):
-            assert self.deaths < 6, "it kills for ever"
-            left = {str(prompt): prompt for prompt in prompts if str(prompt) not in found}
-            under_way: dict[str, Collected] = {}
+    def run_all(self, prompts: list[list[int]]) -> dict[str, list[int] | RequestFailedRepeatedly]:
+        """Send all prompts, and after each death resume the rest, as the client does. Return tokens or the error."""
+        results: dict[str, list[int] | RequestFailedRepeatedly] = {}
+        received: dict[str, list[int]] = {str(prompt): [] for prompt in prompts}
+        while len(results) < len(prompts):
+            assert self.deaths < 6, "it kills endlessly"
+            left = {str(prompt): prompt for prompt in prompts if str(prompt) not in results}
+            in_flight: dict[str, Collected] = {}
             for name, prompt in left.items():
                 try:
-                    under_way[name] = submit(
-                        self.engine, prompt, stream=True, max_tokens=TOKENS, resume_token_ids=had[name]
+                    in_flight[name] = submit(
+                        self.engine, prompt, stream=True, max_tokens=TOKENS, resume_token_ids=received[name]
                     )
                 except RequestFailedRepeatedly as error:
-                    found[name] = error
+                    results[name] = error
             try:
                 run(self.engine)
             except Died:
                 self.engine.deliver_now()
                 self.die()
-            for name, collected in under_way.items():
-                had[name] += [token for item in collected.items for token in getattr(item, "token_ids", [])]
+            for name, collected in in_flight.items():
+                received[name] += [token for item in collected.items for token in getattr(item, "token_ids", [])]
                 if any(collected.ends):
-                    found[name] = had[name]
-        return found
+                    results[name] = received[name]
+        return results
 
 
 @pytest.fixture(scope="module")
@@ -85,53 +85,53 @@ OTHERS = [[5, 6, 7 + n] for n in range(16)]
 
 @pytest.mark.parametrize("dies_after", [0, 1, 7, 20])
 @pytest.mark.parametrize("first", [True, False])
-def test_the_one_that_kills_ends_and_the_others_have_their_texts(
+def test_a_killer_is_refused_and_the_others_have_their_texts(
     folder: Path, tmp_path: Path, dies_after: int, first: bool
 ) -> None:
-    undisturbed = Processes(folder, tmp_path / "calm").answers(OTHERS)
+    undisturbed = Processes(folder, tmp_path / "undisturbed").run_all(OTHERS)
     processes = Processes(folder, tmp_path / "journal", dies_after)
-    found = processes.answers([KILLER, *OTHERS] if first else [*OTHERS, KILLER])
-    killer = found.pop(str(KILLER))
+    results = processes.run_all([KILLER, *OTHERS] if first else [*OTHERS, KILLER])
+    killer = results.pop(str(KILLER))
     assert isinstance(killer, RequestFailedRepeatedly)
     assert killer.code == "request_failed_repeatedly"
-    assert found == undisturbed
+    assert results == undisturbed
     assert processes.deaths <= (2 if dies_after == 0 else 4)
-    # Whoever sends it once more is told at once.
+    # A further attempt is refused at once.
     with pytest.raises(RequestFailedRepeatedly):
         submit(processes.engine, KILLER, max_tokens=TOKENS)
 
 
-def test_two_processes_that_die_with_many_inside_make_nobody_guilty(folder: Path, tmp_path: Path) -> None:
-    undisturbed = Processes(folder, tmp_path / "calm").answers(OTHERS)
+def test_two_deaths_with_many_requests_refuse_none_of_them(folder: Path, tmp_path: Path) -> None:
+    undisturbed = Processes(folder, tmp_path / "undisturbed").run_all(OTHERS)
     processes = Processes(folder, tmp_path / "journal")
     for _ in range(2):
         for prompt in OTHERS:
             submit(processes.engine, prompt, max_tokens=TOKENS)
         for _ in range(20):
-            processes.engine.take_in()
+            processes.engine.process_inbox()
             processes.engine.step()
         processes.die()
-    assert processes.answers(OTHERS) == undisturbed
+    assert processes.run_all(OTHERS) == undisturbed
 
 
-def test_a_process_that_dies_idle_blames_nobody(folder: Path, tmp_path: Path) -> None:
+def test_an_idle_process_that_dies_refuses_no_request(folder: Path, tmp_path: Path) -> None:
     processes = Processes(folder, tmp_path / "journal")
     for _ in range(4):
-        assert isinstance(processes.answers([OTHERS[0]])[str(OTHERS[0])], list)
+        assert isinstance(processes.run_all([OTHERS[0]])[str(OTHERS[0])], list)
         processes.die()
-    assert isinstance(processes.answers([OTHERS[0]])[str(OTHERS[0])], list)
+    assert isinstance(processes.run_all([OTHERS[0]])[str(OTHERS[0])], list)
 
 
 @pytest.mark.parametrize(
-    "rubbish",
+    "content",
     [b"", b"\xff" * 100, b"\x05\0\0\0\0\0\0\0[1,2]", b"\x10\0\0\0\0\0\0\0" + b'{"step": [[1]]} '],
 )
-def test_a_broken_journal_is_an_empty_one(folder: Path, tmp_path: Path, rubbish: bytes) -> None:
-    (tmp_path / "journal").write_bytes(rubbish)
-    assert isinstance(Processes(folder, tmp_path / "journal").answers([OTHERS[0]])[str(OTHERS[0])], list)
+def test_a_broken_journal_is_ignored(folder: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "journal").write_bytes(content)
+    assert isinstance(Processes(folder, tmp_path / "journal").run_all([OTHERS[0]])[str(OTHERS[0])], list)
 
 
-def test_an_engine_that_ends_takes_its_journal_along(folder: Path, tmp_path: Path) -> None:
+def test_a_closed_engine_removes_its_journal(folder: Path, tmp_path: Path) -> None:
     engine = Processes(folder, tmp_path / "journal").engine
     engine.start()
     engine.close()

@@ -1,1 +1,1 @@
-"""The ring over a real Triton. The folder is not named `triton`: torch would take it for the compiler of that name."""
+"""Tests with a real Triton. The folder is not named `triton`: torch would import it as the compiler of that name."""

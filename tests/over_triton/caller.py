@@ -1,6 +1,6 @@
-"""One request over gRPC, as a caller makes it with `tritonclient`: sent, then its responses read one by one.
+"""A test client: one request over gRPC with `tritonclient`, whose responses are read one by one.
 
-Every wait has a limit, and leaving the context ends the stream. It knows the contract's tensors, not who serves them.
+Every wait has a limit, and leaving the context ends the stream. It knows the contract's tensors, not the server.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Response:
     token_ids: list[int]
     seed: int
     final: bool
-    # A moment of time.monotonic().
-    at: float
+    # By time.monotonic().
+    arrived_at: float
 
 
 @dataclass(frozen=True)
 class Answer:
-    """All responses to a request that ended well."""
+    """All responses to a request that ended without an error."""
 
     responses: list[Response]
 
@@ -69,7 +69,7 @@ class Answer:
 
 
 def lm_inputs(inputs: Mapping[str, object]) -> dict[str, Tensor]:
-    """Plain values as the arrays of the LM's inputs, by name; what is an array already stays as it is."""
+    """The LM's inputs as arrays, by name; values that are arrays already are not converted."""
     specs = {spec.name: spec for spec in LM_INPUTS}
     return {name: value if isinstance(value, np.ndarray) else specs[name].pack(value) for name, value in inputs.items()}
 
@@ -82,7 +82,7 @@ def _wire_input(name: str, array: Tensor) -> grpc.InferInput:
 
 
 class Call:
-    """A request under way: a context, inside which its responses can be read."""
+    """A running request: a context manager in which its responses can be read."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Call:
         inputs: Mapping[str, object],
         request_id: str = "",
         parameters: Mapping[str, Any] | None = None,
-        at_once: bool = True,
+        send_now: bool = True,
     ) -> None:
         self.id, self._inputs, self._parameters = request_id, inputs, parameters or {}
         self._arrived: queue.SimpleQueue[tuple[Any, Any, float]] = queue.SimpleQueue()
@@ -98,9 +98,9 @@ class Call:
         self._client.start_stream(
             lambda result, error: self._arrived.put((result, error, time.monotonic())), stream_timeout=WAIT_SECONDS
         )
-        # When the last of what has been read arrived.
-        self.last_at = time.monotonic()
-        if at_once:
+        # The arrival time of the last response that was read.
+        self.last_arrival = time.monotonic()
+        if send_now:
             try:
                 self.send()
             except BaseException:
@@ -108,7 +108,7 @@ class Call:
                 raise
 
     def send(self) -> None:
-        """Send the request over the stream that is open."""
+        """Send the request over the open stream."""
         self._client.async_stream_infer(
             LM,
             [_wire_input(name, array) for name, array in lm_inputs(self._inputs).items()],
@@ -128,11 +128,11 @@ class Call:
         self._client.close()
 
     def next(self) -> Response:
-        """The next response; the error that came instead is raised."""
-        result, error, self.last_at = self._arrived.get(timeout=WAIT_SECONDS)
+        """The next response; an error is raised."""
+        result, error, self.last_arrival = self._arrived.get(timeout=WAIT_SECONDS)
         if error is not None:
             raise from_wire(error.message())
-        return _read(result, self.last_at)
+        return _read(result, self.last_arrival)
 
     def __iter__(self) -> Iterator[Response]:
         while True:
@@ -141,38 +141,38 @@ class Call:
             if response.final:
                 return
 
-    def answer(self, *before: Response) -> Answer:
-        """Read to the end (`before` has been read already); nothing may come after the final response."""
+    def read_all(self, *before: Response) -> Answer:
+        """Read to the end (`before` has been read already); no response may follow the final one."""
         responses = [*before, *self]
         assert self.is_over(), "a response came after the final one"
         return Answer(responses)
 
     def is_over(self) -> bool:
-        """Wait until Triton has ended the stream; whether everything that it sent has been read."""
+        """Wait until Triton has ended the stream; return whether all of its responses have been read."""
         self._client.stop_stream()
         return self._arrived.empty()
 
 
-def ask(address: str, prompt: str, *, stream: bool = True, **parameters: Any) -> Answer:
-    """A prompt's whole answer."""
-    with call(address, prompt, stream=stream, **parameters) as made:
-        return made.answer()
+def complete(address: str, prompt: str, *, stream: bool = True, **parameters: Any) -> Answer:
+    """Send a prompt and read all responses."""
+    with call(address, prompt, stream=stream, **parameters) as request:
+        return request.read_all()
 
 
 def call(
-    address: str, prompt: str, *, stream: bool = True, request_id: str = "", at_once: bool = True, **parameters: Any
+    address: str, prompt: str, *, stream: bool = True, request_id: str = "", send_now: bool = True, **parameters: Any
 ) -> Call:
-    """Ask for a prompt's answer without the prompt itself, streamed or whole; where not at once, when it is sent."""
+    """A request for a completion without the prompt, streamed or whole; with `send_now=False` it is sent later."""
     inputs: dict[str, object] = {TEXT_INPUT.name: prompt, STREAM.name: stream, EXCLUDE_INPUT.name: True}
-    # Lists are not possible among Triton's own parameters.
+    # Triton's own request parameters cannot be lists.
     lists = {name: value for name, value in parameters.items() if isinstance(value, (list, tuple, dict))}
     if lists:
         inputs[SAMPLING_PARAMETERS.name] = json.dumps(lists)
     flat = {name: value for name, value in parameters.items() if name not in lists}
-    return Call(address, inputs, request_id, flat, at_once)
+    return Call(address, inputs, request_id, flat, send_now)
 
 
-def _read(result: grpc.InferResult, at: float) -> Response:
+def _read(result: grpc.InferResult, arrived_at: float) -> Response:
     def numbers(name: str) -> list[int]:
         return [int(value) for value in result.as_numpy(name).reshape(-1)]
 
@@ -184,5 +184,5 @@ def _read(result: grpc.InferResult, at: float) -> Response:
         token_ids=numbers(TOKEN_IDS.name),
         seed=numbers(SEED.name)[0],
         final=result.get_response().parameters["triton_final_response"].bool_param,
-        at=at,
+        arrived_at=arrived_at,
     )

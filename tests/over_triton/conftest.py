@@ -1,4 +1,4 @@
-"""One Triton for all tests that need no settings of their own."""
+"""Shared Tritons for the tests that need no settings of their own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tritonlm.serving.paths import model_repository
 from .servers import ENGINE, LM, Server, copy_repository, running
 from .test_serve import Serve, serving
 
-PLACES = QUEUE = 4
+SLOTS = QUEUE = 4
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Whoever works in this checkout may have keys of his own."""
+    """Ignore API keys that exist in this checkout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITONLM_KEYS", str(tmp_path_factory.mktemp("keys") / "keys.json"))
         yield
@@ -29,7 +29,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = copy_repository(tmp_path_factory.mktemp("shared"))
     record = {"step": 2920, "val_loss": 0.2627}
     (repository / LM / "1" / "training.json").write_text(json.dumps(record), encoding="utf-8")
-    # Its answers come in many chunks, however fast they are.
+    # Texts arrive in many chunks, however fast they are computed.
     with (repository / ENGINE / "config.pbtxt").open("a") as config:
         config.write('parameters { key: "chunk_milliseconds" value: { string_value: "0" } }\n')
     return repository
@@ -43,31 +43,31 @@ def shared_server(repository: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared_server: Server) -> Iterator[Server]:
-    """The shared Triton, which no test may leave with work in it."""
+    """The shared Triton. A test must leave it without running or waiting requests."""
     yield shared_server
     assert shared_server.holds_nothing(), shared_server.status()
 
 
 @pytest.fixture(scope="session")
 def shared_small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    # Deep enough that a full context takes seconds: who is to be found running must not have ended.
+    # Deep enough that a full context takes seconds, so that tests find their requests still running.
     repository = copy_repository(tmp_path_factory.mktemp("small"), slow=True, n_layer=12, n_embd=192)
     with (repository / ENGINE / "config.pbtxt").open("a") as config:
         config.write(f'parameters {{ key: "max_queue_size" value: {{ string_value: "{QUEUE}" }} }}\n')
     (repository / LM / "1" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    with running(repository, max_sequences=PLACES) as server:
+    with running(repository, max_sequences=SLOTS) as server:
         yield server
 
 
 @pytest.fixture
 def small_server(shared_small_server: Server) -> Iterator[Server]:
-    """A Triton with four places, a queue of four, a chat template, and a slower LM."""
+    """A Triton with four slots, a queue of four, a chat template, and a slow LM."""
     yield shared_small_server
     assert shared_small_server.holds_nothing(), shared_small_server.status()
 
 
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """The language models that lie in the repository, served as on a fresh clone."""
+    """The bundled language models, served as on a fresh clone."""
     with serving(model_repository(), tmp_path_factory.mktemp("bundled")) as serve:
         yield serve

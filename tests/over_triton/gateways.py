@@ -1,4 +1,4 @@
-"""`tritonlm gateway` as a process of its own, in front of a Triton that the tests have started; and who leaves it."""
+"""`tritonlm gateway` as a process in front of a Triton that the tests have started, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def gateway_to(triton: str, folder: Path, *options: str) -> Iterator[Gateway]:
     command = [sys.executable, "-m", "tritonlm.cli", "gateway", "--triton", triton, "--port", str(port), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    found = Gateway(process, f"http://127.0.0.1:{port}", log)
+    gateway = Gateway(process, f"http://127.0.0.1:{port}", log)
     try:
-        wait_until(found.lives, "the gateway answers")
-        yield found
+        wait_until(gateway.lives, "the gateway answers")
+        yield gateway
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

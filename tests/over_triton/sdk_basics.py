@@ -1,4 +1,4 @@
-"""What every user of OpenAI's SDK does, as a program of its own: run by test_sdks with each version of the SDK.
+"""Common uses of OpenAI's SDK, as a separate program: test_sdks runs it with each version of the SDK.
 
 python sdk_basics.py URL MODEL
 """
@@ -14,9 +14,9 @@ import pytest
 
 def main(url: str, model: str) -> None:
     client: Any = openai.OpenAI(base_url=url, api_key="unused", max_retries=0)
-    wanted = {"model": model, "prompt": "Once upon", "max_tokens": 12, "temperature": 0}
-    whole = client.completions.create(**wanted, n=2, logprobs=2)
-    streamed = [chunk.choices[0].text for chunk in client.completions.create(**wanted, stream=True)]
+    request = {"model": model, "prompt": "Once upon", "max_tokens": 12, "temperature": 0}
+    whole = client.completions.create(**request, n=2, logprobs=2)
+    streamed = [chunk.choices[0].text for chunk in client.completions.create(**request, stream=True)]
     assert "".join(streamed) == whole.choices[0].text == whole.choices[1].text
     assert whole.usage.completion_tokens == 24
     assert len(whole.choices[0].logprobs.tokens) == 12
@@ -27,17 +27,17 @@ def main(url: str, model: str) -> None:
     *chunks, last = list(client.chat.completions.create(**chat, stream=True, stream_options=options))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.choices[0].message.content
     assert last.usage.total_tokens == answer.usage.total_tokens
-    assert model in [found.id for found in client.models.list()]
+    assert model in [entry.id for entry in client.models.list()]
 
-    refusals = {
+    errors = {
         openai.BadRequestError: {"temperature": 3},
         openai.NotFoundError: {"model": "nope"},
     }
-    for kind, changed in refusals.items():
+    for error_type, changed in errors.items():
         for stream in (False, True):
-            with pytest.raises(kind) as refused:
-                client.completions.create(**{**wanted, **changed}, stream=stream)
-            assert refused.value.request_id
+            with pytest.raises(error_type) as error:
+                client.completions.create(**{**request, **changed}, stream=stream)
+            assert error.value.request_id
     print(openai.__version__)
 
 

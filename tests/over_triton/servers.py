@@ -1,6 +1,6 @@
-"""Local Tritons for tests: a copy of the model repository with its own checkpoint, free ports, always stopped.
+"""Local Tritons for tests: a copy of the model repository with its own checkpoint, on free ports, always stopped.
 
-It knows how a Triton is started and what it leaves behind, not what is asked of it.
+It knows how a Triton starts and stops, not what the tests request.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract.control import STATUS, Command
 from tritonlm.contract.parts import PARTS
 from tritonlm.serving import Settings, paths
-from tritonlm.serving.catalogue import catalogue
-from tritonlm.serving.control import TritonControl, bounded
-from tritonlm.serving.supervisor import prepare, reached, start
+from tritonlm.serving.control import TritonControl, deadline_check
+from tritonlm.serving.model_selection import select_models
+from tritonlm.serving.supervisor import connection_errors_explained, prepare, start
 
 LM, ENGINE = "tiny", "generate"
 LOAD_SECONDS = 120.0
@@ -30,7 +30,7 @@ WAIT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where a running Triton is reached."""
+    """The addresses of a running Triton."""
 
     grpc: str
     http: httpx.Client
@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def free_ports() -> dict[str, int]:
-    """Ports that nobody listens on, as settings."""
+    """Free ports, as settings."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
         for opened in sockets:
@@ -71,7 +71,7 @@ def free_ports() -> dict[str, int]:
 def copy_repository(folder: Path, slow: bool = False, **checkpoint: Any) -> Path:
     """The trio as it is in this checkout, tied to an LM `tiny` with a checkpoint made for the test.
 
-    A slow one is computed by the reference: who is to be found at work must not have ended.
+    A slow one is computed by the reference runner, so that tests find their requests still running.
     """
     repository = folder / "model_repository"
     for part in PARTS:
@@ -103,13 +103,13 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
             **settings,
         }
     )
-    triton = prepare(chosen, catalogue(chosen))
+    triton = prepare(chosen, select_models(chosen))
     with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
 
         def load() -> None:
-            with reached(triton, f"loading {LM}"):
-                control.load(LM, bounded(LOAD_SECONDS))
+            with connection_errors_explained(triton, f"loading {LM}"):
+                control.load(LM, deadline_check(LOAD_SECONDS))
 
         start(triton, control, load)
         with httpx.Client(base_url=control.url, timeout=WAIT_SECONDS, trust_env=False) as http:

@@ -1,4 +1,4 @@
-"""Bad input of every kind: one clear error to its caller, the end of the stream, and nothing left in the engine."""
+"""Invalid input of every kind: one clear error, the end of the stream, and an idle engine afterwards."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check(error: TritonLMError, kind: type[TritonLMError], param: str, text: str
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_over_http_it_is_refused_in_a_sentence(server: Server, case: str) -> None:
+def test_invalid_input_over_http_is_refused(server: Server, case: str) -> None:
     body, kind, param, text = BAD[case]
     whole = server.generate(**body)
     assert whole.status_code == httpx.codes.BAD_REQUEST
@@ -87,20 +87,20 @@ def test_over_http_it_is_refused_in_a_sentence(server: Server, case: str) -> Non
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_over_grpc_it_is_refused_and_the_request_ends(server: Server, case: str) -> None:
+def test_invalid_input_over_grpc_is_refused_and_ends_the_request(server: Server, case: str) -> None:
     body, kind, param, text = BAD[case]
     tensors = {name: value for name, value in body.items() if name in ("text_input", "input_ids", "messages")}
     tensors |= {"sampling_parameters": body["sampling_parameters"]} if "sampling_parameters" in body else {}
     parameters = {name: value for name, value in body.items() if name not in tensors}
     with Call(server.grpc, tensors, "bad", parameters) as call:
-        with pytest.raises(TritonLMError) as caught:
-            call.answer()
+        with pytest.raises(TritonLMError) as error_info:
+            call.read_all()
         assert call.is_over()
-    check(caught.value, kind, param, text)
+    check(error_info.value, kind, param, text)
 
 
-def test_the_end_is_marked_on_the_error_itself(server: Server) -> None:
-    """tritonclient does not show this flag."""
+def test_the_error_response_is_marked_final(server: Server) -> None:
+    """Uses the raw protocol: tritonclient does not expose this flag."""
     request = service_pb2.ModelInferRequest(model_name=LM, id="bad")
     prompt = request.inputs.add(name="text_input", datatype="BYTES", shape=[1, 1])
     prompt.contents.bytes_contents.append(b"a")
@@ -126,16 +126,16 @@ STRINGS: dict[str, tuple[Mapping[str, object], str]] = {
 
 
 @pytest.mark.parametrize("case", STRINGS)
-def test_what_only_grpc_can_send_is_refused(server: Server, case: str) -> None:
+def test_invalid_grpc_tensors_are_refused(server: Server, case: str) -> None:
     inputs, text = STRINGS[case]
     with Call(server.grpc, inputs, "bad") as call:
-        with pytest.raises(TritonLMError) as caught:
-            call.answer()
+        with pytest.raises(TritonLMError) as error_info:
+            call.read_all()
         assert call.is_over()
-    assert text in caught.value.message
+    assert text in error_info.value.message
 
 
-def test_nothing_at_all_is_refused(server: Server) -> None:
+def test_an_empty_request_is_refused(server: Server) -> None:
     response = server.generate()
     assert response.status_code == httpx.codes.BAD_REQUEST
     assert response.json()["error"]
@@ -150,13 +150,13 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_bad_commands_are_refused(server: Server, control: str) -> None:
+def test_invalid_commands_are_refused(server: Server, control: str) -> None:
     response = server.http.post(f"/v2/models/{ENGINE}/generate", json={"control": control})
     assert response.status_code == httpx.codes.BAD_REQUEST
     check(from_wire(response.json()["error"]), InvalidRequest, "control", CONTROLS[control])
 
 
-def test_the_engine_refuses_what_did_not_come_through_the_ensemble(server: Server) -> None:
+def test_the_engine_refuses_requests_outside_the_ensemble(server: Server) -> None:
     response = server.http.post(f"/v2/models/{ENGINE}/generate", json={"prompt_ids": [1]})
     assert response.status_code == httpx.codes.BAD_REQUEST
     check(from_wire(response.json()["error"]), InvalidRequest, "prompt_ids", "generate needs prompt_ids and request")
@@ -171,7 +171,7 @@ CHATS = {
 
 
 @pytest.mark.parametrize("messages", CHATS)
-def test_bad_chats_are_refused(small_server: Server, messages: str) -> None:
+def test_invalid_chats_are_refused(small_server: Server, messages: str) -> None:
     response = small_server.generate(messages=messages)
     assert response.status_code == httpx.codes.BAD_REQUEST
     error = from_wire(response.json()["error"])
@@ -179,6 +179,6 @@ def test_bad_chats_are_refused(small_server: Server, messages: str) -> None:
     assert CHATS[messages] in error.message
 
 
-def test_good_chats_are_answered(small_server: Server) -> None:
+def test_valid_chats_are_answered(small_server: Server) -> None:
     answer = small_server.generate(messages=CHAT, temperature=0, max_tokens=5).raise_for_status().json()
     assert answer["text_output"].startswith("user: Who are you?\nassistant:")

@@ -1,4 +1,4 @@
-"""`tritonlm …` against a real Triton: what people and scripts see, and the exit codes."""
+"""The commands of `tritonlm` with a real Triton: output for people and scripts, and exit codes."""
 
 from __future__ import annotations
 
@@ -20,53 +20,53 @@ def tritonlm(server: Server, *words: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(app, [*words, "--triton", server.grpc], input=stdin)
 
 
-def test_models_are_listed_for_people_and_for_scripts(server: Server) -> None:
+def test_list_and_status_as_table_and_as_json(server: Server) -> None:
     assert LM in tritonlm(server, "list").stdout
     (model,) = json.loads(tritonlm(server, "list", "--json").stdout)
     assert (model["id"], model["state"]) == (LM, "ready")
     status = json.loads(tritonlm(server, "status", "--json").stdout)
-    assert status["engines"][LM]["places"] == 64
+    assert status["engines"][LM]["slots"] == 64
     assert "1 language models ready" in tritonlm(server, "status").stdout
 
 
-def test_status_can_be_watched(server: Server) -> None:
+def test_status_watch_updates_until_interrupted(server: Server) -> None:
     command = [sys.executable, "-m", "tritonlm.cli", "status", "--watch", "--every", "0.2", "--triton", server.grpc]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        drawn = 0
+        tables = 0
         for line in process.stdout:
-            drawn += LM in line
-            if drawn == 3:
+            tables += LM in line
+            if tables == 3:
                 break
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.wait(20) == 130
 
 
-def test_a_text_is_continued_from_an_argument_and_from_standard_input(server: Server) -> None:
-    wanted = ("--max-tokens", "12", "--temperature", "0")
-    given = tritonlm(server, "generate", "Once upon", *wanted)
-    piped = tritonlm(server, "generate", "-", *wanted, stdin="Once upon")
-    whole = json.loads(tritonlm(server, "generate", "Once upon", *wanted, "--json").stdout)
-    assert given.exit_code == 0
-    assert given.stdout == piped.stdout == whole["choices"][0]["text"] + "\n"
+def test_generate_reads_an_argument_or_standard_input(server: Server) -> None:
+    options = ("--max-tokens", "12", "--temperature", "0")
+    result = tritonlm(server, "generate", "Once upon", *options)
+    piped = tritonlm(server, "generate", "-", *options, stdin="Once upon")
+    whole = json.loads(tritonlm(server, "generate", "Once upon", *options, "--json").stdout)
+    assert result.exit_code == 0
+    assert result.stdout == piped.stdout == whole["choices"][0]["text"] + "\n"
 
 
-def test_a_chat_goes_on_and_obeys_its_commands(small_server: Server) -> None:
-    said = "Once\n/system Be brief.\nAnd?\n/clear\n/help\n/quit\nnever\n"
-    result = tritonlm(small_server, "chat", "--max-tokens", "4", "--temperature", "0", stdin=said)
+def test_chat_commands(small_server: Server) -> None:
+    lines = "Once\n/system Be brief.\nAnd?\n/clear\n/help\n/quit\nnever\n"
+    result = tritonlm(small_server, "chat", "--max-tokens", "4", "--temperature", "0", stdin=lines)
     assert result.exit_code == 0, result.output
-    assert "/quit leaves" in result.stderr
+    assert "/quit: exit" in result.stderr
 
 
-def test_a_chat_survives_a_message_that_does_not_fit(small_server: Server) -> None:
+def test_a_chat_continues_after_a_message_that_is_too_long(small_server: Server) -> None:
     result = tritonlm(small_server, "chat", "--max-tokens", "400", stdin=f"{'birds ' * 200}\n/quit\n")
     assert result.exit_code == 0
     assert "maximum context length" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("generate", "a", "--temperature", "3"), 2, "temperature must be"),
         (("generate", "a", "--model", "nope"), 2, "does not exist"),
@@ -74,47 +74,47 @@ def test_a_chat_survives_a_message_that_does_not_fit(small_server: Server) -> No
         (("chat",), 1, "chat template"),
     ],
 )
-def test_errors_are_one_line_and_an_exit_code(server: Server, words: tuple[str, ...], code: int, said: str) -> None:
+def test_errors_are_one_line_and_an_exit_code(server: Server, words: tuple[str, ...], code: int, message: str) -> None:
     result = tritonlm(server, *words, stdin="hello\n")
     assert result.exit_code == code
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert said in line
+    assert message in line
 
 
-def test_where_no_triton_is_the_exit_code_is_3() -> None:
+def test_without_a_triton_the_exit_code_is_3() -> None:
     result = CliRunner().invoke(app, ["list", "--triton", "127.0.0.1:9"])
     assert (result.exit_code, result.stderr) == (3, "error: no Triton answers at 127.0.0.1:9\n")
 
 
-def test_a_model_is_unloaded_and_loaded(small_server: Server) -> None:
+def test_unload_and_load(small_server: Server) -> None:
     assert "unavailable" in tritonlm(small_server, "unload", LM).stdout
     assert "ready" in tritonlm(small_server, "load", LM).stdout
 
 
-def test_the_doctor_looks_at_everything() -> None:
+def test_doctor_runs_all_checks() -> None:
     result = CliRunner().invoke(app, ["doctor", "--json"])
-    found = {row["check"]: row["ok"] for row in json.loads(result.stdout)}
-    assert set(found) == {"machine", "Triton", "ports", "/dev/shm", "checkpoints"}
-    assert found["Triton"]
-    assert found["checkpoints"]
-    assert result.exit_code == (0 if all(found.values()) else 1)
+    results = {row["check"]: row["ok"] for row in json.loads(result.stdout)}
+    assert set(results) == {"machine", "Triton", "ports", "/dev/shm", "checkpoints"}
+    assert results["Triton"]
+    assert results["checkpoints"]
+    assert result.exit_code == (0 if all(results.values()) else 1)
 
 
-def test_several_texts_are_completed_together_a_line_each(server: Server) -> None:
-    wanted = ("--max-tokens", "8", "--temperature", "0")
-    given = tritonlm(server, "complete", "Once upon", "Two\nlines", "-n", "2", *wanted)
-    assert given.exit_code == 0, given.output
-    lines = given.stdout.splitlines()
+def test_complete_prints_one_line_per_completion(server: Server) -> None:
+    options = ("--max-tokens", "8", "--temperature", "0")
+    result = tritonlm(server, "complete", "Once upon", "Two\nlines", "-n", "2", *options)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
     assert len(lines) == 4
     assert lines[0] == lines[1]
-    piped = tritonlm(server, "complete", *wanted, stdin="Once upon\nTwo\n")
+    piped = tritonlm(server, "complete", *options, stdin="Once upon\nTwo\n")
     assert piped.stdout.splitlines()[0] == lines[0]
-    whole = json.loads(tritonlm(server, "complete", "Once upon", *wanted, "--logprobs", "1", "--json").stdout)
+    whole = json.loads(tritonlm(server, "complete", "Once upon", *options, "--logprobs", "1", "--json").stdout)
     assert whole["choices"][0]["text"].replace("\n", "\\n") == lines[0]
     assert len(whole["choices"][0]["logprobs"]["tokens"]) == 8
 
 
-def test_an_older_command_lines_words_are_understood(server: Server) -> None:
+def test_options_of_the_older_command_line_are_accepted(server: Server) -> None:
     words = ("generate", "--prompt", "Once upon", "--max_tokens", "8", "--temperature", "0", "--top_k", "5")
     assert tritonlm(server, *words).stdout == tritonlm(server, "generate", "Once upon", *words[3:]).stdout
     assert "ready" in tritonlm(server, "load", "--model_type", LM).stdout
@@ -122,7 +122,7 @@ def test_an_older_command_lines_words_are_understood(server: Server) -> None:
     assert tritonlm(server, "load").exit_code == 2
 
 
-def test_a_short_load_tells_what_callers_see(server: Server) -> None:
+def test_bench_reports_throughput(server: Server) -> None:
     words = ("bench", "--requests", "6", "--concurrency", "3", "--prompt-tokens", "4", "--max-tokens", "5")
     report = json.loads(tritonlm(server, *words, "--json").stdout)
     assert (report["model"], report["requests"]) == (LM, 6)
@@ -130,7 +130,7 @@ def test_a_short_load_tells_what_callers_see(server: Server) -> None:
     assert "tokens per second" in tritonlm(server, *words).stdout
 
 
-def test_embeddings_are_off_and_say_how_they_are_switched_on(server: Server) -> None:
+def test_embed_names_the_setting_that_enables_it(server: Server) -> None:
     result = tritonlm(server, "embed", "a")
     assert result.exit_code == 1
     assert "TRITONLM_ENABLE_EMBEDDINGS" in result.stderr

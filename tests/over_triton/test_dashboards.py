@@ -1,4 +1,4 @@
-"""Every query of the dashboard and of the alerts, asked of a real Prometheus that watches a real server at work."""
+"""Every query of the dashboard and the alerts returns data from a real Prometheus that scrapes a real server."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from .test_serve import Serve, serving
 pytestmark = pytest.mark.triton
 
 DOCKER = ROOT / "docker"
-# Long enough for several looks of a Prometheus that looks every second.
+# Several times the scrape interval of one second.
 RATE = "20s"
-ASK = {"model": "abacus", "prompt": "1+1=", "max_tokens": 4, "temperature": 0}
+SUM = {"model": "abacus", "prompt": "1+1=", "max_tokens": 4, "temperature": 0}
 STORY = {"model": "fable", "prompt": "Once", "max_tokens": 300, "ignore_eos": True, "stream": True}
 
 
 def queries() -> dict[str, str]:
-    """By what they are for. Of an alert's, without the bound: there is something to compare."""
-    found = {}
+    """All queries by name. An alert's query is returned without its threshold, so that it always has a value."""
+    result = {}
     board = json.loads((DOCKER / "grafana" / "dashboards" / "tritonlm.json").read_text(encoding="utf-8"))
     for panel in board["panels"]:
         for target in panel.get("targets", []):
-            found[f"{panel['title']}: {target['legendFormat']}"] = target["expr"].replace("$__rate_interval", RATE)
+            result[f"{panel['title']}: {target['legendFormat']}"] = target["expr"].replace("$__rate_interval", RATE)
     rules = YAML(typ="safe").load(DOCKER / "prometheus" / "alerts.yml")["groups"][0]["rules"]
     for rule in rules:
-        unbound = re.sub(r"\s(>|==) [\d.]+", "", rule["expr"])
-        found[f"alert {rule['alert']}"] = re.sub(r"\[\d+m\]", f"[{RATE}]", unbound)
-    return found
+        value = re.sub(r"\s(>|==) [\d.]+", "", rule["expr"])
+        result[f"alert {rule['alert']}"] = re.sub(r"\[\d+m\]", f"[{RATE}]", value)
+    return result
 
 
 @contextlib.contextmanager
 def prometheus(serve: Serve, folder: Path) -> Iterator[httpx.Client]:
     if not (binary := shutil.which("prometheus")):
-        pytest.skip("no Prometheus here (Debian: prometheus)")
+        pytest.skip("Prometheus is not installed (Debian: prometheus)")
     settings = YAML(typ="safe").load(DOCKER / "prometheus" / "prometheus.yml")
     settings["global"]["scrape_interval"] = settings["global"]["evaluation_interval"] = "1s"
     settings["rule_files"] = [str(DOCKER / "prometheus" / "alerts.yml")]
@@ -68,66 +68,76 @@ def prometheus(serve: Serve, folder: Path) -> Iterator[httpx.Client]:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_SECONDS, trust_env=False) as http:
-            wait_until(lambda: answers(http), "Prometheus is ready")
+            wait_until(lambda: is_ready(http), "Prometheus is ready")
             yield http
     finally:
         process.terminate()
         process.wait(WAIT_SECONDS)
 
 
-def answers(http: httpx.Client) -> bool:
+def is_ready(http: httpx.Client) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return http.get("/-/ready").is_success
     return False
 
 
-def result(http: httpx.Client, query: str) -> list[Any]:
-    told = http.get("/api/v1/query", params={"query": query}).json()
-    assert told["status"] == "success", (query, told)
-    found: list[Any] = told["data"]["result"]
-    return found
+def run_query(http: httpx.Client, query: str) -> list[Any]:
+    response = http.get("/api/v1/query", params={"query": query}).json()
+    assert response["status"] == "success", (query, response)
+    series: list[Any] = response["data"]["result"]
+    return series
 
 
-def live(http: httpx.Client) -> None:
-    """Something of everything that is counted."""
+def send_traffic(http: httpx.Client) -> None:
+    """Requests that change every counter."""
     story = {**STORY, "stream": False}
-    with ThreadPoolExecutor(16) as crowd:
-        # More at once than may be inside: some are refused.
-        list(crowd.map(lambda _: http.post("/v1/completions", json=story), range(16)))
-    http.post("/v1/completions", json=ASK, headers={"x-stainless-retry-count": "1"}).raise_for_status()
-    http.post("/v1/completions", json={**ASK, "temperature": "hot"})
+    with ThreadPoolExecutor(16) as pool:
+        # More than the limit of concurrent requests: some are refused.
+        list(pool.map(lambda _: http.post("/v1/completions", json=story), range(16)))
+    http.post("/v1/completions", json=SUM, headers={"x-stainless-retry-count": "1"}).raise_for_status()
+    http.post("/v1/completions", json={**SUM, "temperature": "hot"})
     http.post("/v1/embeddings", json={"model": "abacus", "input": "x"})
     http.post("/v1/completions", json=STORY).raise_for_status()
 
 
-def kill_an_engine_in_the_midst(serve: Serve, http: httpx.Client) -> None:
-    """Its stream goes on where it was."""
-    with http.stream("POST", "/v1/completions", json=STORY) as answer:
-        lines = answer.iter_lines()
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_an_engine_during_a_stream(serve: Serve, http: httpx.Client) -> None:
+    """The stream is resumed and ends normally."""
+    # Found before the stream begins, which may be short.
+    (engine,) = (
+        process
+        for process in psutil.Process(serve.process.pid).children(recursive=True)
+        if "fable-generate_0_0" in cmdline(process)
+    )
+    with http.stream("POST", "/v1/completions", json=STORY) as response:
+        lines = response.iter_lines()
         next(lines)
-        for process in psutil.Process(serve.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "fable-generate_0_0" in process.cmdline():
-                    process.send_signal(signal.SIGKILL)
+        engine.send_signal(signal.SIGKILL)
         assert list(lines)[-2:] == ["data: [DONE]", ""]
 
 
-def test_all_queries_have_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_queries_return_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONLM_MAX_REQUESTS", "4")
     with (
         serving(model_repository(), tmp_path) as serve,
-        prometheus(serve, tmp_path) as watcher,
+        prometheus(serve, tmp_path) as prometheus_http,
         httpx.Client(base_url=f"http://127.0.0.1:{serve.ports['port']}", timeout=60, trust_env=False) as http,
     ):
         http.post("/api/models/abacus/unload").raise_for_status()
-        live(http)
-        kill_an_engine_in_the_midst(serve, http)
+        send_traffic(http)
+        kill_an_engine_during_a_stream(serve, http)
         missing = queries()
         assert len(missing) > 50
         deadline = time.monotonic() + WAIT_SECONDS
         while missing and time.monotonic() < deadline:
-            live(http)
-            missing = {name: query for name, query in missing.items() if not result(watcher, query)}
+            send_traffic(http)
+            missing = {name: query for name, query in missing.items() if not run_query(prometheus_http, query)}
         assert not missing
-        rules = watcher.get("/api/v1/rules").json()["data"]["groups"][0]["rules"]
+        rules = prometheus_http.get("/api/v1/rules").json()["data"]["groups"][0]["rules"]
         assert {rule["health"] for rule in rules} == {"ok"}

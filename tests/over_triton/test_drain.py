@@ -1,4 +1,4 @@
-"""A gateway that is asked to stop: not ready, no new work, running streams end, exit code 0; or a hard limit."""
+"""Draining a gateway: not ready, no new requests, running streams finish up to a limit, exit code 0."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def status(url: str) -> int:
         return 0
 
 
-def test_running_streams_end_and_new_work_is_sent_elsewhere(slow: Server, tmp_path: Path) -> None:
+def test_running_streams_finish_and_new_requests_are_refused(slow: Server, tmp_path: Path) -> None:
     with gateway_to(slow.grpc, tmp_path) as gateway, httpx.Client(timeout=60, trust_env=False) as http:
         url, process = gateway.url, gateway.process
         with http.stream("POST", f"{url}/v1/completions", json={**BODY, "stream": True}) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
-            wait_until(lambda: status(f"{url}/health/ready") == 503, "it is not ready any more")
+            wait_until(lambda: status(f"{url}/health/ready") == 503, "it is not ready")
             assert status(f"{url}/health/live") == 200
             refused = http.post(f"{url}/v1/completions", json=BODY)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
@@ -52,7 +52,7 @@ def test_running_streams_end_and_new_work_is_sent_elsewhere(slow: Server, tmp_pa
         assert process.wait(WAIT_SECONDS) == 0
 
 
-def test_there_is_an_end_to_waiting(slow: Server, tmp_path: Path) -> None:
+def test_draining_has_a_time_limit(slow: Server, tmp_path: Path) -> None:
     body = {**BODY, "stream": True}
     with (
         gateway_to(slow.grpc, tmp_path, "--drain-seconds", "0.5") as gateway,
@@ -61,14 +61,14 @@ def test_there_is_an_end_to_waiting(slow: Server, tmp_path: Path) -> None:
         next(response.iter_lines())
         gateway.process.send_signal(signal.SIGTERM)
         assert gateway.process.wait(WAIT_SECONDS) == 0
-    # The engine has nobody left to work for.
+    # The engine has no request left.
     wait_until(slow.holds_nothing, "nothing runs")
     with Client(slow.grpc) as client:
         assert client.completions.create(LM, "Once", max_tokens=2).choices[0].text
 
 
-def test_one_of_two_tritons_is_taken_away_for_an_upgrade_and_nobody_notices(slow: Server, tmp_path: Path) -> None:
-    """Its streams end there, new requests go to the other one, and none of them fails."""
+def test_one_of_two_tritons_stops_without_failed_requests(slow: Server, tmp_path: Path) -> None:
+    """As in an upgrade: its streams finish, and new requests go to the other Triton."""
     answers: list[httpx.Response] = []
     other = copy_repository(tmp_path, slow=True, n_layer=12, n_embd=128)
     stop = threading.Event()
@@ -77,22 +77,22 @@ def test_one_of_two_tritons_is_taken_away_for_an_upgrade_and_nobody_notices(slow
         gateway_to(slow.grpc, tmp_path, "--triton", upgraded.grpc) as gateway,
     ):
 
-        def ask(number: int) -> None:
+        def send(number: int) -> None:
             while not stop.is_set():
-                wanted = {**BODY, "max_tokens": 120, "stream": bool(number % 2)}
-                answers.append(httpx.post(f"{gateway.url}/v1/completions", json=wanted, timeout=60, trust_env=False))
+                body = {**BODY, "max_tokens": 120, "stream": bool(number % 2)}
+                answers.append(httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60, trust_env=False))
 
-        with ThreadPoolExecutor(6) as crowd:
-            asked = [crowd.submit(ask, number) for number in range(6)]
-            wait_until(lambda: upgraded.status()["running"] > 0, "the one to be taken away has work")
+        with ThreadPoolExecutor(6) as pool:
+            futures = [pool.submit(send, number) for number in range(6)]
+            wait_until(lambda: upgraded.status()["running"] > 0, "the Triton that will stop has requests")
             upgraded.process.terminate()
             assert upgraded.process.wait(WAIT_SECONDS) == 0
             before = len(answers)
-            wait_until(lambda: len(answers) > before + 6, "the other one goes on")
+            wait_until(lambda: len(answers) > before + 6, "the other Triton serves")
             stop.set()
-            for made in asked:
-                made.result()
+            for future in futures:
+                future.result()
     assert [answer.text for answer in answers if answer.status_code != 200] == []
     assert all("error" not in answer.text for answer in answers)
     whole = {answer.json()["choices"][0]["text"] for answer in answers if "json" in answer.headers["content-type"]}
-    assert len(whole) == 1, "one text from both, before and after"
+    assert len(whole) == 1, "both Tritons generate the same text"

@@ -1,4 +1,4 @@
-"""When the engine fails: each request in it gets one clear error and its end, and the engine goes on."""
+"""A failure in the engine: each affected request ends with one clear error, and the engine continues."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from safetensors.torch import load_file, save_file
 from tritonlm.contract import EngineFailure
 from tritonlm.contract.control import PING
 
-from .caller import ask, call
+from .caller import call, complete
 from .servers import ENGINE, LM, Server, copy_repository, running
 
 pytestmark = pytest.mark.triton
 
-# The prompts that break a step of the engine of `breakable` are exactly so long.
+# A prompt of this length raises an error in a step of `breakable`.
 BREAKING = 13
 BROKEN_FORWARD = f"""
 
 _open_runner = open_runner
 
 
-def open_runner(folder, config, device):
-    runner = _open_runner(folder, config, device)
-    whole_forward = runner.forward
+def open_runner(folder, config, device, *arguments):
+    runner = _open_runner(folder, config, device, *arguments)
+    original_forward = runner.forward
 
     def forward(plan):
         if any(len(piece.request.prompt_ids) == {BREAKING} for piece in plan):
             raise RuntimeError("a secret of the engine")
-        return whole_forward(plan)
+        return original_forward(plan)
 
     runner.forward = forward
     return runner
@@ -39,7 +39,7 @@ def open_runner(folder, config, device):
 
 
 @pytest.fixture(scope="module")
-def without_numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def nan_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Triton whose LM's weights hold NaN."""
     repository = copy_repository(tmp_path_factory.mktemp("nan"))
     file = repository / LM / "1" / "model.safetensors"
@@ -52,47 +52,47 @@ def without_numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 
 @pytest.fixture(scope="module")
 def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A Triton in which an exception can be caused inside a step."""
+    """A Triton whose engine raises an exception for some prompts."""
     repository = copy_repository(tmp_path_factory.mktemp("breakable"), slow=True, n_layer=4)
-    with (repository / ENGINE / "1" / "engine" / "runners.py").open("a", encoding="utf-8") as file:
+    with (repository / ENGINE / "1" / "engine" / "runners" / "select.py").open("a", encoding="utf-8") as file:
         file.write(BROKEN_FORWARD)
     with running(repository) as server:
         yield server
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_weights_without_numbers_fail_each_request_by_itself(without_numbers: Server, stream: bool) -> None:
+def test_nan_weights_fail_each_request(nan_server: Server, stream: bool) -> None:
     with contextlib.ExitStack() as stack:
         calls = [
-            stack.enter_context(call(without_numbers.grpc, f"{number} birds", stream=stream, temperature=temperature))
+            stack.enter_context(call(nan_server.grpc, f"{number} birds", stream=stream, temperature=temperature))
             for number in range(4)
             for temperature in (0.0, 1.0)
         ]
-        for made in calls:
+        for request in calls:
             with pytest.raises(EngineFailure, match="not finite"):
-                made.answer()
-            assert made.is_over()
-    assert without_numbers.command(PING)["failed"] >= len(calls)
-    assert without_numbers.holds_nothing()
+                request.read_all()
+            assert request.is_over()
+    assert nan_server.command(PING)["failed"] >= len(calls)
+    assert nan_server.holds_nothing()
 
 
-def test_an_exception_in_a_step_fails_the_requests_in_it_and_no_others(breakable: Server) -> None:
-    wanted: dict[str, Any] = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}
-    reference = ask(breakable.grpc, "Once", **{**wanted, "max_tokens": 20})
+def test_an_exception_in_a_step_fails_only_the_requests_in_it(breakable: Server) -> None:
+    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}
+    reference = complete(breakable.grpc, "Once", **{**parameters, "max_tokens": 20})
     with contextlib.ExitStack() as stack:
-        beside = [stack.enter_context(call(breakable.grpc, f"{number} birds", **wanted)) for number in range(3)]
-        firsts = [made.next() for made in beside]
+        others = [stack.enter_context(call(breakable.grpc, f"{number} birds", **parameters)) for number in range(3)]
+        firsts = [request.next() for request in others]
         assert [first.final for first in firsts] == [False] * len(firsts)
         response = breakable.generate(input_ids=[1] * BREAKING)
-        # Triton's own port gives every failed answer the status 400; what it was stands at the text's end.
+        # Triton replies 400 to every failed request; the error code is at the end of the message.
         assert response.is_error
         assert response.json()["error"].endswith("send the request again [code=engine_failure]")
         assert "secret" not in response.text
-        for made in beside:
+        for request in others:
             with pytest.raises(EngineFailure, match="send the request again"):
-                made.answer()
-            assert made.is_over()
-    assert breakable.command(PING)["failed"] == 1 + len(beside)
+                request.read_all()
+            assert request.is_over()
+    assert breakable.command(PING)["failed"] == 1 + len(others)
     assert breakable.holds_nothing()
-    again = ask(breakable.grpc, "Once", **{**wanted, "max_tokens": 20})
+    again = complete(breakable.grpc, "Once", **{**parameters, "max_tokens": 20})
     assert again.text == reference.text

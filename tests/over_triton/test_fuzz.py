@@ -1,4 +1,4 @@
-"""Tensors of any name, type, shape and content to each model: an answer or a refusal, never a crash or a hang."""
+"""Tensors of any name, type, shape and content for each model: a response or an error, never a crash or a hang."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INPUTS: dict[str, tuple[TensorSpec, ...]] = {
     "detokenize": (tensors.CHUNK,),
 }  # fmt: skip
 NUMBERS = {"INT32": 4, "INT64": 8, "BOOL": 1, "FP32": 4}
-# Some of them nearly right.
+# Some of them are almost valid.
 TEXTS = st.sampled_from(
     [
         b"", b"Once", b"{}", b"[]", b"[[]]", b'{"max_tokens": 3}', b'{"max_tokens": 1e999}', b'{"stop": []}', b"null",
@@ -40,7 +40,7 @@ TEXTS = st.sampled_from(
 
 @st.composite
 def tensor(draw: st.DrawFn, spec: TensorSpec) -> tuple[str, str, list[int], bytes]:
-    """A tensor of this name: mostly of its type, and of any numbers."""
+    """A tensor of this name, mostly of its own type, with arbitrary content."""
     kinds = [*NUMBERS, "BYTES"]
     kind = "BYTES" if spec.dtype == "STRING" else spec.dtype
     kind = draw(st.sampled_from([kind, kind, kind, draw(st.sampled_from(kinds))]))
@@ -58,24 +58,24 @@ def tensor(draw: st.DrawFn, spec: TensorSpec) -> tuple[str, str, list[int], byte
 
 
 @pytest.mark.parametrize("model", INPUTS)
-def test_any_tensors_are_answered_or_refused(server: Server, model: str) -> None:
+def test_arbitrary_tensors_get_a_response_or_an_error(server: Server, model: str) -> None:
     with grpc.insecure_channel(server.grpc) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
         @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(data=st.data())
         def fuzz(data: st.DataObject) -> None:
-            chosen = data.draw(st.lists(st.sampled_from(INPUTS[model]), min_size=1, unique=True))
+            specs = data.draw(st.lists(st.sampled_from(INPUTS[model]), min_size=1, unique=True))
             request = service_pb2.ModelInferRequest(model_name=model, id="fuzz")
-            for name, kind, shape, content in [data.draw(tensor(spec)) for spec in chosen]:
+            for name, kind, shape, content in [data.draw(tensor(spec)) for spec in specs]:
                 request.inputs.add(name=name, datatype=kind, shape=shape)
                 request.raw_input_contents.append(content)
-            for told in errors_of(stub, request):
-                assert "Traceback" not in told
-                # What is nobody's fault but ours.
-                assert "the server's log" not in told, told
-                status = from_wire(told).http_status
-                assert status < 500 or status == NotOffered.http_status or not told.endswith("]"), told
+            for message in errors_of(stub, request):
+                assert "Traceback" not in message
+                # An internal error would be the server's fault.
+                assert "the server's log" not in message, message
+                status = from_wire(message).http_status
+                assert status < 500 or status == NotOffered.http_status or not message.endswith("]"), message
 
         fuzz()
     assert server.holds_nothing()
@@ -85,11 +85,11 @@ def test_any_tensors_are_answered_or_refused(server: Server, model: str) -> None
 def errors_of(stub: Any, request: Any) -> list[str]:
     try:
         return [
-            answer.error_message
-            for answer in stub.ModelStreamInfer(iter([request]), timeout=SECONDS)
-            if answer.error_message
+            response.error_message
+            for response in stub.ModelStreamInfer(iter([request]), timeout=SECONDS)
+            if response.error_message
         ]
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            pytest.fail("it hangs")
+            pytest.fail("the model hangs")
         return [error.details() or ""]

@@ -1,4 +1,4 @@
-"""A request that kills its process whenever it is computed ends; the others end with their undisturbed texts."""
+"""A request that kills its process whenever it is computed is ended; the others end with unchanged texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from .servers import LM, WAIT_SECONDS, copy_repository, wait_until
 from .test_serve import Serve, serving
-from .test_survival import victim
+from .test_survival import find_process
 
 pytestmark = pytest.mark.triton
 
@@ -28,7 +28,7 @@ OTHERS = 16
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     folder = tmp_path_factory.mktemp("killer")
-    # Slow enough that who kills finds it at work.
+    # Slow enough that the killer finds the process at work.
     with serving(copy_repository(folder, slow=True, n_layer=8, n_embd=128), folder) as serve:
         yield serve
 
@@ -37,16 +37,16 @@ def body(prompt: str) -> dict[str, Any]:
     return {"model": LM, "prompt": prompt, "max_tokens": 60, "ignore_eos": True, "seed": 5, "temperature": 1}
 
 
-def asked(url: str, prompt: str) -> httpx.Response:
+def send(url: str, prompt: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json=body(prompt), timeout=WAIT_SECONDS, trust_env=False)
 
 
 def computed_now(triton: int) -> list[str]:
-    """The fingerprints of the requests in the step under way, from the journal that the engine keeps."""
+    """The fingerprints of the requests in the current step, from the engine's step journal."""
     for file in Path(tempfile.gettempdir()).glob(f"tritonlm-steps-*-{triton}-generate-0-*"):
         with contextlib.suppress(OSError, ValueError), file.open("rb") as opened:
-            found = json.loads(opened.read(int.from_bytes(opened.read(8), "little")) or b"{}")
-            return [name for name, _ in found.get("step", [])]
+            entry = json.loads(opened.read(int.from_bytes(opened.read(8), "little")) or b"{}")
+            return [name for name, _ in entry.get("step", [])]
     return []
 
 
@@ -68,34 +68,35 @@ class Killer:
         self._thread.join()
 
     def _run(self) -> None:
-        process = victim(self._serve, "generate")
+        process = find_process(self._serve, "generate")
         while not self._ended.is_set():
             if self._fingerprint in computed_now(self._triton):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
                     self.kills += 1
-                # Until its successor has read what it was at.
+                # Wait until the next process has read the journal.
                 while self._fingerprint in computed_now(self._triton) and not self._ended.is_set():
                     time.sleep(0.002)
-                process = victim(self._serve, "generate")
+                process = find_process(self._serve, "generate")
             time.sleep(0.002)
 
 
-def test_a_request_that_kills_is_not_sent_for_ever(served: Serve) -> None:
-    url, triton = f"http://127.0.0.1:{served.ports['port']}", victim(served, "tritonserver").pid
+def test_a_request_that_kills_its_process_is_ended(served: Serve) -> None:
+    url, triton = f"http://127.0.0.1:{served.ports['port']}", find_process(served, "tritonserver").pid
     prompts = [f"Once {number}" for number in range(OTHERS)]
     with ThreadPoolExecutor(OTHERS + 1) as threads:
-        undisturbed = [answer.json()["choices"] for answer in threads.map(lambda prompt: asked(url, prompt), prompts)]
+        responses = threads.map(lambda prompt: send(url, prompt), prompts)
+        undisturbed = [response.json()["choices"] for response in responses]
         wait_until(lambda: not computed_now(triton), "the engine is idle")
-        alone = threads.submit(asked, url, "The killer")
+        alone = threads.submit(send, url, "The killer")
         deadline, seen = time.monotonic() + WAIT_SECONDS, []
         while not seen and time.monotonic() < deadline:
             seen = computed_now(triton)
-        assert alone.result().is_success, "without anybody who kills it is as the others"
+        assert alone.result().is_success, "without the killer the request succeeds"
         with Killer(served, triton, seen[0]) as killer:
-            killed, *others = threads.map(lambda prompt: asked(url, prompt), ["The killer", *prompts])
+            killed, *others = threads.map(lambda prompt: send(url, prompt), ["The killer", *prompts])
     assert killed.status_code == 500, f"after {killer.kills} kills"
     assert killed.json()["error"]["code"] == "request_failed_repeatedly"
     assert killed.headers["x-should-retry"] == "false"
-    assert [answer.json()["choices"] for answer in others] == undisturbed
+    assert [response.json()["choices"] for response in others] == undisturbed
     assert 2 <= killer.kills <= 4

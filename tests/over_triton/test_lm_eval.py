@@ -1,4 +1,4 @@
-"""`lm_eval --model local-completions` against the live gateway gives what lm_eval's own `hf` model gives."""
+"""`lm_eval --model local-completions` with the gateway gives the results of lm_eval's own `hf` model."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def write_tasks(folder: Path) -> None:
             "question": f"One day the {WORDS[n]} saw the {WORDS[n - 1]} and",
             "choices": [f" {WORDS[n - k]}" + " and bread" * (k % 2) for k in range(2, 6)],
             "answer": n % 4,
-            # Longer than the context, so that it is read in several windows.
+            # Longer than the context, so that lm_eval splits it into windows.
             "page": " ".join(WORDS[(n * k) % len(WORDS)] for k in range(1, 300 if n < 2 else 30)),
         }
         for n in range(len(WORDS))
@@ -83,7 +83,7 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(task.format(data=data), encoding="utf-8")
 
 
-def test_it_equals_hf(server: Server, repository: Path, tmp_path: Path) -> None:
+def test_the_results_equal_those_of_hf(server: Server, repository: Path, tmp_path: Path) -> None:
     write_tasks(tmp_path)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     with gateway_to(server.grpc, tmp_path) as gateway:
@@ -94,5 +94,5 @@ def test_it_equals_hf(server: Server, repository: Path, tmp_path: Path) -> None:
             env=environment, capture_output=True, text=True, timeout=250, check=False,
         )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    for shown in ("acc", "acc_norm", "word_perplexity", "bits_per_byte", "exact_match", "texts that differ: 0"):
-        assert shown in result.stdout
+    for name in ("acc", "acc_norm", "word_perplexity", "bits_per_byte", "exact_match", "texts that differ: 0"):
+        assert name in result.stdout

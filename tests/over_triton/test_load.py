@@ -1,4 +1,4 @@
-"""The load test as a smoke test: all kinds of users, spread over processes, a report, and an exit code that judges."""
+"""A smoke test of the load test: all kinds of users, several processes, the report, and the exit code."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def traffic(bundled: Serve, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
 
 
-def test_a_quick_run_serves_everybody_and_reports(bundled: Serve, tmp_path: Path) -> None:
+def test_a_quick_run_succeeds_and_writes_a_report(bundled: Serve, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
-    done = traffic(
+    result = traffic(
         bundled, "--quick", "--seconds", "10", "--prompts", "shared-prefix", "--processes", "2", "--report", str(report)
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     text = report.read_text(encoding="utf-8")
     assert text.count("<svg") == 3
-    # Nothing that a browser would fetch.
+    # The report loads no external resources.
     assert not re.search(r"<(script|link|img|iframe)\b|@import", text)
     for entry in ("first text HTTP", "between tokens HTTP", "tokens/s HTTP", "first text gRPC", "gRPC fable",
                   "POST left early", "POST nonsense"):  # fmt: skip
@@ -39,14 +39,14 @@ def test_a_quick_run_serves_everybody_and_reports(bundled: Serve, tmp_path: Path
         assert failed == "0", entry
 
 
-def test_a_goal_that_is_missed_is_the_exit_code(bundled: Serve) -> None:
-    done = traffic(bundled, "--quick", "--seconds", "5", "--prompts", "chat", "--first", "0.001")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "NOT KEPT" in done.stdout
+def test_a_missed_goal_sets_the_exit_code(bundled: Serve) -> None:
+    result = traffic(bundled, "--quick", "--seconds", "5", "--prompts", "chat", "--first", "0.001")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "MISSED" in result.stdout
 
 
 def test_a_search_ends_with_a_rate(bundled: Serve) -> None:
     options = ["--shape", "saturation", "--seconds", "14", "--most-users", "32", "--first", "9000", "--between", "9000"]
-    done = traffic(bundled, *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "highest rate within the goal" in done.stdout
+    result = traffic(bundled, *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "highest rate within the goal" in result.stdout

@@ -1,4 +1,4 @@
-"""A thousand cancelled requests leave nothing behind: no request, no block, no memory."""
+"""A thousand cancelled requests leak no request, no block and no memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine.runners.packed_linear import rounded_up
+from engine.runners.packed_linear import padded_rows
 from tritonlm.contract.control import CANCEL
 from tritonlm.contract.tensors import INPUT_IDS, STREAM
 
@@ -18,24 +18,24 @@ from .servers import ENGINE, Server, copy_repository, running, wait_until
 
 pytestmark = pytest.mark.triton
 
-WAVES, IN_A_WAVE = 20, 50
-# So many tokens, and room for all of them, that none ends or is put aside before its cancel, though this process may be
-# held up for a while.
+WAVES, WAVE_SIZE = 20, 50
+# Long requests and a KV cache for all of them, so that none finishes or is preempted before it is cancelled, even when
+# the test is delayed.
 CONTEXT, MAX_TOKENS = 1024, 960
-KV_CACHE_TOKENS, PROMPT_TOKENS = IN_A_WAVE * CONTEXT, 480
-# By then allocators have settled.
-SETTLED_AFTER = 8
-ALLOWED_GROWTH = 20 * 2**20
+KV_CACHE_TOKENS, PROMPT_TOKENS = WAVE_SIZE * CONTEXT, 480
+# Memory is compared from this wave on, when allocators have reached a steady state.
+WARMUP_WAVES = 8
+MAX_GROWTH_BYTES = 20 * 2**20
 
 
 def engine_process(server: Server) -> psutil.Process:
     children = psutil.Process(server.process_id).children(recursive=True)
-    (found,) = [child for child in children if any(f"/{ENGINE}/1/model.py" in part for part in child.cmdline())]
-    return found
+    (process,) = [child for child in children if any(f"/{ENGINE}/1/model.py" in part for part in child.cmdline())]
+    return process
 
 
 def wave(server: Server, number: int) -> None:
-    """Half of them stream, and are cancelled when their first text is there; half are cancelled before."""
+    """Half of the requests stream and are cancelled after their first chunk; the other half is not streamed."""
     with contextlib.ExitStack() as stack:
         calls = [
             stack.enter_context(
@@ -44,50 +44,51 @@ def wave(server: Server, number: int) -> None:
                     max_tokens=MAX_TOKENS, ignore_eos=True,
                 )
             )
-            for index in range(IN_A_WAVE)
+            for index in range(WAVE_SIZE)
         ]  # fmt: skip
-        firsts = [[made.next()] if index % 2 == 0 else [] for index, made in enumerate(calls)]
-        wait_until(lambda: server.status()["running"] == IN_A_WAVE, "all of them run")
+        firsts = [[request.next()] if index % 2 == 0 else [] for index, request in enumerate(calls)]
+        wait_until(lambda: server.status()["running"] == WAVE_SIZE, "all of them run")
         with ThreadPoolExecutor(8) as threads:
-            reports = list(threads.map(lambda made: server.command(CANCEL, made.id), calls))
-        assert reports == [{"cancelled": 1}] * IN_A_WAVE
-        for made, first in zip(calls, firsts, strict=True):
-            assert made.answer(*first).last.finish_reason == "cancelled"
+            reports = list(threads.map(lambda request: server.command(CANCEL, request.id), calls))
+        assert reports == [{"cancelled": 1}] * WAVE_SIZE
+        for request, first in zip(calls, firsts, strict=True):
+            assert request.read_all(*first).last.finish_reason == "cancelled"
 
 
 def fill_the_cache(server: Server) -> None:
-    """Read as many tokens as it has places, none of them twice: from then on all of its memory is resident."""
+    """Prefill as many distinct tokens as the cache holds, so that all of its memory is resident."""
     for number in range(KV_CACHE_TOKENS // PROMPT_TOKENS + 2):
         inputs = {INPUT_IDS.name: [number] * PROMPT_TOKENS, STREAM.name: False}
-        with Call(server.grpc, inputs, parameters={"max_tokens": 1}) as made:
-            made.answer()
+        with Call(server.grpc, inputs, parameters={"max_tokens": 1}) as request:
+            request.read_all()
 
 
-def compute_every_number_of_rows(server: Server) -> None:
-    """Which compiles code that stays: of prompts, in their lengths, and of rows that are decoded together."""
+def compute_all_batch_shapes(server: Server) -> None:
+    """Compile the code for all prompt lengths and decode batch sizes, which stays in memory."""
     for length in range(2, PROMPT_TOKENS):
-        if length == rounded_up(length):
-            # No two begin alike, nor like what fills the cache: what is cached is not computed.
+        if length == padded_rows(length):
+            # Prompts share no prefix with each other or with fill_the_cache, so that none comes from the prefix cache.
             inputs = {INPUT_IDS.name: ([length, length + 1] * length)[:length], STREAM.name: False}
-            with Call(server.grpc, inputs, parameters={"max_tokens": 1}) as made:
-                made.answer()
+            with Call(server.grpc, inputs, parameters={"max_tokens": 1}) as request:
+                request.read_all()
     with contextlib.ExitStack() as stack:
-        asked = [{"max_tokens": 40 + 4 * index, "ignore_eos": True} for index in range(IN_A_WAVE)]
-        for made in [stack.enter_context(call(server.grpc, "birds", stream=False, **wanted)) for wanted in asked]:
-            made.answer()
+        parameter_sets = [{"max_tokens": 40 + 4 * index, "ignore_eos": True} for index in range(WAVE_SIZE)]
+        calls = [stack.enter_context(call(server.grpc, "birds", stream=False, **each)) for each in parameter_sets]
+        for request in calls:
+            request.read_all()
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """An LM slow enough that none ends before its cancel."""
+    """A Triton with an LM that is slow enough that no request finishes before it is cancelled."""
     repository = copy_repository(tmp_path, slow=True, n_layer=8, n_positions=CONTEXT)
     with running(repository, kv_cache_tokens=KV_CACHE_TOKENS) as server:
         yield server
 
 
-def test_a_thousand_cancelled_requests_leave_nothing_behind(server: Server) -> None:
+def test_a_thousand_cancelled_requests_leak_nothing(server: Server) -> None:
     engine = engine_process(server)
-    compute_every_number_of_rows(server)
+    compute_all_batch_shapes(server)
     fill_the_cache(server)
     before = server.status()
     memory = []
@@ -95,7 +96,7 @@ def test_a_thousand_cancelled_requests_leave_nothing_behind(server: Server) -> N
         wave(server, number)
         memory.append(engine.memory_info().rss)
     after = server.status()
-    assert after["cancelled"] - before["cancelled"] == WAVES * IN_A_WAVE
+    assert after["cancelled"] - before["cancelled"] == WAVES * WAVE_SIZE
     assert (after["running"], after["waiting"], after["blocks_used"]) == (0, 0, 0)
     assert after["requests"] == sum(after[name] for name in ("finished", "cancelled", "timed_out"))
-    assert memory[-1] - memory[SETTLED_AFTER - 1] < ALLOWED_GROWTH
+    assert memory[-1] - memory[WARMUP_WAVES - 1] < MAX_GROWTH_BYTES

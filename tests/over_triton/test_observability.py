@@ -1,4 +1,4 @@
-"""Metrics, logs and traces of a real Triton: what the documents list is there, and one request is one trace."""
+"""Metrics and traces of a real Triton: all documented metrics exist, and one request is one trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 from contract_tables import OBSERVABILITY
-from engine.monitoring.metrics import MEASURES, PREFIX
+from engine.monitoring.metrics import METRIC_SPECS, PREFIX
 from fakes.collector import collecting
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -32,26 +32,26 @@ def engine_metrics(port: int) -> dict[str, float]:
     }
 
 
-def test_metrics_outlive_their_model_and_their_model_does_not_outlive_itself(repository: Path, tmp_path: Path) -> None:
+def test_counters_survive_unloading_and_gauges_are_reset(repository: Path, tmp_path: Path) -> None:
     ports = free_ports()
     with running(repository, **ports) as server, gateway_to(server.grpc, tmp_path) as gateway:
-        ask = {"model": LM, "prompt": "Once", "max_tokens": 8, "temperature": 0}
+        body = {"model": LM, "prompt": "Once", "max_tokens": 8, "temperature": 0}
         for loads in range(1, 4):
-            httpx.post(f"{gateway.url}/v1/completions", json=ask, timeout=60, trust_env=False).raise_for_status()
+            httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60, trust_env=False).raise_for_status()
             metric = "tritonlm_engine_generated_tokens_total"
-            wait_until(lambda: engine_metrics(ports["metrics_port"])[metric] == 8 * loads, "it is counted")  # noqa: B023
-            found = engine_metrics(ports["metrics_port"])
-            assert found["tritonlm_engine_places"] == 64
+            wait_until(lambda: engine_metrics(ports["metrics_port"])[metric] == 8 * loads, "the tokens are counted")  # noqa: B023
+            values = engine_metrics(ports["metrics_port"])
+            assert values["tritonlm_engine_slots"] == 64
             httpx.post(f"{gateway.url}/api/models/{LM}/unload", timeout=60, trust_env=False).raise_for_status()
-            assert engine_metrics(ports["metrics_port"])["tritonlm_engine_places"] == 0
+            assert engine_metrics(ports["metrics_port"])["tritonlm_engine_slots"] == 0
             wait_until(lambda: not stubs_of(server), "the model's processes have ended")
-        named = {measure.published_name for measure in MEASURES}
-        assert named == {name.removesuffix("_count").removesuffix("_sum") for name in found}
-        told = OBSERVABILITY.read_text(encoding="utf-8")
-        assert all(f"`{name}`" in told for name in named)
-        both = httpx.get(f"{gateway.url}/metrics", trust_env=False).text + "\n"
-        both += httpx.get(f"http://127.0.0.1:{ports['metrics_port']}/metrics", trust_env=False).text
-        assert not complaints([line for line in both.splitlines() if "tritonlm_" in line])
+        names = {spec.prometheus_name for spec in METRIC_SPECS}
+        assert names == {name.removesuffix("_count").removesuffix("_sum") for name in values}
+        documentation = OBSERVABILITY.read_text(encoding="utf-8")
+        assert all(f"`{name}`" in documentation for name in names)
+        exposition = httpx.get(f"{gateway.url}/metrics", trust_env=False).text + "\n"
+        exposition += httpx.get(f"http://127.0.0.1:{ports['metrics_port']}/metrics", trust_env=False).text
+        assert not promtool_problems([line for line in exposition.splitlines() if "tritonlm_" in line])
 
 
 def stubs_of(server: Server) -> list[str]:
@@ -61,11 +61,11 @@ def stubs_of(server: Server) -> list[str]:
     return []
 
 
-def complaints(exposition: list[str]) -> str:
-    """What Prometheus' own checker says of the names."""
+def promtool_problems(lines: list[str]) -> str:
+    """The output of promtool's check of the metrics."""
     if not (promtool := shutil.which("promtool")):
-        pytest.skip("promtool is not here (Debian: prometheus)")
-    command, text = [promtool, "check", "metrics"], "\n".join([*exposition, ""])
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    command, text = [promtool, "check", "metrics"], "\n".join([*lines, ""])
     return subprocess.run(command, input=text, text=True, capture_output=True, timeout=60, check=False).stderr
 
 
@@ -75,18 +75,18 @@ def test_a_request_is_one_trace_from_the_gateway_to_the_engine(repository: Path,
         running(repository, otlp_endpoint=endpoint) as server,
         gateway_to(server.grpc, tmp_path, "--otlp-endpoint", endpoint) as gateway,
     ):
-        ask = {"model": LM, "prompt": "Once", "max_tokens": 4}
+        body = {"model": LM, "prompt": "Once", "max_tokens": 4}
 
-        def all_came() -> bool:
-            """Triton itself now and then keeps the spans of the first request after its start to itself."""
-            httpx.post(f"{gateway.url}/v1/completions", json=ask, timeout=60, trust_env=False).raise_for_status()
-            came, deadline = False, time.monotonic() + 10
-            while not came and time.monotonic() < deadline:
+        def all_spans_arrived() -> bool:
+            """Triton sometimes does not export the spans of the first request after its start: send another one."""
+            httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60, trust_env=False).raise_for_status()
+            arrived, deadline = False, time.monotonic() + 10
+            while not arrived and time.monotonic() < deadline:
                 time.sleep(0.1)
-                came = {"POST /v1/completions", "decode", LM} <= {span.name for span in spans}
-            return came
+                arrived = {"POST /v1/completions", "decode", LM} <= {span.name for span in spans}
+            return arrived
 
-        wait_until(all_came, "all spans came")
+        wait_until(all_spans_arrived, "all spans have arrived")
         traces = {span.trace for span in spans if span.name == LM}
         root = next(span for span in spans if span.name == "POST /v1/completions" and span.trace in traces)
         (engine,) = [span for span in spans if span.name == f"engine {LM}" and span.trace == root.trace]

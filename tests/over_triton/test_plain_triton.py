@@ -14,26 +14,26 @@ import pytest
 from engine.runners.native.build import CACHE
 from tritonlm.serving.backend import assemble, find_installation
 
-from .caller import ask
+from .caller import complete
 from .servers import LM, WAIT_SECONDS, free_ports, wait_until
 
 pytestmark = pytest.mark.triton
 
 
 @contextlib.contextmanager
-def tritonserver(repository: Path, ports: dict[str, int], log: Path, *more: str) -> Iterator[None]:
+def tritonserver(repository: Path, ports: dict[str, int], log: Path, *options: str) -> Iterator[None]:
     installation = find_installation()
     command = [
         str(installation.binary),
         f"--model-repository={repository}",
         f"--backend-directory={assemble(installation)}",
         *(f"--{name.replace('_', '-')}={port}" for name, port in ports.items() if name != "port"),
-        *more,
+        *options,
     ]
     libraries = os.pathsep.join(str(folder) for folder in installation.library_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": path, "LD_LIBRARY_PATH": libraries, "HOME": os.environ.get("HOME", "/")}
-    # Compiling the kernels once more would take as long as all the rest.
+    # Reuse the compiled kernels: compiling them again would take most of the test's time.
     environment |= {name: os.environ[name] for name in [CACHE] if name in os.environ}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -50,7 +50,7 @@ def tritonserver(repository: Path, ports: dict[str, int], log: Path, *more: str)
 
 
 @pytest.mark.parametrize("metrics", ["true", "false"])
-def test_it_serves_the_same_repository(repository: Path, tmp_path: Path, metrics: str) -> None:
+def test_a_plain_tritonserver_serves_the_repository(repository: Path, tmp_path: Path, metrics: str) -> None:
     ports = free_ports()
     log = tmp_path / "triton.log"
     with (
@@ -68,5 +68,5 @@ def test_it_serves_the_same_repository(repository: Path, tmp_path: Path, metrics
         body = {"text_input": "Once", "temperature": 0, "max_tokens": 10}
         whole = http.post(f"/v2/models/{LM}/generate", json=body).raise_for_status().json()
         assert whole["text_output"].startswith("Once")
-        streamed = ask(f"127.0.0.1:{ports['grpc_port']}", "Once", temperature=0.0, max_tokens=10)
+        streamed = complete(f"127.0.0.1:{ports['grpc_port']}", "Once", temperature=0.0, max_tokens=10)
         assert "Once" + streamed.text == whole["text_output"]

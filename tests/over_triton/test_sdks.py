@@ -1,4 +1,4 @@
-"""The clients that people have, against the live gateway: completions, streams, chats, and errors as they expect."""
+"""Popular client libraries with the gateway: completions, streams, chats and error classes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_langchain(url: str) -> None:
 
 
 def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Or it asks the network for its list of prices.
+    # Otherwise litellm downloads its list of prices.
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm  # noqa: PLC0415 (slow to import)
 

@@ -1,4 +1,4 @@
-"""A trained model, SmolLM2-135M-Instruct, fetched once; where it cannot be had, these tests are skipped and say why."""
+"""A trained model, SmolLM2-135M-Instruct, downloaded once; without it these tests are skipped with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Whoever works in this checkout may have keys of his own."""
+    """Do not use the key file of this checkout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITONLM_KEYS", str(tmp_path_factory.mktemp("keys") / "keys.json"))
         yield

@@ -1,4 +1,4 @@
-"""The engine on a trained model in float32, held to transformers: tokens, log-probabilities, chats, long prompts."""
+"""The engine on a trained model in float32, compared with transformers: tokens, log-probabilities, chats."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from tritonlm.contract import Checkpoint, Chunk
 
 from .texts import CHAT, CHATS, PATTERNS, PROMPTS, of_length
 
-# Two computations of the same numbers in another order.
+# The tolerance of two computations with different summation order.
 TOLERANCE = 2e-3
 LONG = 4000
 SLICE = 512
 
 
 class Reference:
-    """Hugging Face's model. Logits of a long text at once would take gigabytes."""
+    """Hugging Face's model. Computes logits in slices: those of a long text would take gigabytes."""
 
     def __init__(self, folder: Path) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def scores(self, ids: Sequence[int], begin: int, top: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
-        """The log-probabilities of the tokens from `begin` on, and the best tokens in their places."""
+        """The log-probabilities of the tokens from `begin` on, and the top tokens at each position."""
         hidden = self._model.model(torch.tensor([list(ids)])).last_hidden_state[0, begin - 1 : -1]
-        chosen: list[float] = []
+        actual: list[float] = []
         best: list[list[tuple[int, float]]] = []
-        for at in range(0, len(hidden), SLICE):
-            logprobs = self._model.lm_head(hidden[at : at + SLICE]).log_softmax(-1)
-            wanted = torch.tensor(ids[begin + at : begin + at + len(logprobs)])
-            chosen += logprobs.gather(1, wanted[:, None])[:, 0].tolist()
-            values, places = logprobs.topk(top)
-            rows = zip(places.tolist(), values.tolist(), strict=True)
+        for start in range(0, len(hidden), SLICE):
+            logprobs = self._model.lm_head(hidden[start : start + SLICE]).log_softmax(-1)
+            targets = torch.tensor(ids[begin + start : begin + start + len(logprobs)])
+            actual += logprobs.gather(1, targets[:, None])[:, 0].tolist()
+            values, indexes = logprobs.topk(top)
+            rows = zip(indexes.tolist(), values.tolist(), strict=True)
             best += [list(zip(*row, strict=True)) for row in rows]
-        return chosen, best
+        return actual, best
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def reference(smollm2: Path) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def theirs(smollm2: Path) -> Any:
+def hf_tokenizer(smollm2: Path) -> Any:
     return AutoTokenizer.from_pretrained(smollm2)
 
 
@@ -82,7 +82,7 @@ def shared_engine(smollm2: Path, detokenizer: Any) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(shared_engine: Engine) -> Engine:
-    """Without what earlier tests have computed."""
+    """The shared engine, without the prefix cache of earlier tests."""
     shared_engine.pool.forget_idle()
     return shared_engine
 
@@ -92,24 +92,24 @@ def text_of(detokenizer: Any, answer: Collected) -> str:
 
 
 def check_scores(reference: Reference, prompt: Sequence[int], answer: Collected, echoed: bool = False) -> None:
-    """Every log-probability is transformers', and every token was the best."""
+    """Every log-probability equals that of transformers, and every token is the most likely one."""
     new = answer.token_ids[-answer.final.usage.completion :] if answer.final.usage.completion else []
     begin = 1 if echoed else len(prompt)
     entries = answer.logprobs[1:] if echoed else answer.logprobs
     top = len(entries[0].top)
     ids = [*prompt, *new]
-    chosen, best = reference.scores(ids, begin, top)
+    expected, best = reference.scores(ids, begin, top)
     assert [entry.token_id for entry in entries] == ids[begin:]
-    assert [entry.logprob for entry in entries] == pytest.approx(chosen, abs=TOLERANCE)
+    assert [entry.logprob for entry in entries] == pytest.approx(expected, abs=TOLERANCE)
     for entry, row in zip(entries, best, strict=True):
         assert [value for _, value in entry.top] == pytest.approx([value for _, value in row], abs=TOLERANCE)
-        # Those that are as good as equal may change places.
+        # Tokens with almost equal values may be in any order.
         assert {i for i, _ in entry.top} >= {i for i, value in row if value > row[-1][1] + TOLERANCE}
     for entry, row in zip(entries[len(ids) - len(new) - begin :], best[len(ids) - len(new) - begin :], strict=True):
         assert entry.token_id in {i for i, value in row if value > row[0][1] - TOLERANCE}
 
 
-def test_greedy_texts_and_log_probabilities(engine: Engine, encoder: Any, reference: Reference) -> None:
+def test_greedy_tokens_and_log_probabilities(engine: Engine, encoder: Any, reference: Reference) -> None:
     prompts = [encoder.from_text(text) for text in PROMPTS]
     answers = [submit(engine, prompt, logprobs=5, max_tokens=24) for prompt in prompts]
     run(engine)
@@ -117,17 +117,17 @@ def test_greedy_texts_and_log_probabilities(engine: Engine, encoder: Any, refere
         check_scores(reference, prompt, answer)
 
 
-def test_16_at_once_answer_as_each_alone(engine: Engine, encoder: Any) -> None:
+def test_16_concurrent_requests_equal_sequential_ones(engine: Engine, encoder: Any) -> None:
     prompts = [encoder.from_text(f"{text} {number}") for number in range(2) for text in PROMPTS]
     assert len(prompts) == 16
-    wanted: dict[str, Any] = {"max_tokens": 10, "logprobs": 0, "ignore_eos": True}
-    together = [submit(engine, prompt, **wanted) for prompt in prompts]
+    parameters: dict[str, Any] = {"max_tokens": 10, "logprobs": 0, "ignore_eos": True}
+    concurrent = [submit(engine, prompt, **parameters) for prompt in prompts]
     run(engine)
-    for prompt, among in zip(prompts, together, strict=True):
+    for prompt, output in zip(prompts, concurrent, strict=True):
         engine.pool.forget_idle()
-        alone = submit(engine, prompt, **wanted)
+        alone = submit(engine, prompt, **parameters)
         run(engine)
-        assert (alone.token_ids, alone.logprobs) == (among.token_ids, among.logprobs)
+        assert (alone.token_ids, alone.logprobs) == (output.token_ids, output.logprobs)
 
 
 def test_a_prompt_of_4000_tokens_with_echo_and_log_probabilities(
@@ -135,7 +135,7 @@ def test_a_prompt_of_4000_tokens_with_echo_and_log_probabilities(
 ) -> None:
     prompt = of_length(encoder.from_text, LONG)
     answer = submit(engine, prompt, max_tokens=8, echo=True, logprobs=1)
-    # Its prompt is not computed once more.
+    # This request uses the prefix cache.
     again = submit(engine, prompt, max_tokens=8, logprobs=1)
     run(engine)
     assert answer.final.usage.prompt == LONG
@@ -144,13 +144,13 @@ def test_a_prompt_of_4000_tokens_with_echo_and_log_probabilities(
     assert again.token_ids == answer.token_ids[-8:]
 
 
-def test_the_chat_template_writes_what_transformers_writes(encoder: Any, theirs: Any) -> None:
+def test_the_chat_template_equals_transformers(encoder: Any, hf_tokenizer: Any) -> None:
     for chat in CHATS:
-        expected = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        expected = hf_tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         assert encoder.from_messages(json.dumps(chat)) == expected
 
 
-def test_a_chat_is_answered_and_ends(engine: Engine, encoder: Any, detokenizer: Any, reference: Reference) -> None:
+def test_a_chat_reply_ends_with_eos(engine: Engine, encoder: Any, detokenizer: Any, reference: Reference) -> None:
     prompt = encoder.from_messages(json.dumps(CHAT))
     answer = submit(engine, prompt, max_tokens=40, logprobs=1)
     run(engine)
@@ -161,19 +161,19 @@ def test_a_chat_is_answered_and_ends(engine: Engine, encoder: Any, detokenizer: 
     check_scores(reference, prompt, answer)
 
 
-def test_added_tokens_are_one_id_each_and_are_left_out_or_not(encoder: Any, detokenizer: Any, theirs: Any) -> None:
-    added = theirs.added_tokens_decoder
+def test_added_tokens_are_one_id_each_and_can_be_skipped(encoder: Any, detokenizer: Any, hf_tokenizer: Any) -> None:
+    added = hf_tokenizer.added_tokens_decoder
     assert len(added) == 17
     for index, token in added.items():
         assert encoder.from_text(token.content) == [index]
         text = f"a{token.content} b\n{token.content}{token.content}c"
         ids = encoder.from_text(text)
-        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert ids == hf_tokenizer.encode(text, add_special_tokens=False)
         assert ids.count(index) == 3
         whole, clean = (Chunk(0, ids, len(ids), 0, 0, skip_special_tokens=skip) for skip in (False, True))
         assert detokenizer.text(whole) == text
         assert detokenizer.text(clean) == "a b\nc"
     for text in (*PROMPTS, *PATTERNS.values()):
         ids = encoder.from_text(text)
-        assert ids == theirs.encode(text, add_special_tokens=False)
-        assert detokenizer.text(Chunk(0, ids, len(ids), 0, 0)) == theirs.decode(ids) == text
+        assert ids == hf_tokenizer.encode(text, add_special_tokens=False)
+        assert detokenizer.text(Chunk(0, ids, len(ids), 0, 0)) == hf_tokenizer.decode(ids) == text

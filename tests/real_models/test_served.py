@@ -1,4 +1,4 @@
-"""A trained model served by `tritonlm serve`: chats through the gateway, texts of many bytes, a process that dies."""
+"""A trained model served by `tritonlm serve`: chats, multi-byte characters in streams, a killed process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import openai
 import pytest
 from over_triton.servers import wait_until
 from over_triton.test_serve import Serve, serving
-from over_triton.test_survival import victim
+from over_triton.test_survival import find_process
 from transformers import AutoTokenizer
 from tritonlm.serving.paths import model_repository
 
@@ -22,7 +22,7 @@ from .texts import CHAT, PATTERNS, PROMPTS
 pytestmark = pytest.mark.triton
 
 LM = "smollm2"
-UNFINISHED = "\ufffd"
+REPLACEMENT = "\ufffd"
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,18 @@ def sdk(served: Serve) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def streamed(sdk: openai.OpenAI, on_piece: Callable[[], None] = lambda: None, **wanted: Any) -> list[str]:
-    """The pieces of one completion's text."""
-    pieces = []
-    for event in sdk.completions.create(model=LM, stream=True, **wanted):
-        pieces += [choice.text for choice in event.choices if choice.text]
-        on_piece()
-    return pieces
+def streamed(sdk: openai.OpenAI, on_chunk: Callable[[], None] = lambda: None, **parameters: Any) -> list[str]:
+    """The text chunks of one streamed completion."""
+    chunks = []
+    for event in sdk.completions.create(model=LM, stream=True, **parameters):
+        chunks += [choice.text for choice in event.choices if choice.text]
+        on_chunk()
+    return chunks
 
 
-def test_a_chat_is_answered_whole_and_streamed(sdk: openai.OpenAI, smollm2: Path) -> None:
-    wanted: dict[str, Any] = {"model": LM, "messages": CHAT, "temperature": 0, "max_tokens": 40}
-    whole = sdk.chat.completions.create(**wanted)
+def test_a_chat_whole_and_streamed(sdk: openai.OpenAI, smollm2: Path) -> None:
+    parameters: dict[str, Any] = {"model": LM, "messages": CHAT, "temperature": 0, "max_tokens": 40}
+    whole = sdk.chat.completions.create(**parameters)
     (choice,) = whole.choices
     assert choice.finish_reason == "stop"
     assert "Paris" in choice.message.content
@@ -59,55 +59,55 @@ def test_a_chat_is_answered_whole_and_streamed(sdk: openai.OpenAI, smollm2: Path
         CHAT, add_generation_prompt=True, return_dict=False
     )
     assert whole.usage.prompt_tokens == len(prompt)
-    events = list(sdk.chat.completions.create(**wanted, stream=True))
+    events = list(sdk.chat.completions.create(**parameters, stream=True))
     deltas = [event.choices[0].delta.content or "" for event in events if event.choices]
     assert "".join(deltas) == choice.message.content
     assert events[-1].choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("name", sorted(PATTERNS))
-def test_characters_of_many_bytes_stream_whole(sdk: openai.OpenAI, name: str) -> None:
-    """What the model writes is the line that it has read, and the prompt comes before it (`echo`)."""
+def test_multi_byte_characters_are_streamed_whole(sdk: openai.OpenAI, name: str) -> None:
+    """The model repeats the line of the prompt, and the output starts with the prompt (`echo`)."""
     prompt = PATTERNS[name]
-    wanted: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "prompt": prompt, "max_tokens": 48, "temperature": 0, "extra_body": {"ignore_eos": True, "echo": True},
     }  # fmt: skip
-    whole = sdk.completions.create(model=LM, **wanted).choices[0].text
-    pieces = streamed(sdk, **wanted)
-    assert "".join(pieces) == whole
-    assert len(pieces) > 5
+    whole = sdk.completions.create(model=LM, **parameters).choices[0].text
+    chunks = streamed(sdk, **parameters)
+    assert "".join(chunks) == whole
+    assert len(chunks) > 5
     written = whole.removeprefix(prompt)
     assert written != whole
-    # The last character may be cut by the limit of tokens; no other one.
-    assert UNFINISHED not in whole.rstrip(UNFINISHED)
-    assert all(UNFINISHED not in piece for piece in pieces[:-1])
+    # Only the last character may be incomplete, because of the token limit.
+    assert REPLACEMENT not in whole.rstrip(REPLACEMENT)
+    assert all(REPLACEMENT not in chunk for chunk in chunks[:-1])
     assert len(written.encode()) > 1.5 * len(written), written
     assert prompt.splitlines()[0][:6] in written
 
 
-def test_a_killed_process_changes_no_text(served: Serve, sdk: openai.OpenAI) -> None:
+def test_a_killed_process_does_not_change_texts(served: Serve, sdk: openai.OpenAI) -> None:
     prompts = PROMPTS[:4]
-    wanted: dict[str, Any] = {"max_tokens": 40, "temperature": 0.7, "extra_body": {"ignore_eos": True}}
+    parameters: dict[str, Any] = {"max_tokens": 40, "temperature": 0.7, "extra_body": {"ignore_eos": True}}
 
-    def texts(on_piece: Callable[[], None]) -> list[str]:
+    def texts(on_chunk: Callable[[], None]) -> list[str]:
         def one(number: int) -> str:
-            return "".join(streamed(sdk, on_piece, prompt=prompts[number], seed=number, **wanted))
+            return "".join(streamed(sdk, on_chunk, prompt=prompts[number], seed=number, **parameters))
 
         with ThreadPoolExecutor(len(prompts)) as pool:
             return list(pool.map(one, range(len(prompts))))
 
     undisturbed = texts(lambda: None)
-    lock, seen = threading.Lock(), 0
+    lock, count = threading.Lock(), 0
     killed = threading.Event()
 
-    def kill_in_the_midst() -> None:
-        nonlocal seen
+    def count_and_kill() -> None:
+        nonlocal count
         with lock:
-            seen += 1
-            if seen == 5 * len(prompts):
-                victim(served, f"{LM}-generate").send_signal(signal.SIGKILL)
+            count += 1
+            if count == 5 * len(prompts):
+                find_process(served, f"{LM}-generate").send_signal(signal.SIGKILL)
                 killed.set()
 
-    assert texts(kill_in_the_midst) == undisturbed
+    assert texts(count_and_kill) == undisturbed
     assert killed.is_set()
-    wait_until(lambda: sdk.completions.create(model=LM, prompt="a", max_tokens=1) is not None, "it answers again")
+    wait_until(lambda: sdk.completions.create(model=LM, prompt="a", max_tokens=1) is not None, "it responds again")

@@ -24,7 +24,7 @@ CHATS = (
     [{"role": "system", "content": "You are a pirate."}, {"role": "user", "content": "Hello 👋🏽, who are you?"}],
     [*CHAT, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": "<|im_end|> and of 日本?"}],
 )
-# What a model that has read such a line goes on with, however small it is.
+# Repeated lines, which even a small model continues.
 PATTERNS = {
     "emoji": "😀 👍🏽 👩‍👩‍👧‍👦 🇩🇪 🎉\n" * 5,
     "cjk": "猫は静かに眠る。世界你好吗?한국어 텍스트。\n" * 5,
@@ -32,7 +32,7 @@ PATTERNS = {
 
 
 def of_length(encode: Callable[[str], list[int]], count: int) -> list[int]:
-    """The ids of so many tokens of numbered prose."""
+    """The first `count` token ids of numbered prose."""
     ids: list[int] = []
     chapter = 0
     while len(ids) < count:

@@ -1,4 +1,4 @@
-"""Trainings for real, but small: what they leave behind, and that a killed one ends as if it had not been killed."""
+"""Small real trainings: their files, resuming a killed training to identical weights, and error messages."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
-    return found
+    tensors: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_training_leaves_a_checkpoint_a_record_and_a_report(undisturbed: Path) -> None:
+def test_a_training_writes_a_checkpoint_a_record_and_a_report(undisturbed: Path) -> None:
     final = undisturbed / "final"
     Checkpoint(final).check()
     record: dict[str, Any] = json.loads((final / "training.json").read_text())
@@ -63,21 +63,21 @@ def test_a_training_leaves_a_checkpoint_a_record_and_a_report(undisturbed: Path)
     assert not list(final.glob("*.bin"))
 
 
-def test_every_checkpoint_can_be_served_the_moment_it_is_there(undisturbed: Path) -> None:
-    found = [path for path in undisturbed.iterdir() if path.name.startswith("checkpoint-")]
-    assert found
-    for checkpoint in found:
+def test_every_checkpoint_is_complete(undisturbed: Path) -> None:
+    checkpoints = [path for path in undisturbed.iterdir() if path.name.startswith("checkpoint-")]
+    assert checkpoints
+    for checkpoint in checkpoints:
         Checkpoint(checkpoint).check()
         assert json.loads((checkpoint / "training.json").read_text())["step"] == int(checkpoint.name.split("-")[1])
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_identical_weights(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "abacus"
     process = subprocess.Popen(command("abacus", "--out", str(out), *SMALL), stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoint-*/training.json")):
-            assert process.poll() is None, "it ended before it could be killed"
+            assert process.poll() is None, "the training ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
@@ -86,13 +86,13 @@ def test_a_killed_training_goes_on_to_the_same_weights(undisturbed: Path, tmp_pa
     assert not (out / "final").exists()
     result = run("--resume", "--out", str(out))
     assert result.returncode == 0, result.stderr
-    ours, theirs = weights(out / "final"), weights(undisturbed / "final")
-    assert ours.keys() == theirs.keys()
-    for name, weight in ours.items():
-        assert torch.equal(weight, theirs[name]), name
+    resumed, expected = weights(out / "final"), weights(undisturbed / "final")
+    assert resumed.keys() == expected.keys()
+    for name, weight in resumed.items():
+        assert torch.equal(weight, expected[name]), name
 
 
-def test_a_checkpoint_is_trained_further_on_a_file_with_its_own_tokenizer(undisturbed: Path, tmp_path: Path) -> None:
+def test_fine_tuning_on_a_file_keeps_the_checkpoints_tokenizer(undisturbed: Path, tmp_path: Path) -> None:
     data = tmp_path / "sums.jsonl"
     rows = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(1, 60)]
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
@@ -106,8 +106,8 @@ def test_a_checkpoint_is_trained_further_on_a_file_with_its_own_tokenizer(undist
 
 
 @pytest.mark.parametrize("largest_file", [20_000, 150_000])
-def test_a_disk_that_is_full_leaves_nothing_half_written(largest_file: int, undisturbed: Path, tmp_path: Path) -> None:
-    """Writes beyond the limit fail, as they do on a full disk: in the weights, or in the optimiser's state."""
+def test_a_full_disk_leaves_no_partial_files(largest_file: int, undisturbed: Path, tmp_path: Path) -> None:
+    """Writes beyond the file size limit fail as on a full disk: in the weights, or in the optimizer's state."""
     out = tmp_path / "abacus"
 
     def limit() -> None:
@@ -125,17 +125,17 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(largest_file: int, undi
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"out: {out} cannot be written" in line
     assert "Traceback" not in result.stderr
-    left = {path.name for path in out.iterdir()}
-    assert left == {"plan.json"}
-    # With room again it ends as if there had always been.
+    remaining = {path.name for path in out.iterdir()}
+    assert remaining == {"plan.json"}
+    # Resumed without the limit, the training produces the same weights.
     assert run("--resume", "--out", str(out)).returncode == 0
     for name, weight in weights(out / "final").items():
         assert torch.equal(weight, weights(undisturbed / "final")[name]), name
 
 
-def test_two_processes_train_one_model_as_accelerate_launches_them(tmp_path: Path) -> None:
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
     out = tmp_path / "abacus"
-    # What it runs for several GPUs; it would start one process alone without one.
+    # What accelerate runs for several GPUs; without GPUs, accelerate itself would start one process only.
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     words = [*launch, "-m", "tritonlm.cli", "train", "abacus", "--out", str(out), *SMALL]
     result = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
@@ -146,13 +146,13 @@ def test_two_processes_train_one_model_as_accelerate_launches_them(tmp_path: Pat
     assert {path.name for path in out.iterdir()} >= {"final", "plan.json", "checkpoint-12"}
 
 
-def test_a_checkpoint_that_was_cut_short_is_passed_over(undisturbed: Path, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_removed(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "abacus"
     shutil.copytree(undisturbed, out)
     shutil.rmtree(out / "final")
-    for half in ("checkpoint-99", ".final"):
-        (out / half).mkdir()
-        (out / half / "model.safetensors").write_bytes(b"half")
+    for incomplete in ("checkpoint-99", ".final"):
+        (out / incomplete).mkdir()
+        (out / incomplete / "model.safetensors").write_bytes(b"incomplete")
     assert run("--resume", "--out", str(out)).returncode == 0
     assert not (out / "checkpoint-99").exists()
     assert not (out / ".final").exists()
@@ -160,26 +160,26 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(undisturbed: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "data: name what to train on"),
         (("abacus", "--steps", "0"), "steps: Input should be greater"),
         (("nowhere/at/all.txt",), "data: nowhere/at/all.txt is neither a file here nor"),
         (("abacus", "--layers", "96", "--width", "8192"), "sizes: a model of 77,"),
         (("fable", "--batch-size", "65536"), "batch_size: a step of 65,536 sequences needs"),
-        (("abacus", "--tokenizer", "keep"), "tokenizer: abacus brings its own"),
+        (("abacus", "--tokenizer", "keep"), "tokenizer: abacus has its own"),
         (("abacus", "--width", "33", "--heads", "2"), "must be a multiple of heads"),
         (("abacus", "--model", "/nowhere"), "model: /nowhere cannot be loaded"),
-        (("abacus", "--model", "x", "--width", "64"), "the sizes are the model's"),
+        (("abacus", "--model", "x", "--width", "64"), "--model sets the sizes"),
         (("--resume",), "--resume needs the folder"),
-        (("--resume", "--out", "/nowhere"), "there is no training to go on with"),
-        (("--resume", "--out", "/nowhere", "--steps", "5"), "goes on as it began"),
+        (("--resume", "--out", "/nowhere"), "there is no training to resume"),
+        (("--resume", "--out", "/nowhere", "--steps", "5"), "a resumed training keeps its options"),
     ],
 )
-def test_what_is_wrong_is_one_line_before_any_work(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_an_invalid_option_is_one_error_line(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
     out = () if "--out" in words or "--resume" in words else ("--out", str(tmp_path / "out"))
     result = CliRunner().invoke(app, ["train", *words, *out], env={"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     assert result.exit_code in (1, 2)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert said in line
+    assert message in line
     assert "Traceback" not in result.output

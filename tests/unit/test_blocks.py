@@ -1,4 +1,4 @@
-"""The block pool: who owns which block, and which prefix is found again."""
+"""The block pool: ownership of blocks, and reuse of prefixes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BLOCK = 4
 
 
 def filled(pool: BlockPool, ids: list[int]) -> BlockTable:
-    """A sequence whose tokens are all computed and known."""
+    """A sequence whose tokens are all computed and published."""
     table = pool.match(ids)
     pool.hold(table.blocks)
     table.blocks += pool.take(pool.blocks_for(len(ids)) - len(table.blocks))
@@ -20,7 +20,7 @@ def filled(pool: BlockPool, ids: list[int]) -> BlockTable:
     return table
 
 
-def test_a_prefix_is_found_again_by_full_blocks_and_never_whole() -> None:
+def test_a_prefix_matches_by_full_blocks_and_never_whole() -> None:
     pool = BlockPool(9, BLOCK)
     ids = list(range(10))
     blocks = list(filled(pool, ids).blocks)
@@ -30,26 +30,26 @@ def test_a_prefix_is_found_again_by_full_blocks_and_never_whole() -> None:
     assert PADDING_BLOCK not in blocks
 
 
-def test_the_same_tokens_after_another_beginning_are_another_content() -> None:
+def test_the_same_tokens_after_another_prefix_do_not_match() -> None:
     pool = BlockPool(9, BLOCK)
     filled(pool, [1, 2, 3, 4, 5, 6, 7, 8, 9])
     assert pool.match([9, 9, 9, 9, 5, 6, 7, 8, 9]).blocks == []
 
 
-def test_released_blocks_stay_known_until_they_are_needed_oldest_and_deepest_first() -> None:
+def test_idle_blocks_are_evicted_oldest_and_deepest_first() -> None:
     pool = BlockPool(5, BLOCK)
     first, second = [1] * 8 + [0], [2] * 4 + [0]
     for ids in (first, second):
         pool.release(filled(pool, ids[:-1]))
     assert (pool.used, pool.idle, pool.available) == (0, 3, 4)
     pool.take(2)
-    # The free one and the tail of the oldest prefix are gone; its head and the younger prefix are still there.
+    # The free block and the tail of the oldest prefix are taken. Its head and the newer prefix are still cached.
     assert len(pool.match(first).blocks) == 1
     assert len(pool.match(second).blocks) == 1
     pool.check()
 
 
-def test_a_found_block_is_not_evicted_while_it_is_held() -> None:
+def test_a_matched_block_is_not_evicted_while_it_is_held() -> None:
     pool = BlockPool(3, BLOCK)
     ids = [1] * 4 + [0]
     pool.release(filled(pool, ids[:-1]))
@@ -61,7 +61,7 @@ def test_a_found_block_is_not_evicted_while_it_is_held() -> None:
     assert pool.match(ids).blocks
 
 
-def test_twins_keep_their_own_blocks_and_one_content() -> None:
+def test_two_sequences_of_equal_content_keep_their_blocks_and_share_the_content() -> None:
     pool = BlockPool(9, BLOCK)
     ids = [1, 2, 3, 4, 5]
     tables = [BlockTable(pool.take(2)) for _ in range(2)]
@@ -75,7 +75,7 @@ def test_twins_keep_their_own_blocks_and_one_content() -> None:
     assert pool.idle == 1
 
 
-def test_after_a_failure_nothing_is_remembered() -> None:
+def test_forget_idle_drops_all_prefixes() -> None:
     pool = BlockPool(9, BLOCK)
     pool.release(filled(pool, [1, 2, 3, 4, 5]))
     pool.forget_idle()
@@ -84,18 +84,18 @@ def test_after_a_failure_nothing_is_remembered() -> None:
     assert pool.available == pool.total
 
 
-def test_more_than_there_is_cannot_be_taken() -> None:
+def test_taking_more_than_available_fails() -> None:
     pool = BlockPool(3, BLOCK)
     with pytest.raises(AssertionError):
         pool.take(3)
 
 
-def test_a_content_that_is_forgotten_is_never_taken_for_a_new_one() -> None:
+def test_an_evicted_content_never_matches_a_new_one() -> None:
     pool = BlockPool(7, BLOCK)
     heads = [BlockTable(pool.take(1)) for _ in range(2)]
     for number, head in enumerate(heads):
         pool.publish(head, [number] * 4, 4)
-    # Its first block is a twin of a head and stays private; the others are known by what the head holds.
+    # Its first block has the content of a head and stays private; the others are published after that content.
     chain = BlockTable(pool.take(3))
     pool.publish(chain, [0] * 4 + [2] * 4 + [3] * 4, 12)
     for head in heads:
@@ -109,7 +109,7 @@ def test_a_content_that_is_forgotten_is_never_taken_for_a_new_one() -> None:
     pool.check()
 
 
-def test_a_released_block_is_taken_before_an_unused_one_and_a_known_one_last() -> None:
+def test_released_blocks_are_taken_before_unused_and_idle_ones() -> None:
     pool = BlockPool(9, BLOCK, usable=4)
     known, plain = filled(pool, [1] * 4), BlockTable(pool.take(1))
     released = list(plain.blocks)
@@ -123,7 +123,7 @@ def test_a_released_block_is_taken_before_an_unused_one_and_a_known_one_last() -
     pool.check()
 
 
-def test_it_grows_only_where_eviction_does_not_suffice_and_that_helps() -> None:
+def test_the_pool_grows_only_if_eviction_does_not_suffice() -> None:
     requested: list[int] = []
 
     def grow(usable: int) -> int:
@@ -133,13 +133,13 @@ def test_it_grows_only_where_eviction_does_not_suffice_and_that_helps() -> None:
     pool = BlockPool(9, BLOCK, usable=3, grow=grow)
     pool.release(filled(pool, [1] * 8))
     assert pool.has(3)
-    assert not pool.has(9), "more than there is in all"
+    assert not pool.has(9), "more blocks than the pool has"
     assert requested == []
     assert pool.has(4)
     assert (requested, pool.usable) == ([4], 5)
     pool.take(5)
     assert (pool.used, pool.available, pool.idle) == (5, 0, 0)
-    assert pool.has(3), "no more than the whole pool, whatever is granted"
+    assert pool.has(3), "at most the whole pool, whatever is granted"
     assert (requested, pool.usable) == ([4, 8], 8)
     pool.check()
 
@@ -158,15 +158,15 @@ def test_it_grows_only_where_eviction_does_not_suffice_and_that_helps() -> None:
     st.integers(1, 20),
     st.lists(st.integers(0, 9)),
 )
-def test_the_invariants_hold_however_it_may_grow(
+def test_the_invariants_hold_under_random_growth(
     events: list[tuple[str, list[int]] | tuple[str, int] | str], blocks: int, usable: int, grants: list[int]
 ) -> None:
-    """`grants`: how many blocks more than nothing the owner of the memory grants each time."""
+    """`grants`: how many more blocks each call of `grow` grants."""
     granted = min(usable, blocks)
 
-    def grow(wanted: int) -> int:
+    def grow(count: int) -> int:
         nonlocal granted
-        assert granted < wanted <= blocks
+        assert granted < count <= blocks
         granted += grants.pop() if grants else 0
         return granted
 

@@ -1,4 +1,4 @@
-"""Every config.pbtxt is held to the contract: names, types, shapes, one name per tensor in every model."""
+"""Every config.pbtxt matches the contract: names, types and shapes of the tensors, and the ensemble's wiring."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonlm.contract import SamplingParameters, tensors
 from tritonlm.contract.tensors import TensorSpec
-from tritonlm.serving.entries import models_of, write_entry
+from tritonlm.serving.entries import model_names, write_entry
 from tritonlm.serving.registry import make_entry
 
 REPOSITORY = README.parent
-# Bundled LMs beside the first, each with a trio of its own that links the first one's code.
+# Further bundled LMs. Each has its own three parts, which link the code of the first LM's.
 MORE = ["fable"]
-# The trio, and what each takes and gives.
+# The inputs and outputs of the three parts.
 PARTS: dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]] = {
     "tokenize": (tensors.TOKENIZE_INPUTS, tensors.TOKENIZE_OUTPUTS),
     "generate": (tensors.GENERATE_INPUTS, tensors.GENERATE_OUTPUTS),
@@ -39,7 +39,7 @@ def models() -> list[str]:
     return sorted(path.parent.name for path in REPOSITORY.glob("*/config.pbtxt"))
 
 
-def trio(name: str) -> list[str]:
+def parts_of(name: str) -> list[str]:
     return [f"{name}-{part}" if name in MORE else part for part in BASES]
 
 
@@ -69,7 +69,7 @@ def data_type(spec: TensorSpec) -> int:
     return number
 
 
-def test_every_model_is_looked_at() -> None:
+def test_every_model_is_tested() -> None:
     assert ["abacus", *MORE] == ENSEMBLES
     assert set(models()) == {*PARTS, *ENSEMBLES}
 
@@ -84,60 +84,60 @@ def test_the_parts_have_the_contracts_tensors(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", PARTS)
-def test_the_parts_run_once_without_a_gpu_of_their_own(model: str) -> None:
+def test_the_parts_have_one_cpu_instance(model: str) -> None:
     (group,) = read(model).instance_group
     assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_CPU)
 
 
 @pytest.mark.parametrize("model", PARTS)
 def test_every_variable_length_input_is_ragged(model: str) -> None:
-    # Otherwise Triton would only batch requests of equal length.
+    # Otherwise Triton batches only requests of equal length.
     for item in read(model).input:
         assert item.allow_ragged_batch == (-1 in item.dims), item.name
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_the_whole_trio_reads_one_checkpoint(name: str) -> None:
-    named = {model: read(model).parameters["checkpoint"].string_value for model in trio(name)}
-    assert set(named.values()) == {f"../{name}/1"}
+def test_all_parts_use_one_checkpoint(name: str) -> None:
+    checkpoints = {read(model).parameters["checkpoint"].string_value for model in parts_of(name)}
+    assert checkpoints == {f"../{name}/1"}
 
 
 @pytest.mark.parametrize("name", MORE)
-def test_a_second_lm_is_what_would_be_written_for_it_and_links_the_code(name: str, tmp_path: Path) -> None:
+def test_a_further_lm_equals_the_generated_entry_and_links_the_code(name: str, tmp_path: Path) -> None:
     entry = make_entry(name=name, path=REPOSITORY / name / "1")
     write_entry(entry, tmp_path / "written", REPOSITORY)
-    for model in models_of(entry):
+    for model in model_names(entry):
         assert (REPOSITORY / model / "config.pbtxt").read_text() == (
             tmp_path / "written" / model / "config.pbtxt"
         ).read_text()
-    for model, part in zip(trio(name), BASES, strict=True):
+    for model, part in zip(parts_of(name), BASES, strict=True):
         assert (REPOSITORY / model / "1").readlink() == Path("..", part, "1")
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_an_ensemble_takes_and_gives_what_the_contract_says(name: str) -> None:
+def test_an_ensemble_has_the_contracts_tensors(name: str) -> None:
     config = read(name)
-    # An ensemble forms no batches, so nothing in it is ragged.
+    # An ensemble does not batch, so its inputs are not ragged.
     assert inputs_of(config) == expected_inputs([replace(spec, ragged=False) for spec in tensors.LM_INPUTS])
     assert outputs_of(config) == expected_outputs(tensors.LM_OUTPUTS)
     assert config.max_batch_size == 1
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
-def test_an_ensemble_has_one_name_per_tensor_and_feeds_every_input(name: str) -> None:
+def test_an_ensemble_connects_every_input_under_one_name(name: str) -> None:
     steps = read(name).ensemble_scheduling.step
-    assert [step.model_name for step in steps] == trio(name)
+    assert [step.model_name for step in steps] == parts_of(name)
     tokenize, generate, detokenize = steps
     for step in steps:
         assert all(value == key for mapped in (step.input_map, step.output_map) for key, value in mapped.items())
     assert set(tokenize.input_map) == {spec.name for spec in tensors.LM_INPUTS}
     assert set(tokenize.output_map) == set(generate.input_map) == {spec.name for spec in tensors.TOKENIZE_OUTPUTS}
     assert set(generate.output_map) == set(detokenize.input_map) == {tensors.CHUNK.name}
-    # From one step alone: outputs of different steps would be paired by arrival.
+    # All outputs come from one step: Triton would pair outputs of different steps by arrival.
     assert set(detokenize.output_map) == {spec.name for spec in tensors.LM_OUTPUTS}
 
 
-def test_generate_streams_and_its_queue_refuses() -> None:
+def test_generate_is_decoupled_and_its_queue_is_limited() -> None:
     config = read("generate")
     assert config.model_transaction_policy.decoupled
     batching = config.dynamic_batching
@@ -145,27 +145,27 @@ def test_generate_streams_and_its_queue_refuses() -> None:
     policy = batching.default_queue_policy
     assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
     assert policy.allow_timeout_override
-    assert policy.default_timeout_microseconds > 0, "without one Triton ignores the request's own"
-    assert policy.max_queue_size > 0, "0 would mean without limit"
+    assert policy.default_timeout_microseconds > 0, "without a default Triton ignores the request's timeout"
+    assert policy.max_queue_size > 0, "0 means no limit"
 
 
-def test_detokenize_keeps_order_and_refuses_nothing() -> None:
+def test_detokenize_preserves_order_and_has_no_queue_limit() -> None:
     batching = read("detokenize").dynamic_batching
     assert batching.preserve_ordering
     assert not batching.HasField("default_queue_policy")
 
 
 @pytest.mark.parametrize("model", models())
-def test_what_the_oldest_triton_cannot_parse_is_not_used(model: str) -> None:
+def test_fields_unknown_to_the_oldest_triton_are_not_used(model: str) -> None:
     assert "max_inflight_requests" not in (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("file", TABLES, ids=lambda file: file.name)
-def test_the_documents_tables_are_those_of_the_code(file: Path) -> None:
+def test_the_tables_in_the_documents_are_up_to_date(file: Path) -> None:
     assert file.read_text(encoding="utf-8") == with_tables(file), "run: python tests/contract_tables.py"
 
 
-def test_the_tables_name_everything() -> None:
+def test_the_tables_are_complete() -> None:
     specs = {*tensors.LM_INPUTS, *tensors.LM_OUTPUTS, *tensors.GENERATE_INPUTS, *tensors.GENERATE_OUTPUTS}
     assert all(f"`{spec.name}`" in tensor_table() for spec in specs)
     assert "| `max_tokens` | 0 … | – |" in parameter_table()
@@ -173,7 +173,7 @@ def test_the_tables_name_everything() -> None:
 
 
 def test_the_repository_holds_models_only() -> None:
-    # Triton takes every folder for a model.
+    # Triton treats every folder as a model.
     folders = {path.name for path in REPOSITORY.iterdir() if path.is_dir()}
     assert folders == set(models())
     assert not [path for path in REPOSITORY.iterdir() if Path(path).is_symlink() and not path.exists()]

@@ -1,4 +1,4 @@
-"""The way between Triton's requests and our arrays, with a fake of Triton's module."""
+"""The adapter between Triton's requests and arrays, with a fake of Triton's module."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fakes.fake_pb_utils import InferenceRequest, Logger, TritonError
 from tritonlm.checkpoints.hub import checkpoint_folder
 from tritonlm.contract import CheckpointError, ContextLengthExceeded, InvalidRequest, NotOffered, TritonLMError
 from tritonlm.contract.adapter import (
+    checkpoint_reference,
     error_response,
     flat_parameters,
     inputs_of,
     model_parameters,
-    named_checkpoint,
     response,
     text_of,
 )
@@ -45,28 +45,31 @@ def test_a_batch_of_prompts_is_refused() -> None:
 def test_text_is_decoded_strictly() -> None:
     assert text_of(TEXT_INPUT, {}) is None
     assert text_of(TEXT_INPUT, {"text_input": TEXT_INPUT.pack("naïve 猫")}) == "naïve 猫"
-    for bad, said in ((np.array([[b"a\xff"]], dtype=object), "UTF-8"), (np.array([[b"a", b"b"]], dtype=object), "one")):
-        with pytest.raises(InvalidRequest, match=said) as refusal:
+    for bad, message in (
+        (np.array([[b"a\xff"]], dtype=object), "UTF-8"),
+        (np.array([[b"a", b"b"]], dtype=object), "one"),
+    ):
+        with pytest.raises(InvalidRequest, match=message) as refusal:
             text_of(TEXT_INPUT, {"text_input": bad})
         assert refusal.value.param == "text_input"
 
 
 def test_tritons_own_parameters_are_left_out() -> None:
-    tritons = {"id": "r1", "sequence_id": 0, "sequence_start": True, "sequence_end": False}
-    tritons |= {"binary_data_output": True, "triton_enable_empty_final_response": True}
-    ours = {"temperature": 0.5, "stop": "x", "unknown": 1}
-    assert flat_parameters(request_of({**tritons, **ours})) == ours
+    triton_parameters = {"id": "r1", "sequence_id": 0, "sequence_start": True, "sequence_end": False}
+    triton_parameters |= {"binary_data_output": True, "triton_enable_empty_final_response": True}
+    sampling_parameters = {"temperature": 0.5, "stop": "x", "unknown": 1}
+    assert flat_parameters(request_of({**triton_parameters, **sampling_parameters})) == sampling_parameters
     assert flat_parameters(request_of({})) == {}
 
 
-def test_a_response_holds_what_was_asked_for() -> None:
+def test_a_response_holds_the_requested_outputs() -> None:
     arrays = {TEXT_OUTPUT: TEXT_OUTPUT.pack("hello"), SEED: SEED.pack(7)}
-    made = response(fake_pb_utils, arrays, ["seed"])
-    assert [(tensor.name(), tensor.as_numpy().tolist()) for tensor in made.output_tensors()] == [("seed", [[7]])]
+    result = response(fake_pb_utils, arrays, ["seed"])
+    assert [(tensor.name(), tensor.as_numpy().tolist()) for tensor in result.output_tensors()] == [("seed", [[7]])]
 
 
 @pytest.mark.parametrize("kind", [TritonLMError, *ERRORS])
-def test_every_error_of_ours_has_a_code_of_tritons_and_reads_back(kind: type[TritonLMError]) -> None:
+def test_every_error_has_a_triton_code_and_survives_the_wire(kind: type[TritonLMError]) -> None:
     error = error_response(fake_pb_utils, kind("Sorry.", "stop")).error()
     assert error.code() == getattr(TritonError, kind.triton_code)
     received = from_wire(error.message())
@@ -75,15 +78,15 @@ def test_every_error_of_ours_has_a_code_of_tritons_and_reads_back(kind: type[Tri
 
 def test_codes_that_callers_rely_on() -> None:
     def code(error: Exception) -> int:
-        made: int = error_response(fake_pb_utils, error).error().code()
-        return made
+        result: int = error_response(fake_pb_utils, error).error().code()
+        return result
 
-    assert code(ContextLengthExceeded.of(1, 2, 3)) == TritonError.INVALID_ARG
+    assert code(ContextLengthExceeded.for_lengths(1, 2, 3)) == TritonError.INVALID_ARG
     assert code(NotOffered("no")) == TritonError.INVALID_ARG
     assert code(ValueError("x")) == TritonError.INTERNAL
 
 
-def test_an_error_that_is_not_ours_goes_to_the_log_alone() -> None:
+def test_an_internal_error_is_only_logged() -> None:
     Logger.errors.clear()
     try:
         raise KeyError("secret/path")
@@ -96,7 +99,7 @@ def test_an_error_that_is_not_ours_goes_to_the_log_alone() -> None:
     assert "secret/path" in Logger.errors[0]
 
 
-def test_an_error_that_quotes_half_a_surrogate_pair_can_be_sent() -> None:
+def test_an_error_with_a_lone_surrogate_can_be_sent() -> None:
     assert "?" in error_response(fake_pb_utils, InvalidRequest("got \ud800")).error().message()
 
 
@@ -105,10 +108,10 @@ def test_the_models_parameters_and_its_checkpoint(tmp_path: Path) -> None:
         (tmp_path / "generate").mkdir(exist_ok=True)
         return {"model_config": json.dumps(parameters), "model_repository": str(tmp_path / "generate")}
 
-    given = args({"parameters": {"checkpoint": {"string_value": "../tiny/1"}, "threads": {"string_value": "2"}}})
-    assert model_parameters(given) == {"checkpoint": "../tiny/1", "threads": "2"}
-    assert named_checkpoint(given) == "../tiny/1"
-    assert checkpoint_folder(given) == (tmp_path / "tiny" / "1").resolve()
+    arguments = args({"parameters": {"checkpoint": {"string_value": "../tiny/1"}, "threads": {"string_value": "2"}}})
+    assert model_parameters(arguments) == {"checkpoint": "../tiny/1", "threads": "2"}
+    assert checkpoint_reference(arguments) == "../tiny/1"
+    assert checkpoint_folder(arguments) == (tmp_path / "tiny" / "1").resolve()
     nothing_named: list[dict[str, object]] = [
         {},
         {"parameters": {}},
@@ -116,4 +119,4 @@ def test_the_models_parameters_and_its_checkpoint(tmp_path: Path) -> None:
     ]
     for parameters in nothing_named:
         with pytest.raises(CheckpointError, match="names no checkpoint"):
-            named_checkpoint(args(parameters))
+            checkpoint_reference(args(parameters))

@@ -1,4 +1,4 @@
-"""Chunks survive their way as tensors; a checkpoint says in one line what it lacks; the contract stands alone."""
+"""Chunks survive the conversion to tensors, checkpoint errors fit in one line, and the contract has no imports."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ chunks = st.builds(
 
 
 @given(chunks)
-def test_chunks_survive_the_way_as_tensors(chunk: Chunk) -> None:
+def test_chunks_survive_the_conversion_to_tensors(chunk: Chunk) -> None:
     ((spec, array),) = chunk.to_arrays().items()
     assert spec == CHUNK
     assert array.shape == (1, *spec.dims), "the batch dimension comes first"
     assert Chunk.from_json(spec.text(array)) == chunk
 
 
-def test_log_probabilities_without_end_become_a_number_that_json_has() -> None:
+def test_infinite_log_probabilities_become_a_finite_number() -> None:
     chunk = Chunk(0, [5], 1, 0, 0, logprobs=[TokenLogprob(5, float("-inf"), ((6, float("-inf")),))])
     received = Chunk.from_json(chunk.to_json())
     assert received.logprobs == [TokenLogprob(5, LOWEST_LOGPROB, ((6, LOWEST_LOGPROB),))]
 
 
 @pytest.mark.parametrize(
-    "instead",
+    "change",
     [
         {"index": 2**31},
         {"index": True},
@@ -66,28 +66,30 @@ def test_log_probabilities_without_end_become_a_number_that_json_has() -> None:
         {"logprobs": "[]"},
     ],
 )
-def test_what_is_no_chunk_is_refused(instead: dict[str, object]) -> None:
+def test_invalid_fields_are_refused(change: dict[str, object]) -> None:
     good = Chunk(0, [5], 1, 0, 0)
     with pytest.raises(InvalidRequest, match="chunk must be a JSON object"):
-        Chunk.from_json(json.dumps(json.loads(good.to_json()) | instead))
+        Chunk.from_json(json.dumps(json.loads(good.to_json()) | change))
 
 
 @pytest.mark.parametrize("text", ["", "{", "5", "[]", "{}", "[" * 5000])
-def test_what_is_no_object_is_no_chunk(text: str) -> None:
+def test_text_that_is_not_an_object_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="chunk must be a JSON object"):
         Chunk.from_json(text)
 
 
-def test_importing_the_contract_imports_nothing_heavy_and_no_other_room() -> None:
+def test_importing_the_contract_imports_no_heavy_library_and_no_other_package() -> None:
     program = "import sys, json, tritonlm.contract, tritonlm.contract.adapter; print(json.dumps(sorted(sys.modules)))"
-    # In isolation, so that nothing of this test run's is taken along.
+    # In a separate process, without the modules of this test run.
     ran = subprocess.run(
         [sys.executable, "-c", program], env={"PYTHONPATH": str(CLIENT)}, capture_output=True, text=True, check=True
     )
     loaded = json.loads(ran.stdout)
-    ours = {name for name in loaded if name.startswith("tritonlm")}
-    assert "tritonlm.contract" in ours
-    assert all(name in ("tritonlm", "tritonlm.contract") or name.startswith("tritonlm.contract.") for name in ours)
+    tritonlm_modules = {name for name in loaded if name.startswith("tritonlm")}
+    assert "tritonlm.contract" in tritonlm_modules
+    assert all(
+        name in ("tritonlm", "tritonlm.contract") or name.startswith("tritonlm.contract.") for name in tritonlm_modules
+    )
     heavy = {"torch", "transformers", "tokenizers", "jinja2", "tritonclient", "fastapi", "httpx", "pydantic"}
     assert not heavy & {name.split(".")[0] for name in loaded}
 
@@ -113,7 +115,7 @@ class TestCheckpoint:
         assert checkpoint.chat_template is None
 
     @pytest.mark.parametrize(
-        ("file", "content", "said"),
+        ("file", "content", "message"),
         [
             ("config__json", None, "has no config.json"),
             ("config__json", "{", "not valid JSON"),
@@ -124,39 +126,39 @@ class TestCheckpoint:
             ("model__safetensors", None, "no *.safetensors"),
         ],
     )
-    def test_what_is_missing_is_said(self, tmp_path: Path, file: str, content: object, said: str) -> None:
+    def test_a_problem_is_named_in_one_line(self, tmp_path: Path, file: str, content: object, message: str) -> None:
         checkpoint = self.write(tmp_path, **{file: content})
         with pytest.raises(CheckpointError) as error:
             checkpoint.check()
-        assert said in error.value.message
+        assert message in error.value.message
         assert "\n" not in error.value.message
 
-    def test_a_missing_folder_is_said(self, tmp_path: Path) -> None:
+    def test_a_missing_folder_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="does not exist"):
             Checkpoint(tmp_path / "nowhere").check()
 
-    def test_text_models_do_without_weights_when_told(self, tmp_path: Path) -> None:
+    def test_weights_are_optional_for_tokenize_and_detokenize(self, tmp_path: Path) -> None:
         self.write(tmp_path, model__safetensors=None).check(weights=False)
 
-    def test_numbers_of_multimodal_checkpoints_are_found(self, tmp_path: Path) -> None:
+    def test_multimodal_checkpoints_use_text_config(self, tmp_path: Path) -> None:
         nested = {"text_config": {"vocab_size": 7, "max_position_embeddings": 8}}
         checkpoint = self.write(tmp_path, config__json=nested)
         assert (checkpoint.vocab_size, checkpoint.context_length) == (7, 8)
 
     @pytest.mark.parametrize(
-        ("config", "generation", "found"), [(5, None, {5}), (5, 6, {6}), ([5, 6], None, {5, 6}), (None, [7], {7})]
+        ("config", "generation", "expected"), [(5, None, {5}), (5, 6, {6}), ([5, 6], None, {5, 6}), (None, [7], {7})]
     )
-    def test_end_tokens_are_the_generation_configs_first(
-        self, tmp_path: Path, config: object, generation: object, found: set[int]
+    def test_end_tokens_come_from_the_generation_config_first(
+        self, tmp_path: Path, config: object, generation: object, expected: set[int]
     ) -> None:
         checkpoint = self.write(
             tmp_path,
             config__json={"vocab_size": 10, "n_positions": 20, "eos_token_id": config},
             generation_config__json={"eos_token_id": generation},
         )
-        assert checkpoint.eos_token_ids == found
+        assert checkpoint.eos_token_ids == expected
 
-    def test_special_tokens_come_as_text_or_as_objects(self, tmp_path: Path) -> None:
+    def test_special_tokens_may_be_strings_or_objects(self, tmp_path: Path) -> None:
         tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None}
         checkpoint = self.write(tmp_path, tokenizer_config__json=tokens)
         assert checkpoint.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
@@ -165,7 +167,7 @@ class TestCheckpoint:
         "template",
         ["from config", [{"name": "tools", "template": "x"}, {"name": "default", "template": "from config"}]],
     )
-    def test_a_template_of_its_own_file_goes_first(self, tmp_path: Path, template: object) -> None:
+    def test_a_template_file_takes_precedence(self, tmp_path: Path, template: object) -> None:
         checkpoint = self.write(tmp_path, tokenizer_config__json={"chat_template": template})
         assert checkpoint.chat_template == "from config"
         (tmp_path / "chat_template.jinja").write_text("from file", encoding="utf-8")

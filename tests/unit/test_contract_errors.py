@@ -1,4 +1,4 @@
-"""Errors keep their case, sentence and parameter on the way through Triton, which carries text alone."""
+"""Errors keep their class, message and parameter through Triton, which carries text only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tritonlm.contract import (
 from tritonlm.contract.errors import ERRORS, from_wire
 
 PREFIXES = ("", "in ensemble 'tiny', ", "[request id: r2] ", "in ensemble 'my-lm', [request id: <id_unknown>] ")
-# Half a surrogate pair never leaves our process as it is.
+# Lone surrogates are replaced before they leave the process.
 printable = st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -34,7 +34,7 @@ def test_errors_survive_the_wire(kind: type[TritonLMError], message: str, param:
     assert (type(received), received.message, received.param) == (kind, sentence, param)
 
 
-def test_each_case_has_a_code_of_its_own() -> None:
+def test_each_error_has_a_unique_code() -> None:
     assert len({error.code for error in ERRORS}) == len(ERRORS)
 
 
@@ -47,7 +47,7 @@ def test_each_case_has_a_code_of_its_own() -> None:
         ("", TritonLMError),
     ],
 )
-def test_tritons_own_errors_are_told_apart(prefix: str, text: str, kind: type[TritonLMError]) -> None:
+def test_tritons_own_errors_are_classified(prefix: str, text: str, kind: type[TritonLMError]) -> None:
     received = from_wire(prefix + text)
     assert type(received) is kind
     assert received.message == text
@@ -55,7 +55,7 @@ def test_tritons_own_errors_are_told_apart(prefix: str, text: str, kind: type[Tr
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize(("process", "name"), [("generate_0_0", "generate"), ("my_lm-tokenize_0_1", "my_lm-tokenize")])
-def test_a_process_that_died_is_told_by_its_model(prefix: str, process: str, name: str) -> None:
+def test_a_dead_process_is_named_by_its_model(prefix: str, process: str, name: str) -> None:
     received = from_wire(f"{prefix}Stub process '{process}' is not healthy.")
     assert type(received) is Broken
     assert f"the process of '{name}' has died" in received.message
@@ -73,12 +73,12 @@ def test_a_process_that_died_is_told_by_its_model(prefix: str, process: str, nam
         ("requested model 'my-lm' is not available", NotLoaded),
     ],
 )
-def test_a_triton_that_goes_is_no_fault_of_the_request(prefix: str, text: str, kind: type[TritonLMError]) -> None:
-    """What has computed nothing is asked for again, or elsewhere."""
+def test_errors_of_a_stopping_triton_can_be_retried(prefix: str, text: str, kind: type[TritonLMError]) -> None:
+    """Nothing was computed, so the call can be retried on another Triton."""
     assert type(from_wire(prefix + text)) is kind
 
 
-def test_calls_that_are_not_for_everybody_say_so() -> None:
+def test_restricted_calls_raise_insufficient_scope() -> None:
     text = "This protocol is restricted, expecting header 'triton-grpc-protocol-tritonlm-control'"
     assert type(from_wire(text)) is InsufficientScope
 
@@ -88,12 +88,12 @@ def test_an_unknown_code_is_an_internal_error() -> None:
     assert (type(received), received.message, received.param) == (TritonLMError, "Something new.", "x")
 
 
-def test_half_a_surrogate_pair_in_a_name_is_no_obstacle() -> None:
+def test_a_lone_surrogate_in_a_name_is_replaced() -> None:
     assert from_wire(InvalidRequest("Sorry", "\ud800").to_wire()).param == "?"
 
 
-def test_the_context_sentence_is_the_one_that_clients_match() -> None:
-    error = ContextLengthExceeded.of(512, 500, 20)
+def test_the_context_length_message_is_openais() -> None:
+    error = ContextLengthExceeded.for_lengths(512, 500, 20)
     assert error.message == (
         "This model's maximum context length is 512 tokens, however you requested 520 tokens (500 in your prompt; "
         "20 for the completion). Please reduce your prompt; or completion length."
@@ -101,11 +101,11 @@ def test_the_context_sentence_is_the_one_that_clients_match() -> None:
     assert (error.http_status, error.code) == (400, "context_length_exceeded")
 
 
-def test_a_checkpoint_that_does_not_load_is_told_without_the_places_in_the_code() -> None:
+def test_a_load_error_is_reported_without_its_traceback() -> None:
     text = (
         "load failed for model 'lm': ensemble 'lm' depends on 'lm-generate' which has no loaded version. Model "
         "'lm-generate' loading failed with error: version 1 is at UNAVAILABLE state: Internal: CheckpointError: "
         "checkpoint /x has no config.json\n\nAt:\n  /a/secret/path.py(3): f\n;\n"
     )
-    found = from_wire(text)
-    assert (type(found), found.message) == (CheckpointError, "checkpoint /x has no config.json")
+    error = from_wire(text)
+    assert (type(error), error.message) == (CheckpointError, "checkpoint /x has no config.json")

@@ -1,4 +1,4 @@
-"""Parameters survive their way as JSON, and no bad value gets past them: each is refused by name."""
+"""Parameters survive the conversion to JSON, and every bad value is refused by name."""
 
 from __future__ import annotations
 
@@ -71,21 +71,21 @@ REFUSED: dict[str, list[Any]] = {
 }
 
 
-def test_the_lists_here_know_every_parameter() -> None:
+def test_the_test_data_covers_every_parameter() -> None:
     names = {spec.name for spec in fields(SamplingParameters)}
     assert names == set(VALID) == set(REFUSED)
 
 
 @settings(deadline=None)
 @given(valid)
-def test_parameters_survive_the_way_as_json(parameters: SamplingParameters) -> None:
+def test_parameters_survive_the_conversion_to_json(parameters: SamplingParameters) -> None:
     sent = json.dumps(parameters.to_mapping())
     assert SamplingParameters.from_json(sent, {}) == parameters
 
 
 @given(valid, st.booleans(), st.booleans())
 @settings(deadline=None)
-def test_the_canonical_request_survives_the_way_as_json(
+def test_the_request_survives_the_conversion_to_json(
     parameters: SamplingParameters, stream: bool, include: bool
 ) -> None:
     request = GenerationRequest(parameters, stream, include)
@@ -108,7 +108,7 @@ def test_null_means_not_sent(name: str) -> None:
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.integers(), st.lists), st.data())
 @settings(deadline=None)
-def test_nothing_but_a_refusal_comes_of_any_value(value: object, data: st.DataObject) -> None:
+def test_any_value_is_accepted_or_refused_with_a_short_message(value: object, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(VALID)) | st.text())
     refusal = None
     try:
@@ -127,7 +127,7 @@ def test_nothing_but_a_refusal_comes_of_any_value(value: object, data: st.DataOb
         ({"n" * 1000: 5}, "n" * 64),
     ],
 )
-def test_what_does_not_go_together_is_refused(values: dict[str, Any], param: str) -> None:
+def test_inconsistent_values_are_refused(values: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         SamplingParameters.from_mapping(values)
     assert refusal.value.param == param
@@ -145,7 +145,7 @@ def test_bad_json_is_refused(text: str) -> None:
     assert refusal.value.param == "sampling_parameters"
 
 
-def test_json_and_flat_parameters_go_together_but_not_twice() -> None:
+def test_json_and_flat_parameters_are_merged_without_duplicates() -> None:
     both = SamplingParameters.from_json('{"top_k": 5}', {"max_tokens": 3})
     assert (both.top_k, both.max_tokens) == (5, 3)
     with pytest.raises(InvalidRequest, match="twice") as refusal:
@@ -154,7 +154,7 @@ def test_json_and_flat_parameters_go_together_but_not_twice() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_commands_survive_the_way_as_json(name: str) -> None:
+def test_commands_survive_the_conversion_to_json(name: str) -> None:
     command = Command(name, "request-1")
     assert Command.from_json(command.to_json()) == command
 

@@ -1,6 +1,6 @@
-"""What operators are given as files: Dockerfiles, compose, Kubernetes, alerts, dashboard. Checked without running them.
+"""Deployment files: Dockerfiles, compose, Kubernetes, alerts, dashboard. Checked without running them.
 
-`docker/try_containers.py` runs the images; `tests/over_triton/test_dashboards.py` asks a live Prometheus.
+`docker/try_containers.py` runs the images; `tests/over_triton/test_dashboards.py` queries a live Prometheus.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from contract_tables import ROOT, gateway_metrics_table
-from engine.monitoring.metrics import MEASURES
-from engine.runners.native import isa_variants as forms
+from engine.monitoring.metrics import METRIC_SPECS
+from engine.runners.native import isa_variants
 from google.protobuf import text_format
 from ruamel.yaml import YAML
 from tritonclient.grpc import model_config_pb2
@@ -27,7 +27,7 @@ _NAME = re.compile(r"\btritonlm_\w+")
 _PARTS = ("_bucket", "_count", "_sum")
 
 
-def loaded(file: Path) -> ModuleType:
+def load_script(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -42,29 +42,29 @@ def yaml_of(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("file", sorted(DOCKER.glob("Dockerfile*")), ids=lambda file: file.name)
-def test_dockerfiles_are_as_they_should_be(file: Path) -> None:
+def test_dockerfiles_pass_hadolint(file: Path) -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     command = [str(hadolint), "--config", str(DOCKER / "hadolint.yaml"), str(file)]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert told.returncode == 0, told.stdout
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("variant", ["base", "gpu", "keda"])
-def test_kubernetes_takes_the_manifests(variant: str, tmp_path: Path) -> None:
+def test_kubernetes_manifests_are_valid(variant: str, tmp_path: Path) -> None:
     if not (kubectl := shutil.which("kubectl")):
-        pytest.skip("no kubectl here to put the manifests together")
+        pytest.skip("kubectl is not installed")
     command = [kubectl, "kustomize", str(DOCKER / "kubernetes" / variant)]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    # What KEDA adds to Kubernetes no schema here knows.
-    known = [part for part in made.split("\n---\n") if "keda.sh/" not in part]
+    manifests = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    # There is no schema for KEDA's resources here.
+    checked = [part for part in manifests.split("\n---\n") if "keda.sh/" not in part]
     file = tmp_path / "manifests.yaml"
-    file.write_text("\n---\n".join(known), encoding="utf-8")
+    file.write_text("\n---\n".join(checked), encoding="utf-8")
     command = [str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", str(file)]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert told.returncode == 0, told.stdout + told.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_nobody_in_the_manifests_may_more_than_he_must() -> None:
+def test_containers_in_the_manifests_have_minimal_rights() -> None:
     for file in ("triton.yaml", "gateway.yaml"):
         for part in YAML(typ="safe").load_all(DOCKER / "kubernetes" / "base" / file):
             if part["kind"] not in ("Deployment", "StatefulSet"):
@@ -77,11 +77,11 @@ def test_nobody_in_the_manifests_may_more_than_he_must() -> None:
                 assert not rights["allowPrivilegeEscalation"]
                 assert rights["capabilities"] == {"drop": ["ALL"]}
                 drain = int(container["args"][container["args"].index("--drain-seconds") + 1])
-                # preStop, the drain, and what the end itself takes.
+                # preStop, the drain, and the shutdown itself.
                 assert pod["terminationGracePeriodSeconds"] >= drain + 5 + 10
 
 
-def test_compose_gives_all_of_them_time_to_drain_and_no_rights() -> None:
+def test_compose_services_have_no_capabilities_and_time_to_drain() -> None:
     services = yaml_of(DOCKER / "compose.yaml")["services"]
     assert {"triton-1", "triton-2", "gateway", "triton-gpu", "prometheus", "grafana"} <= set(services)
     for name, service in services.items():
@@ -91,40 +91,40 @@ def test_compose_gives_all_of_them_time_to_drain_and_no_rights() -> None:
             assert service["stop_grace_period"] == "60s", name
 
 
-def test_alerts_fire_when_they_should() -> None:
+def test_alert_rules_pass_promtool() -> None:
     if not (promtool := shutil.which("promtool")):
-        pytest.skip("promtool is not here (Debian: prometheus)")
+        pytest.skip("promtool is not installed (Debian: prometheus)")
     for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
-        told = subprocess.run(
+        result = subprocess.run(
             [promtool, *command], cwd=DOCKER / "prometheus", capture_output=True, text=True, timeout=60, check=False
         )
-        assert told.returncode == 0, told.stdout + told.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_dashboard_is_what_its_script_writes() -> None:
-    script = loaded(DOCKER / "grafana" / "dashboard.py")
+def test_the_dashboard_file_matches_its_script() -> None:
+    script = load_script(DOCKER / "grafana" / "dashboard.py")
     assert script.FILE.read_text(encoding="utf-8") == script.text()
 
 
-def test_dashboard_and_alerts_ask_only_for_what_there_is() -> None:
-    known = {measure.published_name for measure in MEASURES} | set(_NAME.findall(gateway_metrics_table()))
-    asked = (DOCKER / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
-    asked += (DOCKER / "grafana" / "dashboards" / "tritonlm.json").read_text(encoding="utf-8")
-    asked += (DOCKER / "kubernetes" / "keda" / "scaled-triton.yaml").read_text(encoding="utf-8")
-    for name in set(_NAME.findall(asked)):
+def test_dashboard_and_alerts_query_only_existing_metrics() -> None:
+    known = {spec.prometheus_name for spec in METRIC_SPECS} | set(_NAME.findall(gateway_metrics_table()))
+    queries = (DOCKER / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    queries += (DOCKER / "grafana" / "dashboards" / "tritonlm.json").read_text(encoding="utf-8")
+    queries += (DOCKER / "kubernetes" / "keda" / "scaled-triton.yaml").read_text(encoding="utf-8")
+    for name in set(_NAME.findall(queries)):
         plain = next((name.removesuffix(part) for part in _PARTS if name.endswith(part)), name)
         assert plain in known, name
 
 
-def test_newer_tritons_get_their_bound_and_the_rest_stays_as_it_was() -> None:
-    bounded = loaded(DOCKER / "newer_triton.py").bounded
+def test_the_inflight_bound_changes_ensembles_only() -> None:
+    with_inflight_bound = load_script(DOCKER / "newer_triton.py").with_inflight_bound
     for model in ("abacus", "fable", "generate", "detokenize"):
         config = (ROOT / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
-        made = bounded(config, 256)
+        changed = with_inflight_bound(config, 256)
         is_ensemble = model in ("abacus", "fable")
-        assert made.count("max_inflight_requests: 256") == is_ensemble
-        # This machine's protocol does not know the field; without it the text is still a configuration.
-        rest = made.replace("  max_inflight_requests: 256\n", "")
+        assert changed.count("max_inflight_requests: 256") == is_ensemble
+        # The installed protocol definition lacks the field; without it the text must equal the original.
+        rest = changed.replace("  max_inflight_requests: 256\n", "")
         parse = text_format.Parse(rest, model_config_pb2.ModelConfig())
         assert parse == text_format.Parse(config, model_config_pb2.ModelConfig())
 
@@ -136,7 +136,7 @@ SAPPHIRE = ZEN4 | {"amx_tile", "amx_bf16", "amx_int8"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "limit", "form"),
+    ("flags", "limit", "variant"),
     [
         (set(), "", "plain"),
         (V3, "", "avx2"),
@@ -150,5 +150,5 @@ SAPPHIRE = ZEN4 | {"amx_tile", "amx_bf16", "amx_int8"}
         (V3 - {"fma"}, "", "plain"),
     ],
 )
-def test_an_image_chooses_the_kernels_that_its_machine_can_run(flags: set[str], limit: str, form: str) -> None:
-    assert forms.choose(flags, limit).name == form
+def test_the_isa_variant_matches_the_processors_flags(flags: set[str], limit: str, variant: str) -> None:
+    assert isa_variants.choose(flags, limit).name == variant

@@ -1,4 +1,4 @@
-"""The engine's settings: config.pbtxt, environment, and errors that name the place to look at."""
+"""The settings of the engine: config.pbtxt, environment, and errors that name the source of a value."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def test_the_models_config_wins_over_the_environment_and_that_over_the_default()
     assert config.threads == EngineConfig().threads
 
 
-def test_the_time_between_chunks_grows_with_the_requests_up_to_a_limit() -> None:
-    found = [EngineConfig(chunk_milliseconds=10).chunk_seconds(running) for running in (1, 6, 12, 18, 63, 126, 1000)]
-    assert found == pytest.approx([0.01, 0.01, 0.02, 0.03, 0.03, 0.06, 0.12])
+def test_the_time_between_chunks_grows_with_the_batch_up_to_a_limit() -> None:
+    seconds = [EngineConfig(chunk_milliseconds=10).chunk_seconds(running) for running in (1, 6, 12, 18, 63, 126, 1000)]
+    assert seconds == pytest.approx([0.01, 0.01, 0.02, 0.03, 0.03, 0.06, 0.12])
     assert EngineConfig(chunk_milliseconds=0).chunk_seconds(50) == 0
 
 
@@ -33,7 +33,7 @@ def test_the_time_between_chunks_grows_with_the_requests_up_to_a_limit() -> None
         ("kv_memory_share", "0"), ("kv_memory_share", "1.5"),
     ],
 )  # fmt: skip
-def test_a_bad_value_is_refused_by_its_name(name: str, text: str) -> None:
+def test_an_invalid_value_is_refused_with_its_name(name: str, text: str) -> None:
     with pytest.raises(CheckpointError, match=f"config.pbtxt parameter {name} must be .*{text!r}"):
         EngineConfig.from_strings({name: text}, {})
     variable = f"TRITONLM_{name.upper()}"
@@ -45,22 +45,22 @@ def test_a_bad_value_is_refused_by_its_name(name: str, text: str) -> None:
     ("text", "size"),
     [("0", 0), ("1024", 1024), ("8GiB", 8 << 30), ("1.5 GB", 1_500_000_000), ("2KiB", 2048), ("7B", 7)],
 )
-def test_a_size_is_read_with_its_unit(text: str, size: int) -> None:
+def test_a_size_has_a_unit(text: str, size: int) -> None:
     assert EngineConfig.from_strings({}, {"TRITONLM_MEMORY_BUDGET": text}).memory_budget == size
 
 
-def test_devices_are_named_one_by_one_or_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(wanted: str) -> list[str]:
-        return [str(device) for device in choose_devices(wanted)]
+def test_devices_are_a_list_or_all_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(setting: str) -> list[str]:
+        return [str(device) for device in choose_devices(setting)]
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert found("auto") == found("cpu") == ["cpu"]
+    assert names("auto") == names("cpu") == ["cpu"]
     for missing in ("cuda", "cuda:0", "cpu,cuda:1"):
         with pytest.raises(CheckpointError, match="torch finds 0 CUDA devices"):
             choose_devices(missing)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert found("auto") == found("cuda") == found("cuda:0,cuda:1") == ["cuda:0", "cuda:1"]
-    assert found("cuda:1") == ["cuda:1"]
-    with pytest.raises(CheckpointError, match="device cuda:2 was asked for"):
+    assert names("auto") == names("cuda") == names("cuda:0,cuda:1") == ["cuda:0", "cuda:1"]
+    assert names("cuda:1") == ["cuda:1"]
+    with pytest.raises(CheckpointError, match="device cuda:2 is configured"):
         choose_devices("cuda:2")

@@ -1,4 +1,4 @@
-"""`generate` as Triton would drive it, with a real engine and a tiny random-weight LM: FINAL once on every path."""
+"""`generate` as Triton calls it, with a real engine and a tiny random-weight LM: FINAL exactly once on every path."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WAIT_SECONDS = 20.0
 
 
 class Sender:
-    """What one request was sent, in order."""
+    """Records the responses of one request, in order."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[InferenceResponse, int]] = []
@@ -41,27 +41,27 @@ class Sender:
     def wait(self) -> list[InferenceResponse]:
         deadline = time.monotonic() + WAIT_SECONDS
         while not self.sent or self.sent[-1][1] != FINAL:
-            assert time.monotonic() < deadline, "no end came"
+            assert time.monotonic() < deadline, "no FINAL response"
             time.sleep(0.005)
         assert [flags for _, flags in self.sent[:-1]] == [0] * (len(self.sent) - 1)
         return [response for response, _ in self.sent]
 
     def chunks(self) -> list[Chunk]:
-        answers = self.wait()
-        assert [answer.error() for answer in answers] == [None] * len(answers)
-        tensors = [tensor for answer in answers for tensor in answer.output_tensors()]
-        assert [tensor.name() for tensor in tensors] == [CHUNK.name] * len(answers)
+        responses = self.wait()
+        assert [response.error() for response in responses] == [None] * len(responses)
+        tensors = [tensor for response in responses for tensor in response.output_tensors()]
+        assert [tensor.name() for tensor in tensors] == [CHUNK.name] * len(responses)
         return [Chunk.from_json(CHUNK.text(tensor.as_numpy())) for tensor in tensors]
 
     def error(self) -> TritonLMError:
-        (answer,) = self.wait()
-        found = answer.error()
-        assert found is not None
-        return from_wire(found.message())
+        (response,) = self.wait()
+        error = response.error()
+        assert error is not None
+        return from_wire(error.message())
 
     def report(self) -> dict[str, Any]:
-        (answer,) = self.wait()
-        (tensor,) = answer.output_tensors()
+        (response,) = self.wait()
+        (tensor,) = response.output_tensors()
         report: dict[str, Any] = json.loads(REPORT.text(tensor.as_numpy()))
         return report
 
@@ -90,9 +90,11 @@ def model(checkpoint: Path) -> Iterator[Any]:
     started.finalize()
 
 
-def asked(prompt: list[int], stream: bool = False, request_id: str = "", timeout: int = 0, **parameters: Any) -> Any:
-    wanted = SamplingParameters.from_mapping({"max_tokens": 5, "temperature": 0, "seed": 1, **parameters})
-    request = GenerationRequest(wanted, stream).to_json()
+def make_request(
+    prompt: list[int], stream: bool = False, request_id: str = "", timeout: int = 0, **parameters: Any
+) -> Any:
+    params = SamplingParameters.from_mapping({"max_tokens": 5, "temperature": 0, "seed": 1, **parameters})
+    request = GenerationRequest(params, stream).to_json()
     inputs = {PROMPT_IDS.name: PROMPT_IDS.pack(prompt), REQUEST.name: REQUEST.pack(request)}
     return DecoupledRequest(inputs, request_id, timeout)
 
@@ -101,8 +103,11 @@ def command(name: str, request_id: str = "") -> DecoupledRequest:
     return DecoupledRequest({CONTROL.name: CONTROL.pack(json.dumps({"command": name, "id": request_id}))})
 
 
-def test_a_request_is_answered_whole_or_in_chunks_by_the_same_tokens(model: Any) -> None:
-    whole, streamed = asked([5, 6, 7], return_token_ids=True), asked([5, 6, 7], stream=True, return_token_ids=True)
+def test_streamed_and_whole_responses_have_the_same_tokens(model: Any) -> None:
+    whole, streamed = (
+        make_request([5, 6, 7], return_token_ids=True),
+        make_request([5, 6, 7], stream=True, return_token_ids=True),
+    )
     model.execute([whole, streamed])
     (only,) = whole.sender.chunks()
     chunks = streamed.sender.chunks()
@@ -111,10 +116,10 @@ def test_a_request_is_answered_whole_or_in_chunks_by_the_same_tokens(model: Any)
     assert [chunk.finish_reason for chunk in chunks] == [""] * (len(chunks) - 1) + ["length"]
 
 
-def test_commands_are_answered_beside_requests(model: Any) -> None:
-    long, waiting = asked([5], max_tokens=400, ignore_eos=True, request_id="long"), command("ping")
+def test_commands_run_beside_requests(model: Any) -> None:
+    long, waiting = make_request([5], max_tokens=400, ignore_eos=True, request_id="long"), command("ping")
     model.execute([long, waiting])
-    assert waiting.sender.report()["places"] == 2
+    assert waiting.sender.report()["slots"] == 2
     cancel = command("cancel", "long")
     model.execute([cancel])
     assert cancel.sender.report() == {"cancelled": 1}
@@ -123,43 +128,44 @@ def test_commands_are_answered_beside_requests(model: Any) -> None:
     model.execute([status])
     report = status.sender.report()
     assert (report["running"], report["waiting"], report["blocks_used"]) == (0, 0, 0)
+    assert report["places"] == report["slots"], "the former name"
 
 
-def test_what_the_engine_measures_is_published_by_name_and_model(model: Any, checkpoint: Path) -> None:
-    request, status = asked([5, 6, 7]), command("status")
+def test_metrics_are_exported_by_name_and_model(model: Any, checkpoint: Path) -> None:
+    request, status = make_request([5, 6, 7]), command("status")
     model.execute([request])
     request.sender.chunks()
-    # It is obeyed between two steps: by then the one whose chunk we have is counted.
+    # After a chunk has arrived, its step is counted when the command returns.
     model.execute([status])
     status.sender.report()
-    model._publisher.publish()
-    found = {name: family.metrics[0] for name, family in MetricFamily.families.items()}
-    assert {metric.labels["model"] for metric in found.values()} == {checkpoint.name}
-    counted = {name: found[f"tritonlm_engine_{name}_total"].value for name in ("requests", "finished", "steps")}
+    model._metrics_exporter.export()
+    metrics = {name: family.metrics[0] for name, family in MetricFamily.families.items()}
+    assert {metric.labels["model"] for metric in metrics.values()} == {checkpoint.name}
+    counted = {name: metrics[f"tritonlm_engine_{name}_total"].value for name in ("requests", "finished", "steps")}
     assert counted == {"requests": 1, "finished": 1, "steps": 5}
-    assert (found["tritonlm_engine_places"].value, found["tritonlm_engine_running"].value) == (2, 0)
+    assert (metrics["tritonlm_engine_slots"].value, metrics["tritonlm_engine_running"].value) == (2, 0)
     for name in ("queue", "prefill", "decode"):
-        (seconds,) = found[f"tritonlm_engine_{name}_seconds"].observed
+        (seconds,) = metrics[f"tritonlm_engine_{name}_seconds"].observed
         assert 0 <= seconds < WAIT_SECONDS
-    assert 0 < found["tritonlm_engine_step_seconds_total"].value < WAIT_SECONDS
+    assert 0 < metrics["tritonlm_engine_step_seconds_total"].value < WAIT_SECONDS
 
 
-def test_who_retires_a_model_has_it_shown_as_gone(model: Any) -> None:
-    model._publisher.publish()
+def test_a_retired_model_exports_gauges_of_zero(model: Any) -> None:
+    model._metrics_exporter.export()
     retire = command("retire")
     model.execute([retire])
     retire.sender.report()
-    assert MetricFamily.families["tritonlm_engine_places"].metrics[0].value == 0
+    assert MetricFamily.families["tritonlm_engine_slots"].metrics[0].value == 0
     assert MetricFamily.families["tritonlm_engine_kv_blocks"].metrics[0].value == 0
 
 
-def test_a_triton_without_metrics_serves_all_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_triton_without_metrics_still_serves(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise TritonModelException("metrics not supported")
 
     monkeypatch.setattr(MetricFamily, "__init__", refuse)
     started = start_model("generate", checkpoint, device="cpu")
-    request = asked([5, 6, 7])
+    request = make_request([5, 6, 7])
     started.execute([request])
     assert request.sender.chunks()[-1].finish_reason == "length"
     started.finalize()
@@ -177,9 +183,9 @@ BAD: dict[str, tuple[dict[str, Any], type[TritonLMError]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_alone(model: Any, case: str) -> None:
+def test_invalid_input_fails_alone(model: Any, case: str) -> None:
     inputs, kind = BAD[case]
-    bad, good = DecoupledRequest(inputs), asked([5])
+    bad, good = DecoupledRequest(inputs), make_request([5])
     model.execute([bad, good])
     assert type(bad.sender.error()) is kind
     assert good.sender.chunks()[-1].finish_reason == "length"
@@ -189,21 +195,21 @@ def test_bad_input_is_refused_alone(model: Any, case: str) -> None:
     ("prompt", "parameters", "kind"),
     [([99999], {}, InvalidRequest), ([-1], {}, InvalidRequest), ([5], {"max_tokens": 512}, ContextLengthExceeded)],
 )
-def test_what_does_not_fit_the_checkpoint_is_refused(
+def test_a_request_beyond_the_checkpoints_limits_is_refused(
     model: Any, prompt: list[int], parameters: dict[str, Any], kind: type[TritonLMError]
 ) -> None:
-    bad = asked(prompt, **parameters)
+    bad = make_request(prompt, **parameters)
     model.execute([bad])
     assert type(bad.sender.error()) is kind
-    (answer,) = bad.sender.wait()
-    assert answer.error().code() == TritonError.INVALID_ARG  # type: ignore[union-attr]
+    (response,) = bad.sender.wait()
+    assert response.error().code() == TritonError.INVALID_ARG  # type: ignore[union-attr]
 
 
-def test_the_queues_limit_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_limited(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONLM_MAX_QUEUE_SIZE", "2")
     model = start_model("generate", checkpoint, device="cpu", max_sequences="2")
     try:
-        requests = [asked([5], max_tokens=300, ignore_eos=True) for _ in range(6)]
+        requests = [make_request([5], max_tokens=300, ignore_eos=True) for _ in range(6)]
         model.execute(requests)
         assert [type(request.sender.error()) for request in requests[4:]] == [QueueFull, QueueFull]
     finally:
@@ -212,17 +218,17 @@ def test_the_queues_limit_is_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPa
         assert request.sender.chunks()[-1].finish_reason in ("length", "cancelled")
 
 
-def test_tritons_own_timeout_bounds_the_wait_for_a_place(model: Any) -> None:
-    running = [asked([5], max_tokens=500, ignore_eos=True, request_id="r") for _ in range(2)]
-    late = asked([5], timeout=1000)
+def test_tritons_own_timeout_limits_the_wait_for_a_slot(model: Any) -> None:
+    running = [make_request([5], max_tokens=500, ignore_eos=True, request_id="r") for _ in range(2)]
+    late = make_request([5], timeout=1000)
     model.execute([*running, late])
     assert late.sender.error().code == "queue_timeout"
     model.execute([command("cancel", "r")])
 
 
-def test_finalize_ends_what_runs(checkpoint: Path) -> None:
+def test_finalize_cancels_running_requests(checkpoint: Path) -> None:
     model = start_model("generate", checkpoint, device="cpu", max_sequences="2")
-    requests = [asked([5], max_tokens=500, ignore_eos=True) for _ in range(4)]
+    requests = [make_request([5], max_tokens=500, ignore_eos=True) for _ in range(4)]
     model.execute(requests)
     model.finalize()
     assert [request.sender.chunks()[-1].finish_reason for request in requests] == ["cancelled"] * 4
@@ -238,40 +244,40 @@ class TestTwoDevices:
         started.finalize()
 
     def status(self, model: Any) -> dict[str, Any]:
-        asked_for = command("status")
-        model.execute([asked_for])
-        return asked_for.sender.report()
+        request = command("status")
+        model.execute([request])
+        return request.sender.report()
 
-    def test_requests_are_spread_and_answered_alike(self, model: Any) -> None:
-        requests = [asked([5, 6, 7], return_token_ids=True, temperature=1) for _ in range(6)]
+    def test_requests_are_distributed_with_equal_results(self, model: Any) -> None:
+        requests = [make_request([5, 6, 7], return_token_ids=True, temperature=1) for _ in range(6)]
         model.execute(requests)
         texts = [request.sender.chunks()[0].token_ids for request in requests]
         assert texts == [texts[0]] * 6
-        # Each has had some of them.
+        # Each engine had half of them.
         engines = model._engine._engines
         assert [engine.reports.status()["requests"] for engine in engines] == [3, 3]
-        assert (self.status(model)["requests"], self.status(model)["places"]) == (6, 4)
+        assert (self.status(model)["requests"], self.status(model)["slots"]) == (6, 4)
         assert self.status(model)["device"] == "cpu,cpu"
 
-    def test_a_command_reaches_a_request_wherever_it_is(self, model: Any) -> None:
-        requests = [asked([5], max_tokens=400, ignore_eos=True, request_id=f"r{n}") for n in range(6)]
+    def test_a_command_reaches_a_request_on_any_device(self, model: Any) -> None:
+        requests = [make_request([5], max_tokens=400, ignore_eos=True, request_id=f"r{n}") for n in range(6)]
         model.execute(requests)
-        refused = asked([5])
+        refused = make_request([5])
         model.execute([refused])
-        # Both lines are full.
+        # Both queues are full.
         assert isinstance(refused.sender.error(), QueueFull)
         find = [command("find", f"r{n}") for n in range(6)]
         model.execute(find)
-        assert [len(found.sender.report()["requests"]) for found in find] == [1] * 6
+        assert [len(request.sender.report()["requests"]) for request in find] == [1] * 6
         cancels = [command("cancel", f"r{n}") for n in range(6)]
         model.execute(cancels)
         assert [cancel.sender.report() for cancel in cancels] == [{"cancelled": 1}] * 6
-        # They are answered at once, and obeyed before the next step.
+        # A cancel replies at once and takes effect before the next step.
         assert {request.sender.chunks()[-1].finish_reason for request in requests} == {"cancelled"}
         assert self.status(model)["running"] == 0
         retire = command("retire")
         model.execute([retire])
         assert retire.sender.report()["retired"] is True
-        late = [asked([5]), asked([5])]
+        late = [make_request([5]), make_request([5])]
         model.execute(late)
         assert all("being unloaded" in request.sender.error().message for request in late)

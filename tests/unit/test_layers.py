@@ -1,4 +1,4 @@
-"""The layering table holds here, and a breach of each kind of rule is found."""
+"""The layering table holds in this repository, and the check reports each kind of violation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_this_repository_keeps_to_the_table() -> None:
+def test_this_repository_follows_the_table() -> None:
     assert check_layers.check(ROOT) == []
 
 
@@ -21,7 +21,7 @@ def test_every_rule_covers_files_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "source", "said"),
+    ("file", "source", "reason"),
     [
         ("model_repository/generate/1/engine/engine.py", "import triton_python_backend_utils", "speaks token ids"),
         ("model_repository/generate/1/engine/engine.py", "from tritonlm import serving", "speaks token ids"),
@@ -32,26 +32,26 @@ def test_every_rule_covers_files_that_exist() -> None:
         ("client/tritonlm/serving/triton.py", "import torch", "processes, not tensors"),
     ],
 )
-def test_a_breach_is_told_with_file_line_and_reason(tmp_path: Path, file: str, source: str, said: str) -> None:
+def test_a_violation_is_reported_with_file_line_and_reason(tmp_path: Path, file: str, source: str, reason: str) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     (path.parent / "helper.py").write_text("import torch\n", encoding="utf-8")
     path.write_text(f'"""A module."""\n{source}\n', encoding="utf-8")
     breaches = [breach for breach in check_layers.check(tmp_path) if breach.startswith(f"{file}:")]
     assert len(breaches) == 1
-    assert said in breaches[0]
+    assert reason in breaches[0]
 
 
 @pytest.mark.parametrize("source", ["from tritonlm.b import y", "def f():\n    from . import b"])
-def test_a_circle_is_told_with_its_modules(tmp_path: Path, source: str) -> None:
+def test_a_circle_is_reported_with_its_modules(tmp_path: Path, source: str) -> None:
     package = tmp_path / "client" / "tritonlm"
     package.mkdir(parents=True)
     (package / "a.py").write_text(source, encoding="utf-8")
     (package / "b.py").write_text("import tritonlm.c", encoding="utf-8")
     (package / "c.py").write_text("if TYPE_CHECKING:\n    from .a import z", encoding="utf-8")
-    (told,) = check_layers.check(tmp_path)
-    assert "circle" in told
-    assert all(f"client/tritonlm/{name}.py" in told for name in "abc")
+    (line,) = check_layers.check(tmp_path)
+    assert "circle" in line
+    assert all(f"client/tritonlm/{name}.py" in line for name in "abc")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_circle_is_told_with_its_modules(tmp_path: Path, source: str) -> None:
         ("client/tritonlm/contract/chunk.py", "import json\nimport numpy as np\nfrom . import tensors"),
     ],
 )
-def test_what_the_table_allows_passes(tmp_path: Path, file: str, source: str) -> None:
+def test_allowed_imports_pass(tmp_path: Path, file: str, source: str) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True)
     path.write_text(source, encoding="utf-8")

@@ -1,14 +1,14 @@
-"""What an engine counts: rates over seconds, values of several engines as one."""
+"""The values of an engine: rates, timings, and the sum over several engines."""
 
 from __future__ import annotations
 
 import pytest
-from engine.monitoring.metrics import QUEUE_SECONDS, Metrics, Rate, added
+from engine.monitoring.metrics import ALIASES, METRIC_SPECS, QUEUE_SECONDS, Metrics, Rate, total, with_aliases
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def test_a_rate_is_of_the_last_whole_seconds() -> None:
+def test_a_rate_is_the_mean_of_the_last_whole_seconds() -> None:
     rate = Rate(5)
     for second in range(100, 110):
         rate.add(20.0, second + 0.25)
@@ -19,7 +19,7 @@ def test_a_rate_is_of_the_last_whole_seconds() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 100)), max_size=60), st.floats(30, 60))
-def test_a_rate_counts_what_a_list_of_all_would(added_at: list[tuple[float, int]], now: float) -> None:
+def test_a_rate_equals_a_sum_over_all_amounts(added_at: list[tuple[float, int]], now: float) -> None:
     rate = Rate(5)
     for moment, amount in sorted(added_at):
         rate.add(amount, moment)
@@ -27,12 +27,17 @@ def test_a_rate_counts_what_a_list_of_all_would(added_at: list[tuple[float, int]
     assert rate.each_second(now) == pytest.approx(whole / 5)
 
 
-def test_what_was_timed_is_taken_once() -> None:
+def test_timings_are_returned_once() -> None:
     metrics = Metrics()
     metrics.time(QUEUE_SECONDS, 0.5)
     assert metrics.take_timed()[QUEUE_SECONDS] == [0.5]
     assert metrics.take_timed()[QUEUE_SECONDS] == []
 
 
-def test_several_engines_are_added() -> None:
-    assert added([{"running": 1, "steps": 5}, {"running": 2, "steps": 7}]) == {"running": 3, "steps": 12}
+def test_the_values_of_several_engines_are_summed() -> None:
+    assert total([{"running": 1, "steps": 5}, {"running": 2, "steps": 7}]) == {"running": 3, "steps": 12}
+
+
+def test_former_names_have_the_same_values() -> None:
+    values = with_aliases({spec.name: float(number) for number, spec in enumerate(METRIC_SPECS)})
+    assert {alias: values[alias] for alias in ALIASES} == {alias: values[name] for alias, name in ALIASES.items()}

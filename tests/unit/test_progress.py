@@ -1,11 +1,11 @@
-"""An engine's counter tells slow from hung."""
+"""The progress counter tells a slow engine from a hung one."""
 
 from __future__ import annotations
 
 import ctypes
 
 import pytest
-from engine.monitoring import progress as room
+from engine.monitoring import progress as progress_module
 from engine.monitoring.progress import Progress
 
 
@@ -20,11 +20,11 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(room, "time", made)
+    monkeypatch.setattr(progress_module, "time", made)
     return made
 
 
-def test_work_without_progress_stands_still(clock: Clock) -> None:
+def test_a_step_without_progress_stands_still(clock: Clock) -> None:
     progress = Progress()
     progress.begin()
     assert progress.still_seconds() == 0.0
@@ -34,7 +34,7 @@ def test_work_without_progress_stands_still(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("by_kernels", [True, False])
-def test_whoever_moves_is_slow_at_most(clock: Clock, by_kernels: bool) -> None:
+def test_a_step_with_progress_does_not_stand_still(clock: Clock, by_kernels: bool) -> None:
     progress = Progress()
     progress.begin()
     for _ in range(10):
@@ -42,7 +42,7 @@ def test_whoever_moves_is_slow_at_most(clock: Clock, by_kernels: bool) -> None:
         if by_kernels:
             ctypes.c_uint64.from_address(progress.address).value += 1
         else:
-            progress.note()
+            progress.advance()
         assert progress.still_seconds() == 0.0
     assert progress.working_seconds() == 40.0
 

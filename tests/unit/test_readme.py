@@ -1,4 +1,4 @@
-"""What the documents tell is there: commands, options, folders, files, and the curl lines' parameters."""
+"""README.md and the documents match the code: commands, options, folders, files, links, curl lines' parameters."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")])
+# The README is one page; details are in the other documents.
+MAX_README_LINES = 150
 
 
-def lines_of_code(document: Path) -> Iterator[str]:
-    """The lines inside fences, those indented as code, and `code` within sentences; but no output (```text)."""
+def code_lines(document: Path) -> Iterator[str]:
+    """The lines inside fences, lines indented as code, and `code` within sentences; without output (```text)."""
     text = re.sub(r"^```text\n.*?^```\n", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     fenced = False
     for line in text.splitlines():
@@ -35,9 +37,15 @@ def lines_of_code(document: Path) -> Iterator[str]:
             yield from re.findall(r"`([^`]+)`", line)
 
 
-def commands(start: str) -> list[tuple[str, list[str]]]:
-    found = [(f"{d.relative_to(ROOT)}: {line}", line) for d in DOCUMENTS for line in lines_of_code(d)]
-    return [(where, shlex.split(line)) for where, line in found if re.match(start, line)]
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(pattern: str) -> list[tuple[str, list[str]]]:
+    lines = [(f"{d.relative_to(ROOT)}: {line}", line) for d in DOCUMENTS for line in code_lines(d)]
+    return [(location, shlex.split(line)) for location, line in lines if re.match(pattern, line)]
 
 
 SCRIPTS = dict(commands(r"scripts/[a-z_]+( |$)"))
@@ -45,38 +53,50 @@ CLI = dict(commands(r"tritonlm [a-z]+"))
 CURLS = dict(commands(r"curl "))
 
 
-def test_there_is_something_to_check() -> None:
+def test_the_documents_contain_commands_and_curl_lines() -> None:
     assert ROOT / "README.md" in DOCUMENTS
     assert {words[0] for words in SCRIPTS.values()} >= {"scripts/serve", "scripts/test", "scripts/bench"}
     assert CLI
-    assert len(CURLS) >= 5
+    assert len(CURLS) >= 12
+    for page in ("README.md", "docs/api.md"):
+        assert any(location.startswith(f"{page}: ") for location in CURLS), page
+    assert any(location.startswith("docs/cli.md: ") for location in CLI)
 
 
-@pytest.mark.parametrize("where", SCRIPTS)
-def test_a_script_that_is_told_of_is_there(where: str) -> None:
-    name, *arguments = SCRIPTS[where]
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+def test_the_readme_links_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text] == []
+
+
+@pytest.mark.parametrize("location", SCRIPTS)
+def test_a_documented_script_exists(location: str) -> None:
+    name, *arguments = SCRIPTS[location]
     assert os.access(ROOT / name, os.X_OK)
     if name == "scripts/bench" and arguments:
         assert (ROOT / "scripts" / "benchmarks" / f"{arguments[0]}.py").is_file()
 
 
-@pytest.mark.parametrize("where", CLI)
-def test_a_command_that_is_told_of_is_there_with_its_options(where: str) -> None:
-    _, name, *arguments = CLI[where]
+@pytest.mark.parametrize("location", CLI)
+def test_a_documented_command_exists_with_its_options(location: str) -> None:
+    _, name, *arguments = CLI[location]
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     subcommand = command.get_command(typer.Context(command), name)
     assert subcommand is not None, f"there is no command {name}"
     while arguments and hasattr(subcommand, "commands"):
-        # A group: its own command comes next.
+        # A group: the next word is its command.
         subcommand = subcommand.commands[arguments.pop(0)]
     known = {option for parameter in subcommand.params for option in parameter.opts} | {"--help"}
     assert {argument for argument in arguments if argument.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("where", CURLS)
-def test_a_curl_line_sends_only_what_exists(where: str) -> None:
-    words = CURLS[where]
+@pytest.mark.parametrize("location", CURLS)
+def test_a_curl_line_sends_only_known_fields(location: str) -> None:
+    words = CURLS[location]
     body = json.loads(words[words.index("-d") + 1])
     for route, schema in (("/v1/completions", CompletionRequest), ("/v1/chat/completions", ChatRequest)):
         if any(route in word for word in words):
@@ -92,10 +112,13 @@ def test_a_curl_line_sends_only_what_exists(where: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
-def test_links_and_folders_lead_somewhere(document: Path) -> None:
+def test_links_and_listed_paths_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (document.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", text):
+        file = document.parent / target if target else document
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), f"{target}#{anchor}"
     rows = re.findall(r"^\| \[?`([\w/.]+)`", text, flags=re.MULTILINE)
     for name in rows:
         if name.endswith("/") or name.endswith(".py"):
@@ -109,7 +132,26 @@ def test_every_script_is_listed() -> None:
             assert f"| `{path.name}` |" in listed
 
 
-def test_every_room_of_the_engine_is_told_of() -> None:
-    told = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    for path in (ROOT / "model_repository" / "generate" / "1" / "engine").glob("[a-z]*.py"):
-        assert f"`{path.stem}`" in told
+def test_every_module_of_the_engine_is_documented() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    engine = ROOT / "model_repository" / "generate" / "1" / "engine"
+    assert [path.name for path in engine.glob("**/[a-z]*.py") if f"`{path.stem}`" not in page] == []
+
+
+HOPS = re.findall(
+    r"`((?:[\w]+/)+[\w]+\.(?:py|cpp)):([\w.]+)`",
+    (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"),
+)
+
+
+def test_the_architecture_page_lists_the_hops_of_a_prompt() -> None:
+    assert len(HOPS) >= 20
+
+
+@pytest.mark.parametrize(("file", "name"), HOPS, ids=[f"{file}:{name}" for file, name in HOPS])
+def test_a_hop_of_a_prompt_exists(file: str, name: str) -> None:
+    roots = (ROOT / "client" / "tritonlm", ROOT / "model_repository")
+    (source,) = (root / file for root in roots if (root / file).is_file())
+    text = source.read_text(encoding="utf-8")
+    for part in name.split("."):
+        assert re.search(rf"\b(class|def|void) {part}\b", text), f"{file} has no {part}"

@@ -1,4 +1,4 @@
-"""The registry's file, and what its entries become in a model repository: real files."""
+"""The registry file, and the model repository that is written from its entries."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tritonclient.grpc import model_config_pb2
 from tritonlm.cli import app
 from tritonlm.contract import CheckpointError
 from tritonlm.serving import ServingError, Settings
-from tritonlm.serving.catalogue import catalogue
 from tritonlm.serving.entries import remove_entry as remove_models
-from tritonlm.serving.entries import repository_of, write_entry
+from tritonlm.serving.entries import sync_repository, write_entry
+from tritonlm.serving.model_selection import select_models
 from tritonlm.serving.paths import model_repository
 from tritonlm.serving.registry import Entry, add_entry, make_entry, read_registry, remove_entry
 from tritonlm.serving.repository import find_language_model
 from typer.testing import CliRunner, Result
 
-# As an older system's documents show it.
+# An example from the documentation of an older system.
 SEED = """[
   {
     "name": "GPT3-dev-350m-2805",
@@ -45,7 +45,7 @@ def config_of(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml"])
-def test_an_older_systems_registry_works_as_it_stands(tmp_path: Path, suffix: str) -> None:
+def test_an_older_systems_registry_is_read_unchanged(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"registry{suffix}"
     file.write_text(SEED, encoding="utf-8")
     (entry,) = read_registry(file)
@@ -54,7 +54,7 @@ def test_an_older_systems_registry_works_as_it_stands(tmp_path: Path, suffix: st
     assert not entry.preload
 
 
-def test_entries_are_added_and_removed_and_a_persons_comments_stay(tmp_path: Path) -> None:
+def test_adding_and_removing_entries_keeps_comments(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text("# mine\n- name: first  # keep\n  path: one\n", encoding="utf-8")
     add_entry(file, make_entry(name="second", path="two", max_sequences=4))
@@ -68,7 +68,7 @@ def test_entries_are_added_and_removed_and_a_persons_comments_stay(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["models.yaml"]
 
 
-def test_a_registry_is_made_by_its_first_entry(tmp_path: Path) -> None:
+def test_the_first_entry_creates_the_registry_file(tmp_path: Path) -> None:
     for name in ("new.json", "deep/new.yaml"):
         add_entry(tmp_path / name, make_entry(name="lm", hf_repo="org/lm"))
         assert read_registry(tmp_path / name)[0].hf_repo == "org/lm"
@@ -76,7 +76,7 @@ def test_a_registry_is_made_by_its_first_entry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('[{"name": "a"}]', "a: exactly one of path and hf_repo is needed"),
         ('[{"name": "a", "path": "x", "hf_repo": "y"}]', "a: exactly one of"),
@@ -96,19 +96,19 @@ def test_a_registry_is_made_by_its_first_entry(tmp_path: Path) -> None:
         ("[{", "is not valid JSON"),
     ],
 )
-def test_what_is_wrong_is_told_with_file_and_entry(tmp_path: Path, content: str, said: str) -> None:
+def test_an_error_names_the_file_and_the_entry(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "registry.json"
     file.write_text(content, encoding="utf-8")
-    for act in (read_registry, lambda file: add_entry(file, make_entry(name="new", path="z"))):
+    for action in (read_registry, lambda file: add_entry(file, make_entry(name="new", path="z"))):
         with pytest.raises(ServingError) as error:
-            act(file)
+            action(file)
         assert str(file) in str(error.value)
-        assert said in str(error.value)
+        assert message in str(error.value)
         assert "\n" not in str(error.value)
     assert file.read_text(encoding="utf-8") == content
 
 
-def test_names_that_are_taken_or_missing_are_told(tmp_path: Path) -> None:
+def test_duplicate_and_unknown_names_are_errors(tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     add_entry(file, make_entry(name="lm", path="x"))
     with pytest.raises(ServingError, match=r"is in .* already"):
@@ -117,14 +117,14 @@ def test_names_that_are_taken_or_missing_are_told(tmp_path: Path) -> None:
         remove_entry(file, "other")
 
 
-def test_an_entry_becomes_an_ensemble_and_its_parts(tmp_path: Path, checkpoint: Path) -> None:
+def test_an_entry_is_written_as_an_ensemble_and_its_parts(tmp_path: Path, checkpoint: Path) -> None:
     repository = tmp_path / "models"
     write_entry(
         Entry(name="mine", path=checkpoint, max_context_tokens=32, dtype="float32"), repository, model_repository()
     )
-    found = find_language_model("mine", [repository])
-    assert found.generate == "mine-generate"
-    assert [checkpoint.folder for checkpoint in found.checkpoints] == [checkpoint]
+    model = find_language_model("mine", [repository])
+    assert model.generate == "mine-generate"
+    assert [checkpoint.folder for checkpoint in model.checkpoints] == [checkpoint]
     steps = [step.model_name for step in config_of(repository / "mine").ensemble_scheduling.step]
     assert steps == ["mine-tokenize", "mine-generate", "mine-detokenize"]
     parameters = config_of(repository / "mine-generate").parameters
@@ -139,7 +139,7 @@ def test_an_entry_becomes_an_ensemble_and_its_parts(tmp_path: Path, checkpoint: 
     assert (model_repository() / "generate" / "1" / "model.py").is_file()
 
 
-def test_a_copy_stands_by_itself(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_copied_entry_contains_no_links(tmp_path: Path, checkpoint: Path) -> None:
     repository = tmp_path / "models"
     write_entry(Entry(name="mine", path=checkpoint), repository, model_repository(), copy=True)
     assert not [path for path in repository.rglob("*") if path.is_symlink()]
@@ -147,65 +147,65 @@ def test_a_copy_stands_by_itself(tmp_path: Path, checkpoint: Path) -> None:
     assert (repository / "mine-generate" / "1" / "engine" / "engine.py").is_file()
 
 
-def test_an_entry_of_the_hub_names_it_for_all_parts(tmp_path: Path) -> None:
+def test_all_parts_of_a_hub_entry_name_the_hub_repository(tmp_path: Path) -> None:
     write_entry(Entry(name="lm", hf_repo="org/lm", revision="v1"), tmp_path / "models", model_repository())
     for part in ("tokenize", "generate", "detokenize"):
-        named = config_of(tmp_path / "models" / f"lm-{part}").parameters["checkpoint"].string_value
-        assert named == "hf://org/lm@v1"
+        reference = config_of(tmp_path / "models" / f"lm-{part}").parameters["checkpoint"].string_value
+        assert reference == "hf://org/lm@v1"
     assert find_language_model("lm", [tmp_path / "models"]).checkpoints == ()
 
 
-def test_a_folder_of_ours_holds_the_entries_and_nothing_else(
+def test_a_synced_repository_holds_exactly_the_entries(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
     one, two = Entry(name="one", path=checkpoint), Entry(name="two", path=checkpoint)
-    folder = repository_of("x", [one, two], model_repository())
+    folder = sync_repository("x", [one, two], model_repository())
     before = (folder / "two").stat().st_mtime_ns
-    assert repository_of("x", [two], model_repository()) == folder
+    assert sync_repository("x", [two], model_repository()) == folder
     assert {path.name for path in folder.iterdir()} == {"two", "two-tokenize", "two-generate", "two-detokenize"}
-    # What has not changed is not written anew: Triton would take it for a new model.
+    # An unchanged entry is not rewritten: Triton would take it for a new model.
     assert (folder / "two").stat().st_mtime_ns == before
-    assert repository_of("y", [two], model_repository()) != folder
+    assert sync_repository("y", [two], model_repository()) != folder
 
 
-def test_one_entry_without_its_checkpoint_does_not_keep_the_others_away(
+def test_a_missing_checkpoint_does_not_affect_other_entries(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
     entries = [Entry(name="gone", path=tmp_path / "nowhere"), Entry(name="here", path=checkpoint)]
-    folder = repository_of("x", entries, model_repository())
+    folder = sync_repository("x", entries, model_repository())
     find_language_model("here", [folder]).checkpoints[0].check()
     with pytest.raises(CheckpointError, match="does not exist"):
         find_language_model("gone", [folder]).checkpoints[0].check()
 
 
-def test_what_is_loaded_at_the_start(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_loaded_at_start(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
     monkeypatch.setattr("tritonlm.serving.paths.registry", lambda: tmp_path / "none.yaml")
     registry = tmp_path / "models.yaml"
     add_entry(registry, make_entry(name="lazy", path=checkpoint))
 
-    def found(**settings: Any) -> tuple[list[str], str]:
-        chosen = catalogue(Settings(**settings))
-        return chosen.load, chosen.default
+    def selected(**settings: Any) -> tuple[list[str], str]:
+        selection = select_models(Settings(**settings))
+        return selection.load, selection.default
 
-    assert found() == (["abacus", "fable"], "")
-    assert found(registry=registry) == (["abacus", "fable"], "")
-    assert found(checkpoint=[str(checkpoint), f"later={checkpoint}"]) == (["step_2920", "later"], "step_2920")
-    assert found(registry=registry, load=["lazy"]) == (["lazy"], "")
+    assert selected() == (["abacus", "fable"], "")
+    assert selected(registry=registry) == (["abacus", "fable"], "")
+    assert selected(checkpoint=[str(checkpoint), f"later={checkpoint}"]) == (["step_2920", "later"], "step_2920")
+    assert selected(registry=registry, load=["lazy"]) == (["lazy"], "")
     add_entry(registry, make_entry(name="eager", path=checkpoint, preload=True))
-    assert found(registry=registry) == (["eager"], "")
-    assert found(registry=registry, checkpoint=[str(checkpoint)])[0] == ["step_2920", "eager"]
-    for taken in ("lazy", "abacus"):
-        with pytest.raises(ServingError, match=f"two language models are named {taken}"):
-            found(registry=registry, checkpoint=[f"{taken}={checkpoint}"])
+    assert selected(registry=registry) == (["eager"], "")
+    assert selected(registry=registry, checkpoint=[str(checkpoint)])[0] == ["step_2920", "eager"]
+    for duplicate in ("lazy", "abacus"):
+        with pytest.raises(ServingError, match=f"two language models are named {duplicate}"):
+            selected(registry=registry, checkpoint=[f"{duplicate}={checkpoint}"])
     with pytest.raises(ServingError, match="does not exist"):
-        found(registry=tmp_path / "other.yaml")
+        selected(registry=tmp_path / "other.yaml")
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "field", "read"),
+    ("variable", "value", "field", "expected"),
     [
         ("DEFAULT_DEVICE", "cpu", "device", "cpu"),
         ("MAX_CONTEXT_TOKENS", "64", "max_context_tokens", 64),
@@ -214,13 +214,13 @@ def test_what_is_loaded_at_the_start(tmp_path: Path, checkpoint: Path, monkeypat
     ],
 )
 def test_an_older_systems_variables_are_read(
-    variable: str, value: str, field: str, read: object, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, field: str, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert getattr(Settings(), field) == read
+    assert getattr(Settings(), field) == expected
 
 
-def test_the_commands_edit_the_registry_and_say_what_is_wrong(
+def test_add_and_remove_edit_the_registry_and_report_errors(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
@@ -231,20 +231,20 @@ def test_the_commands_edit_the_registry_and_say_what_is_wrong(
 
     assert tritonlm("add", "mine", "--model", str(checkpoint), "--max-sequences", "4").exit_code == 0
     assert read_registry(registry)[0] == Entry(name="mine", path=checkpoint, max_sequences=4)
-    for words, said in (
+    for words, message in (
         (("add", "mine", "--model", str(checkpoint)), "is in"),
         (("add", "other", "--model", str(tmp_path)), "has no config.json"),
         (("add", "other", "--model", "no/such/hub/id"), "hf_repo"),
         (("add", "other", "--model", str(checkpoint), "--dtype", "int3"), "dtype"),
-        (("add", "other", "--model", str(checkpoint), "--copy"), "--copy is for --repository"),
+        (("add", "other", "--model", str(checkpoint), "--copy"), "--copy needs --repository"),
         (("remove", "other"), "registered are: mine"),
     ):
         result = tritonlm(*words)
         assert result.exit_code == 2
-        assert said in result.stderr
+        assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
-    alone = tmp_path / "alone"
-    assert tritonlm("add", "x", "--model", str(checkpoint), "--repository", str(alone), "--copy").exit_code == 0
-    assert (alone / "x-generate" / "1" / "model.py").is_file()
+    standalone = tmp_path / "standalone"
+    assert tritonlm("add", "x", "--model", str(checkpoint), "--repository", str(standalone), "--copy").exit_code == 0
+    assert (standalone / "x-generate" / "1" / "model.py").is_file()
     assert tritonlm("remove", "mine").exit_code == 0
     assert read_registry(registry) == []

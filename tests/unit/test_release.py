@@ -1,4 +1,4 @@
-"""What leaves of a text is held to what the tokenizer says of the whole text, for every split, stop and moment."""
+"""The released text equals the tokenizer's decoding of the whole text, for all splits, stop strings and times."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ each = pytest.mark.parametrize("name", TOKENIZERS)
 each_writer = pytest.mark.parametrize("name", WRITERS)
 
 
-def answer_text(name: str, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The whole text less the prompt's, save for a character that the prompt began and the answer finished."""
+def generated_text(name: str, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The whole text without the prompt's, but with a character that begins in the prompt and ends after it."""
     before, whole = decode(name, prompt), decode(name, [*prompt, *ids])
     common = 0
     while common < min(len(before), len(whole)) and before[common] == whole[common]:
@@ -34,13 +34,13 @@ def answer_text(name: str, prompt: Sequence[int], ids: Sequence[int]) -> str:
 
 
 def is_prefix_stable(name: str, ids: Sequence[int]) -> bool:
-    """Finished characters stay what they are when tokens are added: else no stream can equal the whole."""
+    """Whether complete characters stay the same when tokens are added. Otherwise no stream can equal the whole text."""
     whole = decode(name, ids)
     return all(whole.startswith(decode(name, ids[:end]).rstrip(BAD)) for end in range(len(ids)))
 
 
 class Stream:
-    """A caller: takes windows at given moments and puts their text together, as `detokenize` does."""
+    """A caller that takes windows at given times and joins their texts, as `detokenize` does."""
 
     def __init__(self, name: str, prompt: Sequence[int], **options: object) -> None:
         self.name = name
@@ -84,7 +84,7 @@ def never(step: int) -> bool:
 
 
 def first_stop(text: str, stops: Sequence[str]) -> str | None:
-    """What is left of the text before the stop string completed first (the longest, if several are); None: no stop."""
+    """The text before the first completed stop string (the longest, if several complete together); None: no stop."""
     for end in range(1, len(text) + 1):
         completed = [stop for stop in stops if text[:end].endswith(stop)]
         if completed:
@@ -100,7 +100,7 @@ def test_a_stream_equals_the_whole_text_for_every_split(name: str, prompt: str, 
     cut = random.Random(seed).randint(0, len(ids))  # a prompt of raw ids may end inside a character
     before, ids = ids[:cut], ids[cut:]
     assert is_prefix_stable(name, [*before, *ids])
-    expected = answer_text(name, before, ids)
+    expected = generated_text(name, before, ids)
     stream = Stream(name, before)
     for new_id in ids:
         stream.feed([new_id])
@@ -115,7 +115,7 @@ def test_a_stream_equals_the_whole_text_for_every_split(name: str, prompt: str, 
 @each
 @examples
 @given(data=st.data(), seed=st.integers(0, 2**16))
-def test_random_ids_at_random_moments(name: str, data: st.DataObject, seed: int) -> None:
+def test_random_ids_with_windows_at_random_times(name: str, data: st.DataObject, seed: int) -> None:
     size = TOKENIZERS[name]().get_vocab_size()
     ids = data.draw(st.lists(st.integers(0, size - 1), max_size=40))
     cut = data.draw(st.integers(0, min(6, len(ids))))
@@ -127,15 +127,15 @@ def test_random_ids_at_random_moments(name: str, data: st.DataObject, seed: int)
     every.end()
     assert stream.counted == every.counted == len(ids)
     if is_prefix_stable(name, [*before, *ids]):
-        assert stream.text == every.text == answer_text(name, before, ids)
+        assert stream.text == every.text == generated_text(name, before, ids)
 
 
 @each_writer
 @examples
 @given(prompt=texts, text=texts, stops=stop_lists, seed=st.integers(0, 2**16))
-def test_stop_strings(name: str, prompt: str, text: str, stops: list[str], seed: int) -> None:
+def test_text_ends_before_the_first_stop_string(name: str, prompt: str, text: str, stops: list[str], seed: int) -> None:
     before, ids = split(name, prompt, seed), split(name, text, seed + 1)
-    whole = answer_text(name, before, ids)
+    whole = generated_text(name, before, ids)
     expected = first_stop(whole, stops)
     stream = Stream(name, before, stops=stops)
     for new_id in ids:
@@ -155,7 +155,7 @@ def test_stop_strings(name: str, prompt: str, text: str, stops: list[str], seed:
 @each_writer
 @examples
 @given(text=texts, stops=stop_lists, minimum=st.integers(0, 12), seed=st.integers(0, 2**16))
-def test_a_stop_before_min_tokens_is_passed_over(
+def test_a_stop_string_before_min_tokens_is_ignored(
     name: str, text: str, stops: list[str], minimum: int, seed: int
 ) -> None:
     ids = split(name, text, seed)
@@ -174,13 +174,13 @@ def test_a_stop_before_min_tokens_is_passed_over(
 @each_writer
 @examples
 @given(prompt=texts, text=texts, stops=stop_lists, seed=st.integers(0, 2**16))
-def test_a_shown_prompt_comes_first_and_holds_no_stop(
+def test_a_shown_prompt_comes_first_and_is_not_searched_for_stops(
     name: str, prompt: str, text: str, stops: list[str], seed: int
 ) -> None:
     both = split(name, prompt + text, seed)
     cut = random.Random(seed).randint(0, len(both))
     before, ids = both[:cut], both[cut:]
-    answer = answer_text(name, before, ids)
+    answer = generated_text(name, before, ids)
     shown = decode(name, both)[: len(decode(name, both)) - len(answer)]
     stream = Stream(name, before, stops=stops, show_prompt=True)
     stream.see(stream.release.take())
@@ -193,9 +193,7 @@ def test_a_shown_prompt_comes_first_and_holds_no_stop(
 @each
 @examples
 @given(data=st.data(), stops=stop_lists, show=st.booleans())
-def test_resume_at_every_cut_goes_on_where_the_first_try_stood(
-    name: str, data: st.DataObject, stops: list[str], show: bool
-) -> None:
+def test_a_resumed_text_continues_at_every_cut(name: str, data: st.DataObject, stops: list[str], show: bool) -> None:
     size = TOKENIZERS[name]().get_vocab_size()
     ids = data.draw(st.lists(st.integers(0, size - 1), max_size=14))
     cut = data.draw(st.integers(0, min(4, len(ids))))
@@ -207,7 +205,7 @@ def test_resume_at_every_cut_goes_on_where_the_first_try_stood(
         for stream in (first, second):
             stream.see(stream.release.take())
         if first.counted < resume and name == "llama-like":
-            continue  # no window ends here: inside a run of bytes that was valid and may become so again
+            continue  # no window ends here, within a run of bytes that may become valid again
         if stable:
             assert first.text == second.text
         if first.stopped:
@@ -218,7 +216,7 @@ def test_resume_at_every_cut_goes_on_where_the_first_try_stood(
         assert not stable or first.text == second.text
 
 
-def test_characters_shown_stay_shown_when_their_byte_run_turns_invalid() -> None:
+def test_sent_characters_stay_when_their_byte_run_turns_invalid() -> None:
     broken = [*byte_ids("éé"), byte_ids("é")[0]]
     stream = Stream("llama-like", []).feed(broken)
     assert stream.text == "éé"
@@ -230,7 +228,7 @@ def test_characters_shown_stay_shown_when_their_byte_run_turns_invalid() -> None
     assert shown.count("a") == 1
 
 
-def test_an_unfinished_character_that_stays_so_is_shown_at_the_end() -> None:
+def test_an_unfinished_character_is_released_at_the_end() -> None:
     ids = byte_level().encode("ab 👍").ids
     first_byte = token_id("byte-level", "ð")
     stream = Stream("byte-level", ids).feed([first_byte])
@@ -238,15 +236,15 @@ def test_an_unfinished_character_that_stays_so_is_shown_at_the_end() -> None:
     assert stream.end() == BAD
 
 
-def test_a_character_begun_in_the_prompt_is_the_answers() -> None:
+def test_a_character_begun_in_the_prompt_belongs_to_the_generated_text() -> None:
     whole = byte_ids("猫")
     assert Stream("llama-like", whole[:2]).feed(whole[2:]).end() == "猫"
-    stray = whole[:2]  # not finished by the answer: the prompt keeps its replacement characters
-    assert Stream("llama-like", stray).feed([token_id("llama-like", "a")]).end() == "a"
+    unfinished = whole[:2]  # not completed after the prompt: its replacement characters belong to the prompt
+    assert Stream("llama-like", unfinished).feed([token_id("llama-like", "a")]).end() == "a"
 
 
 @pytest.mark.parametrize("name", ["llama-like", "metaspace"])
-def test_the_first_tokens_space_survives_behind_a_prompt(name: str) -> None:
+def test_the_first_tokens_space_stays_after_a_prompt(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
     ids = tokenizer.encode("the fox").ids
     prompt = tokenizer.encode("hello").ids
@@ -257,8 +255,8 @@ def test_the_first_tokens_space_survives_behind_a_prompt(name: str) -> None:
     assert Stream(name, [special] * 12).feed(ids).end() == "the fox"
 
 
-def test_text_leaves_inside_a_token() -> None:
-    """A token whose end could begin a stop string still lets its beginning go."""
+def test_a_part_of_a_token_can_be_released() -> None:
+    """If the end of a token may begin a stop string, the text before it is released."""
     tokenizer = byte_level()
     ids = [token_id("byte-level", part) for part in ("f", "o", "x")]
     stream = Stream("byte-level", [], stops=["xyz"]).feed(ids)
@@ -270,7 +268,7 @@ def test_text_leaves_inside_a_token() -> None:
     assert stream.end() == " hello"
 
 
-def test_nothing_of_a_stop_string_leaves_and_the_longest_of_those_completed_together_counts() -> None:
+def test_the_longest_of_several_completed_stop_strings_is_cut() -> None:
     ids = split("characters", "abab##b", 0)
     stream = Stream("characters", [], stops=["#", "b#", "##b"]).feed(ids)
     assert stream.stopped
@@ -279,14 +277,14 @@ def test_nothing_of_a_stop_string_leaves_and_the_longest_of_those_completed_toge
     assert stream.counted == 5
 
 
-def test_a_stop_string_that_begins_inside_one_passed_over_counts() -> None:
+def test_a_stop_string_that_overlaps_an_ignored_one_counts() -> None:
     ids = split("characters", "aaa", 0)
     assert Stream("characters", [], stops=["aa"], min_tokens=3).feed(ids).end() == "a"
 
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("stops", [[], ["never seen ###"]])
-def test_windows_and_the_work_per_token_stay_short(name: str, stops: list[str]) -> None:
+def test_windows_and_decoded_contexts_stay_short(name: str, stops: list[str]) -> None:
     lengths: list[int] = []
 
     def counting(ids: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Sampling is held to transformers' own filters, OpenAI's formula, and to giving each row its own result."""
+"""Sampling equals transformers' filters and OpenAI's penalty formula, and each row is independent of the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine.sampling import logit_filters, sampler
 from engine.sampling import logprobs as scoring
-from engine.sampling.logit_filters import DrawSettings, draw
+from engine.sampling.logit_filters import SamplingSettings, sample_tokens
 from engine.sampling.logprobs import score
 from engine.sampling.sampler import Sampled, SamplingState, sample, uniform
 from transformers.generation import (
@@ -25,8 +25,8 @@ from transformers.generation import (
 from tritonlm.contract import InvalidRequest, SamplingParameters
 from tritonlm.contract.chunk import TokenLogprob
 
-VOCABULARY = 61  # odd, so that rows of a batch lie at different alignments
-DRAWS = 20_000
+VOCABULARY = 61  # odd, so that the rows of a batch have different alignments
+SAMPLES = 20_000
 
 FILTERS: list[dict[str, Any]] = [
     {"temperature": 0.7},
@@ -62,121 +62,123 @@ def only(sampled: Sequence[Sampled | None]) -> Sampled:
 
 
 def score_prompt(logits: torch.Tensor, next_ids: list[int], alternatives: int) -> list[TokenLogprob | None]:
-    found = score(logits, range(len(next_ids)), next_ids, alternatives)
-    return found.entries(next_ids, [alternatives] * len(next_ids))
+    scores = score(logits, range(len(next_ids)), next_ids, alternatives)
+    return scores.entries(next_ids, [alternatives] * len(next_ids))
 
 
 def filtered(logits: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
     """One row's probabilities after transformers' warpers, in the order in which `generate` applies them."""
-    wanted = SamplingParameters(**parameters)
+    params = SamplingParameters(**parameters)
     warpers = LogitsProcessorList()
-    if wanted.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(wanted.temperature))
-    if wanted.top_k > 0:
-        warpers.append(TopKLogitsWarper(wanted.top_k))
-    if wanted.top_p < 1:
-        warpers.append(TopPLogitsWarper(wanted.top_p))
-    if wanted.min_p > 0:
-        warpers.append(MinPLogitsWarper(wanted.min_p))
+    if params.temperature != 1:
+        warpers.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k > 0:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    if params.min_p > 0:
+        warpers.append(MinPLogitsWarper(params.min_p))
     scores: torch.Tensor = warpers(torch.zeros(1, 1, dtype=torch.long), logits[None].clone())
     return scores.double().softmax(-1)[0]
 
 
 def chi_square_p(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """How likely a deviation at least this large is; rare outcomes are counted together."""
+    """The probability of a deviation at least this large. Rare outcomes are grouped."""
     expected = probabilities * counts.sum()
     common = expected >= 5
     observed = torch.cat([counts[common], counts[~common].sum()[None]]).double()
-    wanted = torch.cat([expected[common], expected[~common].sum()[None]])
-    if wanted[-1] < 5:
-        observed, wanted = observed[:-1], wanted[:-1]
-    if len(wanted) < 2:
+    grouped = torch.cat([expected[common], expected[~common].sum()[None]])
+    if grouped[-1] < 5:
+        observed, grouped = observed[:-1], grouped[:-1]
+    if len(grouped) < 2:
         return 1.0
-    statistic = ((observed - wanted) ** 2 / wanted).sum()
-    freedom = torch.tensor((len(wanted) - 1) / 2, dtype=torch.float64)
+    statistic = ((observed - grouped) ** 2 / grouped).sum()
+    freedom = torch.tensor((len(grouped) - 1) / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(freedom, statistic / 2))
 
 
-def draw_many(logits: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
-    """How often each token came in many draws: positions 0, 1, 2 … of one sequence."""
+def count_samples(logits: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
+    """How often each token is sampled at positions 0, 1, 2 … of one sequence."""
     one = state(seed=11, vocabulary=len(logits), **parameters)
     counts = torch.zeros(len(logits))
     batch = 1000
-    for start in range(0, DRAWS, batch):
+    for start in range(0, SAMPLES, batch):
         uniforms = uniform([11] * batch, [0] * batch, range(start, start + batch))
-        tokens = draw(logits.expand(batch, -1), [one.settings] * batch, uniforms)
+        tokens = sample_tokens(logits.expand(batch, -1), [one.settings] * batch, uniforms)
         counts += torch.bincount(tokens, minlength=len(logits))
     return counts
 
 
 @pytest.mark.parametrize("parameters", FILTERS, ids=str)
-def test_draws_follow_the_filtered_distribution(parameters: dict[str, Any]) -> None:
+def test_samples_follow_the_filtered_distribution(parameters: dict[str, Any]) -> None:
     logits = some_logits(1)[0]
     probabilities = filtered(logits, parameters)
-    counts = draw_many(logits, parameters)
+    counts = count_samples(logits, parameters)
     assert not counts[probabilities == 0].any()
     assert chi_square_p(counts, probabilities) > 0.001
 
 
 def test_the_chi_square_test_can_fail() -> None:
     logits = some_logits(1)[0]
-    assert chi_square_p(draw_many(logits, {"temperature": 1.0}), filtered(logits, {"temperature": 1.05})) < 0.001
+    assert chi_square_p(count_samples(logits, {"temperature": 1.0}), filtered(logits, {"temperature": 1.05})) < 0.001
 
 
-def test_sample_draws_at_the_states_seed_choice_and_position() -> None:
+def test_sample_uses_the_seed_choice_and_position_of_the_state() -> None:
     logits = some_logits(1)
     for choice in (0, 3):
         one = state(seed=5, choice=choice)
         for position in range(20):
-            wanted = draw(logits, [one.settings], uniform([5], [choice], [position]))
+            expected = sample_tokens(logits, [one.settings], uniform([5], [choice], [position]))
             token = only(sample(logits, [one])).token_id
-            assert token == int(wanted)
+            assert token == int(expected)
             one.append(token)
 
 
 def kept(logits: torch.Tensor, parameters: dict[str, Any]) -> set[int]:
-    """Which tokens a fine comb of uniforms can reach."""
+    """The tokens that a fine grid of uniform numbers can sample."""
     one = state(vocabulary=len(logits), **parameters)
-    comb = (np.arange(4000) + 0.5) / 4000
-    return set(draw(logits.expand(len(comb), -1), [one.settings] * len(comb), comb).tolist())
+    grid = (np.arange(4000) + 0.5) / 4000
+    return set(sample_tokens(logits.expand(len(grid), -1), [one.settings] * len(grid), grid).tolist())
 
 
 @pytest.mark.parametrize("parameters", FILTERS, ids=str)
-def test_as_many_are_kept_among_equals(parameters: dict[str, Any]) -> None:
-    """Few different logits: every border falls between equals. Which of them stay is left open by torch's sort."""
+def test_the_number_of_kept_ties_is_that_of_transformers(parameters: dict[str, Any]) -> None:
+    """With few distinct logits every filter limit falls among ties. Which of them stay depends on torch's sort."""
     for seed in range(30):
         logits = torch.randint(0, 4, (VOCABULARY,), generator=torch.Generator().manual_seed(seed)).float()
-        wanted = logits[filtered(logits, parameters) > 0]
-        assert logits[sorted(kept(logits, parameters))].sort().values.tolist() == wanted.sort().values.tolist()
+        expected = logits[filtered(logits, parameters) > 0]
+        assert logits[sorted(kept(logits, parameters))].sort().values.tolist() == expected.sort().values.tolist()
 
 
-@pytest.mark.parametrize(("parameters", "count", "wanted"), [
+@pytest.mark.parametrize(("parameters", "count", "expected"), [
     ({"top_p": 0.9}, 10, set(range(1, 10))),
     ({"top_p": 0.5}, 4, {2, 3}),
     ({"top_p": 1e-9}, 10, {9}),
     ({"top_k": 3}, 10, set(range(10))),
     ({"min_p": 1.0}, 10, set(range(10))),
 ])  # fmt: skip
-def test_equals(parameters: dict[str, Any], count: int, wanted: set[int]) -> None:
-    assert kept(torch.zeros(count), parameters) == wanted
-    assert len(wanted) == int((filtered(torch.zeros(count), parameters) > 0).sum())
+def test_ties(parameters: dict[str, Any], count: int, expected: set[int]) -> None:
+    assert kept(torch.zeros(count), parameters) == expected
+    assert len(expected) == int((filtered(torch.zeros(count), parameters) > 0).sum())
 
 
-def test_a_draw_is_the_first_token_that_passes_the_uniform() -> None:
-    tokens = draw(torch.zeros(3, 2), [DrawSettings(1.0, 0, 1.0, 0.0)] * 3, np.array([0.4999999, 0.5, 0.5000001]))
+def test_the_sample_is_the_first_token_whose_cumulative_weight_exceeds_the_uniform() -> None:
+    tokens = sample_tokens(
+        torch.zeros(3, 2), [SamplingSettings(1.0, 0, 1.0, 0.0)] * 3, np.array([0.4999999, 0.5, 0.5000001])
+    )
     assert tokens.tolist() == [0, 1, 1]
 
 
-def test_top_p_beyond_the_first_candidates() -> None:
+def test_top_p_searches_beyond_the_first_candidates() -> None:
     logits = some_logits(1, vocabulary=5000, spread=0.5)[0]
     reference = filtered(logits, {"top_p": 0.7})
-    one = DrawSettings(1.0, 0, 0.7, 0.0)
+    one = SamplingSettings(1.0, 0, 0.7, 0.0)
     first, last = reference.nonzero()[0], reference.nonzero()[-1]
-    tokens = draw(logits.expand(2, -1), [one, one], np.array([1e-12, 1 - 1e-12]))
+    tokens = sample_tokens(logits.expand(2, -1), [one, one], np.array([1e-12, 1 - 1e-12]))
     assert tokens.tolist() == [int(first), int(last)]
 
 
-def test_greedy_takes_the_first_best() -> None:
+def test_greedy_takes_the_lowest_id_among_ties() -> None:
     logits = torch.zeros(2, VOCABULARY)
     logits[0, [7, 30]] = 1
     for rows in (logits, logits.bfloat16()):
@@ -190,7 +192,7 @@ def test_a_tiny_temperature_is_greedy() -> None:
     assert [row.token_id for row in sample(logits, states) if row] == logits.argmax(-1).tolist()
 
 
-def test_repetition_penalty_is_transformers() -> None:
+def test_repetition_penalty_equals_that_of_transformers() -> None:
     logits = some_logits(1)
     prompt, generated = [3, 3, 8, 60], [5, 8]
     reference = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + generated]), logits.clone())
@@ -198,30 +200,30 @@ def test_repetition_penalty_is_transformers() -> None:
     assert torch.equal(one.change(logits[0]), reference[0])
 
 
-def test_frequency_and_presence_penalty_are_openais() -> None:
+def test_frequency_and_presence_penalty_follow_openais_formula() -> None:
     logits = some_logits(1)[0]
     generated = [5, 8, 5, 5]
     parameters = SamplingParameters(frequency_penalty=0.4, presence_penalty=-0.3)
-    wanted = logits.clone()
+    expected = logits.clone()
     for token in set(generated):
-        wanted[token] -= generated.count(token) * 0.4 + 1 * -0.3
+        expected[token] -= generated.count(token) * 0.4 + 1 * -0.3
     changed = SamplingState(parameters, 0, VOCABULARY, [8, 9], generated).change(logits)
-    torch.testing.assert_close(changed, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(changed, expected, rtol=0, atol=1e-6)
     untouched = [token for token in range(VOCABULARY) if token not in generated]
     assert torch.equal(changed[untouched], logits[untouched])
 
 
 def test_bias_is_added_after_the_penalties() -> None:
     logits = some_logits(1)[0]
-    wanted = logits.clone()
-    wanted[4] = (wanted[4] / 2 if wanted[4] > 0 else wanted[4] * 2) + 3.5
-    wanted[9] += -100
+    expected = logits.clone()
+    expected[4] = (expected[4] / 2 if expected[4] > 0 else expected[4] * 2) + 3.5
+    expected[9] += -100
     parameters = SamplingParameters(logit_bias={4: 3.5, 9: -100.0}, repetition_penalty=2.0)
-    assert torch.equal(SamplingState(parameters, 0, VOCABULARY, [4]).change(logits), wanted)
+    assert torch.equal(SamplingState(parameters, 0, VOCABULARY, [4]).change(logits), expected)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_end_is_banned_before_min_tokens(temperature: float) -> None:
+def test_end_tokens_are_banned_before_min_tokens(temperature: float) -> None:
     logits = torch.zeros(1, VOCABULARY)
     logits[0, [3, 17, 20]] = torch.tensor([50.0, 60.0, 20.0])
     parameters = SamplingParameters(temperature=temperature, min_tokens=2, max_tokens=9, stop_token_ids=(17,))
@@ -257,7 +259,7 @@ def mixed_states(count: int) -> list[SamplingState]:
 
 @pytest.mark.parametrize("vocabulary", [VOCABULARY, 5003])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_alone_and_among_31_others_gives_the_same_bits(vocabulary: int, dtype: torch.dtype) -> None:
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch_of_32(vocabulary: int, dtype: torch.dtype) -> None:
     states = [SamplingState(one.parameters, one.seed, vocabulary, [1, 2], end_ids=[0]) for one in mixed_states(32)]
     for step in range(6):
         logits = some_logits(32, seed=step, vocabulary=vocabulary).to(dtype)
@@ -270,7 +272,7 @@ def test_a_row_alone_and_among_31_others_gives_the_same_bits(vocabulary: int, dt
             one.append(alone.token_id)
 
 
-def test_a_resumed_state_goes_on_as_the_first_would_have() -> None:
+def test_a_resumed_state_continues_like_the_first() -> None:
     first = mixed_states(16)
     generated: list[list[int]] = [[] for _ in first]
     for step in range(8):
@@ -288,35 +290,35 @@ def test_a_resumed_state_goes_on_as_the_first_would_have() -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_row_of_bad_logits_fails_alone(poison: float) -> None:
+def test_a_row_of_invalid_logits_fails_alone(poison: float) -> None:
     states = mixed_states(16)
     logits = some_logits(16)
-    wanted = sample(logits, states)
+    expected = sample(logits, states)
     for row in range(16):
         bad = logits.clone()
         bad[row, 4] = poison
-        assert sample(bad, states) == [None if r == row else wanted[r] for r in range(16)]
+        assert sample(bad, states) == [None if r == row else expected[r] for r in range(16)]
         bad[row] = -math.inf
-        assert sample(bad, states) == [None if r == row else wanted[r] for r in range(16)]
+        assert sample(bad, states) == [None if r == row else expected[r] for r in range(16)]
 
 
-def test_a_ban_of_everything_fails_the_row_alone() -> None:
+def test_a_row_with_all_tokens_banned_fails_alone() -> None:
     everything = state(min_tokens=1, stop_token_ids=tuple(range(VOCABULARY)))
     other = state(seed=3)
     logits = some_logits(2)
     assert sample(logits, [everything, other]) == [None, *sample(logits[1:], [other])]
 
 
-def test_minus_infinity_is_never_drawn() -> None:
+def test_minus_infinity_is_never_sampled() -> None:
     logits = some_logits(1)[0]
     logits[::2] = -math.inf
     assert all(token % 2 for token in kept(logits, {"top_p": 0.99}))
     assert all(token % 2 for token in kept(logits, {}))
-    assert draw(logits[None], [state().settings], np.array([2.0**-53])).tolist() == [1]
+    assert sample_tokens(logits[None], [state().settings], np.array([2.0**-53])).tolist() == [1]
 
 
 @pytest.mark.parametrize("count", range(21))
-def test_logprobs_are_those_of_the_raw_logits(count: int) -> None:
+def test_logprobs_come_from_the_raw_logits(count: int) -> None:
     logits = some_logits(3, seed=count)
     states = [state(seed=row, logprobs=count, temperature=1.9, logit_bias={row: 9.0}) for row in range(3)]
     reference = logits.log_softmax(-1)
@@ -331,26 +333,26 @@ def test_logprobs_are_those_of_the_raw_logits(count: int) -> None:
         assert dict(result.logprob.top).get(result.token_id, result.logprob.logprob) == result.logprob.logprob
 
 
-def test_logprobs_come_only_where_asked_for_and_list_equals_by_id() -> None:
+def test_logprobs_come_only_on_request_and_order_ties_by_id() -> None:
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 5] = -0.0
-    asked, other = sample(logits, [state(temperature=0, logprobs=8), state(temperature=0)])
-    assert asked is not None
+    scored, other = sample(logits, [state(temperature=0, logprobs=8), state(temperature=0)])
+    assert scored is not None
     assert other is not None
     assert other.logprob is None
-    assert asked.logprob is not None
-    assert [token for token, _ in asked.logprob.top] == list(range(8))
-    assert asked.logprob.top[0][1] == asked.logprob.logprob == pytest.approx(-math.log(VOCABULARY), abs=1e-6)
+    assert scored.logprob is not None
+    assert [token for token, _ in scored.logprob.top] == list(range(8))
+    assert scored.logprob.top[0][1] == scored.logprob.logprob == pytest.approx(-math.log(VOCABULARY), abs=1e-6)
 
 
-def test_alternatives_are_no_more_than_the_vocabulary() -> None:
+def test_alternatives_are_limited_by_the_vocabulary() -> None:
     result = only(sample(torch.zeros(1, 4), [state(vocabulary=4, prompt=(), temperature=0, logprobs=20)]))
     assert result.logprob is not None
     assert len(result.logprob.top) == 4
 
 
 @pytest.mark.parametrize("alternatives", [0, 5])
-def test_a_prompt_is_scored_row_by_row(alternatives: int) -> None:
+def test_prompt_rows_are_scored_independently(alternatives: int) -> None:
     logits = some_logits(70).bfloat16()
     next_ids = [row % VOCABULARY for row in range(70)]
     scores = score_prompt(logits, next_ids, alternatives)
@@ -369,7 +371,7 @@ def test_a_prompt_is_scored_row_by_row(alternatives: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [None, [1, 2, 5, 9, 11], [0, 7]])
-def test_how_many_rows_are_worked_on_at_a_time_changes_nothing(
+def test_the_size_of_row_groups_does_not_change_results(
     monkeypatch: pytest.MonkeyPatch, rows: list[int] | None
 ) -> None:
     logits = some_logits(12, seed=4)
@@ -380,10 +382,10 @@ def test_how_many_rows_are_worked_on_at_a_time_changes_nothing(
     ]  # fmt: skip
     numbers = list(range(12)) if rows is None else rows
 
-    def found() -> list[Sampled | None]:
+    def results() -> list[Sampled | None]:
         return sample(logits, [state(seed=n, **kinds[n % 5]) for n in numbers], rows=rows)
 
-    expected = found()
+    expected = results()
     alone = [only(sample(logits[n : n + 1], [state(seed=n, **kinds[n % 5])])) for n in numbers if n != 2]
     assert [one for n, one in zip(numbers, expected, strict=True) if n != 2] == alone
     assert [one is None for one in expected] == [n == 2 for n in numbers]
@@ -391,12 +393,12 @@ def test_how_many_rows_are_worked_on_at_a_time_changes_nothing(
     monkeypatch.setattr(scoring, "_LEAST_WIDTH", 7)
     for module in (logit_filters, sampler):
         monkeypatch.setattr(module, "rows_at_once", lambda *_: 2)
-    assert found() == expected
+    assert results() == expected
 
 
-def test_sampling_leaves_the_logits_and_their_best_as_they_are() -> None:
+def test_sampling_does_not_change_the_logits_and_their_argmax() -> None:
     logits = some_logits(6)
-    kept, best = logits.clone(), sampler.Best.of(logits)
+    kept, best = logits.clone(), sampler.Argmax.of(logits)
     sample(logits, [state(seed=n, logit_bias={3: 9.0} if n % 2 else {}) for n in range(6)], best)
     assert torch.equal(logits, kept)
     assert torch.equal(best.ids, kept.argmax(dim=-1))
@@ -406,7 +408,7 @@ def correlation(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> floa
     return float(np.corrcoef(left, right)[0, 1])
 
 
-def test_uniforms_are_uniform_and_their_neighbours_independent() -> None:
+def test_random_numbers_are_uniform_and_independent() -> None:
     count = 100_000
     still = [0] * count
     seeds = range(-count // 2, count // 2)
@@ -422,7 +424,7 @@ def test_uniforms_are_uniform_and_their_neighbours_independent() -> None:
         counts = torch.from_numpy(np.histogram(numbers, bins=200, range=(0, 1))[0])
         assert chi_square_p(counts, torch.full((200,), 1 / 200, dtype=torch.float64)) > 0.001
         assert abs(correlation(numbers[:-1], numbers[1:])) < 5 / math.sqrt(count)
-        # Neighbours together fill the square evenly.
+        # Consecutive pairs fill the square evenly.
         square = np.histogram2d(numbers[:-1:2], numbers[1::2], bins=10, range=[(0, 1), (0, 1)])[0]
         assert chi_square_p(torch.from_numpy(square.ravel()), torch.full((100,), 0.01, dtype=torch.float64)) > 0.001
     one, other = (uniform([seed] * count, still, range(count)) for seed in (0, 1))
@@ -430,8 +432,8 @@ def test_uniforms_are_uniform_and_their_neighbours_independent() -> None:
     assert abs(correlation(one[1:], other[:-1])) < 5 / math.sqrt(count)
 
 
-def test_uniforms_depend_on_nothing_but_their_three_numbers() -> None:
-    """Pinned values: a change here would break every seed that a caller has written down."""
+def test_random_numbers_depend_on_seed_choice_and_position_only() -> None:
+    """Fixed values: a change would break the seeds that callers have stored."""
     numbers = uniform([0, 1, -1, 2**63 - 1, 42], [0, 0, 0, 1, 1023], [0, 0, 0, 5, 10**6])
     assert [uniform([s], [c], [p])[0] for s, c, p in [(0, 0, 0), (1, 0, 0)]] == numbers[:2].tolist()
     assert numbers.tolist() == [

@@ -1,4 +1,4 @@
-"""The scheduler under random traffic: invariants after every step, an end for everyone, nothing computed twice."""
+"""The scheduler under random traffic: invariants after every step, every request ends, nothing is computed twice."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ import pytest
 from engine.request import Request
 from engine.scheduling.blocks import BlockPool
 from engine.scheduling.scheduler import Scheduler, Slice
-from engine.scheduling.speculation import Lookup
+from engine.scheduling.speculation import PromptLookup
 from engine.scheduling.step_budget import StepBudget
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonlm.contract import GenerationRequest, SamplingParameters
 
 BLOCK = 4
-# A pool of so many blocks holds the longest request alone.
+# The longest request, in tokens. A pool of LONGEST // BLOCK blocks holds it alone.
 LONGEST = 40
 
 
 def make(
-    prompt: list[int], max_tokens: int = 4, priority: int = 2, guesses: bool = False, **parameters: object
+    prompt: list[int], max_tokens: int = 4, priority: int = 2, speculative: bool = False, **parameters: object
 ) -> Request:
-    wanted = SamplingParameters.from_mapping({"max_tokens": max_tokens, "priority": priority, "seed": 0, **parameters})
-    request = Request("", prompt, GenerationRequest(wanted, True), lambda *_: None)
-    request.lookup = Lookup(8) if guesses else None
+    sampling = SamplingParameters.from_mapping(
+        {"max_tokens": max_tokens, "priority": priority, "seed": 0, **parameters}
+    )
+    request = Request("", prompt, GenerationRequest(sampling, True), lambda *_: None)
+    request.prompt_lookup = PromptLookup(8) if speculative else None
     return request
 
 
 @dataclass
-class Machine:
-    """Steps a scheduler as the engine does; every sampled token is the next number."""
+class FakeEngine:
+    """Steps a scheduler as the engine does. Sampled tokens are consecutive numbers."""
 
     scheduler: Scheduler
     ended: list[Request] = field(default_factory=list)
-    guessed: int = 0
+    accepted: int = 0
 
     def step(self) -> list[Slice]:
         before = list(self.scheduler.running)
@@ -52,29 +54,29 @@ class Machine:
         return plan
 
     def sample(self, piece: Slice) -> None:
-        request, right = piece.request, 0
-        # Who guesses has something to guess.
-        request.ids.append(len(request.ids) // 3 % 2 if request.lookup else 1000 + len(request.ids))
-        while right < len(piece.guesses) and request.ids[-1] == piece.guesses[right]:
-            right += 1
+        request, accepted = piece.request, 0
+        # Requests with speculative decoding get a text that repeats itself.
+        request.ids.append(len(request.ids) // 3 % 2 if request.prompt_lookup else 1000 + len(request.ids))
+        while accepted < len(piece.draft_tokens) and request.ids[-1] == piece.draft_tokens[accepted]:
+            accepted += 1
             self.scheduler.accept(request, 1)
             request.ids.append(len(request.ids) // 3 % 2)
-        if piece.guesses:
-            request.lookup.judge(len(piece.guesses), right)
-        self.guessed += right
+        if piece.draft_tokens:
+            request.prompt_lookup.record(len(piece.draft_tokens), accepted)
+        self.accepted += accepted
 
     def check(self, plan: list[Slice], before: list[Request]) -> None:
         scheduler, pool = self.scheduler, self.scheduler.pool
-        assert len(scheduler.running) <= scheduler.places
+        assert len(scheduler.running) <= scheduler.slots
         assert len({id(piece.request) for piece in plan}) == len(plan)
-        read = sum(piece.known for piece in plan if piece.known > 1)
-        assert read <= scheduler.budget.tokens(scheduler.decoding)
+        prompt_tokens = sum(piece.known for piece in plan if piece.known > 1)
+        assert prompt_tokens <= scheduler.budget.tokens(scheduler.decoding)
         for piece in plan:
             assert piece.request in scheduler.running
             assert piece.start == piece.request.computed
-            assert piece.request.generated + len(piece.guesses) < (piece.request.parameters.max_tokens or 1)
+            assert piece.request.generated + len(piece.draft_tokens) < (piece.request.parameters.max_tokens or 1)
             assert pool.blocks_for(piece.start + piece.count) <= len(piece.request.table.blocks)
-        # Whoever was preempted has a worse rank than all that ran before and still run.
+        # A preempted request has a worse rank than all requests that keep running.
         preempted = [request for request in before if request in scheduler.waiting]
         kept = [request for request in before if request in scheduler.running]
         assert not preempted or not kept or min(r.rank for r in preempted) > max(r.rank for r in kept)
@@ -86,16 +88,16 @@ class Machine:
                 assert not self.scheduler.waiting
                 assert self.scheduler.pool.used == 0
                 return
-        raise AssertionError("requests are left, and no end is in sight")
+        raise AssertionError("requests are left after the last step")
 
 
-def machine(blocks: int = 60, places: int = 8, prefill_tokens: int = 16) -> Machine:
-    return Machine(Scheduler(BlockPool(blocks + 1, BLOCK), places, StepBudget(prefill_tokens, BLOCK, 0, 0)))
+def make_engine(blocks: int = 60, slots: int = 8, prefill_tokens: int = 16) -> FakeEngine:
+    return FakeEngine(Scheduler(BlockPool(blocks + 1, BLOCK), slots, StepBudget(prefill_tokens, BLOCK, 0, 0)))
 
 
 requests = st.builds(
     make,
-    # Few different tokens: prefixes are shared often.
+    # Few distinct tokens, so that prefixes are shared often.
     st.lists(st.integers(0, 1), min_size=1, max_size=30),
     st.integers(1, LONGEST - 30),
     st.sampled_from([1, 2, 3]),
@@ -110,165 +112,165 @@ requests = st.builds(
     st.integers(1, 6),
     st.integers(1, 24),
 )
-def test_every_request_ends_whatever_comes_and_goes(
-    events: list[Request | str | int], blocks: int, places: int, prefill_tokens: int
+def test_every_request_ends_under_random_arrivals_and_cancels(
+    events: list[Request | str | int], blocks: int, slots: int, prefill_tokens: int
 ) -> None:
-    driven = machine(blocks, places, prefill_tokens)
+    engine = make_engine(blocks, slots, prefill_tokens)
     arrived, cancelled = [], 0
     for event in events:
         if isinstance(event, Request):
-            driven.scheduler.add(event)
+            engine.scheduler.add(event)
             arrived.append(event)
         elif isinstance(event, int):
-            here = [*driven.scheduler.running, *driven.scheduler.waiting]
+            here = [*engine.scheduler.running, *engine.scheduler.waiting]
             if here:
-                driven.scheduler.remove(here[event % len(here)])
+                engine.scheduler.remove(here[event % len(here)])
                 cancelled += 1
         else:
-            driven.step()
-    driven.run()
-    assert len(driven.ended) == len(arrived) - cancelled
-    for request in driven.ended:
+            engine.step()
+    engine.run()
+    assert len(engine.ended) == len(arrived) - cancelled
+    for request in engine.ended:
         assert request.generated == request.parameters.max_tokens
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(requests, min_size=1, max_size=20), st.lists(st.booleans(), max_size=30), st.integers(1, 6))
-def test_every_request_ends_whether_the_pool_may_grow_or_not(
-    arrived: list[Request], answers: list[bool], places: int
+def test_every_request_ends_whether_or_not_the_pool_may_grow(
+    arrived: list[Request], grants: list[bool], slots: int
 ) -> None:
-    driven, least = machine(60, places), LONGEST // BLOCK
-    driven.scheduler.pool = BlockPool(
-        61, BLOCK, least, lambda usable: usable if answers and answers.pop() else driven.scheduler.pool.usable
+    engine, least = make_engine(60, slots), LONGEST // BLOCK
+    engine.scheduler.pool = BlockPool(
+        61, BLOCK, least, lambda usable: usable if grants and grants.pop() else engine.scheduler.pool.usable
     )
     for request in arrived:
-        driven.scheduler.add(request)
-        driven.step()
-    driven.run()
-    assert len(driven.ended) == len(arrived)
+        engine.scheduler.add(request)
+        engine.step()
+    engine.run()
+    assert len(engine.ended) == len(arrived)
 
 
-def test_decoding_goes_on_while_a_long_prompt_is_read_in_chunks() -> None:
-    driven = machine(prefill_tokens=8)
+def test_decoding_continues_while_a_long_prompt_is_computed_in_chunks() -> None:
+    engine = make_engine(prefill_tokens=8)
     short, long = make([1, 2], max_tokens=10), make(list(range(30)))
-    driven.scheduler.add(short)
-    driven.step()
-    driven.scheduler.add(long)
-    counts = [{piece.request.number: piece.count for piece in driven.step()} for _ in range(4)]
+    engine.scheduler.add(short)
+    engine.step()
+    engine.scheduler.add(long)
+    counts = [{piece.request.number: piece.count for piece in engine.step()} for _ in range(4)]
     assert [step[long.number] for step in counts] == [8, 8, 8, 6]
     assert [step[short.number] for step in counts] == [1] * 4
 
 
-def test_guesses_are_computed_along_and_cost_nobody_a_block() -> None:
-    driven = machine(blocks=20)
-    guessing = make([0, 0, 0, 1, 1, 1] * 4, max_tokens=30, guesses=True)
-    driven.scheduler.add(guessing)
+def test_draft_tokens_save_steps_and_preempt_no_request() -> None:
+    engine = make_engine(blocks=20)
+    request = make([0, 0, 0, 1, 1, 1] * 4, max_tokens=30, speculative=True)
+    engine.scheduler.add(request)
     steps = 0
-    while guessing not in driven.ended:
-        driven.step()
+    while request not in engine.ended:
+        engine.step()
         steps += 1
-    assert driven.guessed >= 15
-    assert steps + driven.guessed == 30 + 1
-    # Too many at once for a guess to be free, or a pool in which each block is somebody's.
-    for crowd, blocks in ((9, 200), (2, 12)):
-        driven = machine(blocks=blocks, places=16, prefill_tokens=400)
-        for number in range(crowd):
-            driven.scheduler.add(make([2 + number, *[0, 0, 0, 1, 1, 1] * 3], max_tokens=4, guesses=True))
-        driven.step()
-        driven.step()
-        assert all(len(piece.request.table.blocks) * BLOCK < piece.start + 1 + BLOCK for piece in driven.step())
-        assert crowd < 9 or not driven.guessed
+    assert engine.accepted >= 15
+    assert steps + engine.accepted == 30 + 1
+    # No draft tokens with too many requests at once, or in a pool without free blocks.
+    for count, blocks in ((9, 200), (2, 12)):
+        engine = make_engine(blocks=blocks, slots=16, prefill_tokens=400)
+        for number in range(count):
+            engine.scheduler.add(make([2 + number, *[0, 0, 0, 1, 1, 1] * 3], max_tokens=4, speculative=True))
+        engine.step()
+        engine.step()
+        assert all(len(piece.request.table.blocks) * BLOCK < piece.start + 1 + BLOCK for piece in engine.step())
+        assert count < 9 or not engine.accepted
 
 
-def test_priority_then_arrival_decides_who_gets_a_place() -> None:
-    driven = machine(places=1)
+def test_slots_go_by_priority_then_by_arrival() -> None:
+    engine = make_engine(slots=1)
     low, first, second = make([1], priority=3), make([2]), make([3])
     for request in (low, first, second):
-        driven.scheduler.add(request)
-    driven.run()
-    assert driven.ended == [first, second, low]
+        engine.scheduler.add(request)
+    engine.run()
+    assert engine.ended == [first, second, low]
 
 
 def test_a_shared_prompt_is_computed_once() -> None:
-    driven = machine(prefill_tokens=64)
+    engine = make_engine(prefill_tokens=64)
     prompt = list(range(17))
     for _ in range(4):
-        driven.scheduler.add(make(list(prompt)))
-    computed = sum(piece.count for piece in driven.step()) + sum(piece.count for piece in driven.step())
-    # 17 tokens once; then for each other the token after the last full block; and one decoded by the first.
+        engine.scheduler.add(make(list(prompt)))
+    computed = sum(piece.count for piece in engine.step()) + sum(piece.count for piece in engine.step())
+    # 17 tokens once, one token after the last full block for each other request, and one decoded token of the first.
     assert computed == 17 + 3 + 1
-    assert sorted(request.cached_tokens for request in driven.scheduler.running) == [0, 16, 16, 16]
+    assert sorted(request.cached_tokens for request in engine.scheduler.running) == [0, 16, 16, 16]
 
 
-def test_when_blocks_run_out_the_last_one_steps_back_and_ends_all_the_same() -> None:
-    driven = machine(blocks=10, prefill_tokens=64)
+def test_without_free_blocks_the_last_request_is_preempted_and_ends_later() -> None:
+    engine = make_engine(blocks=10, prefill_tokens=64)
     first, second = make([1] * 10, max_tokens=20), make([2] * 10, max_tokens=20)
-    driven.scheduler.add(first)
-    driven.scheduler.add(second)
-    driven.run()
-    assert (first.preemptions, driven.scheduler.preemptions) == (0, second.preemptions)
+    engine.scheduler.add(first)
+    engine.scheduler.add(second)
+    engine.run()
+    assert (first.preemptions, engine.scheduler.preemptions) == (0, second.preemptions)
     assert second.preemptions > 0
-    assert driven.ended == [first, second]
+    assert engine.ended == [first, second]
 
 
-@pytest.mark.parametrize("where", ["running", "waiting"])
-def test_what_is_removed_leaves_no_block(where: str) -> None:
-    driven = machine(places=1)
+@pytest.mark.parametrize("state", ["running", "waiting"])
+def test_a_removed_request_holds_no_block(state: str) -> None:
+    engine = make_engine(slots=1)
     running, waiting = make([1] * 9), make([2] * 9)
-    driven.scheduler.add(running)
-    driven.scheduler.add(waiting)
-    driven.step()
-    driven.scheduler.remove(running if where == "running" else waiting)
-    driven.run()
-    assert driven.ended == [waiting if where == "running" else running]
+    engine.scheduler.add(running)
+    engine.scheduler.add(waiting)
+    engine.step()
+    engine.scheduler.remove(running if state == "running" else waiting)
+    engine.run()
+    assert engine.ended == [waiting if state == "running" else running]
 
 
-def test_a_prompt_that_is_scored_is_computed_whole() -> None:
-    driven = machine(prefill_tokens=64)
+def test_a_scored_prompt_ignores_the_prefix_cache() -> None:
+    engine = make_engine(prefill_tokens=64)
     prompt = list(range(12))
-    driven.scheduler.add(make(list(prompt)))
-    driven.run()
+    engine.scheduler.add(make(list(prompt)))
+    engine.run()
     scored = make(list(prompt), echo=True, logprobs=0)
-    driven.scheduler.add(scored)
-    assert [piece.count for piece in driven.step()] == [12]
+    engine.scheduler.add(scored)
+    assert [piece.count for piece in engine.step()] == [12]
     assert scored.cached_tokens == 0
 
 
-def test_who_steps_back_is_of_the_worst_rank_not_the_last_to_come() -> None:
-    driven = machine(blocks=10, prefill_tokens=64)
+def test_the_request_of_the_worst_rank_is_preempted_and_not_the_latest() -> None:
+    engine = make_engine(blocks=10, prefill_tokens=64)
     low, high = make([1] * 10, max_tokens=20, priority=3), make([2] * 10, max_tokens=20, priority=1)
-    driven.scheduler.add(low)
-    driven.step()
-    driven.scheduler.add(high)
-    driven.run()
+    engine.scheduler.add(low)
+    engine.step()
+    engine.scheduler.add(high)
+    engine.run()
     assert high.preemptions == 0
     assert low.preemptions > 0
-    assert driven.ended == [high, low]
+    assert engine.ended == [high, low]
 
 
-def test_nobody_is_admitted_at_the_price_of_stepping_back_at_once() -> None:
-    # The first holds 3 blocks; 3 are left, and the second would need 2 and leave the first none to grow into but one.
-    driven = machine(blocks=6, prefill_tokens=64)
+def test_an_admission_leaves_blocks_for_running_requests() -> None:
+    # The first request holds 3 of 6 blocks. The second needs 2, which would leave one block for both to grow.
+    engine = make_engine(blocks=6, prefill_tokens=64)
     first, second = make([1] * 11, max_tokens=9), make([2] * 11, max_tokens=1)
-    driven.scheduler.add(first)
-    driven.step()
-    driven.scheduler.add(second)
-    driven.step()
-    assert driven.scheduler.waiting == [second]
-    driven.run()
-    assert driven.scheduler.preemptions == 0
-    assert driven.ended == [first, second]
+    engine.scheduler.add(first)
+    engine.step()
+    engine.scheduler.add(second)
+    engine.step()
+    assert engine.scheduler.waiting == [second]
+    engine.run()
+    assert engine.scheduler.preemptions == 0
+    assert engine.ended == [first, second]
 
 
-def test_the_last_one_that_finds_no_block_for_itself_waits_and_the_others_go_on() -> None:
-    driven = machine(blocks=6, prefill_tokens=64)
+def test_a_request_without_a_block_for_itself_waits_and_the_others_continue() -> None:
+    engine = make_engine(blocks=6, prefill_tokens=64)
     first, last = make([1] * 8, max_tokens=2), make([2] * 7, max_tokens=12)
     for request in (first, last):
-        driven.scheduler.add(request)
-    while not driven.scheduler.preemptions:
-        plan = driven.step()
-        assert plan, "somebody always goes on"
-        if first in driven.ended:
+        engine.scheduler.add(request)
+    while not engine.scheduler.preemptions:
+        plan = engine.step()
+        assert plan, "at least one request always runs"
+        if first in engine.ended:
             break
-    driven.run()
-    assert {id(request) for request in driven.ended} == {id(first), id(last)}
+    engine.run()
+    assert {id(request) for request in engine.ended} == {id(first), id(last)}

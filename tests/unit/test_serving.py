@@ -1,4 +1,4 @@
-"""What `tritonlm serve` finds out before Triton starts: one line each, with the remedy. Real ports and files."""
+"""The checks of `tritonlm serve` before Triton starts, with real ports and files; each error is one line."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def repository(tmp_path: Path) -> Path:
     return copy
 
 
-def said(error: pytest.ExceptionInfo[Exception]) -> str:
+def one_line_message(error: pytest.ExceptionInfo[Exception]) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
 
 
-def test_a_busy_port_is_named_with_the_option_that_changes_it() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+def test_a_busy_port_error_names_the_option() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(ServingError) as error:
             check_port("127.0.0.1", port, "HTTP", "http_port")
     for part in (str(port), "in use", "--http-port", "TRITONLM_HTTP_PORT"):
-        assert part in said(error)
+        assert part in one_line_message(error)
     check_port("127.0.0.1", port, "HTTP", "http_port")
 
 
@@ -55,28 +55,28 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 
 @pytest.mark.parametrize("host", ["a" * 300, "no host", ".."])
-def test_what_is_no_host_is_one_line(host: str) -> None:
+def test_an_invalid_host_is_a_one_line_error(host: str) -> None:
     with pytest.raises(ServingError) as error:
         check_port(host, 8000, "HTTP", "http_port")
-    assert host in said(error)
+    assert host in one_line_message(error)
 
 
-def test_too_little_shared_memory_is_told_in_numbers(tmp_path: Path) -> None:
+def test_too_little_shared_memory_is_an_error_with_sizes(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free // 2**20
     with pytest.raises(ServingError) as error:
         preflight.check_shared_memory(tmp_path, free + 1000)
-    assert f"{free + 1000} are needed" in said(error)
-    assert "--shm-size" in said(error)
+    assert f"{free + 1000} are needed" in one_line_message(error)
+    assert "--shm-size" in one_line_message(error)
     with pytest.raises(ServingError, match="mount a tmpfs"):
         preflight.check_shared_memory(tmp_path / "nowhere")
 
 
-def test_a_missing_libpython_is_told_with_the_package_that_brings_it(tmp_path: Path) -> None:
+def test_a_missing_libpython_error_names_the_package(tmp_path: Path) -> None:
     installation = find_installation()
     backend = assemble(installation)
     environment = triton_environment(installation, Settings())
     preflight.check_libraries(installation, backend, environment)
-    # The stub as it would be on a machine without this library: it asks for one that no machine has.
+    # Patch the stub to require a library that no machine has.
     library = f"libpython{PYTHON}.so".encode()
     stub = (backend / "python" / preflight.STUB).read_bytes()
     assert library in stub
@@ -88,7 +88,7 @@ def test_a_missing_libpython_is_told_with_the_package_that_brings_it(tmp_path: P
     broken.write_bytes(stub.replace(library, f"libpython{'9' * len(PYTHON)}.so".encode()))
     with pytest.raises(ServingError) as error:
         preflight.check_libraries(installation, tmp_path, environment)
-    assert f"apt-get install libpython{PYTHON}" in said(error)
+    assert f"apt-get install libpython{PYTHON}" in one_line_message(error)
 
 
 def test_the_backend_is_assembled_once() -> None:
@@ -98,35 +98,35 @@ def test_the_backend_is_assembled_once() -> None:
     assert (backend / "python" / "STAMP").stat().st_mtime_ns == stamp.st_mtime_ns
 
 
-def test_a_wheel_without_this_pythons_stub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_without_a_stub_for_this_python_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
     with pytest.raises(ServingError, match="has no Python backend for Python"):
         assemble(Installation(tmp_path, tmp_path, "0.0"))
 
 
-def test_tritons_own_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in NVIDIA's images: binary, libraries and Python backend lie together."""
+def test_a_full_triton_installation_is_used_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's images contain the binary, the libraries and the Python backend in one folder."""
     monkeypatch.setenv("TRITONLM_TRITON_HOME", str(tmp_path))
-    with pytest.raises(ServingError, match="holds no Triton"):
+    with pytest.raises(ServingError, match="contains no Triton"):
         find_installation()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "tritonserver").touch()
-    found = find_installation()
-    assert found.binary == tmp_path / "bin" / "tritonserver"
-    assert assemble(found) == tmp_path / "backends"
+    installation = find_installation()
+    assert installation.binary == tmp_path / "bin" / "tritonserver"
+    assert assemble(installation) == tmp_path / "backends"
 
 
-def test_a_secret_that_is_given_opens_the_triton_that_starts_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_secret_is_used_by_triton_and_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(secret.VARIABLE, "shared with gateways elsewhere")
-    assert secret.made() == secret.of("triton-1.somewhere:8001") == "shared with gateways elsewhere"
+    assert secret.new_secret() == secret.secret_for("triton-1.somewhere:8001") == "shared with gateways elsewhere"
     monkeypatch.delenv(secret.VARIABLE)
-    assert secret.made() != secret.made()
+    assert secret.new_secret() != secret.new_secret()
 
 
-def test_an_lm_is_found_with_its_engine_and_its_checkpoint(repository: Path) -> None:
-    found = find_language_model("abacus", [repository.parent / "models"])
-    assert found.generate == "generate"
-    assert [checkpoint.folder for checkpoint in found.checkpoints] == [repository / "abacus" / "1"]
+def test_find_language_model_returns_the_engine_and_the_checkpoint(repository: Path) -> None:
+    model = find_language_model("abacus", [repository.parent / "models"])
+    assert model.generate == "generate"
+    assert [checkpoint.folder for checkpoint in model.checkpoints] == [repository / "abacus" / "1"]
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_an_lm_is_found_with_its_engine_and_its_checkpoint(repository: Path) -> 
     [
         ("nothing", "there is no nothing/config.pbtxt in"),
         ("generate", "generate is not a language model"),
-        ("../abacus", "is not a model's name"),
-        ("..", "is not a model's name"),
+        ("../abacus", "is not a valid model name"),
+        ("..", "is not a valid model name"),
     ],
 )
-def test_what_is_no_lm_is_refused(repository: Path, name: str, text: str) -> None:
+def test_find_language_model_refuses_other_names(repository: Path, name: str, text: str) -> None:
     with pytest.raises(ServingError, match=text) as error:
         find_language_model(name, [repository])
-    said(error)
+    one_line_message(error)
 
 
 def test_an_ensemble_without_an_engine_is_refused(repository: Path) -> None:
@@ -151,8 +151,8 @@ def test_an_ensemble_without_an_engine_is_refused(repository: Path) -> None:
         find_language_model("abacus", [repository])
 
 
-def test_a_missing_repository_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match="does not exist; give another with --model-repository"):
+def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="does not exist; name another with --model-repository"):
         find_language_model("abacus", [tmp_path / "nowhere"])
 
 
@@ -173,29 +173,29 @@ def test_a_bad_option_ends_the_command_with_code_2() -> None:
     assert "--device (TRITONLM_DEVICE)" in result.stderr
 
 
-def test_triton_is_told_to_stay_on_the_given_address_and_to_load_nothing_unasked(tmp_path: Path) -> None:
+def test_tritons_command_sets_the_address_and_restricts_the_control_api(tmp_path: Path) -> None:
     settings = Settings(model_repository=[tmp_path], triton_host="127.0.0.1", http_port=9000)
     command = triton_command(tmp_path / "tritonserver", tmp_path, settings, [tmp_path], "prefix-", "secret")
     for flag in ("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1",
                  "--http-port=9000", "--model-control-mode=explicit"):  # fmt: skip
         assert flag in command
-    closed = [flag.partition("=")[2] for flag in command if "restricted" in flag]
-    assert len(closed) == 2
-    for flag in closed:
+    restricted = [flag.partition("=")[2] for flag in command if "restricted" in flag]
+    assert len(restricted) == 2
+    for flag in restricted:
         kinds, _, key = flag.partition(":")
         assert {"model-repository", "shared-memory"} <= set(kinds.split(","))
         assert key == "tritonlm-control=secret"
 
 
 @pytest.mark.parametrize(
-    ("host", "called"),
+    ("host", "expected"),
     [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.1.2.3", "10.1.2.3"), ("box", "box")],
 )
-def test_a_server_on_every_address_is_called_on_loopback(host: str, called: str) -> None:
-    assert reachable_host(host) == called
+def test_reachable_host(host: str, expected: str) -> None:
+    assert reachable_host(host) == expected
 
 
-def test_an_error_of_triton_becomes_one_line() -> None:
+def test_a_triton_error_is_reduced_to_one_line() -> None:
     text = "failed to load, Internal: CheckpointError: no weights\n\nAt:\n  /a/secret/path.py(3): f\n"
     assert one_line(text) == "no weights"
     assert one_line("failed, Internal: Odd: thing\n\nAt:\n  /a/path.py(3): f\n") == "failed, Internal: Odd: thing"

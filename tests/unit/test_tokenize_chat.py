@@ -1,4 +1,4 @@
-"""Chats in the model `tokenize`: the messages, the checkpoint's template, and the sandbox around it."""
+"""Chats in the model `tokenize`: messages, the checkpoint's chat template, and its sandbox."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestChat:
         text: str = byte_level_tokenizer().decode(ids, skip_special_tokens=False)
         return text
 
-    def test_the_template_makes_the_prompt(self, model: Any) -> None:
+    def test_the_template_renders_the_prompt(self, model: Any) -> None:
         assert self.text(model, chat(("user", "hello"), ("assistant", "猫"))) == (
             f"{END}user: hello\nassistant: 猫\nassistant:"
         )
@@ -57,10 +57,10 @@ class TestChat:
         parts = [{"type": "text", "text": "the"}, {"type": "text", "text": "fox"}]
         assert "user: the\nfox\n" in self.text(model, chat(("user", parts)))
 
-    def test_null_fields_are_as_if_not_sent(self, model: Any) -> None:
+    def test_null_fields_are_ignored(self, model: Any) -> None:
         assert "user: x" in self.text(model, '[{"role": "user", "content": "x", "name": null}]')
 
-    def test_a_message_is_text_and_never_a_template(self, model: Any) -> None:
+    def test_a_message_is_never_evaluated_as_a_template(self, model: Any) -> None:
         assert "user: {{ 7 * 7 }}\n" in self.text(model, chat(("user", "{{ 7 * 7 }}")))
 
     @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ class TestChat:
             ('[{"role": "user", "content": "\\ud800"}]', "messages"),
         ],
     )
-    def test_bad_messages_are_refused_by_place(self, model: Any, messages: str, param: str) -> None:
+    def test_invalid_messages_are_refused_with_their_path(self, model: Any, messages: str, param: str) -> None:
         error = refused(model, messages=messages)
         assert (type(error), error.param) == (InvalidRequest, param)
 
-    def test_without_a_template_there_are_no_chats(self, start: Start) -> None:
+    def test_without_a_template_chats_are_refused(self, start: Start) -> None:
         error = refused(start(), messages=chat(("user", "x")))
         assert isinstance(error, NotOffered)
         assert "completions" in error.message
@@ -101,7 +101,7 @@ class TestChat:
     @pytest.mark.parametrize(
         ("template", "text"),
         [
-            # Lines of blocks leave no trace.
+            # Lines with blocks only are removed.
             ("{% if true %}\n  {% for m in messages %}\n{{ m.content }}\n  {% endfor %}\n{% endif %}\n", "é<\n"),
             ("{{ messages | tojson }}", '[{"role": "user", "content": "é<"}]'),
             ("{{ messages[0] | tojson(indent=1) }}", '{\n "role": "user",\n "content": "é<"\n}'),
@@ -111,10 +111,10 @@ class TestChat:
             ("{{ strftime_now('%d') | length }}{{ pad_token }}.", "2."),
         ],
     )
-    def test_what_templates_may_use(self, start: Start, template: str, text: str) -> None:
+    def test_templates_may_use_the_usual_features(self, start: Start, template: str, text: str) -> None:
         assert self.text(start(chat_template=template), chat(("user", "é<"))) == text
 
-    def test_a_template_may_refuse(self, start: Start) -> None:
+    def test_a_template_may_raise_an_exception(self, start: Start) -> None:
         template = "{% if messages[0].role != 'user' %}{{ raise_exception('user first, please') }}{% endif %}x"
         model = start(chat_template=template)
         error = refused(model, messages=chat(("system", "x")))
@@ -123,7 +123,7 @@ class TestChat:
         assert accepted(model, messages=chat(("user", "x")))
 
     @pytest.mark.parametrize("template", ["{{ messages[5].content.x }}", "{{ 1 / 0 }}", "{{ messages + 1 }}", "  "])
-    def test_a_template_that_fails_is_a_refusal_and_no_crash(self, start: Start, template: str) -> None:
+    def test_a_failing_template_is_an_invalid_request(self, start: Start, template: str) -> None:
         model = start(chat_template=template.strip() + "{# nothing #}")
         error = refused(model, messages=chat(("user", "x")))
         assert (type(error), error.param) == (InvalidRequest, "messages")
@@ -143,17 +143,17 @@ class TestChat:
     def test_a_template_cannot_leave_the_sandbox(self, start: Start, template: str) -> None:
         error = refused(start(chat_template=template), messages=chat(("user", "x")))
         assert isinstance(error, CheckpointError)
-        assert "forbidden to templates" in error.message
+        assert "forbidden operation" in error.message
 
-    def test_a_template_learns_nothing_by_formatting(self, start: Start) -> None:
+    def test_a_template_cannot_read_attributes_by_formatting(self, start: Start) -> None:
         model = start(chat_template="{{ '{0.__class__}'.format(messages) }}.")
         assert self.text(model, chat(("user", "x"))) == "."
 
-    def test_a_template_cannot_loop_without_end(self, start: Start) -> None:
+    def test_a_template_cannot_loop_endlessly(self, start: Start) -> None:
         model = start(chat_template="{% for n in range(10000000) %}x{% endfor %}")
         assert "Range too big" in refused(model, messages=chat(("user", "x"))).message
 
-    def test_a_broken_template_does_not_take_completions_with_it(self, start: Start) -> None:
+    def test_completions_work_with_a_broken_template(self, start: Start) -> None:
         model = start(chat_template="{% for %}")
         error = refused(model, messages=chat(("user", "x")))
         assert isinstance(error, CheckpointError)

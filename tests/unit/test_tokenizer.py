@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as the models load it: the same ids and texts, in bounded memory."""
+"""Loading a checkpoint's tokenizer: the same ids and texts as the library, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tritonlm.checkpoints.tokenizer import load_decoder, load_tokenizer, with_me
 from tritonlm.contract import Checkpoint, CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of a process that holds the tokenizer of 262,144 tokens.
-MOST_MEGABYTES = 150
-# Tokens that read like what surrounds merges in the file.
+# The limit for a process that holds a tokenizer of 262,144 tokens.
+MAX_MEGABYTES = 150
+# Tokens that look like the syntax around merges in the file.
 AWKWARD = (*'"\\[],é猫\x00\t', '"]', "]}", '\\"', '",\n        "', "\n    ]", '"merges":[')
 
 
 def awkward(*more: str) -> Tokenizer:
-    """Merges of such tokens, each with each."""
+    """A tokenizer with merges of all pairs of these tokens."""
     parts = (*AWKWARD, *more)
     pairs = list(itertools.product(parts, parts))
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*parts, *(a + b for a, b in pairs)]))}
@@ -45,67 +45,67 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
-def specification_of(tokenizer: Tokenizer, form: str) -> bytes:
-    text = tokenizer.to_str(pretty=form == "indented")
-    if form == "lines":
-        whole = json.loads(text)
-        if "merges" in whole["model"]:
-            whole["model"]["merges"] = [" ".join(pair) for pair in whole["model"]["merges"]]
-        text = json.dumps(whole)
+def specification_of(tokenizer: Tokenizer, layout: str) -> bytes:
+    text = tokenizer.to_str(pretty=layout == "indented")
+    if layout == "lines":
+        complete = json.loads(text)
+        if "merges" in complete["model"]:
+            complete["model"]["merges"] = [" ".join(pair) for pair in complete["model"]["merges"]]
+        text = json.dumps(complete)
     return text.encode()
 
 
-@pytest.mark.parametrize("form", ["indented", "compact"])
+@pytest.mark.parametrize("layout", ["indented", "compact"])
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_a_decoder_decodes_as_the_whole_tokenizer(tmp_path: Path, name: str, form: str) -> None:
-    whole = KINDS[name]()
-    checkpoint = Checkpoint(write_checkpoint(tmp_path, whole))
-    checkpoint.tokenizer_file.write_bytes(specification_of(whole, form))
+def test_a_decoder_decodes_like_the_complete_tokenizer(tmp_path: Path, name: str, layout: str) -> None:
+    complete = KINDS[name]()
+    checkpoint = Checkpoint(write_checkpoint(tmp_path, complete))
+    checkpoint.tokenizer_file.write_bytes(specification_of(complete, layout))
     decoder, loaded = load_decoder(checkpoint), load_tokenizer(checkpoint)
-    assert loaded.to_str() == whole.to_str()
-    size = whole.get_vocab_size()
-    assert decoder.get_vocab() == whole.get_vocab()
-    assert decoder.get_added_tokens_decoder().keys() == whole.get_added_tokens_decoder().keys()
-    draw = random.Random(0)
+    assert loaded.to_str() == complete.to_str()
+    size = complete.get_vocab_size()
+    assert decoder.get_vocab() == complete.get_vocab()
+    assert decoder.get_added_tokens_decoder().keys() == complete.get_added_tokens_decoder().keys()
+    rng = random.Random(0)
     for length in (0, 1, 2, 5, 30) * 20:
-        # Some that no token has.
-        ids = [draw.randrange(size + 3) for _ in range(length)]
+        # Some ids are out of range.
+        ids = [rng.randrange(size + 3) for _ in range(length)]
         for skip in (True, False):
-            assert decoder.decode(ids, skip_special_tokens=skip) == whole.decode(ids, skip_special_tokens=skip)
+            assert decoder.decode(ids, skip_special_tokens=skip) == complete.decode(ids, skip_special_tokens=skip)
     for index in range(size + 3):
-        assert decoder.id_to_token(index) == whole.id_to_token(index)
-        assert decoder.decode([index], skip_special_tokens=False) == whole.decode([index], skip_special_tokens=False)
+        assert decoder.id_to_token(index) == complete.id_to_token(index)
+        assert decoder.decode([index], skip_special_tokens=False) == complete.decode([index], skip_special_tokens=False)
     text = "".join(PIECES)
-    assert loaded.encode(text).ids == whole.encode(text).ids
+    assert loaded.encode(text).ids == complete.encode(text).ids
 
 
-@pytest.mark.parametrize("form", ["indented", "compact", "lines"])
+@pytest.mark.parametrize("layout", ["indented", "compact", "lines"])
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_a_decoder_has_no_merges_however_they_are_written(name: str, form: str) -> None:
-    if form == "lines" and "awkward with" in name:
-        pytest.skip("merges with spaces cannot be written so")
-    whole = KINDS[name]()
-    expected = json.loads(whole.to_str())
+def test_merges_are_removed_in_every_layout(name: str, layout: str) -> None:
+    if layout == "lines" and "awkward with" in name:
+        pytest.skip("merges with spaces cannot be written in this layout")
+    complete = KINDS[name]()
+    expected = json.loads(complete.to_str())
     if "merges" in expected["model"]:
         expected["model"]["merges"] = []
-    assert json.loads(without_merges(specification_of(whole, form))) == expected
+    assert json.loads(without_merges(specification_of(complete, layout))) == expected
 
 
 @pytest.mark.parametrize(
     "text", ['{"model": {"merges": [1, 2]}}', '{"merges": [["a"]]}', '{"merges": [["a", "b"]', "", '{"merges": {}}']
 )
-def test_what_is_written_in_an_unknown_way_stays_as_it_is(text: str) -> None:
+def test_unknown_layouts_stay_unchanged(text: str) -> None:
     assert without_merges(text.encode()) == with_merges_as_lines(text.encode()) == text.encode()
 
 
-def test_merges_become_lines_where_they_can() -> None:
+def test_merges_without_spaces_become_strings() -> None:
     plain, spaced = (specification_of(KINDS[name](), "indented") for name in ("byte-level", "awkward with spaces"))
     assert all(isinstance(merge, str) for merge in json.loads(with_merges_as_lines(plain))["model"]["merges"])
     assert with_merges_as_lines(spaced) == spaced
 
 
 @pytest.mark.parametrize("load", [load_decoder, load_tokenizer])
-def test_a_file_that_is_no_tokenizer_is_said(tmp_path: Path, load: Callable[[Checkpoint], Tokenizer]) -> None:
+def test_an_invalid_tokenizer_file_is_reported(tmp_path: Path, load: Callable[[Checkpoint], Tokenizer]) -> None:
     checkpoint = Checkpoint(write_checkpoint(tmp_path))
     checkpoint.tokenizer_file.write_text('{"merges": [')
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read: "):
@@ -123,22 +123,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     triples = [pair + c for pair, c in itertools.product(pairs, letters)]
     added = [f"<unused{index}>" for index in range(6400)]
     tokens = [*added, *letters, *pairs, *triples][: 2**18]
-    kept = {token for token in tokens if len(token) == 3}
+    used = {token for token in tokens if len(token) == 3}
     merges = [[pair[0], pair[1]] for pair in pairs]
-    merges += [split for token in triples if token in kept for split in ([token[:2], token[2]], [token[0], token[1:]])]
+    merges += [split for token in triples if token in used for split in ([token[:2], token[2]], [token[0], token[1:]])]
     folder = tmp_path_factory.mktemp("large") / "lm"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     write_checkpoint(folder, tokenizer, {"vocab_size": len(tokens)})
-    whole = json.loads(tokenizer.to_str())
-    whole["model"] |= {"vocab": {token: index for index, token in enumerate(tokens)}, "merges": merges}
-    whole["added_tokens"] = [
+    complete = json.loads(tokenizer.to_str())
+    complete["model"] |= {"vocab": {token: index for index, token in enumerate(tokens)}, "merges": merges}
+    complete["added_tokens"] = [
         {"id": index, "content": token, "special": True, **dict.fromkeys(("single_word", "lstrip", "rstrip"), False)}
         | {"normalized": False}
         for index, token in enumerate(added)
     ]
-    (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(complete, ensure_ascii=False), encoding="utf-8")
     Tokenizer.from_file(str(folder / "tokenizer.json")).save(str(folder / "tokenizer.json"))
     return folder
 
@@ -164,9 +164,9 @@ assert len(text) > 1000 and len(model._detokenizer.logprobs(chunk, text)) > 1000
 
 
 @pytest.mark.parametrize("model", sorted(USE))
-def test_a_process_with_a_large_vocabulary_stays_small(large: Path, model: str) -> None:
+def test_a_process_with_a_large_vocabulary_needs_little_memory(large: Path, model: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("tests", "client"))}
     command = [sys.executable, "-c", MEASURE, model, str(large), USE[model]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < MOST_MEGABYTES
+    assert float(done.stdout) < MAX_MEGABYTES

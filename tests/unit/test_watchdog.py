@@ -1,4 +1,4 @@
-"""Slow is not hung: a process that makes progress is left alone; one that stands still is found within five seconds."""
+"""The watchdog restarts processes that hang, and not those that are slow but make progress."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from tritonlm.serving import watchdog as room
-from tritonlm.serving.control import Sign
-from tritonlm.serving.repairs import Repairs
+from tritonlm.serving import watchdog as watchdog_module
+from tritonlm.serving.control import PingResult
+from tritonlm.serving.restart_counts import RestartCounts
 from tritonlm.serving.watchdog import Watchdog
 
 PART = "generate"
@@ -23,23 +23,23 @@ COMPUTES = "import time\nprint(flush=True)\nend = time.time() + 60\nwhile time.t
 
 
 class Control:
-    """A Triton whose one part gives the signs that a test wants; who does not answer takes as long as one waits."""
+    """A fake Triton with one part and a fixed ping result; a ping without a reply takes its whole timeout."""
 
-    def __init__(self, sign: Sign) -> None:
-        self.sign = sign
-        self.repaired = False
+    def __init__(self, result: PingResult) -> None:
+        self.result = result
+        self.restarted = False
 
     def loaded_parts(self) -> list[str]:
         return [PART]
 
-    def ping(self, part: str, seconds: float) -> Sign:
+    def ping(self, part: str, seconds: float) -> PingResult:
         assert part == PART
-        if not self.sign.answered:
+        if not self.result.replied:
             time.sleep(seconds)
-        return self.sign
+        return self.result
 
     def unload(self, part: str) -> None:
-        self.repaired = True
+        self.restarted = True
 
     def begin_load(self, part: str) -> bool:
         return True
@@ -47,68 +47,71 @@ class Control:
 
 @pytest.fixture
 def process(request: pytest.FixtureRequest) -> Iterator[psutil.Process]:
-    started = subprocess.Popen([sys.executable, "-c", request.param], stdout=subprocess.PIPE)
-    assert started.stdout is not None
-    started.stdout.readline()
-    yield psutil.Process(started.pid)
-    started.kill()
-    started.wait()
-    started.stdout.close()
+    child = subprocess.Popen([sys.executable, "-c", request.param], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    yield psutil.Process(child.pid)
+    child.kill()
+    child.wait()
+    child.stdout.close()
 
 
-def repaired_after(
-    process: psutil.Process, sign: Sign, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def seconds_until_restart(
+    process: psutil.Process, result: PingResult, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> float | None:
-    """When the watch has the process started again; None where it leaves it alone for so long."""
-    monkeypatch.setattr(room, "_processes_of", lambda triton: {PART: process})
-    control: Any = Control(sign)
-    watch, began = Watchdog(control, 60.0, Repairs(tmp_path / "repairs.json")), time.monotonic()
-    while time.monotonic() - began < seconds:
-        watch.look(process.pid)
-        if control.repaired:
-            return time.monotonic() - began
+    """Seconds until the watchdog restarts the part; None when it does not within the time."""
+    monkeypatch.setattr(watchdog_module, "_processes_of", lambda triton: {PART: process})
+    control: Any = Control(result)
+    counts, started = RestartCounts(tmp_path / "restarts.json"), time.monotonic()
+    watchdog = Watchdog(control, 60.0, counts)
+    while time.monotonic() - started < seconds:
+        watchdog.check(process.pid)
+        if control.restarted:
+            return time.monotonic() - started
         time.sleep(0.1)
     return None
 
 
 @pytest.mark.parametrize("process", [SLEEPS], indirect=True)
-def test_one_that_answers_is_left_alone(process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert repaired_after(process, Sign(answered=True), 1.5, tmp_path, monkeypatch) is None
+def test_a_part_that_replies_is_not_restarted(process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seconds_until_restart(process, PingResult(replied=True), 1.5, tmp_path, monkeypatch) is None
 
 
-@pytest.mark.parametrize("sign", [Sign(answered=False), Sign(answered=True, still_seconds=10.0)])
+@pytest.mark.parametrize("result", [PingResult(replied=False), PingResult(replied=True, stalled_seconds=10.0)])
 @pytest.mark.parametrize("process", [COMPUTES], indirect=True)
-def test_one_that_computes_is_slow_whatever_its_signs(
-    process: Any, sign: Sign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_part_that_uses_the_processor_is_slow_not_hung(
+    process: Any,
+    result: PingResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert repaired_after(process, sign, 6.0, tmp_path, monkeypatch) is None
-    shown = "".join(capsys.readouterr())
-    assert shown.count("is slow") == 1, "it is said once"
+    assert seconds_until_restart(process, result, 6.0, tmp_path, monkeypatch) is None
+    output = "".join(capsys.readouterr())
+    assert output.count("is slow") == 1, "logged once"
 
 
 @pytest.mark.parametrize("process", [COMPUTES], indirect=True)
-def test_one_that_spins_for_ever_is_started_again(
-    process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "_SLOW_SECONDS", 4.0)
-    assert repaired_after(process, Sign(answered=False), 8.0, tmp_path, monkeypatch) is not None
+def test_a_part_that_spins_forever_is_restarted(process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog_module, "_SLOW_SECONDS", 4.0)
+    assert seconds_until_restart(process, PingResult(replied=False), 8.0, tmp_path, monkeypatch) is not None
 
 
-@pytest.mark.parametrize("sign", [Sign(answered=False), Sign(answered=True, still_seconds=4.0)])
+@pytest.mark.parametrize("result", [PingResult(replied=False), PingResult(replied=True, stalled_seconds=4.0)])
 @pytest.mark.parametrize("process", [SLEEPS], indirect=True)
-def test_one_that_stands_still_is_found(
-    process: Any, sign: Sign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_part_without_progress_is_restarted(
+    process: Any, result: PingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert repaired_after(process, sign, 10.0, tmp_path, monkeypatch) is not None
+    assert seconds_until_restart(process, result, 10.0, tmp_path, monkeypatch) is not None
 
 
 @pytest.mark.parametrize("process", [SLEEPS], indirect=True)
-def test_one_that_is_stopped_is_found_at_the_first_look(
+def test_a_stopped_process_is_restarted_at_the_first_failed_ping(
     process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process.send_signal(signal.SIGSTOP)
-    waiting = time.monotonic() + 5.0
-    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < waiting:
+    deadline = time.monotonic() + 5.0
+    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
         time.sleep(0.01)
-    monkeypatch.setattr(room, "_HANGING_LOOKS", 1000)
-    assert repaired_after(process, Sign(answered=False), 10.0, tmp_path, monkeypatch) is not None
+    monkeypatch.setattr(watchdog_module, "_HANG_PINGS", 1000)
+    assert seconds_until_restart(process, PingResult(replied=False), 10.0, tmp_path, monkeypatch) is not None

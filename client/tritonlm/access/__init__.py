@@ -1,1 +1,1 @@
-"""Who may call: API keys of the gateway, and the secret of a Triton's control API."""
+"""Access control: the gateway's API keys, and the secret of a Triton's control API."""

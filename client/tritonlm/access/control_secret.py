@@ -1,7 +1,8 @@
-"""The secret that opens a Triton's control API (load, unload, list, shared memory): made at its start, kept by port.
+"""The secret of a Triton's control API (load, unload, list, shared memory).
 
-It lies in a folder of this user's alone, so that commands on the same machine find it; from elsewhere it comes by
-TRITONLM_TRITON_SECRET. It knows neither Triton nor HTTP beyond the names of headers.
+It is generated when Triton starts and stored in a file per port, in a folder that only this user can read. Commands on
+the same machine read the file; other machines set TRITONLM_TRITON_SECRET. This module knows header names, and nothing
+else of Triton or HTTP.
 """
 
 from __future__ import annotations
@@ -15,55 +16,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 VARIABLE = "TRITONLM_TRITON_SECRET"
-# To Triton over HTTP; over gRPC it wants a prefix.
+# The HTTP header; the gRPC metadata key needs Triton's prefix.
 HEADER = "tritonlm-control"
 GRPC_HEADER = f"triton-grpc-protocol-{HEADER}"
 
 
-def made() -> str:
-    """For a Triton that is about to start: the one that it is to share with callers elsewhere, or a new one."""
+def new_secret() -> str:
+    """The secret for a Triton that is about to start: the one in the environment, or a random one."""
     return os.environ.get(VARIABLE) or secrets.token_urlsafe(24)
 
 
-def keep(secret: str, ports: Sequence[int]) -> None:
-    """To be found by these ports."""
+def save_secret(secret: str, ports: Sequence[int]) -> None:
+    """Write the secret to the file of each port."""
     for port in ports:
-        file = _file(port)
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        forget([port])
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
-            written.write(secret)
+        path = _path(port)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        delete_secret([port])
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secret)
 
 
-def forget(ports: Sequence[int]) -> None:
+def delete_secret(ports: Sequence[int]) -> None:
     for port in ports:
         with contextlib.suppress(OSError):
-            _file(port).unlink()
+            _path(port).unlink()
 
 
-def of(address: str) -> str:
-    """The secret of the Triton at HOST:PORT; empty where none is known."""
-    if given := os.environ.get(VARIABLE):
-        return given
+def secret_for(address: str) -> str:
+    """The secret of the Triton at HOST:PORT; empty if none is known."""
+    if secret := os.environ.get(VARIABLE):
+        return secret
     host, _, port = address.rpartition(":")
-    if not port.isdecimal() or not _is_here(host):
+    if not port.isdecimal() or not _is_local(host):
         return ""
     try:
-        file = _file(int(port))
-        # Somebody else's file is none of ours.
-        return file.read_text(encoding="utf-8") if file.stat().st_uid == os.getuid() else ""
+        path = _path(int(port))
+        # A file of another user is ignored.
+        return path.read_text(encoding="utf-8") if path.stat().st_uid == os.getuid() else ""
     except OSError:
         return ""
 
 
-def _is_here(host: str) -> bool:
+def _is_local(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _file(port: int) -> Path:
-    own = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
-    folder = own if own.is_dir() else Path(tempfile.gettempdir()) / f"tritonlm-{os.getuid()}"
+def _path(port: int) -> Path:
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
+    folder = runtime if runtime.is_dir() else Path(tempfile.gettempdir()) / f"tritonlm-{os.getuid()}"
     return folder / "tritonlm" / f"triton-{port}.secret"

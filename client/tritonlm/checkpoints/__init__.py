@@ -1,1 +1,1 @@
-"""Checkpoints on disk: where they come from, and their tokenizers. It knows no torch."""
+"""Checkpoints on disk: fetching them from the Hugging Face Hub, and loading their tokenizers. No torch here."""

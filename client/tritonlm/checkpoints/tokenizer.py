@@ -1,6 +1,6 @@
-"""A checkpoint's tokenizer, loaded whole or for decoding alone, and without the memory that only loading needs.
+"""Loads a checkpoint's tokenizer, complete or for decoding only, with little peak memory.
 
-A BPE tokenizer's merges say how text becomes tokens; decoding never reads them. It knows the `tokenizers` library and
+Encoding needs a BPE tokenizer's merges; decoding does not. This module knows the `tokenizers` library and
 tokenizer.json, and nothing of what is done with the ids.
 """
 
@@ -16,47 +16,47 @@ from tritonlm.contract import Checkpoint, CheckpointError
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 # One merge: "a b", or ["a", "b"] since tokens may hold spaces.
 _MERGE = rb"\s*(?:%b|\[\s*%b\s*,\s*%b\s*\])\s*" % (_STRING, _STRING, _STRING)
-# Nothing but a field of the model reads so: inside a string the quotes would be escaped.
+# Only the field itself matches: inside a string the quotes would be escaped.
 _MERGES_BEGIN = re.compile(rb'"merges"\s*:\s*\[')
-# So many at a time, since `re` keeps the way back through each repetition.
+# Matched in groups of 500, since `re` stores a backtracking point for each repetition.
 _SOME_MERGES = re.compile(rb"(?:%b,){1,500}" % _MERGE)
 _MERGES_END = re.compile(rb"(?:%b|\s*)\]" % _MERGE)
-# Merges as the library itself indents them. Strings hold no line breaks, so nothing in them reads like these.
+# Merges as the library itself indents them. Strings hold no line breaks, so these cannot occur inside one.
 _PAIR_BEGIN, _PAIR_MIDDLE, _PAIR_END = b'\n      [\n        "', b'",\n        "', b'"\n      ]'
 _BETWEEN_PAIRS = _PAIR_END + b"," + _PAIR_BEGIN
 _MERGES_INDENTED_END = b"\n    ]"
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The whole tokenizer: text to ids and ids to text."""
+    """The complete tokenizer: text to ids and ids to text."""
     tokenizer = _parse(checkpoint, with_merges_as_lines(_read(checkpoint)))
     _trim_heap()
     return tokenizer
 
 
 def load_decoder(checkpoint: Checkpoint) -> Tokenizer:
-    """A tokenizer that decodes as the whole one does and cannot encode; smaller, and loaded in half the time."""
+    """A tokenizer that only decodes, with the same results. It is smaller and loads in half the time."""
     tokenizer = _parse(checkpoint, without_merges(_read(checkpoint)))
     _trim_heap()
     return tokenizer
 
 
 def without_merges(specification: bytes) -> bytes:
-    """A tokenizer.json with an empty list of merges; unchanged where it has none, or spells them in an unknown way."""
+    """A tokenizer.json with an empty list of merges; unchanged if it has none or writes them in an unknown format."""
     begin = _MERGES_BEGIN.search(specification)
     if begin is None:
         return specification
     position = begin.end()
-    while found := _SOME_MERGES.match(specification, position):
-        position = found.end()
+    while match := _SOME_MERGES.match(specification, position):
+        position = match.end()
     end = _MERGES_END.match(specification, position)
     return specification if end is None else specification[: begin.end()] + specification[end.end() - 1 :]
 
 
 def with_merges_as_lines(specification: bytes) -> bytes:
-    """The same tokenizer.json with each merge as "a b" in place of ["a", "b"], where no token of a merge has a space.
+    """The same tokenizer.json with each merge written as "a b" instead of ["a", "b"], if no merged token has a space.
 
-    It is parsed with less than half of the memory, and leaves fewer holes in the heap.
+    Parsing it takes less than half of the memory and fragments the heap less.
     """
     begin = _MERGES_BEGIN.search(specification)
     end = specification.find(_MERGES_INDENTED_END, begin.end()) if begin is not None else -1
@@ -92,7 +92,7 @@ def _unreadable(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
 
 
 def _trim_heap() -> None:
-    """Give free pages back to the system: parsing leaves twice as many as the tokenizer has (glibc keeps them)."""
+    """Return free pages to the system: after parsing, glibc keeps twice the tokenizer's own memory."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

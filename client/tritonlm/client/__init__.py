@@ -2,7 +2,7 @@
 
     from tritonlm.client import AsyncClient, Client
 
-The names are imported when they are asked for, so that importing one module (`tritonlm.client.types`) imports no other.
+The names are imported on first use, so that importing one module (`tritonlm.client.types`) imports no other.
 """
 
 from importlib import import_module

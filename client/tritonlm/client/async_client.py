@@ -1,7 +1,7 @@
 """`AsyncClient`: language models on one or several Tritons, called as with OpenAI's library.
 
-It knows calls, retries and which Triton to ask; what crosses the connection is the transport's matter, what OpenAI's
-objects look like `results`'. `sync.Client` is the same with blocking calls.
+This module runs calls, retries them and chooses a Triton for each attempt. `transport` handles connections, `results`
+builds OpenAI's objects. `sync.Client` is the same client with blocking calls.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tritonlm.client.calls import Chat, Completions, EmbeddingCalls
-from tritonlm.client.choice import Choice
-from tritonlm.client.models import Models, look
-from tritonlm.client.observer import Observer, Told
-from tritonlm.client.resume import Tries
+from tritonlm.client.load_balancer import LoadBalancer
+from tritonlm.client.models import Models, probe
+from tritonlm.client.observer import Observer, SequenceReporter
+from tritonlm.client.resume import Attempts
 from tritonlm.client.sequences import Plan, completion_plan, read_prompts
-from tritonlm.client.stream import AsyncStream, Merged
-from tritonlm.client.transport import Call, Embedded, Prompt, Transport
+from tritonlm.client.stream import AsyncStream, MergedSources
+from tritonlm.client.transport import Call, Prompt, PromptEmbedding, Transport
 from tritonlm.client.types import CompletionUsage, Health, Piece
 from tritonlm.contract import Draining, InvalidRequest, ModelNotFound, NotLoaded, TritonLMError, Unavailable
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, STATUS, Command
@@ -28,16 +28,16 @@ from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
 REPAIR_SECONDS = 30.0
-# How long a Triton that has failed may take for a sign of life.
-_SIGN_SECONDS = 1.0
-# Puts a model that is not loaded back, or waits until somebody else has.
+# The timeout of the health check of a Triton that has failed.
+_LIVENESS_SECONDS = 1.0
+# Loads a model that is missing after a fault, or waits until it is loaded.
 Revive = Callable[[str], Awaitable[None]]
 
 
 class AsyncClient:
-    """A context; or call `close`."""
+    """Use it as an async context manager, or call `close`."""
 
     def __init__(
         self,
@@ -51,26 +51,26 @@ class AsyncClient:
         transports: Sequence[Transport] | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """`urls`: HOST:PORT, or grpcs://HOST:PORT, encrypted; `authorities` is a file of certificates for that.
-        `repair_seconds`: how long a call waits for a Triton that has broken under it, to go on where it was.
-        `observer` is told of sequences' texts, ends and tries."""
+        """`urls`: HOST:PORT, or grpcs://HOST:PORT for TLS; `authorities` is a file of CA certificates for TLS.
+        `repair_seconds`: how long a call waits for a Triton that broke during the call, in order to resume it.
+        `observer` receives the events of all sequences."""
         if transports is None:
-            from tritonlm.client.transport.grpc_transport import GrpcTransport  # noqa: PLC0415 (tests bring their own)
+            from tritonlm.client.transport.grpc_transport import GrpcTransport  # noqa: PLC0415 (tests pass their own)
 
             addresses = [urls] if isinstance(urls, str) else list(urls)
-            vouched = None if authorities is None else Path(authorities).read_bytes()
-            transports = [GrpcTransport(address, connect_timeout, vouched) for address in addresses]
+            certificates = None if authorities is None else Path(authorities).read_bytes()
+            transports = [GrpcTransport(address, connect_timeout, certificates) for address in addresses]
         if not transports:
             raise ValueError("urls must name at least one Triton, such as 127.0.0.1:8001")
         self._transports = list(transports)
-        self._choice = Choice(self._transports)
+        self._balancer = LoadBalancer(self._transports)
         self._observer = observer or Observer()
         self._timeout, self._max_retries, self._repair_seconds = timeout, max_retries, repair_seconds
-        # For calls that find their model gone after a fault.
+        # Called when a call finds its model missing after a fault.
         self.revive: Revive | None = None
-        # Calls under way by their id: which Triton has which sequence.
+        # Running calls by id: the Triton of each sequence, and the model.
         self._running: dict[str, dict[str, Transport]] = {}
-        self._models_of_running: dict[str, str] = {}
+        self._running_models: dict[str, str] = {}
         self.completions = Completions(self)
         self.chat = Chat(self)
         self.embeddings = EmbeddingCalls(self)
@@ -89,7 +89,7 @@ class AsyncClient:
         self, model: str, prompt: str | Sequence[int], *, request_id: str | None = None, timeout: float | None = None,
         **parameters: Any,
     ) -> AsyncStream[Piece]:  # fmt: skip
-        """The pieces of one answer, as the engine gives them: text, ids, log-probabilities, usage."""
+        """Stream the pieces of one sequence: text, ids, log-probabilities, usage."""
         plan = completion_plan(
             model, prompt, stream=True, request_id=request_id, timeout=timeout or self._timeout, **parameters
         )
@@ -98,10 +98,10 @@ class AsyncClient:
         return await self._stream(plan, lambda _, piece: piece, lambda: None)
 
     async def cancel(self, request_id: str, model: str | None = None) -> int:
-        """End a call of this client by its id; or, with the model, an engine's request by its own id."""
-        if found := self._running.get(request_id):
-            owner = self._models_of_running[request_id]
-            cancels = [self._cancel(transport, owner, sequence) for sequence, transport in found.items()]
+        """Cancel a call of this client by its id; or, with the model, an engine's request by its own id."""
+        if sequences := self._running.get(request_id):
+            owner = self._running_models[request_id]
+            cancels = [self._cancel(transport, owner, sequence) for sequence, transport in sequences.items()]
         elif model is not None:
             cancels = [self._cancel(transport, model, request_id) for transport in self._transports]
         else:
@@ -112,56 +112,57 @@ class AsyncClient:
         return int((await transport.command(model, Command(CANCEL, request_id)))["cancelled"])
 
     async def status(self, model: str) -> dict[str, Any]:
-        """The counters of the LM's engine: places, running, waiting, blocks …"""
-        return await self._anywhere(lambda transport: transport.command(model, Command(STATUS)))
+        """The counters of the LM's engine: slots, running, waiting, blocks …"""
+        return await self._on_any(lambda transport: transport.command(model, Command(STATUS)))
 
     async def about(self, model: str) -> dict[str, Any]:
         """The LM's checkpoint: architecture, sizes, special tokens, chat template, training record."""
-        return await self._anywhere(lambda transport: transport.command(model, Command(ABOUT)))
+        return await self._on_any(lambda transport: transport.command(model, Command(ABOUT)))
 
     async def progress(self, request_id: str) -> list[dict[str, Any]]:
-        """Where the sequences of a call of this client are: running or waiting, position, tokens so far."""
-        found = dict(self._running.get(request_id, {}))
-        model = self._models_of_running.get(request_id, "")
+        """The state of a call's sequences: running or waiting, position, tokens so far."""
+        sequences = dict(self._running.get(request_id, {}))
+        model = self._running_models.get(request_id, "")
         reports = await asyncio.gather(
-            *(transport.command(model, Command(FIND, sequence)) for sequence, transport in found.items())
+            *(transport.command(model, Command(FIND, sequence)) for sequence, transport in sequences.items())
         )
         return [entry for report in reports for entry in report["requests"]]
 
     async def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """A text's token ids, of any number: more than the context holds are told all the same."""
+        """A text's token ids. The text may be longer than the context."""
         prompt = Prompt(text=text)
-        return await self._anywhere(lambda transport: transport.tokenize(model, prompt, add_special_tokens))
+        return await self._on_any(lambda transport: transport.tokenize(model, prompt, add_special_tokens))
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         (prompt,) = read_prompts(list(ids), "ids")
         if prompt.input_ids is None:
             raise InvalidRequest("ids must be a list of token ids", "ids")
-        found = prompt.input_ids
-        return await self._anywhere(lambda transport: transport.detokenize(model, found))
+        input_ids = prompt.input_ids
+        return await self._on_any(lambda transport: transport.detokenize(model, input_ids))
 
     async def health(self) -> Health:
-        """Whether a Triton answers, and which LMs do: all three processes of each, anywhere."""
+        """Whether a Triton answers, and which LMs do. An LM answers if all three of its processes do."""
         live = await asyncio.gather(*(transport.is_live() for transport in self._transports))
-        living = [transport for transport, lives in zip(self._transports, live, strict=True) if lives]
-        looks = await asyncio.gather(*map(look, living))
-        well = {name for answering, _ in looks for name in answering}
-        silent = {name for _, others in looks for name in others} - well
-        return Health(live=any(live), ready=bool(well) and not silent, models=sorted(well), silent=sorted(silent))
+        reachable = [transport for transport, is_live in zip(self._transports, live, strict=True) if is_live]
+        probes = await asyncio.gather(*map(probe, reachable))
+        healthy = {name for answering, _ in probes for name in answering}
+        silent = {name for _, others in probes for name in others} - healthy
+        return Health(live=any(live), ready=bool(healthy) and not silent, models=sorted(healthy), silent=sorted(silent))
 
-    # What the namespaces share.
+    # Shared by the namespaces `completions`, `chat` and `embeddings`.
 
-    async def _whole(self, plan: Plan) -> list[list[Piece]]:
-        """All answers, complete. The first error ends the others."""
+    async def _complete(self, plan: Plan) -> list[list[Piece]]:
+        """The pieces of all sequences. The first error cancels the others."""
         merged = await self._start(plan)
-        answers: list[list[Piece]] = [[] for _ in plan.calls]
+        sequences: list[list[Piece]] = [[] for _ in plan.calls]
         try:
-            while (found := await merged.next()) is not None:
-                answers[found[0]].append(found[1])
+            while (item := await merged.next()) is not None:
+                sequence, piece = item
+                sequences[sequence].append(piece)
         finally:
             self._forget(plan)
             await merged.close()
-        return answers
+        return sequences
 
     async def _stream(
         self,
@@ -173,10 +174,10 @@ class AsyncClient:
         merged = await self._start(plan)
         return AsyncStream(plan.id, merged, make, at_end, lambda: self._forget(plan), usage)
 
-    async def _start(self, plan: Plan) -> Merged:
+    async def _start(self, plan: Plan) -> MergedSources:
         self._running[plan.id] = {}
-        self._models_of_running[plan.id] = plan.model
-        merged = Merged([self._pieces(plan, call) for call in plan.calls])
+        self._running_models[plan.id] = plan.model
+        merged = MergedSources([self._pieces(plan, call) for call in plan.calls])
         try:
             await merged.start()
         except BaseException:
@@ -187,90 +188,90 @@ class AsyncClient:
 
     def _forget(self, plan: Plan) -> None:
         self._running.pop(plan.id, None)
-        self._models_of_running.pop(plan.id, None)
+        self._running_models.pop(plan.id, None)
 
     async def _pieces(self, plan: Plan, call: Call) -> AsyncGenerator[Piece, None]:
-        """One sequence's pieces; after a fault, from another try that goes on where the last one was."""
-        tries = Tries(call, self._max_retries, self._repair_seconds)
-        told = Told(self._observer, call)
+        """One sequence's pieces. After a fault, the next attempt resumes the sequence."""
+        attempts = Attempts(call, self._max_retries, self._repair_seconds)
+        reporter = SequenceReporter(self._observer, call)
         transport: Transport | None = None
         while True:
-            transport, asked = await self._living(call, transport), tries.next_call()
+            transport, attempt = await self._healthy_transport(call, transport), attempts.next_call()
             running = self._running.get(plan.id, {})
-            running[asked.request_id] = transport
-            self._choice.begin(transport)
-            source = transport.generate(asked)
+            running[attempt.request_id] = transport
+            self._balancer.call_started(transport)
+            source = transport.generate(attempt)
             try:
                 async for piece in source:
-                    self._choice.answered(transport)
-                    piece = tries.take(piece)  # noqa: PLW2901 (the same, as one of the whole sequence)
-                    told.piece(piece)
+                    self._balancer.mark_healthy(transport)
+                    piece = attempts.accept(piece)  # noqa: PLW2901 (the same piece, renumbered)
+                    reporter.piece(piece)
                     yield piece
                 return
             except InvalidRequest as error:
-                raise _in_our_words(error) from None
+                raise _with_argument_name(error) from None
             except TritonLMError as error:
-                pause = self._pause_after(error, transport, tries)
+                pause = self._pause_after(error, transport, attempts)
                 missing = isinstance(error, (ModelNotFound, NotLoaded))
-                told.error(error)
+                reporter.error(error)
             finally:
-                self._choice.end(transport)
-                running.pop(asked.request_id, None)
+                self._balancer.call_ended(transport)
+                running.pop(attempt.request_id, None)
                 await source.aclose()
             if missing and self.revive is not None:
                 await self.revive(call.model)
             await asyncio.sleep(pause)
 
-    async def _embed(self, call: Call) -> Embedded:
-        """One prompt's embedding; after a fault, from another try."""
-        tries = Tries(call, self._max_retries, self._repair_seconds)
+    async def _embed(self, call: Call) -> PromptEmbedding:
+        """One prompt's embedding. After a fault it is computed again."""
+        attempts = Attempts(call, self._max_retries, self._repair_seconds)
         transport: Transport | None = None
         while True:
-            transport = await self._living(call, transport)
+            transport = await self._healthy_transport(call, transport)
             try:
-                found = await transport.embed(tries.next_call())
+                embedding = await transport.embed(attempts.next_call())
             except TritonLMError as error:
-                pause = self._pause_after(error, transport, tries)
+                pause = self._pause_after(error, transport, attempts)
             else:
-                self._choice.answered(transport)
-                return found
+                self._balancer.mark_healthy(transport)
+                return embedding
             await asyncio.sleep(pause)
 
-    def _pause_after(self, error: TritonLMError, transport: Transport, tries: Tries) -> float:
-        """How long to wait before the next try; raises the error where there is none."""
-        lately = self._choice.answered_lately()
+    def _pause_after(self, error: TritonLMError, transport: Transport, attempts: Attempts) -> float:
+        """How long to wait before the next attempt; raises the error if there is none."""
+        responded_recently = self._balancer.responded_recently()
         if isinstance(error, (Unavailable, Draining)):
-            self._choice.failed(transport)
-        return tries.after(error, lately)
+            self._balancer.mark_failed(transport)
+        return attempts.pause_after(error, responded_recently)
 
-    async def _living(self, call: Call, after: Transport | None) -> Transport:
-        """The Triton to ask; of those that have failed, one that gives a sign of life first, where there is any."""
+    async def _healthy_transport(self, call: Call, failed: Transport | None) -> Transport:
+        """The Triton for the next attempt. One that failed before must pass a liveness check, if another is left."""
         for _ in self._transports:
-            transport = self._choice.next(call, after)
-            if not self._choice.has_failed(transport):
+            transport = self._balancer.pick(call, failed)
+            if not self._balancer.is_failing(transport):
                 break
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                if await asyncio.wait_for(transport.is_live(), _SIGN_SECONDS):
+                if await asyncio.wait_for(transport.is_live(), _LIVENESS_SECONDS):
                     break
-            self._choice.failed(transport)
+            self._balancer.mark_failed(transport)
         return transport
 
-    async def _anywhere(self, ask: Callable[[Transport], Awaitable[T]]) -> T:
-        """A small question, to the next Triton that answers it."""
+    async def _on_any(self, query: Callable[[Transport], Awaitable[T]]) -> T:
+        """Run a short query on the first Triton that answers it."""
         for attempt in itertools.count():
-            transport = self._choice.next()
+            transport = self._balancer.pick()
             try:
-                return await ask(transport)
+                return await query(transport)
             except Unavailable:
-                self._choice.failed(transport)
+                self._balancer.mark_failed(transport)
                 if attempt >= self._max_retries:
                     raise
-            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _LONGEST_PAUSE_SECONDS))
+            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _MAX_PAUSE_SECONDS))
         raise AssertionError("unreachable")
 
 
-def _in_our_words(error: InvalidRequest) -> InvalidRequest:
-    """Triton's inputs have other names than the arguments that they came from."""
+def _with_argument_name(error: InvalidRequest) -> InvalidRequest:
+    """Replace the name of Triton's input with that of the client's argument."""
     if error.param in (TEXT_INPUT.name, INPUT_IDS.name):
         return type(error)(error.message.replace(error.param, "prompt", 1), "prompt")
     return error

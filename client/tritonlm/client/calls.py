@@ -1,6 +1,6 @@
-"""OpenAI's calls, as plans that a client carries out: `completions`, `chat.completions`, `embeddings`.
+"""OpenAI's calls: `completions`, `chat.completions`, `embeddings`.
 
-What a call asks for `sequences` knows, what its objects look like `results`.
+Each turns its arguments into a plan (`sequences`), has the client run it, and builds OpenAI's objects (`results`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
-from tritonlm.client.embeddings import embeddings_of, read_inputs
+from tritonlm.client.embeddings import build_embeddings, read_inputs
 from tritonlm.client.results import ChatBuilder, CompletionBuilder
 from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan
 from tritonlm.client.stream import AsyncStream
-from tritonlm.client.transport import Call, Embedded
+from tritonlm.client.transport import Call, PromptEmbedding
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, Completion, CompletionUsage, Embeddings, Piece
 from tritonlm.contract import InvalidRequest
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class Caller(Protocol):
-    """What the calls need of a client: plans carried out, whole or as a stream; prompts embedded."""
+    """The part of a client that the calls use: run a plan to its end or as a stream, and embed a prompt."""
 
     _timeout: float
 
-    async def _whole(self, plan: Plan) -> list[list[Piece]]: ...
+    async def _complete(self, plan: Plan) -> list[list[Piece]]: ...
 
     async def _stream(
         self,
@@ -37,7 +37,7 @@ class Caller(Protocol):
         usage: Callable[[], CompletionUsage | None] = ...,
     ) -> AsyncStream[T]: ...
 
-    async def _embed(self, call: Call) -> Embedded: ...
+    async def _embed(self, call: Call) -> PromptEmbedding: ...
 
 
 class Completions:
@@ -52,7 +52,7 @@ class Completions:
         builder = CompletionBuilder(plan)
         if plan.stream:
             return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage)
-        return builder.whole(await self._client._whole(plan))
+        return builder.build(await self._client._complete(plan))
 
 
 class Chat:
@@ -67,12 +67,12 @@ class ChatCompletions:
     async def create(
         self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
-        """As OpenAI's, through the checkpoint's chat template; NotOffered where it has none."""
+        """As OpenAI's, with the checkpoint's chat template; raises NotOffered if it has none."""
         plan = chat_plan(model, messages, **_with_timeout(self._client, arguments))
         builder = ChatBuilder(plan)
         if plan.stream:
             return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage)
-        return builder.whole(await self._client._whole(plan))
+        return builder.build(await self._client._complete(plan))
 
 
 def _with_timeout(client: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -94,23 +94,23 @@ class EmbeddingCalls:
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Embeddings:
-        """Mean-pooled last hidden states, at length one; NotOffered where the server has them switched off."""
-        prompts, written = read_inputs(input, encoding_format, dimensions, user)
+        """Normalized mean of the last hidden states; raises NotOffered if the server has embeddings switched off."""
+        prompts, encoding = read_inputs(input, encoding_format, dimensions, user)
         root = f"embd-{request_id or ''}-{secrets.token_hex(4)}"
         calls = [
             Call(model, f"{root}-{index}", prompt, timeout=timeout or self._client._timeout)
             for index, prompt in enumerate(prompts)
         ]
-        # The first error ends the others: what is left of them is cancelled.
-        tasks = [asyncio.ensure_future(self._one(call)) for call in calls]
+        # The first error cancels the others.
+        tasks = [asyncio.ensure_future(self._embed(call)) for call in calls]
         try:
-            found = await asyncio.gather(*tasks)
+            embeddings = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        return embeddings_of(model, found, written)
+        return build_embeddings(model, embeddings, encoding)
 
-    async def _one(self, call: Call) -> Embedded:
+    async def _embed(self, call: Call) -> PromptEmbedding:
         try:
             return await self._client._embed(call)
         except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: from the arguments of a call to prompts, and from vectors to its objects. No input or output."""
+"""OpenAI's embeddings: parses a call's arguments into prompts and builds the result from vectors. No I/O here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tritonlm.client.sequences import MAX_SEQUENCES, check_text, read_prompts
-from tritonlm.client.transport import Embedded, Prompt
+from tritonlm.client.transport import Prompt, PromptEmbedding
 from tritonlm.client.types import EmbeddingItem, Embeddings, EmbeddingUsage
 from tritonlm.contract import InvalidRequest
 
@@ -16,7 +16,7 @@ FLOAT, BASE64 = "float", "base64"
 
 
 def read_inputs(values: Any, encoding_format: Any, dimensions: Any, user: Any) -> tuple[list[Prompt], str]:
-    """The prompts to embed, and how to write the vectors."""
+    """The prompts to embed, and the encoding of the vectors."""
     prompts = read_prompts(values, "input")
     if len(prompts) > MAX_SEQUENCES:
         raise InvalidRequest(f"input must hold at most {MAX_SEQUENCES} texts (got {len(prompts)})", "input")
@@ -24,22 +24,22 @@ def read_inputs(values: Any, encoding_format: Any, dimensions: Any, user: Any) -
         raise InvalidRequest("encoding_format must be float or base64", "encoding_format")
     if dimensions is not None:
         raise InvalidRequest(
-            "dimensions is not possible: this model's vectors have one size; leave it out", "dimensions"
+            "dimensions is not supported: this model's vectors have a fixed size; leave it out", "dimensions"
         )
     check_text("user", user)
     return prompts, encoding_format or FLOAT
 
 
-def embeddings_of(model: str, found: Sequence[Embedded], encoding_format: str) -> Embeddings:
-    tokens = sum(embedded.tokens for embedded in found)
+def build_embeddings(model: str, embeddings: Sequence[PromptEmbedding], encoding_format: str) -> Embeddings:
+    tokens = sum(embedding.tokens for embedding in embeddings)
     items = [
-        EmbeddingItem(index=index, embedding=_written(embedded.vector, encoding_format))
-        for index, embedded in enumerate(found)
+        EmbeddingItem(index=index, embedding=_encode(embedding.vector, encoding_format))
+        for index, embedding in enumerate(embeddings)
     ]
     return Embeddings(data=items, model=model, usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens))
 
 
-def _written(vector: Sequence[float], encoding_format: str) -> list[float] | str:
+def _encode(vector: Sequence[float], encoding_format: str) -> list[float] | str:
     if encoding_format == FLOAT:
         return list(vector)
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

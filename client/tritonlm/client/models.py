@@ -1,6 +1,6 @@
-"""The language models of all Tritons a client knows: list, look at, load, replace, unload.
+"""The language models of all of a client's Tritons: list, describe, load, replace and unload them.
 
-It knows the life of a model; what is asked of a loaded one is `client`'s matter.
+Calls to a loaded model are made by `async_client`.
 """
 
 from __future__ import annotations
@@ -11,116 +11,124 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from tritonlm.client.transport import Listed, Transport
+from tritonlm.client.transport import RepositoryModel, Transport
 from tritonlm.client.types import Model, ModelList
 from tritonlm.contract import CheckpointError, ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
 from tritonlm.contract.control import ABOUT, RETIRE, STATUS, Command
 
 _POLL_SECONDS = 0.05
-# How long a look at an LM's health may take.
-_LOOK_SECONDS = 2.0
-# What of an engine's status a model's description repeats.
-_TOLD = (
-    "created", "device", "dtype", "places", "running", "waiting", "memory_bytes", "memory_budget", "idle_seconds",
+# The timeout of a health probe of one LM.
+_PROBE_SECONDS = 2.0
+# Fields of an engine's status that are copied into a model's description.
+_STATUS_FIELDS = (
+    "created", "device", "dtype", "running", "waiting", "memory_bytes", "memory_budget", "idle_seconds",
     "idle_unload_seconds",
 )  # fmt: skip
-# An engine of an older release does not report these.
-_NEW = ("memory_reserved_bytes", "memory_claimed_bytes", "full_context_slots")
+# The same, for fields that an engine of an older release does not report.
+_OPTIONAL_FIELDS = ("memory_reserved_bytes", "memory_claimed_bytes", "full_context_slots")
 
 
-# What engines tell of themselves, by LM: one of each Triton.
+# The status reports of the engines by LM, one of each Triton.
 EngineReports = dict[str, list[dict[str, Any]]]
+
+
+def slots_of(report: dict[str, Any]) -> int:
+    """The engine's slots; an engine of an older release calls them places."""
+    return int(report["slots"] if "slots" in report else report["places"])
 
 
 class Models:
     def __init__(self, transports: Sequence[Transport]) -> None:
         self._transports = transports
-        # What a loaded model's training record says does not change until it is loaded anew.
+        # A loaded model's training record does not change until the model is loaded again.
         self._training: dict[tuple[str, str, float], dict[str, Any] | None] = {}
 
     async def list(self) -> ModelList:
         """The language models of all Tritons; a model that is ready anywhere is ready."""
-        answers = await asyncio.gather(*map(self._described, self._transports), return_exceptions=True)
-        found: dict[str, Model] = {}
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                # One that is down does not hide what the others serve.
-                if not isinstance(answer, (Unavailable, TimedOut)) or all(map(_failed, answers)):
-                    raise answer
+        results = await asyncio.gather(*map(self._describe_all, self._transports), return_exceptions=True)
+        models: dict[str, Model] = {}
+        for result in results:
+            if isinstance(result, BaseException):
+                # A Triton that is down does not hide the models of the others.
+                if not isinstance(result, (Unavailable, TimedOut)) or all(map(_is_error, results)):
+                    raise result
                 continue
-            for model in answer:
-                if model.id not in found or model.state == "ready":
-                    found[model.id] = model
-        return ModelList(data=sorted(found.values(), key=lambda model: model.id))
+            for model in result:
+                if model.id not in models or model.state == "ready":
+                    models[model.id] = model
+        return ModelList(data=sorted(models.values(), key=lambda model: model.id))
 
     async def retrieve(self, model: str) -> Model:
-        for found in (await self.list()).data:
-            if found.id == model:
-                return found
+        for entry in (await self.list()).data:
+            if entry.id == model:
+                return entry
         raise ModelNotFound(f"the model {model!r} does not exist", "model")
 
     async def reports(self) -> EngineReports:
-        """By LM, what each of its engines tells of itself, on all Tritons that answer."""
-        looks = await asyncio.gather(*map(_reports, self._transports))
-        found: EngineReports = {}
-        for name, report in sorted((pair for look in looks for pair in look), key=lambda pair: pair[0]):
-            found.setdefault(name, []).append(report)
-        return found
+        """The status reports of all engines by LM, from all Tritons that answer."""
+        by_triton = await asyncio.gather(*map(_reports, self._transports))
+        reports: EngineReports = {}
+        for name, report in sorted((pair for pairs in by_triton for pair in pairs), key=lambda pair: pair[0]):
+            reports.setdefault(name, []).append(report)
+        return reports
 
     async def load(self, model: str, timeout: float = 600.0) -> Model:
-        """Load it on every Triton. Where it is loaded and its checkpoint has changed on disk, that takes its place."""
+        """Load it on every Triton. A loaded model is replaced if its checkpoint has changed on disk."""
         await self.retrieve(model)
         failures: list[TritonLMError] = []
-        # One after the other: the others go on serving.
+        # One after the other, so that the other Tritons keep serving.
         for transport in self._transports:
             try:
                 await _load(transport, model, timeout)
             except (Unavailable, TimedOut) as error:
-                # One that is down does not keep the others from serving.
+                # A Triton that is down does not prevent the load on the others.
                 failures.append(error)
         if len(failures) == len(self._transports):
             raise failures[0]
         return await self.retrieve(model)
 
     async def unload(self, model: str, timeout: float = 600.0) -> Model:
-        """Unload it on every Triton once its running requests have ended; new ones are refused meanwhile."""
+        """Unload it on every Triton once its running requests have ended. New requests are refused meanwhile."""
         deadline = time.monotonic() + timeout
         await asyncio.gather(*(_unload(transport, model, deadline) for transport in self._transports))
         return await self.retrieve(model)
 
-    async def _described(self, transport: Transport) -> Sequence[Model]:
-        return [await self._describe(transport, listed) for listed in await transport.models()]
+    async def _describe_all(self, transport: Transport) -> Sequence[Model]:
+        return [await self._describe(transport, entry) for entry in await transport.models()]
 
-    async def _describe(self, transport: Transport, listed: Listed) -> Model:
-        if not listed.ready:
-            state: Literal["loading", "unavailable"] = "loading" if listed.loading else "unavailable"
-            return Model(id=listed.name, created=0, state=state, reason=listed.reason or "not loaded")
+    async def _describe(self, transport: Transport, entry: RepositoryModel) -> Model:
+        if not entry.ready:
+            state: Literal["loading", "unavailable"] = "loading" if entry.loading else "unavailable"
+            return Model(id=entry.name, created=0, state=state, reason=entry.reason or "not loaded")
         try:
-            report = await transport.command(listed.name, Command(STATUS))
-            training = await self._training_of(transport, listed.name, report["created"])
+            report = await transport.command(entry.name, Command(STATUS))
+            training = await self._training_record(transport, entry.name, report["created"])
         except TritonLMError as error:
-            return Model(id=listed.name, created=0, state="unavailable", reason=error.message)
-        told = {name: report[name] for name in _TOLD} | {name: report.get(name) for name in _NEW}
-        return Model(id=listed.name, state="ready", max_model_len=report["context_length"], training=training, **told)
+            return Model(id=entry.name, created=0, state="unavailable", reason=error.message)
+        fields = {name: report[name] for name in _STATUS_FIELDS} | {name: report.get(name) for name in _OPTIONAL_FIELDS}
+        fields["slots"] = fields["places"] = slots_of(report)
+        return Model(id=entry.name, state="ready", max_model_len=report["context_length"], training=training, **fields)
 
-    async def _training_of(self, transport: Transport, model: str, created: float) -> dict[str, Any] | None:
+    async def _training_record(self, transport: Transport, model: str, created: float) -> dict[str, Any] | None:
         key = (transport.url, model, created)
         if key not in self._training:
-            found = (await transport.command(model, Command(ABOUT)))["training"] or None
-            # Of a model that was loaded again only the newest counts.
-            self._training = {known: value for known, value in self._training.items() if known[:2] != key[:2]}
-            self._training[key] = found
+            record = (await transport.command(model, Command(ABOUT)))["training"] or None
+            # Drop the record of an earlier load of the same model.
+            self._training = {other: value for other, value in self._training.items() if other[:2] != key[:2]}
+            self._training[key] = record
         return self._training[key]
 
 
 async def _reports(transport: Transport) -> list[tuple[str, dict[str, Any]]]:
-    """Of the LMs that are ready; of one that does not answer, nothing."""
+    """The status reports of the LMs that are ready and answer."""
     try:
-        listed = [model.name for model in await transport.models() if model.ready]
+        names = [model.name for model in await transport.models() if model.ready]
     except TritonLMError:
         return []
-    found = await asyncio.gather(*(transport.command(name, Command(STATUS)) for name in listed), return_exceptions=True)
-    return [(name, report) for name, report in zip(listed, found, strict=True) if isinstance(report, dict)]
+    reports = await asyncio.gather(
+        *(transport.command(name, Command(STATUS)) for name in names), return_exceptions=True
+    )
+    return [(name, report) for name, report in zip(names, reports, strict=True) if isinstance(report, dict)]
 
 
 async def _load(transport: Transport, model: str, timeout: float) -> None:
@@ -129,47 +137,47 @@ async def _load(transport: Transport, model: str, timeout: float) -> None:
         report = await transport.command(model, Command(STATUS))
         if report["stale"]:
             if report["broken"]:
-                # Better an old model than none: what is to replace it must be whole.
+                # Keep the old model if the new checkpoint is incomplete.
                 raise CheckpointError(report["broken"])
             await _unload(transport, model, deadline)
     await transport.load(model, max(deadline - time.monotonic(), 1.0))
 
 
 async def _unload(transport: Transport, model: str, deadline: float) -> None:
-    """Let what runs end, refuse the rest meanwhile, and make room. Given up, the model serves on after a moment."""
-    while await _still_runs(transport, model):
+    """Refuse new requests, wait for the running ones, unload. After a timeout the model accepts requests again."""
+    while await _is_busy(transport, model):
         if time.monotonic() > deadline:
             raise TimedOut(f"the running requests of {model!r} did not end in time; it stays loaded")
         await asyncio.sleep(_POLL_SECONDS)
     await transport.unload(model)
 
 
-async def _still_runs(transport: Transport, model: str) -> bool:
+async def _is_busy(transport: Transport, model: str) -> bool:
     try:
         report = await transport.command(model, Command(RETIRE))
     except TritonLMError:
-        # It is not loaded, or its engine does not answer: there is nothing to wait for.
+        # Not loaded, or its engine does not answer: there is nothing to wait for.
         return False
     return bool(report["running"] + report["waiting"])
 
 
-def _failed(answer: object) -> bool:
-    return isinstance(answer, BaseException)
+def _is_error(result: object) -> bool:
+    return isinstance(result, BaseException)
 
 
-async def look(transport: Transport) -> tuple[set[str], set[str]]:
-    """Of the LMs that a Triton calls ready: those whose processes all answer, and those that do not or are stopping."""
+async def probe(transport: Transport) -> tuple[set[str], set[str]]:
+    """The LMs that Triton lists as ready: those whose processes all answer, and those that do not or are draining."""
     try:
-        listed = [model.name for model in await transport.models() if model.ready]
+        names = [model.name for model in await transport.models() if model.ready]
     except TritonLMError:
         return set(), set()
-    answers = await asyncio.gather(*(_answers(transport, name) for name in listed))
-    well = {name for name, answered in zip(listed, answers, strict=True) if answered}
-    return well, set(listed) - well
+    results = await asyncio.gather(*(_is_healthy(transport, name) for name in names))
+    healthy = {name for name, is_healthy in zip(names, results, strict=True) if is_healthy}
+    return healthy, set(names) - healthy
 
 
-async def _answers(transport: Transport, name: str) -> bool:
+async def _is_healthy(transport: Transport, name: str) -> bool:
     try:
-        return not (await asyncio.wait_for(transport.ping(name), _LOOK_SECONDS))["draining"]
+        return not (await asyncio.wait_for(transport.ping(name), _PROBE_SECONDS))["draining"]
     except (TritonLMError, TimeoutError, asyncio.TimeoutError):
         return False

@@ -1,7 +1,4 @@
-"""What a client tells of the sequences of its calls, to whoever wants to count it.
-
-It knows moments and numbers, not where they go.
-"""
+"""Events of a client's sequences, for a caller that counts them. It knows times and numbers, not where they go."""
 
 from __future__ import annotations
 
@@ -13,23 +10,27 @@ from tritonlm.contract import TritonLMError
 
 
 class Observer:
-    """One that does not listen."""
+    """The interface; this base class ignores all events."""
 
     def first_piece(self, model: str, seconds: float) -> None:
-        """A stream's first text is there, so long after it was asked for."""
+        """A stream's first text has arrived, `seconds` after the call."""
 
     def next_piece(self, model: str, seconds: float, tokens: int) -> None:
-        """More of it came, so long after the last, with so many tokens."""
+        """A stream's next text has arrived, with `tokens` tokens, `seconds` after the last one."""
 
     def ended(self, model: str, reason: str) -> None:
-        """A sequence's last piece has come."""
+        """A sequence's last piece has arrived."""
+
+    def retried(self, error: str, resumes: bool) -> None:
+        """An attempt ended with this error class; the next one resumes the sequence or starts it."""
+        self.tries_again(error, resumes)
 
     def tries_again(self, error: str, resumes: bool) -> None:
-        """A try ended with an error of this name; the next one goes on where it was, or begins."""
+        """Deprecated: the old name of `retried`."""
 
 
-class Told:
-    """What is told of one sequence."""
+class SequenceReporter:
+    """Reports one sequence's events to an observer."""
 
     def __init__(self, observer: Observer, call: Call) -> None:
         self._observer, self._model, self._is_stream = observer, call.model, call.stream
@@ -47,4 +48,4 @@ class Told:
         self._last, self._tokens, self._has_begun = now, piece.completion_tokens, True
 
     def error(self, error: TritonLMError) -> None:
-        self._observer.tries_again(type(error).__name__, self._has_begun)
+        self._observer.retried(type(error).__name__, self._has_begun)

@@ -1,6 +1,6 @@
-"""From a call's pieces to OpenAI's objects, whole or chunk by chunk. It does no input or output.
+"""Builds OpenAI's objects from a call's pieces, complete or chunk by chunk. No I/O here.
 
-A builder belongs to one call. `chunk` takes pieces as they come, from all sequences in any order; `whole` takes all.
+A builder belongs to one call. `chunk` takes one piece of any sequence as it arrives; `build` takes all pieces.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ _TEXT, _CHAT, _CHAT_CHUNK = "text_completion", "chat.completion", "chat.completi
 
 
 class _Builder:
-    """What completions and chats share: order, ends, usage."""
+    """Shared by completions and chats: checks the order and the end of sequences, and sums the usage."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._last: dict[int, Piece] = {}
-        # Characters of each sequence's text that have been given.
-        self._given: dict[int, int] = {}
+        # The length of each sequence's text so far.
+        self._text_length: dict[int, int] = {}
 
-    def _take(self, sequence: int, piece: Piece) -> int:
-        """Note a piece; where its text begins in its sequence's text."""
+    def _record(self, sequence: int, piece: Piece) -> int:
+        """Record a piece; returns the offset of its text in the sequence's text."""
         before = self._last.get(sequence)
         expected = 0 if before is None else before.index + 1
         if piece.index != expected:
-            raise EngineFailure(f"chunk {piece.index} came where chunk {expected} was due; send the request again")
+            raise EngineFailure(f"received chunk {piece.index}, expected chunk {expected}; send the request again")
         if piece.finish_reason == "timeout":
-            raise TimedOut("the request was not finished in the time that it was given")
+            raise TimedOut("the request did not finish within its time limit")
         if piece.finish_reason == "cancelled":
             raise Cancelled("the request was cancelled")
         self._last[sequence] = piece
-        offset = self._given.get(sequence, 0)
-        self._given[sequence] = offset + len(piece.text)
+        offset = self._text_length.get(sequence, 0)
+        self._text_length[sequence] = offset + len(piece.text)
         return offset
 
     @property
@@ -60,7 +60,7 @@ class _Builder:
         return usage_of(self.plan, self._last)
 
     def _extras(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """Our extensions: the seed with each answer's end, token ids where they were asked for."""
+        """Extensions of OpenAI's format: the seed at the end of a sequence, and token ids if requested."""
         extras: dict[str, Any] = {"seed": pieces[-1].seed} if pieces[-1].finish_reason else {}
         if self.plan.parameters.return_token_ids:
             extras["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
@@ -69,13 +69,13 @@ class _Builder:
     def _common(self, kind: str) -> dict[str, Any]:
         return {"id": self.plan.id, "object": kind, "created": self.plan.created, "model": self.plan.model}
 
-    def _no_usage_yet(self) -> dict[str, Any]:
+    def _null_usage(self) -> dict[str, Any]:
         return {"usage": None} if self.plan.include_usage else {}
 
 
 class CompletionBuilder(_Builder):
     def chunk(self, sequence: int, piece: Piece) -> Completion:
-        offset = self._take(sequence, piece)
+        offset = self._record(sequence, piece)
         choice = CompletionChoice.model_construct(
             index=sequence,
             text=piece.text,
@@ -83,18 +83,18 @@ class CompletionBuilder(_Builder):
             finish_reason=_reason(piece),
             **self._extras([piece]),
         )
-        return Completion.model_construct(**self._common(_TEXT), choices=[choice], **self._no_usage_yet())
+        return Completion.model_construct(**self._common(_TEXT), choices=[choice], **self._null_usage())
 
     def usage_chunk(self) -> Completion:
         return Completion(**self._common(_TEXT), choices=[], usage=self.usage)
 
-    def whole(self, answers: Sequence[Sequence[Piece]]) -> Completion:
-        choices = [self._choice(index, pieces) for index, pieces in enumerate(answers)]
+    def build(self, sequences: Sequence[Sequence[Piece]]) -> Completion:
+        choices = [self._choice(index, pieces) for index, pieces in enumerate(sequences)]
         kept: list[int] = []
         for first in range(0, len(choices), self.plan.each):
             group = range(first, first + self.plan.each)
-            best = sorted(group, key=lambda index: -_mean_logprob(answers[index]))[: self.plan.n]
-            # Without best_of the order is the choices' own.
+            best = sorted(group, key=lambda index: -_mean_logprob(sequences[index]))[: self.plan.n]
+            # Without best_of the choices keep their order.
             kept += best if self.plan.each > self.plan.n else group
         return Completion(
             **self._common(_TEXT),
@@ -109,7 +109,7 @@ class CompletionBuilder(_Builder):
         return CompletionChoice(
             index=sequence,
             text="".join(part.text for part in parts),
-            logprobs=_joined(logprobs) if logprobs else None,
+            logprobs=_join(logprobs) if logprobs else None,
             finish_reason=last.finish_reason,
             **self._extras(pieces),
         )
@@ -126,17 +126,17 @@ class CompletionBuilder(_Builder):
 
 
 def _top(entry: Logprob) -> dict[str, float] | None:
-    """The best alternatives by text, and the token itself. Of tokens with one text the likelier counts."""
+    """The best alternatives by text, and the token itself. Of several tokens with the same text, the likeliest."""
     if entry.logprob is None:
         return None
-    found: dict[str, float] = {}
+    logprobs: dict[str, float] = {}
     for top in entry.top:
-        found.setdefault(top.token, top.logprob)
-    found.setdefault(entry.token, entry.logprob)
-    return found
+        logprobs.setdefault(top.token, top.logprob)
+    logprobs.setdefault(entry.token, entry.logprob)
+    return logprobs
 
 
-def _joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+def _join(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
     return CompletionLogprobs(
         tokens=[token for part in parts for token in part.tokens],
         token_logprobs=[logprob for part in parts for logprob in part.token_logprobs],
@@ -146,7 +146,7 @@ def _joined(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
 
 
 def _mean_logprob(pieces: Sequence[Piece]) -> float:
-    """The answer's mean log-probability per generated token; with echo the prompt's entries come before those."""
+    """The mean log-probability of the generated tokens; with echo, the prompt's entries come first and are skipped."""
     generated = pieces[-1].completion_tokens
     entries = [entry for piece in pieces for entry in piece.logprobs or []]
     values = [entry.logprob for entry in entries[len(entries) - generated :] if entry.logprob is not None]
@@ -155,7 +155,7 @@ def _mean_logprob(pieces: Sequence[Piece]) -> float:
 
 class ChatBuilder(_Builder):
     def chunk(self, sequence: int, piece: Piece) -> ChatCompletionChunk:
-        self._take(sequence, piece)
+        self._record(sequence, piece)
         first: dict[str, Any] = {"role": "assistant"} if piece.index == 0 else {}
         choice = ChatChunkChoice.model_construct(
             index=sequence,
@@ -164,20 +164,18 @@ class ChatBuilder(_Builder):
             finish_reason=_reason(piece),
             **self._extras([piece]),
         )
-        return ChatCompletionChunk.model_construct(
-            **self._common(_CHAT_CHUNK), choices=[choice], **self._no_usage_yet()
-        )
+        return ChatCompletionChunk.model_construct(**self._common(_CHAT_CHUNK), choices=[choice], **self._null_usage())
 
     def usage_chunk(self) -> ChatCompletionChunk:
         return ChatCompletionChunk(**self._common(_CHAT_CHUNK), choices=[], usage=self.usage)
 
-    def whole(self, answers: Sequence[Sequence[Piece]]) -> ChatCompletion:
-        choices = [self._choice(index, pieces) for index, pieces in enumerate(answers)]
+    def build(self, sequences: Sequence[Sequence[Piece]]) -> ChatCompletion:
+        choices = [self._choice(index, pieces) for index, pieces in enumerate(sequences)]
         return ChatCompletion(**self._common(_CHAT), choices=choices, usage=self.usage)
 
     def _choice(self, sequence: int, pieces: Sequence[Piece]) -> ChatChoice:
         for piece in pieces:
-            self._take(sequence, piece)
+            self._record(sequence, piece)
         entries = [entry for piece in pieces for entry in piece.logprobs or []]
         return ChatChoice(
             index=sequence,
@@ -194,7 +192,7 @@ class ChatBuilder(_Builder):
 
 
 def _chat_entry(entry: Logprob) -> ChatTokenLogprob:
-    assert entry.logprob is not None, "only a prompt's first token has none, and chats do not echo"
+    assert entry.logprob is not None, "only the first token of a prompt has none, and chats do not echo the prompt"
     return ChatTokenLogprob.model_construct(
         token=entry.token, logprob=entry.logprob, bytes=entry.bytes, top_logprobs=list(entry.top)
     )

@@ -1,6 +1,6 @@
-"""From the arguments of a call to the sequences that it asks for: prompts × choices, each one request to an LM.
+"""Turns a call's arguments into its sequences: prompts × choices, each of them one request to an LM.
 
-Everything that can be refused without a model is refused here, by the name of the argument. It does no input or output.
+Arguments that can be checked without a model are checked here; errors name the argument. No I/O here.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from tritonlm.client.transport import Call, Prompt
 from tritonlm.client.types import CachedTokens, CompletionUsage, Piece
 from tritonlm.contract import InvalidRequest, SamplingParameters
 
-# One call may ask for so many answers at most: each takes a place of the engine's.
+# The limit of sequences per call: each occupies a slot of the engine.
 MAX_SEQUENCES = 128
-# The client settles these by itself: a call has no such parameters.
-CLIENTS_OWN = ("choice", "as_piece", "resume_token_ids", "timeout")
+# Parameters that the client sets itself; a call cannot pass them.
+RESERVED_PARAMETERS = ("choice", "as_piece", "resume_token_ids", "timeout")
 
 PromptArgument = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call asks for. Sequence i answers prompt i // each, as its choice i % each."""
+    """The sequences of one call. Sequence i is choice i % each of prompt i // each."""
 
     id: str
     created: int
     model: str
     calls: list[Call]
-    # Choices given back for each prompt, and sequences computed for it (more than that with best_of).
+    # Choices returned per prompt, and sequences computed per prompt (more than n with best_of).
     n: int
     each: int
     stream: bool
     include_usage: bool
     parameters: SamplingParameters
-    # Whether log-probabilities are to be shown, not only used.
+    # Whether log-probabilities are returned, or only used for best_of.
     show_logprobs: bool
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ def completion_plan(
     prompts = read_prompts(prompt)
     if suffix is not None:
         raise InvalidRequest(
-            "suffix is not possible: this model has no fill-in-the-middle tokens; leave it out", "suffix"
+            "suffix is not supported: this model has no fill-in-the-middle tokens; leave it out", "suffix"
         )
     check_text("user", user)
     streamed, include_usage = read_stream(stream, stream_options)
@@ -72,15 +72,15 @@ def completion_plan(
     if each < count:
         raise InvalidRequest(f"best_of must be at least n (got {each} and {count})", "best_of")
     if each > count and streamed:
-        raise InvalidRequest("best_of cannot be streamed: which answer is best is known at the end", "best_of")
-    wanted = read_parameters(parameters)
-    show = wanted.logprobs is not None
-    asked = wanted.to_mapping()
+        raise InvalidRequest("best_of cannot be streamed: the best choice is only known at the end", "best_of")
+    sampling = read_parameters(parameters)
+    show = sampling.logprobs is not None
+    sent = sampling.to_mapping()
     if each > count and not show:
-        asked["logprobs"] = 0
-    common = _Common(model, request_id, "cmpl", streamed, timeout, asked, each)
+        sent["logprobs"] = 0
+    common = _Common(model, request_id, "cmpl", streamed, timeout, sent, each)
     return Plan(
-        common.id, int(time.time()), model, common.calls(prompts), count, each, streamed, include_usage, wanted, show
+        common.id, int(time.time()), model, common.calls(prompts), count, each, streamed, include_usage, sampling, show
     )
 
 
@@ -106,40 +106,47 @@ def chat_plan(
         raise InvalidRequest("echo is not offered for chats; use completions", "echo")
     check_text("user", user)
     streamed, include_usage = read_stream(stream, stream_options)
-    if max_tokens is not None and max_completion_tokens is not None and max_tokens != max_completion_tokens:
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens are the same thing; send one", "max_completion_tokens"
-        )
-    if not _is_flag(logprobs):
-        raise InvalidRequest("logprobs must be true or false (top_logprobs says how many alternatives)", "logprobs")
-    if top_logprobs is not None and not logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
-    limit = max_tokens if max_completion_tokens is None else max_completion_tokens
-    if limit == 0:
-        raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
-    wanted = read_parameters({**parameters, "max_tokens": limit})
-    if logprobs:
-        try:
-            scored = SamplingParameters.from_mapping({"logprobs": top_logprobs or 0})
-        except InvalidRequest as error:
-            raise InvalidRequest(error.message.replace("logprobs", "top_logprobs", 1), "top_logprobs") from None
-        assert scored.logprobs is not None
+    limit = _read_chat_limit(max_tokens, max_completion_tokens)
+    _check_logprobs(logprobs, top_logprobs)
+    sampling = read_parameters({**parameters, "max_tokens": limit})
     count = _count("n", n, 1)
-    asked = wanted.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {})
+    sent = sampling.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {})
     try:
         chat = json.dumps(list(messages))
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"messages is no JSON: {error}", "messages") from None
-    common = _Common(model, request_id, "chatcmpl", streamed, timeout, asked, count)
+        raise InvalidRequest(f"messages is not valid JSON: {error}", "messages") from None
+    common = _Common(model, request_id, "chatcmpl", streamed, timeout, sent, count)
     calls = common.calls([Prompt(messages=chat)])
     return Plan(
-        common.id, int(time.time()), model, calls, count, count, streamed, include_usage, wanted, bool(logprobs)
+        common.id, int(time.time()), model, calls, count, count, streamed, include_usage, sampling, bool(logprobs)
     )
+
+
+def _read_chat_limit(max_tokens: int | None, max_completion_tokens: int | None) -> int | None:
+    if max_tokens is not None and max_completion_tokens is not None and max_tokens != max_completion_tokens:
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens have the same meaning; send one", "max_completion_tokens"
+        )
+    limit = max_tokens if max_completion_tokens is None else max_completion_tokens
+    if limit == 0:
+        raise InvalidRequest("max_tokens must be at least 1", "max_tokens")
+    return limit
+
+
+def _check_logprobs(logprobs: Any, top_logprobs: int | None) -> None:
+    if not _is_flag(logprobs):
+        raise InvalidRequest("logprobs must be true or false (top_logprobs is the number of alternatives)", "logprobs")
+    if top_logprobs is not None and not logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
+    try:
+        SamplingParameters.from_mapping({"logprobs": top_logprobs or 0})
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message.replace("logprobs", "top_logprobs", 1), "top_logprobs") from None
 
 
 @dataclass(frozen=True)
 class _Common:
-    """What all sequences of a call share."""
+    """The settings shared by all sequences of a call."""
 
     model: str
     request_id: str | None
@@ -152,7 +159,7 @@ class _Common:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
-            raise InvalidRequest("model must name a language model; models.list() tells which there are", "model")
+            raise InvalidRequest("model must name a language model; models.list() lists them", "model")
         check_text("request_id", self.request_id)
         if (
             isinstance(self.timeout, bool)
@@ -168,9 +175,9 @@ class _Common:
                 f"prompts × choices must be at most {MAX_SEQUENCES} (got {len(prompts) * self.each}); send fewer",
                 "n" if self.each > 1 else "prompt",
             )
-        # Choices share a seed and differ by their number; each prompt has its own, so that equal prompts differ too.
+        # Choices of a prompt share its seed and differ by their number. Equal prompts get different seeds.
         seeds = [self.parameters.get("seed", secrets.randbits(63)) for _ in prompts]
-        # The engine cancels by id: unique even where a caller sends the same id twice.
+        # The engine cancels by id, so ids must be unique even if a caller sends the same id twice.
         root = f"{self.id}-{secrets.token_hex(4)}"
         return [
             Call(
@@ -213,7 +220,7 @@ def read_prompts(prompt: Any, param: str = "prompt") -> list[Prompt]:
 
 def _ids(values: Sequence[int], param: str) -> tuple[int, ...]:
     if not all(0 <= value < 2**31 for value in values):
-        raise InvalidRequest(f"{param} holds a number that is no token id", param)
+        raise InvalidRequest(f"{param} holds a number that is not a token id", param)
     return tuple(values)
 
 
@@ -224,7 +231,7 @@ def read_stream(stream: bool | None, options: Mapping[str, Any] | None) -> tuple
     if options is None:
         return bool(stream), False
     if not stream:
-        raise InvalidRequest("stream_options is only possible with stream: true", "stream_options")
+        raise InvalidRequest("stream_options needs stream: true", "stream_options")
     if not isinstance(options, Mapping):
         raise InvalidRequest('stream_options must be an object such as {"include_usage": true}', "stream_options")
     for name in options:
@@ -237,10 +244,12 @@ def read_stream(stream: bool | None, options: Mapping[str, Any] | None) -> tuple
 
 
 def read_parameters(values: Mapping[str, Any]) -> SamplingParameters:
-    for name in CLIENTS_OWN:
+    for name in RESERVED_PARAMETERS:
         if values.get(name) is not None:
             raise InvalidRequest(f"{name} is not a parameter of this call", name)
-    return SamplingParameters.from_mapping({name: value for name, value in values.items() if name not in CLIENTS_OWN})
+    return SamplingParameters.from_mapping(
+        {name: value for name, value in values.items() if name not in RESERVED_PARAMETERS}
+    )
 
 
 def _is_flag(value: Any) -> bool:
@@ -261,7 +270,7 @@ def check_text(name: str, value: Any) -> None:
 
 
 def usage_of(plan: Plan, last: Mapping[int, Piece]) -> CompletionUsage:
-    """The usage after each sequence's last piece so far. A prompt counts once, however many answers it gets."""
+    """The usage up to each sequence's last piece so far. A prompt counts once for all of its choices."""
     firsts = [piece for index, piece in last.items() if index % plan.each == 0]
     prompt = sum(piece.prompt_tokens for piece in firsts)
     completion = sum(piece.completion_tokens for piece in last.values())

@@ -1,6 +1,6 @@
-"""Streams: the pieces of one or many sequences as they come, and the objects made of them.
+"""Streams: the pieces of one or many sequences as they arrive, and the objects built from them.
 
-A stream is an iterator and a context; leaving it early cancels what is still running. It knows no connections.
+A stream is an iterator and a context manager; leaving it early cancels the running sequences. It knows no connections.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from tritonlm.client.types import CompletionUsage, Piece
 
 T = TypeVar("T")
 Source = AsyncGenerator[Piece, None]
-# Pieces that may wait for a slow reader, over all sequences of a call; after that the engine's chunks wait.
-_WAITING_PIECES = 64
-# A call of several sequences begins when each has said something, or so long after the first did.
+# Pieces buffered for a slow reader, over all sequences of a call. When the buffer is full, reading pauses.
+_BUFFERED_PIECES = 64
+# A call of several sequences starts when each has sent a piece, or when no further piece arrives for this long.
 _START_SECONDS = 1.0
 
 _Item = tuple[int, "Piece | Exception | None"]
 
 
-class Merged:
-    """Several sources as one, in the order of arrival. The first error ends them all."""
+class MergedSources:
+    """Merges several sources in the order of arrival. The first error ends all of them."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
-        self._queue: asyncio.Queue[_Item] = asyncio.Queue(_WAITING_PIECES)
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue(_BUFFERED_PIECES)
         self._early: deque[_Item] = deque()
         self._tasks: list[asyncio.Task[None]] = []
         self._running = len(sources)
 
     async def start(self) -> None:
-        """Begin. An error that comes at the beginning of any source is raised here."""
+        """Start all sources. An error at the beginning of a source is raised here."""
         if len(self._sources) == 1:
             try:
                 self._early.append((0, await self._sources[0].__anext__()))
@@ -44,16 +44,16 @@ class Merged:
         self._tasks = [
             asyncio.create_task(_pump(self._queue, number, source)) for number, source in enumerate(self._sources)
         ]
-        heard: set[int] = set()
-        patience: float | None = None
+        started: set[int] = set()
+        timeout: float | None = None
         try:
-            while len(heard) < len(self._sources):
-                item = await asyncio.wait_for(self._queue.get(), patience)
+            while len(started) < len(self._sources):
+                item = await asyncio.wait_for(self._queue.get(), timeout)
                 if isinstance(item[1], Exception):
                     raise item[1]
-                heard.add(item[0])
+                started.add(item[0])
                 self._early.append(item)
-                patience = _START_SECONDS
+                timeout = _START_SECONDS
         except (asyncio.TimeoutError, TimeoutError):
             return
         except BaseException:
@@ -61,7 +61,7 @@ class Merged:
             raise
 
     async def next(self) -> tuple[int, Piece] | None:
-        """The next piece and the number of its source; None after the last."""
+        """The number of a source and its next piece; None after the last piece."""
         while self._running:
             if len(self._sources) == 1 and not self._early:
                 try:
@@ -69,12 +69,12 @@ class Merged:
                 except StopAsyncIteration:
                     self._running = 0
                     return None
-            number, found = self._early.popleft() if self._early else await self._queue.get()
-            if isinstance(found, Piece):
-                return number, found
-            if found is not None:
+            number, item = self._early.popleft() if self._early else await self._queue.get()
+            if isinstance(item, Piece):
+                return number, item
+            if item is not None:
                 await self.close()
-                raise found
+                raise item
             self._running -= 1
         return None
 
@@ -85,19 +85,19 @@ class Merged:
         if self._tasks:
             await asyncio.wait(self._tasks)
         for source in self._sources:
-            # A source that never began has nothing to close.
+            # A source that never started has nothing to close.
             with contextlib.suppress(RuntimeError):
                 await source.aclose()
 
     def __del__(self) -> None:
-        """Dropped without a close: the loop ends the pumps, as it does with a lone generator that is dropped."""
+        """Cancel the tasks of a stream that was dropped without `close`."""
         pending = [task for task in self._tasks if not task.done()]
         if pending and not (loop := pending[0].get_loop()).is_closed():
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in pending])
 
 
 async def _pump(queue: asyncio.Queue[_Item], number: int, source: Source) -> None:
-    # Not a method: a reference to the stream would keep it from noticing that it was dropped.
+    # Not a method: a reference to the stream would keep it from being garbage collected.
     try:
         async for piece in source:
             await queue.put((number, piece))
@@ -109,21 +109,21 @@ async def _pump(queue: asyncio.Queue[_Item], number: int, source: Source) -> Non
 
 
 class AsyncStream(Generic[T]):
-    """What `create(stream=True)` gives: `async for`, inside `async with` where it may be left early."""
+    """The result of `create(stream=True)`. Use `async for`, inside `async with` if you may leave it early."""
 
     def __init__(
         self,
         request_id: str,
-        merged: Merged,
+        merged: MergedSources,
         make: Callable[[int, Piece], T],
         at_end: Callable[[], T | None],
-        when_closed: Callable[[], None],
+        on_close: Callable[[], None],
         usage: Callable[[], CompletionUsage | None] = lambda: None,
     ) -> None:
         self.request_id = request_id
-        # Tokens so far.
+        # Returns the tokens so far.
         self.usage = usage
-        self._merged, self._make, self._at_end, self._when_closed = merged, make, at_end, when_closed
+        self._merged, self._make, self._at_end, self._on_close = merged, make, at_end, on_close
         self._ended = False
 
     def __aiter__(self) -> AsyncStream[T]:
@@ -133,9 +133,9 @@ class AsyncStream(Generic[T]):
         if self._ended:
             raise StopAsyncIteration
         try:
-            found = await self._merged.next()
-            if found is not None:
-                return self._make(*found)
+            item = await self._merged.next()
+            if item is not None:
+                return self._make(*item)
         except BaseException:
             await self.close()
             raise
@@ -152,7 +152,7 @@ class AsyncStream(Generic[T]):
         await self.close()
 
     async def close(self) -> None:
-        """Cancel what is still running. May be called at any time, and twice."""
+        """Cancel the running sequences. May be called at any time and repeatedly."""
         self._ended = True
-        self._when_closed()
+        self._on_close()
         await self._merged.close()

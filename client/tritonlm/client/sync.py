@@ -1,6 +1,6 @@
-"""`Client`: the blocking twin of `AsyncClient`, which it runs on one thread of its own.
+"""`Client`: the blocking version of `AsyncClient`, which it runs on a background thread.
 
-Every call goes through the same code; this file only waits for it.
+Every call runs the same code; this module only waits for the result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CLOSE_SECONDS = 40.0
 
 
 class _Loop:
-    """An event loop on a thread, which ends with the process."""
+    """An event loop on a daemon thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -45,7 +45,7 @@ class _Loop:
         try:
             return future.result(seconds)
         except (KeyboardInterrupt, concurrent.futures.TimeoutError):
-            # The work must not go on without anybody who waits for it.
+            # Nobody waits for the result any more.
             future.cancel()
             raise
 
@@ -56,7 +56,7 @@ class _Loop:
 
 
 class Stream(Generic[T]):
-    """What `create(stream=True)` gives: an iterator, and a context where it may be left early."""
+    """The result of `create(stream=True)`: an iterator. Use it as a context manager if you may leave it early."""
 
     def __init__(self, loop: _Loop, stream: AsyncStream[T]) -> None:
         self._loop, self._stream = loop, stream
@@ -93,7 +93,7 @@ class _End(Exception):
 
 
 class Client:
-    """A context; or call `close`."""
+    """Use it as a context manager, or call `close`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Client:
         authorities: str | Path | None = None,
         transports: Sequence[Transport] | None = None,
     ) -> None:
-        """As AsyncClient's."""
+        """As for AsyncClient."""
         self._loop = _Loop()
 
         async def make() -> AsyncClient:
@@ -172,8 +172,8 @@ class Completions:
         self._client = client
 
     def create(self, model: str, prompt: PromptArgument, **arguments: Any) -> Completion | Stream[Completion]:
-        found = self._client._loop.run(self._client._client.completions.create(model, prompt, **arguments))
-        return Stream(self._client._loop, found) if isinstance(found, AsyncStream) else found
+        result = self._client._loop.run(self._client._client.completions.create(model, prompt, **arguments))
+        return Stream(self._client._loop, result) if isinstance(result, AsyncStream) else result
 
 
 class Chat:
@@ -188,8 +188,8 @@ class ChatCompletions:
     def create(
         self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
     ) -> ChatCompletion | Stream[ChatCompletionChunk]:
-        found = self._client._loop.run(self._client._client.chat.completions.create(model, messages, **arguments))
-        return Stream(self._client._loop, found) if isinstance(found, AsyncStream) else found
+        result = self._client._loop.run(self._client._client.chat.completions.create(model, messages, **arguments))
+        return Stream(self._client._loop, result) if isinstance(result, AsyncStream) else result
 
 
 class EmbeddingCalls:

@@ -1,6 +1,6 @@
-"""What the client gives back: OpenAI's objects, field by field, as types that print well.
+"""The client's results: OpenAI's objects as typed models.
 
-It knows shapes only; `completions` and `chat` fill them, the gateway writes them as they are.
+This module defines fields only. `results` and `embeddings` fill them, and the gateway serializes them unchanged.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Result(BaseModel):
         return self.model_dump_json()
 
     def to_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.to_json())
-        return found
+        fields: dict[str, Any] = json.loads(self.to_json())
+        return fields
 
 
-class Answer(Result):
-    """In JSON it has the fields that were given, as OpenAI's: what was not asked for is left out, not null."""
+class CompactResult(Result):
+    """Its JSON has only the fields that were set, as OpenAI's does: others are left out instead of null."""
 
     def to_json(self) -> str:
         return self.model_dump_json(exclude_unset=True)
@@ -56,11 +56,11 @@ class CompletionChoice(Result):
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
     token_ids: list[int] | None = Field(None, description="the generated ids, with return_token_ids")
-    seed: int | None = Field(None, description="the seed that was used, given or drawn")
+    seed: int | None = Field(None, description="the seed in use, from the request or random")
 
 
-class Completion(Answer):
-    """A whole completion, or one chunk of a streamed one."""
+class Completion(CompactResult):
+    """A complete completion, or one chunk of a stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -99,7 +99,7 @@ class ChatChoice(Result):
     seed: int | None = None
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(CompactResult):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -122,7 +122,7 @@ class ChatChunkChoice(Result):
     seed: int | None = None
 
 
-class ChatCompletionChunk(Answer):
+class ChatCompletionChunk(CompactResult):
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
@@ -134,7 +134,7 @@ class ChatCompletionChunk(Answer):
 class EmbeddingItem(Result):
     object: Literal["embedding"] = "embedding"
     index: int
-    # Numbers, or their base64 (32-bit floats, little end first).
+    # Numbers, or base64 of little-endian 32-bit floats.
     embedding: list[float] | str
 
 
@@ -151,7 +151,7 @@ class Embeddings(Result):
 
 
 class Model(Result):
-    """A language model and, where it is ready, what its engine tells of it."""
+    """A language model and, if it is ready, its engine's status. `places` is the old name of `slots`."""
 
     id: str
     object: Literal["model"] = "model"
@@ -162,19 +162,21 @@ class Model(Result):
     max_model_len: int | None = None
     device: str | None = None
     dtype: str | None = None
-    places: int | None = None
+    # How many sequences run together.
+    slots: int | None = None
+    places: int | None = Field(default=None, description="deprecated: the same as slots")
     running: int | None = None
     waiting: int | None = None
-    # Weights, KV cache and the engine's process: what they take now, and at most, with the whole KV cache in use.
+    # Weights, KV cache and the engine's process: their current size, and the size with the KV cache in full use.
     memory_bytes: int | None = None
     memory_reserved_bytes: int | None = None
-    # What all models on its device may take together (0: no limit), and what of that this one has claimed so far.
+    # The limit for all models on its device together (0: no limit), and this model's claim on it so far.
     memory_budget: int | None = None
     memory_claimed_bytes: int | None = None
-    # How many requests of full context its KV cache holds at once.
+    # How many sequences of full context length fit into its KV cache at once.
     full_context_slots: int | None = None
     idle_seconds: float | None = None
-    # After so long without a request the gateway unloads it; 0: never.
+    # The gateway unloads it after this time without a request; 0: never.
     idle_unload_seconds: float | None = None
     # The checkpoint's training record.
     training: dict[str, Any] | None = None
@@ -186,9 +188,9 @@ class ModelList(Result):
 
 
 class Health(Result):
-    """`live`: a Triton answers. `ready`: it has a language model, and each that is loaded answers somewhere.
+    """`live`: a Triton answers. `ready`: a language model is loaded, and each loaded one answers on some Triton.
 
-    `silent` are those that should answer and do not: their processes have died, hang, or are stopping.
+    `silent` lists the loaded models that do not answer: their processes have died, hang, or are stopping.
     """
 
     live: bool
@@ -199,20 +201,20 @@ class Health(Result):
 
 @dataclass(frozen=True)
 class Logprob:
-    """One token's log-probability with its best alternatives, as `detokenize` names them."""
+    """One token's log-probability and its best alternatives, with their texts."""
 
     token_id: int
     token: str
     logprob: float | None
     bytes: list[int] | None
-    # Where the token begins, in characters from the beginning of this piece's text.
+    # The token's offset, in characters from the beginning of this piece's text.
     offset: int
     top: tuple[TopLogprob, ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One response of one sequence: new text, and what it cost so far."""
+    """One response of one sequence: new text, and the token counts so far."""
 
     index: int
     text: str

@@ -1,1 +1,1 @@
-"""What `tritonlm …` does beside serving, a file per kind of command; each is a client of a running Triton."""
+"""The commands of `tritonlm` other than serve and gateway, one file per group."""

@@ -1,6 +1,6 @@
-"""`tritonlm bench`: a short load on a running server: tokens per second, time to the first token, between tokens.
+"""`tritonlm bench`: a short load on a running server; reports tokens per second and token latencies.
 
-It measures what a caller sees. Compare runs on a quiet machine; nothing here is a test.
+It measures on the client's side. Compare runs on an idle machine only; this is not a test.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.contract import TritonLMError
 from tritonlm.serving import terminal
 
-from .common import AsJson, Triton, addresses, console, exit_code, first_ready, notes, print_json
+from .common import AsJson, Triton, addresses, console, err_console, exit_code, first_ready, print_json
 from .text import ModelOption
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One answer, as its caller saw it."""
+class RequestTiming:
+    """The timing of one request, measured by the client."""
 
     tokens: int
-    first: float
-    seconds: float
+    first_token_seconds: float
+    total_seconds: float
 
 
 def bench(
     model: ModelOption = None,
-    requests: Annotated[int, typer.Option(min=1, help="how many")] = 64,
-    concurrency: Annotated[int, typer.Option(min=1, help="how many at once")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="number of requests")] = 64,
+    concurrency: Annotated[int, typer.Option(min=1, help="concurrent requests")] = 8,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="length of each prompt")] = 32,
-    max_tokens: Annotated[int, typer.Option(min=1, help="length of each answer")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens generated for each request")] = 64,
     triton: Triton = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a short load on a running server and tell what its callers see."""
+    """Put a short load on a running server; report throughput and latency as clients see them."""
     try:
-        with notes.status(f"{requests} requests, {concurrency} at once …"):
+        with err_console.status(f"{requests} requests, {concurrency} at a time …"):
             report = asyncio.run(_measure(addresses(triton), model, requests, concurrency, prompt_tokens, max_tokens))
     except TritonLMError as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(exit_code(error)) from None
     if as_json:
         print_json(report)
@@ -60,37 +60,39 @@ def bench(
 async def _measure(
     urls: list[str], model: str | None, requests: int, concurrency: int, prompt_tokens: int, max_tokens: int
 ) -> dict[str, Any]:
-    room = asyncio.Semaphore(concurrency)
+    semaphore = asyncio.Semaphore(concurrency)
     async with AsyncClient(urls) as client:
         name = model or first_ready(await client.models.list())
         vocabulary = (await client.about(name))["vocab_size"]
 
-        async def ask(number: int) -> Seen:
-            # Ids that differ from the first on: the prefix cache must not answer for the engine.
-            prompt = [(number * 7919 + place * 31) % vocabulary for place in range(prompt_tokens)]
-            async with room:
-                begun = time.perf_counter()
+        async def send(number: int) -> RequestTiming:
+            # Prompts differ from the first id on, so that no prompt hits the prefix cache.
+            prompt = [(number * 7919 + position * 31) % vocabulary for position in range(prompt_tokens)]
+            async with semaphore:
+                started = time.perf_counter()
                 stream = await client.generate(name, prompt, max_tokens=max_tokens, ignore_eos=True, seed=number)
                 first, tokens = 0.0, 0
                 async with stream:
                     async for piece in stream:
-                        first = first or time.perf_counter() - begun
+                        first = first or time.perf_counter() - started
                         tokens = piece.completion_tokens
-                return Seen(tokens, first, time.perf_counter() - begun)
+                return RequestTiming(tokens, first, time.perf_counter() - started)
 
-        await ask(-1)
-        begun = time.perf_counter()
-        seen = await asyncio.gather(*map(ask, range(requests)))
-    return {"model": name, **_summary(seen, time.perf_counter() - begun)}
+        await send(-1)
+        started = time.perf_counter()
+        timings = await asyncio.gather(*map(send, range(requests)))
+    return {"model": name, **_summary(timings, time.perf_counter() - started)}
 
 
-def _summary(seen: list[Seen], seconds: float) -> dict[str, float]:
-    firsts = sorted(answer.first * 1000 for answer in seen)
-    between = [(answer.seconds - answer.first) * 1000 / max(answer.tokens - 1, 1) for answer in seen]
+def _summary(timings: list[RequestTiming], seconds: float) -> dict[str, float]:
+    firsts = sorted(timing.first_token_seconds * 1000 for timing in timings)
+    between = [
+        (timing.total_seconds - timing.first_token_seconds) * 1000 / max(timing.tokens - 1, 1) for timing in timings
+    ]
     return {
-        "requests": len(seen),
+        "requests": len(timings),
         "seconds": round(seconds, 2),
-        "tokens_per_second": round(sum(answer.tokens for answer in seen) / seconds, 1),
+        "tokens_per_second": round(sum(timing.tokens for timing in timings) / seconds, 1),
         "first_token_ms_median": round(statistics.median(firsts), 1),
         "first_token_ms_p95": round(firsts[min(len(firsts) - 1, int(0.95 * len(firsts)))], 1),
         "between_tokens_ms_median": round(statistics.median(between), 2),

@@ -1,4 +1,4 @@
-"""What the commands share: the way to Triton, output for people and for scripts, exit codes that mean something."""
+"""Shared by the commands: the connection to Triton, output as tables or JSON, exit codes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tritonlm.contract import InvalidRequest, ModelNotFound, TritonLMError, Unav
 from tritonlm.serving import ServingError, terminal
 
 FAILED, MISUSED, UNREACHABLE = 1, 2, 3
-# Colours and boxes on a terminal only; rich sees to it.
+# rich uses colours and boxes on a terminal only.
 console = Console()
-notes = Console(stderr=True)
+err_console = Console(stderr=True)
 
 Triton = Annotated[
     list[str] | None,
@@ -36,12 +36,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON for scripts instead o
 
 @contextlib.contextmanager
 def connected(triton: list[str] | None) -> Iterator[Client]:
-    """A client; its errors become one line and an exit code."""
+    """A client; an error is printed as one line and sets the exit code."""
     try:
         with Client(addresses(triton)) as client:
             yield client
     except (TritonLMError, ServingError) as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -62,12 +62,12 @@ def print_json(value: Any) -> None:
 
 
 def model_or_first(client: Client, model: str | None) -> str:
-    """The model that was named, or the first one that is ready."""
+    """This model, or the first one that is ready."""
     return model if model is not None else first_ready(client.models.list())
 
 
 def first_ready(models: ModelList) -> str:
-    for found in models.data:
-        if found.state == "ready":
-            return found.id
+    for model in models.data:
+        if model.state == "ready":
+            return model.id
     raise Unavailable("no language model is loaded; see tritonlm list")

@@ -1,4 +1,4 @@
-"""`tritonlm doctor`: looks at the machine and says what to fix. It changes nothing."""
+"""`tritonlm doctor`: checks the machine and reports what to fix. It changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from tritonlm.contract import TritonLMError
 from tritonlm.serving import ServingError, Settings, preflight, read_settings
 from tritonlm.serving.backend import assemble, find_installation
-from tritonlm.serving.catalogue import catalogue
+from tritonlm.serving.model_selection import select_models
 from tritonlm.serving.ports import check_port
 from tritonlm.serving.triton import triton_environment
 
@@ -19,20 +19,20 @@ from .common import FAILED, AsJson, console, print_json
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check what `tritonlm serve` needs; exit code 1 where something has to be fixed."""
+    """Check what `tritonlm serve` needs; exit code 1 when something has to be fixed."""
     settings = read_settings({})
-    found = [_look(name, check) for name, check in _checks(settings).items()]
+    results = [_run(name, check) for name, check in _checks(settings).items()]
     if as_json:
-        print_json([{"check": name, "ok": ok, "finding": finding} for name, ok, finding in found])
+        print_json([{"check": name, "ok": ok, "finding": finding} for name, ok, finding in results])
     else:
-        for name, ok, finding in found:
+        for name, ok, finding in results:
             console.print(f"[{'green' if ok else 'red'}]{'ok ' if ok else 'fix'}[/] {name}: ", end="")
             console.print(finding, highlight=False, markup=False)
-    if not all(ok for _, ok, _ in found):
+    if not all(ok for _, ok, _ in results):
         raise typer.Exit(FAILED)
 
 
-def _look(name: str, check: Callable[[], str]) -> tuple[str, bool, str]:
+def _run(name: str, check: Callable[[], str]) -> tuple[str, bool, str]:
     try:
         return name, True, check()
     except (ServingError, TritonLMError) as error:
@@ -64,8 +64,8 @@ def _checks(settings: Settings) -> dict[str, Callable[[], str]]:
         return "enough free"
 
     def checkpoints() -> str:
-        found = catalogue(settings)
-        models = preflight.check_language_models(found.load, found.repositories)
+        selection = select_models(settings)
+        models = preflight.check_language_models(selection.load, selection.repositories)
         return ", ".join(model.name for model in models)
 
     return {

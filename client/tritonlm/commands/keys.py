@@ -1,4 +1,4 @@
-"""`tritonlm keys create, list, revoke`: who may call the gateway. The rules are `tritonlm.access.keys`' own."""
+"""`tritonlm keys create, list, revoke`: manages API keys. `tritonlm.access.keys` defines the rules."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.table import Table
 from tritonlm.access.keys import INFER, Key, KeyFile, KeysError, Limits
 from tritonlm.serving import paths, terminal
 
-from .common import MISUSED, AsJson, console, notes, print_json
+from .common import MISUSED, AsJson, console, err_console, print_json
 
 app = typer.Typer(
-    help="Who may call the gateway: create, list and revoke API keys.",
+    help="Create, list and revoke API keys of the gateway.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -25,17 +25,17 @@ app = typer.Typer(
 
 File = Annotated[
     Path | None,
-    typer.Option("--keys", envvar="TRITONLM_KEYS", help="the file of keys (default: keys.json beside the registry)"),
+    typer.Option("--keys", envvar="TRITONLM_KEYS", help="the key file (default: keys.json beside the registry)"),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="whose key it is, as logs and usage will name it")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="the owner's name, as logs and usage show it")]
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def _errors_printed() -> Iterator[None]:
     try:
         yield
     except (KeysError, OSError) as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(MISUSED) from None
 
 
@@ -43,39 +43,39 @@ def _explained() -> Iterator[None]:
 def create(
     name: Name,
     scope: Annotated[list[str] | None, typer.Option(help="infer, admin or metrics; may be repeated")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="requests it may send in a minute")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="tokens, prompts' and answers'")] = None,
-    running_requests: Annotated[int | None, typer.Option(min=1, help="requests that may run at once")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="requests allowed per minute")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="tokens allowed per minute")] = None,
+    running_requests: Annotated[int | None, typer.Option(min=1, help="concurrent requests allowed")] = None,
     keys: File = None,
 ) -> None:
-    """Make a key and show it, this once. From the first key on, the gateway wants one of every caller."""
+    """Create a key and print it once. As soon as one key exists, the gateway requires a key for every request."""
     limits = Limits(
         requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, running_requests=running_requests
     )
-    with _explained():
+    with _errors_printed():
         secret = _file(keys).create(name, scope or [INFER], limits)
-    notes.print(f"the key of {name}; it is shown only now:")
+    err_console.print(f"the key of {name}; it is not shown again:")
     print(secret)
 
 
 @app.command("list")
 def list_keys(keys: File = None, as_json: AsJson = False) -> None:
     """List the keys: names, scopes, limits, never the keys themselves."""
-    with _explained():
-        found = _file(keys).read()
+    with _errors_printed():
+        entries = _file(keys).read()
     if as_json:
-        print_json([key.model_dump(mode="json", exclude={"sha256"}) for key in found])
+        print_json([key.model_dump(mode="json", exclude={"sha256"}) for key in entries])
         return
     table = Table("name", "scopes", "requests/min", "tokens/min", "running", "created", "state")
-    for key in found:
+    for key in entries:
         table.add_row(*_row(key))
     console.print(table)
 
 
 @app.command()
 def revoke(name: Name, keys: File = None) -> None:
-    """Take a key back. Running gateways follow within a second."""
-    with _explained():
+    """Revoke a key. Running gateways apply this within a second."""
+    with _errors_printed():
         _file(keys).revoke(name)
     console.print(f"the key of {name} is revoked")
 

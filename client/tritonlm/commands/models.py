@@ -1,4 +1,4 @@
-"""`tritonlm list, status, load, unload`: which language models there are, and how they are."""
+"""`tritonlm list, status, load, unload`: lists, inspects, loads and unloads language models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tritonlm.client.types import Model
 
-from .common import FAILED, AsJson, Triton, connected, console, notes, print_json
+from .common import FAILED, AsJson, Triton, connected, console, err_console, print_json
 from .watch import watch
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the language model")]
@@ -29,20 +29,20 @@ _COUNTERS = (
 def list_models(triton: Triton = None, as_json: AsJson = False) -> None:
     """List the language models and their state."""
     with connected(triton) as client:
-        found = client.models.list().data
+        models = client.models.list().data
     if as_json:
-        print_json([model.to_dict() for model in found])
+        print_json([model.to_dict() for model in models])
         return
-    table = Table("model", "state", "context", "device", "dtype", "running", "waiting", "places", "memory")
-    for model in found:
+    table = Table("model", "state", "context", "device", "dtype", "running", "waiting", "slots", "memory")
+    for model in models:
         table.add_row(*_row(model))
     console.print(table)
 
 
 def _row(model: Model) -> list[str]:
-    numbers = (model.max_model_len, model.device, model.dtype, model.running, model.waiting, model.places)
+    numbers = (model.max_model_len, model.device, model.dtype, model.running, model.waiting, model.slots)
     state = model.state if model.reason is None else f"{model.state}: {model.reason}"
-    # Now, and at most.
+    # Memory now, and at most.
     sizes = [size for size in (model.memory_bytes, model.memory_reserved_bytes) if size is not None]
     memory = f"{' / '.join(f'{size / 2**20:,.0f}' for size in sizes)} MiB" if sizes else "–"
     return [model.id, state, *("–" if value is None else str(value) for value in numbers), memory]
@@ -51,10 +51,10 @@ def _row(model: Model) -> list[str]:
 def status(
     triton: Triton = None,
     as_json: AsJson = False,
-    watching: Annotated[bool, typer.Option("--watch", help="Go on showing what runs, waits and how fast.")] = False,
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="With --watch: how often.")] = 1.0,
+    watching: Annotated[bool, typer.Option("--watch", help="Show load and throughput continuously.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="With --watch: the interval.")] = 1.0,
 ) -> None:
-    """Tell whether Triton and its engines answer, and what they do. Exit code 1 where none is ready."""
+    """Show whether Triton and its engines respond, and their counters. Exit code 1 when no model is ready."""
     with connected(triton) as client:
         if watching:
             watch(client, every, as_json)
@@ -80,20 +80,19 @@ def load(
     model_type: Annotated[str | None, typer.Option("--model_type", hidden=True)] = None,
     model_path: Annotated[str | None, typer.Option("--model_path", hidden=True)] = None,
 ) -> None:
-    """Load a language model; where its checkpoint has changed on disk, that takes the loaded one's place."""
-    # An older system's command line has options for the name.
-    given = name or model_type or (model_path or "").rstrip("/").rpartition("/")[2]
-    if not given:
+    """Load a language model, or reload it when its checkpoint has changed on disk."""
+    # The command line of an older system has options for the name.
+    name = name or model_type or (model_path or "").rstrip("/").rpartition("/")[2]
+    if not name:
         raise typer.BadParameter("name a language model; tritonlm list shows them")
-    name = given
-    with connected(triton) as client, notes.status(f"loading {name} …"):
+    with connected(triton) as client, err_console.status(f"loading {name} …"):
         model = client.models.load(name)
     print_json(model.to_dict()) if as_json else console.print(f"{name} is {model.state}")
 
 
 def unload(name: Name, triton: Triton = None, as_json: AsJson = False) -> None:
     """Unload a language model."""
-    with connected(triton) as client, notes.status(f"unloading {name} …"):
+    with connected(triton) as client, err_console.status(f"unloading {name} …"):
         client.models.retrieve(name)
         model = client.models.unload(name)
     print_json(model.to_dict()) if as_json else console.print(f"{name} is {model.state}")

@@ -12,19 +12,19 @@ from tritonlm.client.sync import Client, Stream
 from tritonlm.client.types import Completion
 from tritonlm.contract import InvalidRequest
 
-from .common import AsJson, Triton, connected, model_or_first, notes, print_json
+from .common import AsJson, Triton, connected, err_console, model_or_first, print_json
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="the language model; default: the first ready one")
 ]
-# Beside our own spelling that of an older system's command line.
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "--max_tokens", help="tokens to generate at most")]
+# Each option also has the spelling of an older system's command line.
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "--max_tokens", help="maximum tokens to generate")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default 1")]
-TopP = Annotated[float | None, typer.Option(help="sample among the likeliest tokens of this total probability")]
-TopK = Annotated[int | None, typer.Option("--top-k", "--top_k", help="sample among the k likeliest tokens")]
+TopP = Annotated[float | None, typer.Option(help="sample from the most likely tokens with this total probability")]
+TopK = Annotated[int | None, typer.Option("--top-k", "--top_k", help="sample from the k most likely tokens")]
 Seed = Annotated[int | None, typer.Option(help="same seed, same text")]
-Stop = Annotated[list[str] | None, typer.Option(help="a text that ends the answer; may be repeated")]
-_HELP = "/clear forgets the chat, /system TEXT sets the system message, /model NAME changes the model, /quit leaves"
+Stop = Annotated[list[str] | None, typer.Option(help="a text at which the output ends; may be repeated")]
+_HELP = "/clear: new chat, /system TEXT: set the system message, /model NAME: change the model, /quit: exit"
 
 
 def generate(
@@ -42,21 +42,21 @@ def generate(
     as_json: AsJson = False,
     prompt_option: Annotated[str | None, typer.Option("--prompt", hidden=True)] = None,
 ) -> None:
-    """Continue a text; the answer streams to standard output."""
+    """Continue a text; the output streams to standard output."""
     prompt = prompt_option if prompt is None else prompt
     text = sys.stdin.read() if prompt in (None, "-") else prompt
-    wanted: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "prompt": text, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
         "seed": seed, "stop": stop or None,
     }  # fmt: skip
     with connected(triton) as client:
         name = model_or_first(client, model)
         if as_json:
-            found = client.completions.create(name, **wanted)
-            assert isinstance(found, Completion)
-            print_json(found.to_dict())
+            completion = client.completions.create(name, **parameters)
+            assert isinstance(completion, Completion)
+            print_json(completion.to_dict())
             return
-        with _stream(client.completions.create(name, **wanted, stream=True)) as stream:
+        with _stream(client.completions.create(name, **parameters, stream=True)) as stream:
             for chunk in stream:
                 _write(chunk.choices[0].text)
         _write("\n")
@@ -68,31 +68,31 @@ def complete(
         typer.Argument(metavar="PROMPT…", help="without one: a line each from stdin"),
     ] = None,
     model: ModelOption = None,
-    n: Annotated[int | None, typer.Option("-n", help="answers to each")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="completions per prompt")] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
-    echo: Annotated[bool, typer.Option("--echo", help="the prompt first")] = False,
-    logprobs: Annotated[int | None, typer.Option(help="with --json: with so many alternatives")] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="include the prompt in the output")] = False,
+    logprobs: Annotated[int | None, typer.Option(help="with --json: alternatives per token")] = None,
     triton: Triton = None,
     as_json: AsJson = False,
 ) -> None:
-    """Complete several texts together; one answer a line (line breaks as \\n), or OpenAI's object with --json."""
-    wanted: dict[str, Any] = {
+    """Complete several texts at once: one completion per line (line breaks as \\n), or OpenAI's object with --json."""
+    parameters: dict[str, Any] = {
         "n": n, "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed,
         "stop": stop or None, "echo": echo or None, "logprobs": logprobs,
     }  # fmt: skip
     texts = prompts or sys.stdin.read().splitlines()
     with connected(triton) as client:
-        found = client.completions.create(model_or_first(client, model), texts, **wanted)
-        assert isinstance(found, Completion)
+        completion = client.completions.create(model_or_first(client, model), texts, **parameters)
+        assert isinstance(completion, Completion)
         if as_json:
-            print_json(found.to_dict())
+            print_json(completion.to_dict())
             return
-        for choice in found.choices:
+        for choice in completion.choices:
             _write(choice.text.replace("\\", "\\\\").replace("\n", "\\n") + "\n")
 
 
@@ -104,13 +104,13 @@ def embed(
     triton: Triton = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn texts into vectors: one JSON list a line, or OpenAI's object with --json."""
+    """Compute embeddings of texts: one JSON list per line, or OpenAI's object with --json."""
     with connected(triton) as client:
-        found = client.embeddings.create(model_or_first(client, model), texts or sys.stdin.read().splitlines())
+        embeddings = client.embeddings.create(model_or_first(client, model), texts or sys.stdin.read().splitlines())
     if as_json:
-        print_json(found.to_dict())
+        print_json(embeddings.to_dict())
         return
-    for item in found.data:
+    for item in embeddings.data:
         print(json.dumps(item.embedding))
 
 
@@ -122,69 +122,69 @@ def chat(
     seed: Seed = None,
     triton: Triton = None,
 ) -> None:
-    """Chat with a language model that has a chat template; /help tells the commands."""
+    """Chat with a language model that has a chat template; /help lists the commands."""
     with connected(triton) as client:
-        talk = _Talk(client, model_or_first(client, model), system)
-        wanted = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        while (said := _ask()) is not None:
-            if not said.strip():
+        session = _ChatSession(client, model_or_first(client, model), system)
+        parameters = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        while (line := _read_line()) is not None:
+            if not line.strip():
                 continue
-            if said.startswith("/"):
-                if not talk.obey(said):
+            if line.startswith("/"):
+                if not session.run_command(line):
                     return
                 continue
             try:
-                talk.answer(said, wanted)
+                session.send(line, parameters)
             except InvalidRequest as error:
-                # A message that does not fit must not end the chat.
-                notes.print(error.message, style="red", highlight=False)
+                # An invalid message, for example one that is too long, must not end the chat.
+                err_console.print(error.message, style="red", highlight=False)
 
 
-class _Talk:
-    """A chat so far."""
+class _ChatSession:
+    """The settings and messages of a chat."""
 
     def __init__(self, client: Client, model: str, system: str | None) -> None:
         self._client, self._model, self._system = client, model, system
-        self._said: list[dict[str, str]] = []
+        self._messages: list[dict[str, str]] = []
 
-    def obey(self, command: str) -> bool:
-        """A slash command; False when it ends the chat."""
+    def run_command(self, command: str) -> bool:
+        """Run a slash command; return False when it ends the chat."""
         name, _, rest = command.partition(" ")
         if name in ("/quit", "/exit"):
             return False
         if name == "/clear":
-            self._said.clear()
+            self._messages.clear()
         elif name == "/system":
             self._system = rest or None
         elif name == "/model" and rest:
             self._model = rest.strip()
         else:
-            notes.print(_HELP, highlight=False)
+            err_console.print(_HELP, highlight=False)
         return True
 
-    def answer(self, said: str, wanted: dict[str, Any]) -> None:
+    def send(self, text: str, parameters: dict[str, Any]) -> None:
         system = [{"role": "system", "content": self._system}] if self._system else []
-        messages = [*system, *self._said, {"role": "user", "content": said}]
+        messages = [*system, *self._messages, {"role": "user", "content": text}]
         parts = []
-        with _stream(self._client.chat.completions.create(self._model, messages, **wanted, stream=True)) as stream:
+        with _stream(self._client.chat.completions.create(self._model, messages, **parameters, stream=True)) as stream:
             for chunk in stream:
                 parts.append(chunk.choices[0].delta.content or "")
                 _write(parts[-1])
         _write("\n")
-        self._said = [*messages[len(system) :], {"role": "assistant", "content": "".join(parts)}]
+        self._messages = [*messages[len(system) :], {"role": "assistant", "content": "".join(parts)}]
 
 
-def _ask() -> str | None:
-    """The next line; None at the end of input."""
+def _read_line() -> str | None:
+    """The next line of input; None at its end."""
     try:
         return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return None
 
 
-def _stream(found: Any) -> Stream[Any]:
-    assert isinstance(found, Stream)
-    return found
+def _stream(response: Any) -> Stream[Any]:
+    assert isinstance(response, Stream)
+    return response
 
 
 def _write(text: str) -> None:

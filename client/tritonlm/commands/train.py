@@ -27,52 +27,54 @@ def train(
     layers: Annotated[int | None, typer.Option(help="of a model from scratch")] = None,
     width: Annotated[int | None, typer.Option(help="of a model from scratch")] = None,
     heads: Annotated[int | None, typer.Option(help="of a model from scratch")] = None,
-    context: Annotated[int | None, typer.Option(help="of a model from scratch; longest row of text")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", "--max_iters", help="optimiser steps")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", "--batch_size", help="sequences in a step")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--learning_rate", help="highest")] = None,
-    warmup_steps: Annotated[int | None, typer.Option(help="steps until it is reached")] = None,
+    context: Annotated[int | None, typer.Option(help="of a model from scratch; longest row in tokens")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--max_iters", help="optimizer steps")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", "--batch_size", help="sequences per step")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--learning_rate", help="peak value")
+    ] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="steps until the peak is reached")] = None,
     eval_steps: Annotated[
         int | None, typer.Option("--eval-steps", "--eval_interval", help="steps between evaluations and checkpoints")
     ] = None,
-    patience: Annotated[int | None, typer.Option(help="stop after so many evaluations without progress")] = None,
-    examples: Annotated[int | None, typer.Option(help="how many stories fable tells")] = None,
+    patience: Annotated[int | None, typer.Option(help="stop after this many evaluations without progress")] = None,
+    examples: Annotated[int | None, typer.Option(help="number of stories that fable generates")] = None,
     seed: Annotated[int | None, typer.Option(help="same seed, same weights")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one for each core")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the training in --out")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one per core")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="resume the training in --out")] = False,
     dataset: Annotated[str | None, typer.Option("--dataset", hidden=True)] = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", hidden=True, help="a job's plan, as JSON")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a language model; every checkpoint can be served at once (tritonlm add, serve --checkpoint)."""
-    given: dict[str, Any] = dict(locals())
-    sizes = {name: given.pop(name) for name in ("layers", "width", "heads", "context")}
+    options: dict[str, Any] = dict(locals())
+    sizes = {name: options.pop(name) for name in ("layers", "width", "heads", "context")}
     for name in ("resume", "as_json", "dataset", "plan_file"):
-        given.pop(name)
-    given["data"] = data or dataset
-    # Before torch is there to read it: threads that wait by spinning would starve whatever runs beside the training.
+        options.pop(name)
+    options["data"] = data or dataset
+    # Set before torch is imported: spinning OpenMP threads slow down other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        # Slow to import, and an extra.
+        # Slow to import, and in an optional extra.
         from tritonlm.training.errors import TrainingError  # noqa: PLC0415
         from tritonlm.training.plan import read_plan, read_plan_file  # noqa: PLC0415
         from tritonlm.training.run import IS_FIRST  # noqa: PLC0415
         from tritonlm.training.run import train as run  # noqa: PLC0415
     except ModuleNotFoundError as missing:
-        terminal.explain(ServingError(f"{missing.name} is missing; pip install 'tritonlm[train]'"))
+        terminal.print_error(ServingError(f"{missing.name} is missing; pip install 'tritonlm[train]'"))
         raise typer.Exit(FAILED) from None
     try:
-        plan = read_plan_file(plan_file) if plan_file else read_plan(given, sizes, resume)
+        plan = read_plan_file(plan_file) if plan_file else read_plan(options, sizes, resume)
     except TrainingError as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(MISUSED) from None
     try:
         final = run(plan, resume)
     except (TrainingError, OSError) as error:
-        terminal.explain(error)
+        terminal.print_error(error)
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
-        terminal.say(f"stopped; go on with: tritonlm train --resume --out {plan.out}")
+        terminal.say(f"stopped; resume with: tritonlm train --resume --out {plan.out}")
         raise typer.Exit(130) from None
     if not IS_FIRST:
         return

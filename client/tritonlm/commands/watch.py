@@ -1,4 +1,4 @@
-"""`tritonlm status --watch`: what runs and waits, how fast, how full, a line for each language model, until Ctrl-C."""
+"""`tritonlm status --watch`: a live table with load, throughput and cache use of each language model."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
+from tritonlm.client.models import slots_of
 from tritonlm.client.sync import Client
 
 from .common import console, print_json
 
-_COLUMNS = ("model", "Tritons", "running", "waiting", "places", "tokens/s", "KV cache", "cached", "ended", "refused")
+_COLUMNS = ("model", "Tritons", "running", "waiting", "slots", "tokens/s", "KV cache", "cached", "finished", "refused")
 _BAR = 12
 
 
-def watch(client: Client, every: float, as_json: bool) -> None:
-    """A table that is drawn anew; where there is no terminal, one after another; for scripts, one object in a line."""
+def watch(client: Client, interval: float, as_json: bool) -> None:
+    """A table that is updated in place; without a terminal, one table after another; with --json, JSON objects."""
     if as_json or not console.is_terminal:
         while True:
             reports = client.models.reports()
             print_json(reports) if as_json else console.print(table(reports))
-            time.sleep(every)
+            time.sleep(interval)
     with Live(table(client.models.reports()), console=console, auto_refresh=False) as live:
         while True:
-            time.sleep(every)
+            time.sleep(interval)
             live.update(table(client.models.reports()), refresh=True)
 
 
 def table(reports: dict[str, list[dict[str, Any]]]) -> Table:
-    made = Table(caption=time.strftime("%H:%M:%S"))
+    result = Table(caption=time.strftime("%H:%M:%S"))
     for name in _COLUMNS:
-        made.add_column(name, justify="left" if name in ("model", "KV cache") else "right")
-    for model, found in reports.items():
-        made.add_row(*_row(model, found))
+        result.add_column(name, justify="left" if name in ("model", "KV cache") else "right")
+    for model, model_reports in reports.items():
+        result.add_row(*_row(model, model_reports))
     if not reports:
-        made.add_row("no Triton answers, or no language model is loaded")
-    return made
+        result.add_row("no Triton responds, or no language model is loaded")
+    return result
 
 
 def _row(model: str, reports: list[dict[str, Any]]) -> list[str]:
@@ -51,7 +52,7 @@ def _row(model: str, reports: list[dict[str, Any]]) -> list[str]:
         str(len(reports)),
         f"{total('running'):.0f}",
         f"[yellow]{waiting:.0f}[/yellow]" if waiting else "0",
-        f"{total('places'):.0f}",
+        str(sum(map(slots_of, reports))),
         f"{total('tokens_per_second'):,.0f}",
         _bar(total("blocks_used") / max(total("blocks"), 1.0)),
         f"{total('cached_tokens') / prompts:.0%}" if prompts else "–",

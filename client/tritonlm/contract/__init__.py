@@ -1,7 +1,7 @@
-"""What crosses a boundary, written once: tensors, parameters, chunks, errors, and what a checkpoint must hold.
+"""The interfaces between processes: tensors, parameters, chunks, errors, and the required content of a checkpoint.
 
-The Triton models, the client and the gateway import this room. It needs the standard library and numpy only,
-imports nothing else of the package, and knows nothing of Triton, HTTP or torch.
+The Triton models, the client and the gateway import this package. It needs the standard library and numpy only,
+imports nothing else of tritonlm, and knows nothing of Triton, HTTP or torch.
 """
 
 from .checkpoint import Checkpoint

@@ -1,7 +1,7 @@
-"""What the three `model.py` share: Triton's requests turned into arrays and parameters, answers turned back.
+"""Shared by the three `model.py`: converts Triton requests to arrays and parameters, and results to responses.
 
-Triton's module `triton_python_backend_utils` exists only inside a model's process, so it comes in as the argument
-`pb_utils`. This file knows its classes, and nothing of what the tensors mean.
+Triton's module `triton_python_backend_utils` exists only inside a model's process, so it is passed as the argument
+`pb_utils`. This module knows its classes, and nothing of what the tensors mean.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from .errors import CheckpointError, InvalidRequest, TritonLMError
 from .tensors import Array, TensorSpec
 
-# Of the trace that a request belongs to (W3C); whoever makes no traces passes over it.
+# The request's trace (W3C); ignored when tracing is off.
 _TRACEPARENT = "traceparent"
-# What is among a request's parameters and not for sampling: what Triton puts there itself.
-_NOT_OURS = ("id", "sequence_id", "sequence_start", "sequence_end", "binary_data_output", _TRACEPARENT)
-_TRITONS_PREFIX = "triton_"
+# Request parameters that Triton itself adds; they are not sampling parameters.
+_TRITON_PARAMETERS = ("id", "sequence_id", "sequence_start", "sequence_end", "binary_data_output", _TRACEPARENT)
+_TRITON_PREFIX = "triton_"
 
 
 def inputs_of(request: Any) -> dict[str, Array]:
-    """The inputs that were sent, by name: copies, so that they outlive the request."""
+    """The request's inputs by name, copied so that they outlive the request."""
     arrays = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
     for name, array in arrays.items():
         if array.ndim == 0 or array.shape[0] != 1:
@@ -34,7 +34,7 @@ def inputs_of(request: Any) -> dict[str, Array]:
 
 
 def text_of(spec: TensorSpec, arrays: Mapping[str, Array]) -> str | None:
-    """The one string of an optional STRING input that a caller sent; None: not sent."""
+    """The string of an optional STRING input; None if it was not sent."""
     if spec.name not in arrays:
         return None
     array = arrays[spec.name]
@@ -49,32 +49,32 @@ def text_of(spec: TensorSpec, arrays: Mapping[str, Array]) -> str | None:
 
 
 def flat_parameters(request: Any) -> dict[str, Any]:
-    """The request's parameters without those of Triton's own."""
+    """The request's parameters without Triton's own."""
     parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
     return {
         name: value
         for name, value in parameters.items()
-        if name not in _NOT_OURS and not name.startswith(_TRITONS_PREFIX)
+        if name not in _TRITON_PARAMETERS and not name.startswith(_TRITON_PREFIX)
     }
 
 
 def trace_of(request: Any) -> str:
-    """What names the trace that the request belongs to; empty where there is none."""
+    """The request's W3C traceparent; empty if it has none."""
     return str(json.loads(request.parameters() or "{}").get(_TRACEPARENT, ""))
 
 
-def response(pb_utils: Any, arrays: Mapping[TensorSpec, Array], wanted: Collection[str]) -> Any:
-    """A response with those of the outputs that the caller wants: Triton 24.10 miscounts references to the others."""
-    outputs = [pb_utils.Tensor(spec.name, array) for spec, array in arrays.items() if spec.name in wanted]
+def response(pb_utils: Any, arrays: Mapping[TensorSpec, Array], requested: Collection[str]) -> Any:
+    """A response with the requested outputs only: Triton 24.10 miscounts references to the others."""
+    outputs = [pb_utils.Tensor(spec.name, array) for spec, array in arrays.items() if spec.name in requested]
     return pb_utils.InferenceResponse(output_tensors=outputs)
 
 
 def error_response(pb_utils: Any, error: BaseException) -> Any:
-    """A response that carries an error. One that is not meant for callers goes to the log, and they learn no more."""
+    """An error response. An internal error is logged, and the caller gets a general message."""
     if not isinstance(error, TritonLMError):
         log_failure(pb_utils, error)
         error = TritonLMError("internal error; the server's log has the details")
-    # A lone surrogate, quoted from the caller's JSON, would not survive the way into Triton.
+    # Triton rejects a lone surrogate, which the caller's JSON may contain.
     text = error.to_wire().encode("utf-8", "replace").decode()
     code = getattr(pb_utils.TritonError, error.triton_code)
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(text, code))
@@ -90,9 +90,9 @@ def model_parameters(args: Mapping[str, str]) -> dict[str, str]:
     return {name: value["string_value"] for name, value in parameters.items()}
 
 
-def named_checkpoint(args: Mapping[str, str]) -> str:
-    """The checkpoint as a model's config.pbtxt names it (see `tritonlm.checkpoints.hub`)."""
-    named = model_parameters(args).get("checkpoint")
-    if not named:
+def checkpoint_reference(args: Mapping[str, str]) -> str:
+    """The parameter `checkpoint` of a model's config.pbtxt: a folder or a Hub reference (`checkpoints.hub`)."""
+    reference = model_parameters(args).get("checkpoint")
+    if not reference:
         raise CheckpointError('config.pbtxt names no checkpoint; add the parameter "checkpoint", such as ../abacus/1')
-    return named
+    return reference

@@ -1,6 +1,6 @@
-"""What a checkpoint folder (Hugging Face format) must hold, read with the standard library alone.
+"""A checkpoint folder in Hugging Face format: validation and configuration, with the standard library only.
 
-It knows file names and JSON fields. It does not load weights or tokenizers: each room does that with its library.
+This module knows file names and JSON fields. It does not load weights or tokenizers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from .errors import CheckpointError
 
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
-# What stands before an id on the Hugging Face Hub where a folder could be named.
+# The prefix of a Hugging Face Hub reference, which may be given instead of a folder.
 HUB = "hf://"
-# Beyond this a model would not even be begun: building it takes hours and all memory.
-_MOST = {"layers": 1000, "width": 1_000_000, "vocab_size": 100_000_000}
+# Larger sizes are treated as a damaged file: building such a model would take hours and all memory.
+_MAX_SIZES = {"layers": 1000, "width": 1_000_000, "vocab_size": 100_000_000}
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -40,20 +40,24 @@ class Checkpoint:
                 "save it with save_pretrained(safe_serialization=True)"
             )
         _ = self.config, self.vocab_size, self.context_length
-        for what, most in _MOST.items():
-            if isinstance(size := self.about[what], int) and size > most:
+        for name, limit in _MAX_SIZES.items():
+            if isinstance(size := self.about[name], int) and size > limit:
                 raise CheckpointError(
-                    f"{self.folder}/config.json: {what} of {size:,} are more than any model has; is the file damaged?"
+                    f"{self.folder}/config.json: {name} is {size:,}, above the limit of {limit:,}; is the file damaged?"
                 )
 
+    def weight_bytes(self) -> int:
+        """The size of the weights' files."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
     def fingerprint(self) -> str:
-        """Changes when a file of the checkpoint does; it reads no file's content."""
+        """A hash of the files' names, sizes and times; it changes when a file changes, and reads no content."""
         try:
-            found = [(entry.name, entry.stat()) for entry in os.scandir(self.folder) if entry.is_file()]
+            files = [(entry.name, entry.stat()) for entry in os.scandir(self.folder) if entry.is_file()]
         except OSError:
-            found = []
-        seen = repr(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found))
-        return hashlib.sha256(seen.encode()).hexdigest()[:16]
+            files = []
+        text = repr(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
@@ -70,7 +74,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         config = self._json("config.json")
-        # Multimodal checkpoints keep the language model's numbers one level deeper.
+        # Multimodal checkpoints nest the language model's settings in text_config.
         return {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
 
     @cached_property
@@ -100,25 +104,25 @@ class Checkpoint:
 
     @cached_property
     def eos_token_ids(self) -> frozenset[int]:
-        """The ids that end a text: the generation config's, else the model config's."""
-        found = self._json("generation_config.json").get("eos_token_id")
-        if found is None:
-            found = self.config.get("eos_token_id")
-        if found is None:
+        """The ids that end a text: those of the generation config, else those of the model config."""
+        ids = self._json("generation_config.json").get("eos_token_id")
+        if ids is None:
+            ids = self.config.get("eos_token_id")
+        if ids is None:
             return frozenset()
-        return frozenset(found if isinstance(found, list) else [found])
+        return frozenset(ids if isinstance(ids, list) else [ids])
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """bos_token, eos_token … as text, for chat templates."""
-        found = {}
+        tokens = {}
         for name in _SPECIAL_TOKENS:
             token = self.tokenizer_config.get(name)
             if isinstance(token, dict):
                 token = token.get("content")
             if isinstance(token, str):
-                found[name] = token
-        return found
+                tokens[name] = token
+        return tokens
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -128,13 +132,13 @@ class Checkpoint:
             return path.read_text(encoding="utf-8")
         template = self.tokenizer_config.get("chat_template")
         if isinstance(template, list):
-            named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-            template = named.get("default")
+            by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+            template = by_name.get("default")
         return template if isinstance(template, str) else None
 
     @property
     def about(self) -> dict[str, Any]:
-        """What people ask about a checkpoint, ready for JSON."""
+        """The checkpoint's description, ready for JSON."""
         return {
             "architecture": self.config.get("model_type"),
             "layers": self._first_of("num_hidden_layers", "n_layer", "num_layers"),

@@ -1,7 +1,7 @@
-"""A chunk: one step of an answer, from `generate` through `detokenize` to the caller.
+"""A chunk: one part of a sequence's output, sent from `generate` to `detokenize`.
 
-`generate` decides what text may leave and describes it as a window of token ids with characters to cut at both
-ends; `detokenize` turns the window into text. This file knows the chunk's JSON and its tensor, not the text.
+`generate` describes the text to emit as a window of token ids and the characters to cut at both ends; `detokenize`
+turns the window into text. This module knows the chunk's JSON and its tensor, not the text.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from . import tensors
 from .errors import InvalidRequest
 from .tensors import Array, TensorSpec
 
-# JSON has no minus infinity: OpenAI's clients know this number instead.
+# JSON has no minus infinity; OpenAI's API uses this number instead.
 LOWEST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens so far. `cached` counts the prompt tokens whose keys and values were already there."""
+    """Tokens so far. `cached` counts the prompt tokens that were found in the prefix cache."""
 
     prompt: int = 0
     completion: int = 0
@@ -48,11 +48,11 @@ class Chunk:
     token_ids: list[int] = field(default_factory=list)
     seed: int = 0
     logprobs: list[TokenLogprob] | None = None
-    # To the caller it goes as one tensor again.
+    # `detokenize` sends its outputs to the caller as one tensor.
     as_piece: bool = False
 
     def to_arrays(self) -> dict[TensorSpec, Array]:
-        """What `generate` sends."""
+        """The output tensor of `generate`."""
         return {tensors.CHUNK: tensors.CHUNK.pack(self.to_json())}
 
     def to_json(self) -> str:
@@ -74,54 +74,53 @@ class Chunk:
     @classmethod
     def from_json(cls, text: str) -> Chunk:
         try:
-            found = json.loads(text)
-            new, start, end = _three(found["window_cut"])
+            fields = json.loads(text)
+            new, start, end = _triple(fields["window_cut"])
             return cls(
-                index=_whole(found["index"]),
-                window_ids=[_whole(token) for token in found["window_ids"]],
+                index=_integer(fields["index"]),
+                window_ids=[_integer(token) for token in fields["window_ids"]],
                 window_new=new,
                 cut_start=start,
                 cut_end=end,
-                skip_special_tokens=bool(found["skip_special_tokens"]),
-                finish_reason=_text(found["finish_reason"]),
-                usage=Usage(*_three(found["usage"])),
-                token_ids=[_whole(token) for token in found["token_ids"]],
-                seed=_whole(found["seed"], 64),
-                logprobs=None if found["logprobs"] is None else [_entry(*row) for row in found["logprobs"]],
-                as_piece=bool(found["as_piece"]),
+                skip_special_tokens=bool(fields["skip_special_tokens"]),
+                finish_reason=_text(fields["finish_reason"]),
+                usage=Usage(*_triple(fields["usage"])),
+                token_ids=[_integer(token) for token in fields["token_ids"]],
+                seed=_integer(fields["seed"], 64),
+                logprobs=None if fields["logprobs"] is None else [_entry(*row) for row in fields["logprobs"]],
+                as_piece=bool(fields["as_piece"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidRequest("chunk must be a JSON object, as generate makes it", "chunk") from error
 
 
-# One for all of them: `json.dumps` would make one each time.
+# Shared: `json.dumps` would create an encoder for each call.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def _whole(value: object, bits: int = 32) -> int:
-    """As its tensor can hold it."""
+def _integer(value: object, bits: int = 32) -> int:
+    """A signed integer that fits the tensor's type."""
     if isinstance(value, bool) or not isinstance(value, int) or not -(1 << bits - 1) <= value < 1 << bits - 1:
-        raise TypeError(f"no whole number of {bits} bits")
+        raise TypeError(f"not an integer of {bits} bits")
     return value
 
 
-def _three(values: list[object]) -> tuple[int, int, int]:
+def _triple(values: list[object]) -> tuple[int, int, int]:
     first, second, third = values
-    return _whole(first), _whole(second), _whole(third)
+    return _integer(first), _integer(second), _integer(third)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("no text")
+        raise TypeError("not a string")
     return value
 
 
 def _row(entry: TokenLogprob) -> list[object]:
-    lowest, own = LOWEST_LOGPROB, entry.logprob
     return [
         entry.token_id,
-        None if own is None else max(own, lowest),
-        [(token, max(logprob, lowest)) for token, logprob in entry.top],
+        None if entry.logprob is None else max(entry.logprob, LOWEST_LOGPROB),
+        [(token, max(logprob, LOWEST_LOGPROB)) for token, logprob in entry.top],
     ]
 
 

@@ -1,6 +1,6 @@
-"""Commands that `generate` takes on its `control` input, beside the requests, and answers with one JSON report.
+"""Commands for the `control` input of `generate`. Each is answered with one JSON report.
 
-This file knows their names and shapes; the engine gives them their effect.
+This module knows their names and fields; the engine carries them out.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from .errors import InvalidRequest
 
-CANCEL = "cancel"  # {"command": "cancel", "id": request id} -> {"cancelled": how many requests had that id}
+CANCEL = "cancel"  # {"command": "cancel", "id": request id} -> {"cancelled": number of requests with that id}
 ABOUT = "about"  # the checkpoint: architecture, sizes, special tokens, chat template, training record
-PING = "ping"  # the status at once, whatever a step takes: its still_seconds tell slow from hung
+PING = "ping"  # the status, without waiting for the current step; still_seconds separates slow from hung
 STATUS = "status"  # counters: slots, running, waiting, blocks …
 FIND = "find"  # {"command": "find", "id": request id} -> {"requests": [{"state", "position", "completion_tokens"}, …]}
 KNOWN = "known"  # {"command": "known", "ids": [request id, …]} -> {"known": those that run or wait}
-DRAIN = "drain"  # refuse new requests from now on, let the others end: the server stops
-RETIRE = "retire"  # the same for some seconds, answered with the status: the model is to be unloaded; said until it is
+DRAIN = "drain"  # refuse new requests and finish the others, since the server stops
+RETIRE = "retire"  # the same for a few seconds, before the model is unloaded; repeated until then; returns the status
 
 COMMANDS = (ABOUT, CANCEL, FIND, KNOWN, PING, STATUS, DRAIN, RETIRE)
 MAX_IDS = 1024

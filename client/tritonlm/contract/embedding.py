@@ -1,4 +1,4 @@
-"""An embedding: a prompt as one vector, from `generate` straight to the caller. It knows tensors, not models."""
+"""An embedding: a prompt as one vector, sent from `generate` directly to the caller. It knows tensors, not models."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The error tree, and its one table: error, Triton code, HTTP status, OpenAI type and code.
+"""All errors, each with its Triton code, HTTP status, and OpenAI type and code.
 
-Triton carries an error as text alone (a gRPC stream has no status per response), so `to_wire` appends a short
-machine-readable tail to the sentence and `from_wire` reads it back. This file does not know who raises what.
+Triton carries an error as text only (a gRPC stream has no status per response), so `to_wire` appends a short
+machine-readable tail to the message and `from_wire` parses it. This module does not know who raises the errors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 
 class TritonLMError(Exception):
-    """Anything that a caller of tritonlm can be told. The class says the case, the message says the remedy."""
+    """The base of all errors that reach a caller. The class is the kind of error; the message names the remedy."""
 
     triton_code: ClassVar[str] = "INTERNAL"
     http_status: ClassVar[int] = 500
@@ -24,13 +24,13 @@ class TritonLMError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-        # Where it is known: in how many seconds to come back, and what else an HTTP answer tells.
+        # Seconds after which to retry, if known, and further headers of the HTTP response.
         self.retry_after: int | None = None
         self.headers: dict[str, str] = {}
 
     def to_wire(self) -> str:
-        """The sentence with its machine-readable tail: what Triton carries to the caller."""
-        # Quoted: a parameter that does not exist may be named anything.
+        """The message with its machine-readable tail, as Triton carries it to the caller."""
+        # Quoted, since the name of an unknown parameter may hold any character.
         param = f" param={quote(self.param, safe='[]', errors='replace')}" if self.param else ""
         return f"{self.message} [code={self.code}{param}]"
 
@@ -43,8 +43,8 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
     @classmethod
-    def of(cls, context: int, prompt: int, completion: int) -> ContextLengthExceeded:
-        """The sentence that OpenAI's clients match."""
+    def for_lengths(cls, context: int, prompt: int, completion: int) -> ContextLengthExceeded:
+        """The wording that OpenAI's clients match."""
         return cls(
             f"This model's maximum context length is {context} tokens, however you requested {prompt + completion} "
             f"tokens ({prompt} in your prompt; {completion} for the completion). Please reduce your prompt; or "
@@ -62,7 +62,7 @@ class EngineFailure(TritonLMError):
 
 
 class RequestFailedRepeatedly(EngineFailure):
-    """Two processes died while they computed it: to send it again would only end a third one."""
+    """Two processes died while they computed this request; a retry would probably end a third one."""
 
     code = "request_failed_repeatedly"
 
@@ -100,37 +100,37 @@ class ModelNotFound(TritonLMError):
 
 
 class Unavailable(TritonLMError):
-    """Nobody answers: Triton is not there, or lost its connection."""
+    """Triton is not reachable, or the connection was lost."""
 
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "unavailable"
 
 
 class NotLoaded(Unavailable):
-    """The model is there and is not loaded, or is just being replaced: loading it, or waiting, helps."""
+    """The model exists and is not loaded, or is being replaced; load it or wait."""
 
     code = "not_loaded"
 
 
 class Broken(Unavailable):
-    """It answered, and does so no more: a process has died or hangs. It will be brought back; going on then is safe."""
+    """A process that answered before has died or hangs. It will be restarted, and the call can be resumed then."""
 
     code = "broken"
 
 
 class NoRoom(TritonLMError):
-    """A model does not fit beside those that are loaded: unloading one that nobody uses helps."""
+    """A model does not fit into memory beside the loaded models; unload one that is not in use."""
 
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 503, "server_error", "no_room"
 
     @classmethod
-    def of(cls, needed: int, taken: int, budget: int) -> NoRoom:
+    def for_sizes(cls, needed: int, taken: int, budget: int) -> NoRoom:
         sizes = [f"{size / 2**20:,.0f} MiB" for size in (needed, taken, budget)]
         message = "this model needs {}, and others take {} of the memory budget of {}; unload one".format(*sizes)
-        # What is missing goes along in numbers.
+        # The number of missing bytes is sent as the error's param.
         return cls(message, str(taken + needed - budget))
 
     def __str__(self) -> str:
-        # Of an exception at a model's load Triton tells this much.
+        # Triton forwards the text of an exception that a model raises while loading.
         return self.to_wire()
 
     @property
@@ -174,63 +174,63 @@ ERRORS: tuple[type[TritonLMError], ...] = (
 
 _BY_CODE = {error.code: error for error in ERRORS}
 _TAIL = re.compile(r"^(?P<message>.*) \[code=(?P<code>[a-z_]+)(?: param=(?P<param>\S+))?\]$", re.DOTALL)
-# What Triton itself puts in front of an ensemble's or a queue's error.
+# The prefix that Triton adds to an ensemble's or a queue's error.
 _PREFIX = re.compile(r"^(?:in ensemble '[^']*', )?(?:\[request id: .*?\] )?")
-_RESTRICTED = "this Triton keeps listing and loading models for those who know its secret; set TRITONLM_TRITON_SECRET"
+_RESTRICTED = "listing and loading models needs the secret of this Triton; set TRITONLM_TRITON_SECRET"
 
 
-def _unknown(found: re.Match[str]) -> TritonLMError:
-    missing = found["why"] == "is not found"
-    kind, why = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")
-    return kind(f"the model {found['name']!r} {why}", "model")
+def _unknown_model(match: re.Match[str]) -> TritonLMError:
+    missing = match["reason"] == "is not found"
+    kind, reason = (ModelNotFound, "does not exist") if missing else (NotLoaded, "is not loaded")
+    return kind(f"the model {match['name']!r} {reason}", "model")
 
 
-# What Triton says by itself, in its own words.
-_TRITONS_OWN: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], TritonLMError]], ...] = (
-    (re.compile(r"Exceeds maximum queue size"), lambda found: QueueFull(found.string)),
-    (re.compile(r"Request timeout expired"), lambda found: QueueTimeout(found.string)),
+# Messages that Triton itself writes.
+_TRITON_MESSAGES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], TritonLMError]], ...] = (
+    (re.compile(r"Exceeds maximum queue size"), lambda match: QueueFull(match.string)),
+    (re.compile(r"Request timeout expired"), lambda match: QueueTimeout(match.string)),
     (re.compile(r"^Server is stopping"), lambda _: Draining("this Triton is stopping")),
-    # It begins or ends: who has answered lately is waited for.
+    # Triton is starting or stopping; a client that got answers before waits for it.
     (re.compile(r"^Server not ready"), lambda _: Unavailable("this Triton is not ready")),
     (re.compile(r"(?:protocol|API) is restricted"), lambda _: InsufficientScope(_RESTRICTED)),
-    # An ensemble whose part has just gone.
+    # A part of the ensemble has just died.
     (
         re.compile(r"^Internal error from Core$"),
-        lambda _: Broken("a part of the model has gone; it will be brought back"),
+        lambda _: Broken("a part of the model has died; it will be restarted"),
     ),
     (
         re.compile(r"Stub process '(?P<name>.*?)(?:_\d+_\d+)?' is not healthy"),
-        lambda found: Broken(f"the process of {found['name']!r} has died; it will be brought back"),
+        lambda match: Broken(f"the process of {match['name']!r} has died; it will be restarted"),
     ),
-    (re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<why>.*)$"), _unknown),
+    (re.compile(r"^Request for unknown model: '(?P<name>[^']*)' (?P<reason>.*)$"), _unknown_model),
     (
         re.compile(r"^requested model (?:version is not available for model )?'(?P<name>[^']*)'"),
-        lambda found: NotLoaded(f"the model {found['name']!r} is not loaded", "model"),
+        lambda match: NotLoaded(f"the model {match['name']!r} is not loaded", "model"),
     ),
 )
-# A model that refuses to load: Triton tells the exception with the places in the code where it came from.
+# A model that refuses to load: Triton reports the exception followed by its traceback.
 _REFUSED_LOAD = re.compile(r"\b(?P<kind>CheckpointError|NoRoom): (?P<message>.*?)(?:\s+At:\s.*)?$", re.DOTALL)
 
 
 def from_code(code: str | None, message: str, param: str | None = None) -> TritonLMError:
-    """The error of this code, as HTTP tells it."""
+    """The error with this code, as an HTTP body carries it."""
     return _BY_CODE.get(code or "", TritonLMError)(message, param)
 
 
 def from_wire(text: str) -> TritonLMError:
-    """The error behind a message that came out of Triton, ours or Triton's own."""
+    """The error that a message from Triton stands for, whether tritonlm's or Triton's own."""
     text = _PREFIX.sub("", text, count=1)
-    if found := _TAIL.match(text):
-        return from_code(found["code"], found["message"], unquote(found["param"]) if found["param"] else None)
-    if own := _tritons_own(text):
-        return own
-    if found := _REFUSED_LOAD.search(text):
-        return CheckpointError(found["message"]) if found["kind"] == "CheckpointError" else from_wire(found["message"])
+    if match := _TAIL.match(text):
+        return from_code(match["code"], match["message"], unquote(match["param"]) if match["param"] else None)
+    if error := _from_triton_message(text):
+        return error
+    if match := _REFUSED_LOAD.search(text):
+        return CheckpointError(match["message"]) if match["kind"] == "CheckpointError" else from_wire(match["message"])
     return TritonLMError(text)
 
 
-def _tritons_own(text: str) -> TritonLMError | None:
-    for words, error in _TRITONS_OWN:
-        if found := words.search(text):
-            return error(found)
+def _from_triton_message(text: str) -> TritonLMError | None:
+    for pattern, make_error in _TRITON_MESSAGES:
+        if match := pattern.search(text):
+            return make_error(match)
     return None

@@ -1,7 +1,7 @@
-"""The parameters of a request: names, types, ranges, defaults and meanings, written once.
+"""The parameters of a request: names, types, ranges, defaults and meanings.
 
-`SamplingParameters.from_mapping` is the one validation, used by the server (the authority) and by clients that want
-to fail early. Limits that need a checkpoint (context, vocabulary) are checked where the checkpoint is known.
+`SamplingParameters.from_mapping` is the only validation; the server uses it, and clients use it to fail early. Limits
+that depend on a checkpoint (context, vocabulary) are checked where the checkpoint is known.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Schema = dict[str, Any]
 
 
 class Reader(Protocol):
-    """Returns a value in its canonical form, or raises InvalidRequest; its JSON schema says the same to machines."""
+    """Returns a value in its canonical form, or raises InvalidRequest; `schema` is the equivalent JSON schema."""
 
     @property
     def schema(self) -> Schema: ...
@@ -35,7 +35,7 @@ def _refuse(name: str, expected: str, value: object) -> InvalidRequest:
 
 
 def _shown(value: object) -> str:
-    """What the caller sent, short enough for an error message."""
+    """The caller's value, shortened for an error message."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:60] + "…"
 
@@ -70,7 +70,7 @@ class _Number:
 
     def __call__(self, name: str, value: Any) -> float:
         valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # No comparison holds for a NaN.
+        # A NaN fails every comparison.
         if not valid or not self.low <= value <= self.high or (self.open_low and value == self.low):
             bound = f"above {self.low:g}" if self.open_low else f"from {self.low:g}"
             raise _refuse(name, f"a number {bound} to {self.high:g}", value)
@@ -151,10 +151,10 @@ def _parameter(reader: Reader, meaning: str, default: Any = None, *, allowed: st
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """One request's parameters. `None` stands for "not sent" wherever that differs from every value."""
+    """One request's parameters. `None` means "not sent" where no value means the same."""
 
     max_tokens: int | None = _parameter(
-        _Integer(0, MAX_TOKENS_LIMIT), "tokens to generate at most; 0 only with echo; not sent: 16 (chat: what fits)",
+        _Integer(0, MAX_TOKENS_LIMIT), "maximum tokens to generate; 0 only with echo; not sent: 16 (chat: what fits)",
         allowed="0 …",
     )  # fmt: skip
     min_tokens: int = _parameter(
@@ -169,27 +169,27 @@ class SamplingParameters:
         allowed="above 0 … 1",
     )  # fmt: skip
     min_p: float = _parameter(
-        _Number(0, 1), "leave out tokens below this share of the likeliest one's probability", 0.0, allowed="0 … 1"
+        _Number(0, 1), "drop tokens below this fraction of the likeliest token's probability", 0.0, allowed="0 … 1"
     )
     repetition_penalty: float = _parameter(
-        _Number(0, 10, open_low=True), "divides the score of tokens seen in prompt and answer", 1.0,
+        _Number(0, 10, open_low=True), "divides the logit of tokens seen in the prompt or the output", 1.0,
         allowed="above 0 … 10",
     )  # fmt: skip
     presence_penalty: float = _parameter(
-        _Number(-2, 2), "taken off the score of each token already generated", 0.0, allowed="-2 … 2"
+        _Number(-2, 2), "subtracted from the logit of each generated token", 0.0, allowed="-2 … 2"
     )
     frequency_penalty: float = _parameter(
-        _Number(-2, 2), "taken off once for each time the token was generated", 0.0, allowed="-2 … 2"
+        _Number(-2, 2), "subtracted from a token's logit for each time it was generated", 0.0, allowed="-2 … 2"
     )
     logit_bias: dict[int, float] = _parameter(
-        _Biases(), "added to the scores of these token ids", {}, allowed="{id: -100 … 100}"
+        _Biases(), "added to the logits of these token ids", {}, allowed="{id: -100 … 100}"
     )
     seed: int | None = _parameter(
-        _Integer(-(2**63), 2**63 - 1, "a 64-bit integer"), "same seed, same text; not sent: one is drawn and reported",
+        _Integer(-(2**63), 2**63 - 1, "a 64-bit integer"), "same seed, same text; not sent: random, and reported",
         allowed="64-bit",
     )  # fmt: skip
     choice: int = _parameter(
-        _Integer(0, 1023), "which of several answers to the same prompt and seed this is", 0, allowed="0 … 1023"
+        _Integer(0, 1023), "the index of this choice among those with the same prompt and seed", 0, allowed="0 … 1023"
     )
     stop: tuple[str, ...] = _parameter(
         _Stops(), "strings that end the text; they are not part of it", (), allowed="a string or 1 … 16 of them"
@@ -197,7 +197,7 @@ class SamplingParameters:
     stop_token_ids: tuple[int, ...] = _parameter(
         _TokenIds(MAX_LIST), "token ids that end the text", (), allowed="list of ids"
     )
-    ignore_eos: bool = _parameter(_Boolean(), "go on after end of text", False, allowed="true, false")
+    ignore_eos: bool = _parameter(_Boolean(), "continue after end of text", False, allowed="true, false")
     skip_special_tokens: bool = _parameter(
         _Boolean(), "leave special tokens out of the text", True, allowed="true, false"
     )
@@ -205,25 +205,25 @@ class SamplingParameters:
         _Integer(0, 20), "log-probabilities of the tokens, with this many alternatives", allowed="0 … 20"
     )
     echo: bool = _parameter(
-        _Boolean(), "the prompt first, with its log-probabilities if asked for", False, allowed="true, false"
+        _Boolean(), "return the prompt first, with its log-probabilities if requested", False, allowed="true, false"
     )
     truncate_prompt_tokens: int | None = _parameter(
-        _Integer(1, MAX_TOKENS_LIMIT), "keep only the last so many tokens of the prompt", allowed="1 …"
+        _Integer(1, MAX_TOKENS_LIMIT), "keep only this many tokens at the end of the prompt", allowed="1 …"
     )
     add_special_tokens: bool = _parameter(
-        _Boolean(), "begin and end a text prompt with the tokenizer's own special tokens", True, allowed="true, false"
+        _Boolean(), "add the tokenizer's special tokens to a text prompt", True, allowed="true, false"
     )
     return_token_ids: bool = _parameter(_Boolean(), "fill the output token_ids", False, allowed="true, false")
     as_piece: bool = _parameter(
-        _Boolean(), "all outputs in one, piece, which costs less on its way", False, allowed="true, false"
+        _Boolean(), "return all outputs in the tensor piece, which costs less to transfer", False, allowed="true, false"
     )
     resume_token_ids: tuple[int, ...] = _parameter(
-        _TokenIds(MAX_TOKENS_LIMIT), "tokens that an earlier try generated: go on after them", (),
+        _TokenIds(MAX_TOKENS_LIMIT), "tokens that an earlier attempt generated; generation continues after them", (),
         allowed="list of ids",
     )  # fmt: skip
     priority: int = _parameter(_Integer(1, 3), "1 is served first, 3 last", 2, allowed="1, 2, 3")
     timeout: float | None = _parameter(
-        _Number(0, 86_400, open_low=True), "seconds that the whole request may take", allowed="above 0 … 86400"
+        _Number(0, 86_400, open_low=True), "time limit of the request, in seconds", allowed="above 0 … 86400"
     )
 
     def __post_init__(self) -> None:
@@ -234,7 +234,7 @@ class SamplingParameters:
                 f"min_tokens must not be above max_tokens (got {self.min_tokens} and {self.max_tokens})", "min_tokens"
             )
         if self.resume_token_ids and self.seed is None and self.temperature > 0:
-            raise InvalidRequest("resume_token_ids needs the seed of the first try, or temperature 0", "seed")
+            raise InvalidRequest("resume_token_ids needs the seed of the first attempt, or temperature 0", "seed")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> SamplingParameters:
@@ -251,7 +251,7 @@ class SamplingParameters:
 
     @classmethod
     def from_json(cls, text: str, flat: Mapping[str, Any]) -> SamplingParameters:
-        """From the JSON tensor (may be empty) and Triton's flat request parameters together."""
+        """Merge the JSON tensor (may be empty) and Triton's flat request parameters."""
         try:
             values = json.loads(text) if text else {}
         except (ValueError, RecursionError) as error:
@@ -265,7 +265,7 @@ class SamplingParameters:
         return cls.from_mapping({**values, **flat})
 
     def to_mapping(self) -> dict[str, Any]:
-        """What differs from the defaults, ready for JSON; `from_mapping` reads it back to an equal object."""
+        """The values that differ from the defaults, ready for JSON; `from_mapping` restores an equal object."""
         values: dict[str, Any] = {}
         for spec in fields(self):
             value = getattr(self, spec.name)

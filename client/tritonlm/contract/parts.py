@@ -1,4 +1,4 @@
-"""The three models that an LM's ensemble ties together: their names, by themselves or behind the LM's own."""
+"""The names of the three models in an LM's ensemble: plain (`generate`), or prefixed with the LM's name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TOKENIZE, GENERATE, DETOKENIZE = PARTS = ("tokenize", "generate", "detokenize")
 
 
 def language_model_of(model: str, checkpoint: Path) -> str:
-    """The LM whose part this is; the plain trio's own name tells nothing, but the folder of its checkpoint does."""
+    """The LM that this part belongs to. For a plain name it is taken from the checkpoint's folder."""
     name, _, _ = model.rpartition("-")
     if name:
         return name
@@ -16,6 +16,6 @@ def language_model_of(model: str, checkpoint: Path) -> str:
 
 
 def part_of(model: str) -> str:
-    """Which of the parts a model of this name is; empty for any other model."""
+    """The part that a model of this name is; empty for any other model."""
     last = model.rpartition("-")[2]
     return last if last in PARTS else ""

@@ -1,15 +1,15 @@
-"""Who goes first on cores that several processes share. It knows nothing of what they do."""
+"""The scheduling priority of threads on cores that several processes share."""
 
 from __future__ import annotations
 
 import os
 
-_BEHIND = 5
+_NICENESS = 5
 
 
-def step_back() -> None:
-    """Let the engine's steps go first, which all requests wait for: who interrupts one of its threads stops them all.
+def lower_thread_priority() -> None:
+    """Give the engine's compute threads precedence: every request waits for their slowest one.
 
-    It concerns this thread, and those that it starts.
+    It applies to the calling thread and the threads that it starts.
     """
-    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), _BEHIND))
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), _NICENESS))

@@ -1,6 +1,6 @@
 """The validated request that `tokenize` hands to `generate`, as one JSON tensor.
 
-It knows the parameters and what of the text is wanted; the prompt's ids travel beside it as a tensor.
+It holds the parameters and the requested kind of output; the prompt's ids are a separate tensor.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .parameters import SamplingParameters
 class GenerationRequest:
     parameters: SamplingParameters
     stream: bool = False
-    # The prompt's text comes first in the answer's text (`echo`, or `exclude_input_in_output` false).
+    # The output text begins with the prompt (`echo`, or `exclude_input_in_output` false).
     include_prompt: bool = False
-    # Not a text but the prompt's embedding is wanted.
+    # The output is the prompt's embedding instead of text.
     embed: bool = False
 
     def to_json(self) -> str:

@@ -1,8 +1,8 @@
-"""Every tensor of the model repository: name, type, shape and meaning, one name in every model.
+"""Every tensor of the model repository: name, type, shape and meaning. A tensor has the same name in every model.
 
-Each config.pbtxt and the table in model_repository/README.md are held to this file by a test. It does not know
-what flows through the tensors (see `parameters`, `request` and `chunk` for that). Names need no numpy: it is imported
-by whoever packs an array, so that a supervisor does without.
+A test compares each config.pbtxt and the table in model_repository/README.md with this module. The content of JSON
+tensors is defined in `parameters`, `request` and `chunk`. numpy is imported only to pack an array, so that processes
+that need only names start without it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "npt.NDArray[np.generic]"
 
-# By Triton's names numpy's.
+# Triton's type names to numpy's.
 NUMPY_TYPE = {"STRING": "object", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "FP32": "float32"}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor as Triton sees it, without the batch dimension (always 1 here: one request, one prompt)."""
+    """One tensor as Triton sees it, without the batch dimension, which is always 1 (one prompt per request)."""
 
     name: str
     dtype: str
@@ -41,16 +41,16 @@ class TensorSpec:
         return np.asarray(value, dtype=NUMPY_TYPE[self.dtype]).reshape(1, -1)
 
     def text(self, array: Array) -> str:
-        """The one string of a STRING tensor."""
+        """The string of a STRING tensor with one element."""
         value = array.reshape(-1)[0]
         return value.decode() if isinstance(value, bytes) else str(value)
 
 
-# What a caller sends to an LM (the ensemble). All are optional, but exactly one prompt is needed.
+# Inputs of an LM (the ensemble). All are optional, but exactly one prompt is needed.
 TEXT_INPUT = TensorSpec("text_input", "STRING", (1,), "the prompt as text", optional=True)
 INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "or the prompt as token ids", optional=True, ragged=True)
 MESSAGES = TensorSpec("messages", "STRING", (1,), "or a chat: JSON list of {role, content}", optional=True)
-STREAM = TensorSpec("stream", "BOOL", (1,), "many responses as text comes, or (default) one", optional=True)
+STREAM = TensorSpec("stream", "BOOL", (1,), "many responses as text is generated, or (default) one", optional=True)
 SAMPLING_PARAMETERS = TensorSpec(
     "sampling_parameters", "STRING", (1,), "parameters as a JSON object (or flat request parameters)", optional=True
 )
@@ -63,14 +63,14 @@ EXCLUDE_INPUT = TensorSpec(
 PROMPT_IDS = TensorSpec("prompt_ids", "INT32", (-1,), "the prompt's token ids", optional=True, ragged=True)
 REQUEST = TensorSpec("request", "STRING", (1,), "the validated request, as JSON", optional=True)
 
-# generate, beside the ensemble: cancel, ping, status, drain
+# caller -> generate, outside the ensemble: cancel, ping, status, drain
 CONTROL = TensorSpec("control", "STRING", (1,), "a command to the engine, as JSON", optional=True)
-REPORT = TensorSpec("report", "STRING", (1,), "the engine's answer to a command, as JSON")
-EMBEDDING = TensorSpec("embedding", "FP32", (-1,), "the prompt as a vector of length one, for a request with embed")
+REPORT = TensorSpec("report", "STRING", (1,), "the engine's report on a command, as JSON")
+EMBEDDING = TensorSpec("embedding", "FP32", (-1,), "the prompt as a unit vector, for a request with embed")
 
-# generate -> detokenize: in one tensor, since each costs on its way what it costs, whatever it holds.
+# generate -> detokenize: one tensor, since each tensor has a fixed transfer cost.
 CHUNK = TensorSpec(
-    "chunk", "STRING", (1,), "one step of an answer, as JSON: a window of token ids, where to cut its text, …"
+    "chunk", "STRING", (1,), "a part of the output, as JSON: a window of token ids, where to cut its text, …"
 )
 
 # detokenize -> caller
@@ -79,10 +79,10 @@ CHUNK_INDEX = TensorSpec("chunk_index", "INT32", (1,), "0, 1, 2 … without a ga
 FINISH_REASON = TensorSpec("finish_reason", "STRING", (1,), "empty, then stop, length, timeout or cancelled")
 USAGE = TensorSpec("usage", "INT32", (3,), "tokens so far: prompt, completion, prompt tokens found in the cache")
 TOKEN_IDS = TensorSpec("token_ids", "INT32", (-1,), "the new token ids (with return_token_ids)", ragged=True)
-SEED = TensorSpec("seed", "INT64", (1,), "the seed that was used, given or drawn")
+SEED = TensorSpec("seed", "INT64", (1,), "the seed in use, from the request or random")
 LOGPROBS = TensorSpec("logprobs", "STRING", (1,), "log-probabilities by token text, as JSON, or empty")
 PIECE = TensorSpec(
-    "piece", "STRING", (1,), "with as_piece, in place of the others: a JSON object that holds them by name"
+    "piece", "STRING", (1,), "with as_piece, instead of the other outputs: a JSON object that holds them by name"
 )
 
 LM_INPUTS = (TEXT_INPUT, INPUT_IDS, MESSAGES, STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT)

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP gateway: parses, limits and answers; everything else is `AsyncClient`'s.
+"""The OpenAI-compatible HTTP gateway. It parses and limits requests and writes responses; `AsyncClient` does the rest.
 
-It has no state but counters: any number of gateways serve any number of Tritons. `app.create_app` makes it.
+It keeps counters only, so any number of gateways can serve any number of Tritons. `app.create_app` builds it.
 """

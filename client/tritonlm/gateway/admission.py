@@ -1,8 +1,8 @@
-"""How many requests are inside at once, and whose turn it is.
+"""The admission queue: limits the number of requests in the gateway, and orders those that wait.
 
-Beyond the bound the next one is refused before any work, and told when to come back. Of those inside, so many are
-handed on; the others wait here, and places that become free go to the caller who has the fewest: one cannot keep the
-others out. It counts; it does not know what requests are.
+A request above the limits is refused at once with a time to retry after. Of the admitted requests, a fixed number runs;
+the others wait, and a free slot goes to the caller with the fewest running requests. The queue only counts; it does not
+know what requests are.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections import Counter, deque
 
 from tritonlm.contract import Draining, QueueFull, QueueTimeout
 
-# Over how long the rate at which requests end is measured.
+# The time window of the rate at which requests end.
 _RATE_SECONDS = 10.0
-_LONGEST_RETRY_SECONDS = 60
-# What one caller may have of all that may be inside: the rest is for who comes next.
-_MOST_OF_ALL = 0.8
+_MAX_RETRY_SECONDS = 60
+# The fraction of the limit that one caller may occupy, so that others can still get in.
+_MAX_CALLER_SHARE = 0.8
 
 
-class Admission:
-    def __init__(self, limit: int, places: int, patience: float, tokens: int = 2**31) -> None:
-        """At most `limit` are inside, with so many tokens in their prompts, and `places` of them run; who waits longer
-        than `patience` seconds is sent away."""
-        self.limit, self._places, self._patience = limit, places, patience
-        self._most_tokens, self.tokens = tokens, 0
+class AdmissionQueue:
+    def __init__(self, max_requests: int, max_running: int, queue_seconds: float, max_tokens: int = 2**31) -> None:
+        """At most `max_requests` requests, with together `max_tokens` prompt tokens, are admitted, and `max_running`
+        of them run. A request that waits longer than `queue_seconds` is refused."""
+        self.max_requests, self._max_running, self._queue_seconds = max_requests, max_running, queue_seconds
+        self._max_tokens, self.tokens = max_tokens, 0
         self.closed = False
         self.running: Counter[str] = Counter()
-        # By caller, in the order in which they are asked when all have as few.
+        # The waiting requests by caller. Callers with equally many running requests are served in this order.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        self._ended: deque[float] = deque(maxlen=10_000)
+        self._end_times: deque[float] = deque(maxlen=10_000)
 
     @property
     def waiting(self) -> int:
@@ -42,35 +42,35 @@ class Admission:
         return self.running.total() + self.waiting
 
     def close(self) -> None:
-        """From now on nobody comes in; who waits inside still gets a turn."""
+        """Refuse new requests; those that wait still run."""
         self.closed = True
 
     async def enter(self, caller: str, is_known: bool = True, tokens: int = 0) -> None:
-        """Wait for a turn. Callers who are not known, but by an address, may be many behind one."""
+        """Wait for a slot. A caller that is known by its address only may stand for many, so it has no share limit."""
         self._check(caller, is_known, tokens)
         self.tokens += tokens
         try:
-            await self._wait_for_turn(caller)
+            await self._wait_for_slot(caller)
         except BaseException:
             self.tokens -= tokens
             raise
 
-    async def _wait_for_turn(self, caller: str) -> None:
-        if not self._waiting and self.running.total() < self._places:
+    async def _wait_for_slot(self, caller: str) -> None:
+        if not self._waiting and self.running.total() < self._max_running:
             self.running[caller] += 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append(turn)
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(slot)
         try:
-            await asyncio.wait_for(asyncio.shield(turn), self._patience)
+            await asyncio.wait_for(asyncio.shield(slot), self._queue_seconds)
         except (TimeoutError, asyncio.TimeoutError):
-            self._give_up(caller, turn)
+            self._stop_waiting(caller, slot)
             seconds = self.retry_after()
-            error = QueueTimeout(f"no place was free in {self._patience:g} s; retry after {seconds} s")
+            error = QueueTimeout(f"no slot was free in {self._queue_seconds:g} s; retry after {seconds} s")
             error.retry_after = seconds
             raise error from None
         except asyncio.CancelledError:
-            self._give_up(caller, turn)
+            self._stop_waiting(caller, slot)
             raise
 
     def leave(self, caller: str, tokens: int = 0) -> None:
@@ -78,52 +78,53 @@ class Admission:
         self.running[caller] -= 1
         if not self.running[caller]:
             del self.running[caller]
-        self._ended.append(time.monotonic())
-        self._give_turns()
+        self._end_times.append(time.monotonic())
+        self._start_waiting()
 
     def retry_after(self) -> int:
-        """In about how many seconds there will be room, at the rate at which requests have ended lately."""
+        """Seconds until a request will probably be admitted, from the rate at which requests ended recently."""
         now = time.monotonic()
-        ended = sum(now - moment <= _RATE_SECONDS for moment in self._ended)
+        ended = sum(now - moment <= _RATE_SECONDS for moment in self._end_times)
         if not ended:
             return 1
-        return min(_LONGEST_RETRY_SECONDS, max(1, math.ceil((self.total - self.limit + 1) * _RATE_SECONDS / ended)))
+        excess = self.total - self.max_requests + 1
+        return min(_MAX_RETRY_SECONDS, max(1, math.ceil(excess * _RATE_SECONDS / ended)))
 
     def _check(self, caller: str, is_known: bool, tokens: int) -> None:
         if self.closed:
-            raise Draining("this server is being stopped; send the request elsewhere or later")
+            raise Draining("this server is stopping; send the request elsewhere or later")
         total = self.total
-        mine = self.running[caller] + len(self._waiting.get(caller, ()))
-        if total >= self.limit:
-            why = f"{total} requests run or wait already"
-        elif total and self.tokens + tokens > self._most_tokens:
-            why = f"{self.tokens} tokens of prompts are inside already"
-        elif is_known and mine >= max(1, self.limit * _MOST_OF_ALL):
-            why = f"{mine} requests of yours run or wait already"
+        caller_total = self.running[caller] + len(self._waiting.get(caller, ()))
+        if total >= self.max_requests:
+            reason = f"{total} requests already run or wait"
+        elif total and self.tokens + tokens > self._max_tokens:
+            reason = f"requests with {self.tokens} prompt tokens already run or wait"
+        elif is_known and caller_total >= max(1, self.max_requests * _MAX_CALLER_SHARE):
+            reason = f"{caller_total} of your requests already run or wait"
         else:
             return
         seconds = self.retry_after()
-        error = QueueFull(f"{why}; retry after {seconds} s")
+        error = QueueFull(f"{reason}; retry after {seconds} s")
         error.retry_after = seconds
         raise error
 
-    def _give_turns(self) -> None:
-        while self._waiting and self.running.total() < self._places:
+    def _start_waiting(self) -> None:
+        while self._waiting and self.running.total() < self._max_running:
             caller = min(self._waiting, key=lambda name: self.running[name])
-            line = self._waiting.pop(caller)
-            turn = line.popleft()
-            if line:
-                # Behind the others, for the next time that all have as few.
-                self._waiting[caller] = line
+            slots = self._waiting.pop(caller)
+            slot = slots.popleft()
+            if slots:
+                # Inserted at the end, behind callers with equally many running requests.
+                self._waiting[caller] = slots
             self.running[caller] += 1
-            turn.set_result(None)
+            slot.set_result(None)
 
-    def _give_up(self, caller: str, turn: asyncio.Future[None]) -> None:
-        if turn.done():
-            # The turn came at the same moment.
+    def _stop_waiting(self, caller: str, slot: asyncio.Future[None]) -> None:
+        if slot.done():
+            # The slot was assigned at the same moment.
             self.leave(caller)
             return
-        line = self._waiting[caller]
-        line.remove(turn)
-        if not line:
+        slots = self._waiting[caller]
+        slots.remove(slot)
+        if not slots:
             del self._waiting[caller]

@@ -1,4 +1,4 @@
-"""The gateway's application: settings and a client in, an ASGI app out."""
+"""Builds the gateway's ASGI application from settings and a client."""
 
 from __future__ import annotations
 
@@ -14,37 +14,33 @@ import tritonlm
 from tritonlm.access.keys import KeyFile, KeyRing
 from tritonlm.client.async_client import AsyncClient
 from tritonlm.observability.tracing import Tracing
-from tritonlm.serving.repairs import read_repairs
+from tritonlm.serving.restart_counts import read_restart_counts
 
 from . import errors
-from .access import Access
-from .admission import Admission
+from .access import AccessMiddleware
+from .admission import AdmissionQueue
 from .history import History
 from .loading import Loader
-from .metrics import Looks
-from .middleware import REQUEST_ID, Surroundings
-from .quota import Allowance
-from .routes import jobs, models, older, openai, playground, tools, usage
+from .metrics import LiveValues
+from .middleware import REQUEST_ID, RequestMiddleware
+from .quota import Quota
+from .routes import ROUTERS
+from .services import Services
 from .settings import GatewaySettings
-from .training import Training
+from .training import TrainingService
 
 
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
-    training = Training(settings)
-    ring, allowance = key_ring(settings), Allowance(settings.limits_storage)
-    admission = Admission(
-        settings.max_requests, settings.max_running, settings.queue_seconds, settings.max_prompt_tokens
-    )
-
+    services = _create_services(client, settings)
     tracing = Tracing(settings.otlp_endpoint, "tritonlm-gateway") if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await training.start()
-        app.state.loader.start()
+        await services.training.start()
+        services.loader.start()
         yield
-        await training.close()
-        await app.state.loader.close()
+        await services.training.close()
+        await services.loader.close()
         await client.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
@@ -56,25 +52,49 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
         description="Language models on Triton, with OpenAI's API.",
         lifespan=lifespan,
     )
-    app.state.settings, app.state.history, app.state.admission = settings, History(), admission
-    app.state.looks = Looks(
+    app.state.services = services
+    client.revive = services.loader.revive
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    _add_middleware(app, services, tracing)
+    return app
+
+
+def _create_services(client: AsyncClient, settings: GatewaySettings) -> Services:
+    training = TrainingService(settings)
+    admission = AdmissionQueue(
+        settings.max_requests, settings.max_running, settings.queue_seconds, settings.max_prompt_tokens
+    )
+    live_values = LiveValues(
         running=admission.running.total,
         waiting=lambda: admission.waiting,
         limit=settings.max_requests,
         jobs=training.counts,
-        repairs=lambda: read_repairs(settings.repairs),
+        repairs=lambda: read_restart_counts(settings.repairs),
     )
-    app.state.loader = Loader(client, settings)
-    client.revive = app.state.loader.revive
-    errors.install(app)
-    app.include_router(openai.router(client, settings))
-    app.include_router(older.router(client, settings, training))
-    app.include_router(jobs.router(training))
-    app.include_router(models.router(client, training))
-    app.include_router(tools.router(client, settings))
-    app.include_router(usage.router(allowance))
-    app.include_router(playground.router())
-    app.add_middleware(Access, settings=settings, ring=ring, allowance=allowance, admission=admission)
+    return Services(
+        client=client,
+        settings=settings,
+        admission=admission,
+        history=History(),
+        live_values=live_values,
+        loader=Loader(client, settings),
+        quota=Quota(settings.limits_storage),
+        training=training,
+    )
+
+
+def _add_middleware(app: FastAPI, services: Services, tracing: Tracing | None) -> None:
+    """The middleware added last runs first."""
+    settings = services.settings
+    app.add_middleware(
+        AccessMiddleware,
+        settings=settings,
+        ring=key_ring(settings),
+        quota=services.quota,
+        admission=services.admission,
+    )
     if settings.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -83,8 +103,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", REQUEST_ID],
             expose_headers=[REQUEST_ID],
         )
-    app.add_middleware(Surroundings, max_body_bytes=settings.max_body_bytes, tracing=tracing)
-    return app
+    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, tracing=tracing)
 
 
 def key_ring(settings: GatewaySettings) -> KeyRing:

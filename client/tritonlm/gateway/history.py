@@ -1,6 +1,6 @@
-"""What the gateway remembers of requests, for those who ask by id: a bounded history of states and times.
+"""A bounded history of requests, with their states and times, for queries by id.
 
-It does not hold prompts or texts. Where a running request is, its engine knows (see `AsyncClient.progress`).
+It holds no prompts or texts. The progress of a running request comes from its engine (`AsyncClient.progress`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 QUEUED, PROCESSING, COMPLETED, FAILED, CANCELLED = "queued", "processing", "completed", "failed", "cancelled"
-_REMEMBERED = 1000
+_CAPACITY = 1000
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Entry:
 
 
 class History:
-    """The running requests, and the last so many that ended."""
+    """The latest requests, running and ended."""
 
-    def __init__(self, remembered: int = _REMEMBERED) -> None:
-        self._remembered = remembered
+    def __init__(self, capacity: int = _CAPACITY) -> None:
+        self._capacity = capacity
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self.total = 0
 
@@ -40,7 +40,7 @@ class History:
         entry = self._entries[request_id] = Entry(request_id, model)
         self._entries.move_to_end(request_id)
         self.total += 1
-        while len(self._entries) > self._remembered:
+        while len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
         return entry
 
@@ -48,7 +48,7 @@ class History:
         return self._entries.get(request_id)
 
     def counts(self) -> dict[str, int]:
-        found = dict.fromkeys((QUEUED, PROCESSING, COMPLETED, FAILED, CANCELLED), 0)
+        counts = dict.fromkeys((QUEUED, PROCESSING, COMPLETED, FAILED, CANCELLED), 0)
         for entry in self._entries.values():
-            found[entry.status] += 1
-        return found
+            counts[entry.status] += 1
+        return counts

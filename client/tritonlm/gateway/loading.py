@@ -1,7 +1,7 @@
-"""Loads a language model at its first request: once, however many ask, and none of them has to ask again.
+"""Loads a language model at its first request. Concurrent requests share one load, and each is answered afterwards.
 
-It knows which calls failed for want of a model and who waits for it. How loading is done the client knows, which models
-have to go for it `residence`.
+This module knows which calls failed because their model is not loaded, and how many wait for it. The client does the
+loading, and `residency` decides which models are unloaded to make room.
 """
 
 from __future__ import annotations
@@ -17,86 +17,88 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.client.types import Model, ModelList
 from tritonlm.contract import ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
 
-from .residency import Residence
+from .residency import ModelResidency
 from .settings import GatewaySettings
 
 T = TypeVar("T")
-# Between two tries while somebody else replaces the model.
+# The pause between two attempts while somebody else replaces the model.
 _PAUSE_SECONDS = 0.1
 
 
 class Loader:
     def __init__(self, client: AsyncClient, settings: GatewaySettings) -> None:
         self._client, self._settings = client, settings
-        # Loads that are under way, and since when.
+        # The running loads, and when they started.
         self._loads: dict[str, asyncio.Task[None]] = {}
-        self._since: dict[str, float] = {}
-        # Callers by the model that they wait for, or have waited for and are now being served by.
+        self._started: dict[str, float] = {}
+        # Requests by model that wait for it, or run after a wait.
         self._claims: Counter[str] = Counter()
         self._waiting = 0
-        self.residence = Residence(client, self._claims)
+        self.residency = ModelResidency(client, self._claims)
 
     def start(self) -> None:
         if self._settings.load_on_demand:
-            self.residence.start()
+            self.residency.start()
 
     async def load(self, model: str) -> Model:
-        """Load it because somebody says so: anew where its checkpoint has changed."""
-        return await self.residence.load(model, time.monotonic() + self._settings.load_seconds)
+        """Load a model on an explicit request; a loaded one is replaced if its checkpoint has changed."""
+        return await self.residency.load(model, time.monotonic() + self._settings.load_seconds)
 
-    async def call(self, model: str, make: Callable[[], Awaitable[T]]) -> T:
-        """The result of a call to a model, which is loaded first where that is needed."""
+    async def call(self, model: str, make_call: Callable[[], Awaitable[T]]) -> T:
+        """Run a call, loading its model first if needed."""
         try:
-            return await make()
+            return await make_call()
         except (ModelNotFound, NotLoaded):
             if not self._settings.load_on_demand:
                 raise
-        deadline = time.monotonic() + self._settings.load_seconds
-        patience: float | None = None
         self._claims[model] += 1
         try:
-            while True:
-                try:
-                    await self._loaded(model, deadline)
-                except NotLoaded:
-                    # Whoever replaces it may take it away once more in the meantime.
-                    pass
-                except Unavailable:
-                    # A Triton has just answered; now none does: that will be mended.
-                    patience = patience or time.monotonic() + self._settings.repair_seconds
-                    if time.monotonic() > patience or self._waiting >= self._settings.max_loading_requests:
-                        raise
-                    await asyncio.sleep(_PAUSE_SECONDS)
-                    continue
-                patience = None
-                try:
-                    return await make()
-                except (ModelNotFound, NotLoaded):
-                    if time.monotonic() > deadline:
-                        raise
+            return await self._load_and_call(model, make_call, time.monotonic() + self._settings.load_seconds)
         finally:
             self._claims[model] -= 1
             if not self._claims[model]:
-                # Callers may name anything: what nobody waits for leaves no trace.
+                # Model names come from callers, so unused entries must not accumulate.
                 del self._claims[model]
 
+    async def _load_and_call(self, model: str, make_call: Callable[[], Awaitable[T]], deadline: float) -> T:
+        repair_deadline: float | None = None
+        while True:
+            try:
+                await self._wait_until_loaded(model, deadline)
+            except NotLoaded:
+                # Somebody else who replaces the model may have unloaded it again.
+                pass
+            except Unavailable:
+                # Triton answered before and does not now: it will be repaired.
+                repair_deadline = repair_deadline or time.monotonic() + self._settings.repair_seconds
+                if time.monotonic() > repair_deadline or self._waiting >= self._settings.max_loading_requests:
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            repair_deadline = None
+            try:
+                return await make_call()
+            except (ModelNotFound, NotLoaded):
+                if time.monotonic() > deadline:
+                    raise
+
     async def revive(self, model: str) -> None:
-        """For a call that found its model gone on its way: have it loaded again, if that is ours to do."""
+        """Load a model again that a running call found missing, if loading on demand is enabled."""
         if self._settings.load_on_demand:
             with contextlib.suppress(TritonLMError):
-                await self._loaded(model, time.monotonic() + self._settings.load_seconds)
+                await self._wait_until_loaded(model, time.monotonic() + self._settings.load_seconds)
 
-    async def _loaded(self, model: str, deadline: float) -> None:
-        """Wait in the line of those who want this model."""
+    async def _wait_until_loaded(self, model: str, deadline: float) -> None:
+        """Join the model's running load, or start one."""
         if self._waiting >= self._settings.max_loading_requests:
-            raise Unavailable(f"{model!r} is being loaded, and {self._waiting} requests wait already", "model")
+            raise Unavailable(f"{model!r} is being loaded, and {self._waiting} requests already wait for it", "model")
         self._waiting += 1
         try:
             if model not in self._loads:
-                self._since[model] = time.monotonic()
+                self._started[model] = time.monotonic()
                 task = self._loads[model] = asyncio.get_running_loop().create_task(self._load(model, deadline))
                 task.add_done_callback(lambda _: self._forget(model))
-            # Shielded: who leaves the line does not end the load of the others.
+            # Shielded: a request that stops waiting must not cancel the load for the others.
             await asyncio.wait_for(asyncio.shield(self._loads[model]), max(deadline - time.monotonic(), 0.0))
         except (TimeoutError, asyncio.TimeoutError):
             raise TimedOut(f"{model!r} was not loaded in {self._settings.load_seconds:g} s") from None
@@ -104,31 +106,30 @@ class Loader:
             self._waiting -= 1
 
     async def _load(self, model: str, deadline: float) -> None:
-        found = await self._client.models.retrieve(model)
-        if found.state == "unavailable":
-            await self.residence.load(model, deadline)
+        if (await self._client.models.retrieve(model)).state == "unavailable":
+            await self.residency.load(model, deadline)
         else:
-            # Somebody else replaces it, or has just done so.
+            # Somebody else is replacing it, or has just done so.
             await asyncio.sleep(_PAUSE_SECONDS)
 
     def _forget(self, model: str) -> None:
         task = self._loads.pop(model)
-        self._since.pop(model)
+        self._started.pop(model)
         if not task.cancelled():
-            # Those who waited have been told; where all of them left, nobody asks.
+            # Mark the exception as retrieved: the waiting requests got it, or none is left.
             task.exception()
 
-    def seen(self, models: ModelList) -> ModelList:
-        """The list with what is loading now told as such."""
-        return ModelList(data=[self.state_of(model) for model in models.data])
+    def with_loading_states(self, models: ModelList) -> ModelList:
+        """The list, with the models that are being loaded in the state `loading`."""
+        return ModelList(data=[self.with_loading_state(model) for model in models.data])
 
-    def state_of(self, model: Model) -> Model:
-        if model.id not in self._since or model.state == "ready":
+    def with_loading_state(self, model: Model) -> Model:
+        if model.id not in self._started or model.state == "ready":
             return model
-        seconds = time.monotonic() - self._since[model.id]
+        seconds = time.monotonic() - self._started[model.id]
         return model.model_copy(update={"state": "loading", "reason": f"loading for {seconds:.0f} s"})
 
     async def close(self) -> None:
-        await self.residence.close()
+        await self.residency.close()
         for task in list(self._loads.values()):
             task.cancel()

@@ -1,6 +1,6 @@
-"""The gateway's own metrics, in Prometheus' format. It counts; it does not know why.
+"""The gateway's own metrics, in Prometheus format.
 
-Labels are names that the server knows: what callers make up never becomes one.
+Labels are names that the server knows; text from callers never becomes a label.
 """
 
 from __future__ import annotations
@@ -34,32 +34,34 @@ def _histogram(name: str, meaning: str, *labels: str, buckets: tuple[float, ...]
 
 _requests = _counter("requests", "Requests by route, model and status", "route", "model", "status")
 _duration = _histogram("request_seconds", "From the request to the last byte", "route")
-_first_byte = _histogram("first_byte_seconds", "From the request to the first byte of the answer", "route")
+_first_byte = _histogram("first_byte_seconds", "From the request to the first byte of the response", "route")
 _tokens = _counter("tokens", "Tokens by model and kind (prompt, cached, completion)", "model", "kind")
 _finished = _counter("sequences", "Sequences that ended, by model and finish reason", "model", "finish_reason")
-_first_token = _histogram("first_token_seconds", "Of a stream, from the call to its first text", "model")
+_first_token = _histogram("first_token_seconds", "From the call to the first text of a stream", "model")
 _inter_token = _histogram(
-    "inter_token_seconds", "Of a stream, the time between two texts by the tokens of the later one", "model",
+    "inter_token_seconds", "Time between two texts of a stream, per token of the later one", "model",
     buckets=_TOKEN_SECONDS,
 )  # fmt: skip
-_waited = _histogram("admission_seconds", "How long a request waited for its turn in the gateway")
-_errors = _counter("errors", "Answers that told an error, by its code", "code")
-_tries = _counter("tries_again", "Further tries at a Triton, by the error of the last one", "error")
-_resumes = _counter("resumes", "Sequences that went on where a fault had broken them off")
-_retried = _counter("retried_requests", "Requests that their caller's library said to be a retry")
+_waited = _histogram("admission_seconds", "How long a request waited in the gateway's admission queue")
+_errors = _counter("errors", "Error responses by code", "code")
+_retries = _counter("retries", "Retries of a sequence on Triton, by the error of the last attempt", "error")
+# The metric's name up to version 0.1; kept for existing dashboards.
+_old_retries = _counter("tries_again", "Deprecated: the same as tritonlm_retries_total", "error")
+_resumes = _counter("resumes", "Sequences that were resumed after a fault")
+_retried = _counter("retried_requests", "Requests that the caller's library marked as a retry")
 _loads = _counter("model_loads", "Loads of models, by model and outcome (loaded, failed)", "model", "outcome")
-_key_requests = _counter("key_requests", "Requests by key and what became of them (served, refused)", "key", "outcome")
+_key_requests = _counter("key_requests", "Requests by key and outcome (served, refused)", "key", "outcome")
 _key_tokens = _counter("key_tokens", "Tokens by key and kind (prompt, completion)", "key", "kind")
 _running = _gauge("running_requests", "Requests that are being served")
-_waiting = _gauge("waiting_requests", "Requests that wait for their turn in the gateway")
-_limit = _gauge("requests_limit", "Requests that may be inside at once")
+_waiting = _gauge("waiting_requests", "Requests that wait in the gateway's admission queue")
+_limit = _gauge("requests_limit", "Limit of requests that run or wait at once")
 _jobs = _gauge("training_jobs", "Training jobs by state", "state")
-_repairs = _counter("repairs", "What the supervisor found dead or hanging and started again", "part")
-Info("tritonlm_build", "What runs", registry=REGISTRY).info(
+_repairs = _counter("repairs", "Processes that the supervisor restarted because they had died or hung", "part")
+Info("tritonlm_build", "Versions of tritonlm and Python", registry=REGISTRY).info(
     {"version": tritonlm.__version__, "python": platform.python_version()}
 )
 ProcessCollector(registry=REGISTRY)
-_seen_repairs: dict[str, int] = {}
+_last_repairs: dict[str, int] = {}
 
 
 def record(
@@ -100,8 +102,8 @@ def record_key_tokens(key: str, usage: CompletionUsage) -> None:
     _key_tokens.labels(key, "completion").inc(usage.completion_tokens)
 
 
-class Counting(Observer):
-    """The client's sequences, counted."""
+class MetricsObserver(Observer):
+    """Counts the events of the client's sequences."""
 
     def first_piece(self, model: str, seconds: float) -> None:
         _first_token.labels(model).observe(seconds)
@@ -112,15 +114,16 @@ class Counting(Observer):
     def ended(self, model: str, reason: str) -> None:
         _finished.labels(model, reason).inc()
 
-    def tries_again(self, error: str, resumes: bool) -> None:
-        _tries.labels(error).inc()
+    def retried(self, error: str, resumes: bool) -> None:
+        _retries.labels(error).inc()
+        _old_retries.labels(error).inc()
         if resumes:
             _resumes.inc()
 
 
 @dataclass
-class Looks:
-    """How to see what is the case now, whenever somebody asks for the metrics."""
+class LiveValues:
+    """Functions that return current values; they are called when the metrics are requested."""
 
     running: Callable[[], float]
     waiting: Callable[[], float]
@@ -129,14 +132,14 @@ class Looks:
     repairs: Callable[[], Mapping[str, int]]
 
 
-def exposition(looks: Looks) -> bytes:
-    _running.set(looks.running())
-    _waiting.set(looks.waiting())
-    _limit.set(looks.limit)
-    for state, count in looks.jobs().items():
+def exposition(live: LiveValues) -> bytes:
+    _running.set(live.running())
+    _waiting.set(live.waiting())
+    _limit.set(live.limit)
+    for state, count in live.jobs().items():
         _jobs.labels(state).set(count)
-    for part, count in looks.repairs().items():
-        # Counted by another process; one that begins anew counts from nothing.
-        _repairs.labels(part).inc(max(0, count - _seen_repairs.get(part, 0)))
-        _seen_repairs[part] = count
+    for part, count in live.repairs().items():
+        # The supervisor counts these; its count starts at zero when it is restarted.
+        _repairs.labels(part).inc(max(0, count - _last_repairs.get(part, 0)))
+        _last_repairs[part] = count
     return generate_latest(REGISTRY)

@@ -1,6 +1,6 @@
-"""What surrounds every request: its id, the limit on its body, its line in the log, its counters.
+"""Middleware for every request: its id, the limit on its body, its log line, its metrics and its trace span.
 
-Plain ASGI, so that nothing buffers a stream. It knows no routes.
+Plain ASGI, so that streams are not buffered. It knows no routes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tritonlm.client.types import CompletionUsage
-from tritonlm.observability.tracing import TRACEPARENT, Tracing, current, name_of
+from tritonlm.observability.tracing import TRACEPARENT, Tracing, current, traceparent_of
 
 from . import metrics
 
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tritonlm.access")
 REQUEST_ID = "x-request-id"
-# OpenAI's libraries say how often they have tried before.
-_RETRIES = "x-stainless-retry-count"
-# Looks at health and metrics come so often that nothing else would be found among their traces.
-_TRACED = ("POST", "DELETE")
-_SANE_ID = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+# OpenAI's libraries send the number of their earlier attempts.
+_RETRY_COUNT = "x-stainless-retry-count"
+# GET requests for health and metrics are too frequent to trace.
+_TRACED_METHODS = ("POST", "DELETE")
+_VALID_ID = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 
 
 @dataclass
-class Context:
-    """What is known of a request beside HTTP; routes add to it."""
+class RequestContext:
+    """Facts about a request beyond HTTP. Routes add to it."""
 
     request_id: str
     started: float = field(default_factory=time.monotonic)
     model: str = ""
-    # The name of the key that was sent.
+    # The name of the caller's key.
     caller: str = ""
     usage: CompletionUsage | None = None
     first_byte: float | None = None
     client_left: bool = False
 
 
-def context_of(scope: Scope) -> Context:
-    found = scope["state"]["context"]
-    assert isinstance(found, Context)
-    return found
+def context_of(scope: Scope) -> RequestContext:
+    context = scope["state"]["context"]
+    assert isinstance(context, RequestContext)
+    return context
 
 
-class Surroundings:
+class RequestMiddleware:
     def __init__(self, app: ASGIApp, max_body_bytes: int, tracing: Tracing | None = None) -> None:
         self._app, self._max_body_bytes, self._tracing = app, max_body_bytes, tracing
 
@@ -61,22 +61,13 @@ class Surroundings:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        context = Context(given if _SANE_ID.fullmatch(given) else secrets.token_hex(12))
+        sent_id = Headers(scope=scope).get(REQUEST_ID, "")
+        context = RequestContext(sent_id if _VALID_ID.fullmatch(sent_id) else secrets.token_hex(12))
         scope.setdefault("state", {})["context"] = context
-        _take_curls_word(scope)
-        span = self._begin_span(scope)
-        read, status = 0, 500
+        _accept_curl_json(scope)
+        span, status = self._begin_span(scope), 500
 
-        async def bounded_receive() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._max_body_bytes:
-                raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
-            return message
-
-        async def marked_send(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -86,26 +77,40 @@ class Surroundings:
             await send(message)
 
         try:
-            await self._app(scope, bounded_receive, marked_send)
+            await self._app(scope, self._limited(receive), send_with_id)
         finally:
             status = 499 if context.client_left else status
             _finish(scope, context, status)
             if span is not None:
                 _end_span(span, scope, context, status)
 
+    def _limited(self, receive: Receive) -> Receive:
+        """`receive`, with an error when the body exceeds the limit."""
+        total = 0
+
+        async def limited_receive() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > self._max_body_bytes:
+                raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
+            return message
+
+        return limited_receive
+
     def _begin_span(self, scope: Scope) -> Span | None:
-        """What is called on the way of this request belongs to its trace, or to its caller's."""
-        if self._tracing is None or scope["method"] not in _TRACED:
+        """Start the request's span, in the caller's trace if it sent one, and make it the current trace."""
+        if self._tracing is None or scope["method"] not in _TRACED_METHODS:
             return None
         span = self._tracing.begin(scope["method"], Headers(scope=scope).get(TRACEPARENT, ""))
-        current.set(name_of(span))
+        current.set(traceparent_of(span))
         return span
 
 
-def _take_curls_word(scope: Scope) -> None:
-    """`curl -d` calls every body a form. Ours are JSON, so take it as that; but not from a browser's page.
+def _accept_curl_json(scope: Scope) -> None:
+    """`curl -d` labels every body as a form; treat it as JSON, unless a browser page sent it.
 
-    A page could send a form to this machine without asking; a page's request has an origin.
+    A page can send a form to this machine without a preflight; its requests have an Origin header.
     """
     headers = MutableHeaders(scope=scope)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -113,36 +118,41 @@ def _take_curls_word(scope: Scope) -> None:
         headers["content-type"] = "application/json"
 
 
-def _finish(scope: Scope, context: Context, status: int) -> None:
+def _route_of(scope: Scope) -> str:
+    """The route's pattern. The path itself is the caller's text and must not become a metrics label."""
+    return getattr(scope.get("route"), "path", "other")
+
+
+def _finish(scope: Scope, context: RequestContext, status: int) -> None:
+    """Record the request's metrics and write its log line."""
     seconds = time.monotonic() - context.started
-    # The route's pattern, not the path: paths are anybody's.
-    if Headers(scope=scope).get(_RETRIES, "0") != "0":
+    if Headers(scope=scope).get(_RETRY_COUNT, "0") != "0":
         metrics.record_retried()
-    route = getattr(scope.get("route"), "path", "other")
+    route = _route_of(scope)
     first = None if context.first_byte is None else context.first_byte - context.started
     metrics.record(route, context.model, status, seconds, first, context.usage)
-    said = f"{scope['method']} {scope['path']!r} {status}"
+    line = f"{scope['method']} {scope['path']!r} {status}"
     fields: dict[str, object] = {
         "request_id": context.request_id, "method": scope["method"], "path": scope["path"], "route": route,
         "status": status, "seconds": round(seconds, 6), "model": context.model, "key": context.caller,
     }  # fmt: skip
     if context.usage is not None and seconds > 0:
         tokens = context.usage.completion_tokens
-        said += f" ✓ Generated {tokens} tokens in {seconds:.2f}s ({tokens / seconds:.1f} tok/s)"
-        said += f" from {context.usage.prompt_tokens}, {context.model}"
+        line += f" ✓ Generated {tokens} tokens in {seconds:.2f}s ({tokens / seconds:.1f} tok/s)"
+        line += f" from {context.usage.prompt_tokens}, {context.model}"
         fields |= {"prompt_tokens": context.usage.prompt_tokens, "completion_tokens": tokens}
         fields |= {"cached_tokens": context.usage.prompt_tokens_details.cached_tokens}
     else:
-        said += f" {seconds:.3f} s"
+        line += f" {seconds:.3f} s"
     if first is not None:
         fields["first_byte_seconds"] = round(first, 6)
     if context.caller:
-        said += f", {context.caller}"
-    _log.info("%s [%s]", said, context.request_id, extra={n: value for n, value in fields.items() if value != ""})
+        line += f", {context.caller}"
+    _log.info("%s [%s]", line, context.request_id, extra={n: value for n, value in fields.items() if value != ""})
 
 
-def _end_span(span: Span, scope: Scope, context: Context, status: int) -> None:
-    route = getattr(scope.get("route"), "path", "other")
+def _end_span(span: Span, scope: Scope, context: RequestContext, status: int) -> None:
+    route = _route_of(scope)
     span.update_name(f"{scope['method']} {route}")
     span.set_attributes({"http.route": route, "http.response.status_code": status, "request_id": context.request_id})
     if context.model:

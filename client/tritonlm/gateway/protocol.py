@@ -1,4 +1,4 @@
-"""HTTP's parser with bounds on a request's head: so many bytes, in so many seconds. Bodies are bounded elsewhere."""
+"""uvicorn's HTTP parser with limits on the size and the time of a request's head. `middleware` limits bodies."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ HEAD_SECONDS = 20.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection that sends a head without end, or none."""
+    """Closes a connection whose request head is too long or does not arrive in time."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        # Of the head that is being read; None while there is a body, or an answer.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The bytes of the current head; None while a body is read or a response is sent.
         self._head: int | None = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -25,23 +25,23 @@ class BoundedProtocol(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_read()
+        self._end_head()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._head is not None:
             self._head += len(data)
         super().data_received(data)
-        # More than that may have come at once, with a body behind the head: then the head has been read.
+        # If the data ended the head and began the body, `_head` is None by now.
         if self._head is not None and self._head > MAX_HEAD_BYTES:
             self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
 
     def on_headers_complete(self) -> None:
-        self._head_is_read()
+        self._end_head()
         super().on_headers_complete()
 
     def on_message_begin(self) -> None:
-        # The next one on a connection that is kept.
+        # The next request on a kept-alive connection.
         if self._head is None:
             self._expect_head()
         super().on_message_begin()
@@ -50,7 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head = 0
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._close)
 
-    def _head_is_read(self) -> None:
+    def _end_head(self) -> None:
         self._head = None
         if self._head_timer is not None:
             self._head_timer.cancel()

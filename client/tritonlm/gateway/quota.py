@@ -1,7 +1,7 @@
-"""What each caller may still use: requests and tokens in a minute, and requests at once; and what it has used.
+"""Quotas: each caller's limits on requests and tokens per minute and on concurrent requests, and its usage so far.
 
-The windows are the `limits` library's, in this process's memory or in a Redis that several gateways share. It knows
-callers by name, not how they showed who they are.
+The rate windows come from the `limits` library, in this process's memory or in a Redis that several gateways share.
+This module knows callers by name, not how they authenticate.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _log = logging.getLogger("tritonlm.gateway")
 class Caller:
     name: str
     limits: Limits
-    # Callers without a key are not told apart in metrics and usage.
     has_key: bool = True
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
+        """The name in metrics and usage reports. Callers without a key share an empty label."""
         return self.name if self.has_key else ""
 
 
 @dataclass
-class Used:
+class Usage:
     requests: int = 0
     refused: int = 0
     prompt_tokens: int = 0
@@ -50,18 +50,18 @@ class Used:
     completion_tokens: int = 0
 
 
-class Allowance:
-    def __init__(self, storage: str) -> None:
-        """`storage`: a URI of the limits library: memory://, or redis://HOST:PORT."""
-        options = {} if storage.startswith("memory") else {"implementation": "redispy"}
-        kept = storage_from_string(f"async+{storage}", wrap_exceptions=True, **options)
-        self._requests, self._tokens = MovingWindowRateLimiter(kept), FixedWindowRateLimiter(kept)
+class Quota:
+    def __init__(self, storage_uri: str) -> None:
+        """`storage_uri`: a URI of the limits library: memory://, or redis://HOST:PORT."""
+        options = {} if storage_uri.startswith("memory") else {"implementation": "redispy"}
+        storage = storage_from_string(f"async+{storage_uri}", wrap_exceptions=True, **options)
+        self._requests, self._tokens = MovingWindowRateLimiter(storage), FixedWindowRateLimiter(storage)
         self.running: Counter[str] = Counter()
-        self.used: defaultdict[str, Used] = defaultdict(Used)
+        self.usage: defaultdict[str, Usage] = defaultdict(Usage)
         self.since = int(time.time())
 
-    async def take(self, caller: Caller) -> dict[str, str]:
-        """Count a request in; headers that tell what is left, or RateLimited that says when there will be more."""
+    async def acquire(self, caller: Caller) -> dict[str, str]:
+        """Count a new request; returns the rate-limit headers, or raises RateLimited with the time to retry after."""
         headers: dict[str, str] = {}
         with _storage_errors():
             await self._check(caller, headers)
@@ -75,66 +75,66 @@ class Allowance:
         if limits.tokens_per_minute is not None:
             tokens = RateLimitItemPerMinute(limits.tokens_per_minute)
             window = await self._tokens.get_window_stats(tokens, "tokens", caller.name)
-            seconds = _told("tokens", tokens, window, headers)
+            seconds = _add_headers(headers, "tokens", tokens, window)
             if window.remaining <= 0:
                 raise self._refusal(caller, f"{tokens.amount} tokens a minute are allowed", seconds, headers)
         if limits.requests_per_minute is not None:
             requests = RateLimitItemPerMinute(limits.requests_per_minute)
             allowed = await self._requests.hit(requests, "requests", caller.name)
             window = await self._requests.get_window_stats(requests, "requests", caller.name)
-            seconds = _told("requests", requests, window, headers)
+            seconds = _add_headers(headers, "requests", requests, window)
             if not allowed:
                 raise self._refusal(caller, f"{requests.amount} requests a minute are allowed", seconds, headers)
 
-    async def give_back(self, caller: Caller, usage: CompletionUsage | None, served: bool) -> None:
-        """Its request has ended, and used this much; or it was not let in."""
+    async def release(self, caller: Caller, usage: CompletionUsage | None, served: bool) -> None:
+        """The request has ended with this usage, or was not admitted (`served` false)."""
         self.running[caller.name] -= 1
         if not self.running[caller.name]:
             del self.running[caller.name]
         if not served:
-            self._refused(caller)
+            self._record_refusal(caller)
             return
-        used = self.used[caller.shown]
-        used.requests += 1
-        metrics.record_key(caller.shown, "served")
+        total = self.usage[caller.label]
+        total.requests += 1
+        metrics.record_key(caller.label, "served")
         if usage is None:
             return
-        used.prompt_tokens += usage.prompt_tokens
-        used.cached_tokens += usage.prompt_tokens_details.cached_tokens
-        used.completion_tokens += usage.completion_tokens
-        metrics.record_key_tokens(caller.shown, usage)
+        total.prompt_tokens += usage.prompt_tokens
+        total.cached_tokens += usage.prompt_tokens_details.cached_tokens
+        total.completion_tokens += usage.completion_tokens
+        metrics.record_key_tokens(caller.label, usage)
         if caller.limits.tokens_per_minute is not None:
             window = RateLimitItemPerMinute(caller.limits.tokens_per_minute)
             cost = usage.prompt_tokens + usage.completion_tokens
-            # Its answer is out; the next request finds that nothing can be counted.
+            # The response is already sent; if the storage fails, the caller's next request is refused.
             with contextlib.suppress(Unavailable), _storage_errors():
                 await self._tokens.hit(window, "tokens", caller.name, cost=cost)
 
-    def _refused(self, caller: Caller) -> None:
-        self.used[caller.shown].refused += 1
-        metrics.record_key(caller.shown, "refused")
+    def _record_refusal(self, caller: Caller) -> None:
+        self.usage[caller.label].refused += 1
+        metrics.record_key(caller.label, "refused")
 
-    def _refusal(self, caller: Caller, what: str, seconds: int, headers: dict[str, str]) -> RateLimited:
-        self._refused(caller)
-        error = RateLimited(f"{what}; retry after {seconds} s")
+    def _refusal(self, caller: Caller, reason: str, seconds: int, headers: dict[str, str]) -> RateLimited:
+        self._record_refusal(caller)
+        error = RateLimited(f"{reason}; retry after {seconds} s")
         error.retry_after, error.headers = seconds, headers
         return error
 
 
 @contextlib.contextmanager
 def _storage_errors() -> Iterator[None]:
-    """Nobody is let past limits that cannot be counted."""
+    """While the storage fails, requests with limits are refused."""
     try:
         yield
     except StorageError as error:
-        _log.error("limits cannot be counted: %s", error)
-        raise Unavailable("what callers may use cannot be counted at the moment; try again") from None
+        _log.error("the storage of the rate limits failed: %s", error)
+        raise Unavailable("the rate limits cannot be checked at the moment; try again later") from None
 
 
-def _told(what: str, limit: RateLimitItem, window: WindowStats, headers: dict[str, str]) -> int:
-    """Add the headers of one limit; in how many seconds there will be more."""
+def _add_headers(headers: dict[str, str], name: str, limit: RateLimitItem, window: WindowStats) -> int:
+    """Add the headers of one limit; returns the seconds until its window is reset."""
     seconds = max(1, math.ceil(window.reset_time - time.time()))
-    headers[f"x-ratelimit-limit-{what}"] = str(limit.amount)
-    headers[f"x-ratelimit-remaining-{what}"] = str(max(0, window.remaining))
-    headers[f"x-ratelimit-reset-{what}"] = f"{seconds}s"
+    headers[f"x-ratelimit-limit-{name}"] = str(limit.amount)
+    headers[f"x-ratelimit-remaining-{name}"] = str(max(0, window.remaining))
+    headers[f"x-ratelimit-reset-{name}"] = f"{seconds}s"
     return seconds

@@ -1,14 +1,14 @@
-"""Which scope a route wants. What is not named here is a model's use; it knows paths, not who asks."""
+"""The scope that each route requires. Routes that are not listed here need `infer`. It knows paths, not callers."""
 
 from __future__ import annotations
 
 from tritonlm.access.keys import ADMIN, INFER, METRICS
 
-# A supervisor has no key and must be able to look.
-OPEN = ("/health/live", "/health/ready")
-# A page that asks for the key; what it calls wants it.
+# Health checks need no key, since supervisors have none.
+PUBLIC_PATHS = ("/health/live", "/health/ready")
+# The page itself is public; its API calls need a key.
 PLAYGROUND = "/playground"
-# What changes the service for everybody, or shows what others do.
+# Routes that change the service for everybody, or show the activity of others.
 _ADMIN = (
     ("POST", "/api/models/"), ("DELETE", "/v1/models/"), ("POST", "/api/load_model"), ("POST", "/api/train"),
     ("", "/api/jobs"), ("", "/api/usage"),
@@ -18,20 +18,21 @@ _ADMIN = (
 def scope_of(method: str, path: str) -> str:
     if path == "/metrics":
         return METRICS
-    wants_admin = any(path.startswith(start) and wanted in ("", method) for wanted, start in _ADMIN)
-    return ADMIN if wants_admin else INFER
+    needs_admin = any(path.startswith(start) and listed in ("", method) for listed, start in _ADMIN)
+    return ADMIN if needs_admin else INFER
 
 
-def is_open(path: str, accepts: str) -> bool:
-    """Whether anybody may ask; `accepts`: what kind of answer the caller would like to have."""
-    return path in OPEN or path == PLAYGROUND or path.startswith(f"{PLAYGROUND}/") or leads_on(path, accepts)
+def is_public(path: str, accept: str) -> bool:
+    """Whether the route needs no key; `accept` is the request's Accept header."""
+    is_playground = path == PLAYGROUND or path.startswith(f"{PLAYGROUND}/")
+    return path in PUBLIC_PATHS or is_playground or redirects_to_playground(path, accept)
 
 
-def leads_on(path: str, accepts: str) -> bool:
-    """Whether it is a browser at the door, which is shown the way to the playground."""
-    return path == "/" and "text/html" in accepts
+def redirects_to_playground(path: str, accept: str) -> bool:
+    """Whether a browser requests the root page."""
+    return path == "/" and "text/html" in accept
 
 
-def is_work(method: str, path: str) -> bool:
-    """Whether a request takes a place: it has a model compute something."""
+def is_inference(method: str, path: str) -> bool:
+    """Whether a request needs a slot, since a model computes for it."""
     return method == "POST" and scope_of(method, path) == INFER

@@ -1,6 +1,6 @@
-"""From an HTTP request for a training to a job: names and paths checked before anything starts, results registered.
+"""Turns an HTTP training request into a job: checks names and paths first, and registers the finished model.
 
-It knows which folders are open to callers. Jobs are `tritonlm.jobs`' matter; without `--training` there are none.
+This module knows which folders callers may use. `tritonlm.jobs` runs the jobs. Without `--training` it refuses all.
 """
 
 from __future__ import annotations
@@ -15,181 +15,181 @@ from pathlib import Path
 from typing import Any
 
 from tritonlm.contract import Checkpoint, InvalidRequest, ModelNotFound, NotOffered
-from tritonlm.jobs import Job, JobKeeper, JobStore
+from tritonlm.jobs import Job, JobManager, JobStore
 from tritonlm.jobs.store import QUEUED, RUNNING, STATES
 from tritonlm.serving import ServingError, paths
-from tritonlm.serving.catalogue import BUNDLED
-from tritonlm.serving.entries import repository_of
+from tritonlm.serving.entries import sync_repository
+from tritonlm.serving.model_selection import BUNDLED
 from tritonlm.serving.registry import NAME, Entry, add_entry, make_entry, read_registry, remove_entry
 from tritonlm.training.errors import TrainingError
 from tritonlm.training.plan import PRESETS, make_plan
-from tritonlm.training.sizes import check_it_fits
+from tritonlm.training.sizes import check_memory
 
 from .settings import GatewaySettings
 
 _log = logging.getLogger("tritonlm.gateway")
-_LOOK_SECONDS = 0.5
-# Of a log at a time.
+_POLL_SECONDS = 0.5
+# The block size in which a log is read.
 _LOG_BYTES = 64 * 1024
-# What a caller of an older system names, and what it is called in a plan.
-_NAMES = {"dataset": "data", "max_iters": "steps", "eval_interval": "eval_steps", "model_type": "model"}
+# The API's field names (those of an older system) and the plan's names for them.
+_PLAN_NAMES = {"dataset": "data", "max_iters": "steps", "eval_interval": "eval_steps", "model_type": "model"}
 
 
-class Training:
+class TrainingService:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._registry = settings.registry or paths.registry()
-        self._keeper: JobKeeper | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._jobs: JobManager | None = None
+        self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         if self._settings.training:
             store = JobStore(self._settings.runs_folder / "jobs.sqlite")
-            self._keeper = JobKeeper(store, self._settings.max_jobs, self._register)
-            self._keeper.look()
-            self._watch = asyncio.get_running_loop().create_task(self._look())
+            self._jobs = JobManager(store, self._settings.max_jobs, self._register)
+            self._jobs.poll()
+            self._poll_task = asyncio.get_running_loop().create_task(self._poll())
 
     async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._keeper is not None:
-            await asyncio.to_thread(self._keeper.close)
+        if self._poll_task is not None:
+            self._poll_task.cancel()
+        if self._jobs is not None:
+            await asyncio.to_thread(self._jobs.close)
 
     @property
-    def keeper(self) -> JobKeeper:
-        if self._keeper is None:
+    def jobs(self) -> JobManager:
+        if self._jobs is None:
             raise NotOffered("this server does not train; start it with --training, or use tritonlm train")
-        return self._keeper
+        return self._jobs
 
     def counts(self) -> dict[str, int]:
-        """Jobs by state."""
-        if self._keeper is None:
+        """The number of jobs by state."""
+        if self._jobs is None:
             return {}
-        counted = Counter(job.state for job in self._keeper.all())
-        return {state: counted[state] for state in STATES}
+        counts = Counter(job.state for job in self._jobs.all())
+        return {state: counts[state] for state in STATES}
 
-    def begin(self, config: dict[str, Any]) -> Job:
-        """Everything that can be refused is refused here, by the name of the field."""
-        keeper = self.keeper
-        out = self._out(config["output_dir"])
-        values = {_NAMES.get(name, name): value for name, value in config.items() if name != "output_dir"}
-        values["data"] = self._data(config["dataset"])
+    def submit(self, config: dict[str, Any]) -> Job:
+        """Check all fields and add a job. An error names the field."""
+        jobs = self.jobs
+        out = self._resolve_output(config["output_dir"])
+        values = {_PLAN_NAMES.get(name, name): value for name, value in config.items() if name != "output_dir"}
+        values["data"] = self._resolve_dataset(config["dataset"])
         if config.get("model_type") is not None:
-            values["model"] = self._model(config["model_type"])
+            values["model"] = self._resolve_model(config["model_type"])
         try:
             plan = make_plan(**values, out=out)
-            check_it_fits(plan)
+            check_memory(plan)
         except TrainingError as error:
-            field, _, why = str(error).partition(": ")
-            theirs = {ours: name for name, ours in _NAMES.items()}.get(field, field)
-            raise InvalidRequest(f"{theirs}: {why}", theirs) from None
-        return keeper.add(out.name, out, config, plan.model_dump(mode="json"))
+            plan_name, _, reason = str(error).partition(": ")
+            field = {plan: name for name, plan in _PLAN_NAMES.items()}.get(plan_name, plan_name)
+            raise InvalidRequest(f"{field}: {reason}", field) from None
+        return jobs.add(out.name, out, config, plan.model_dump(mode="json"))
 
     async def log(self, job_id: str) -> AsyncIterator[str]:
-        """The lines of a job's log, as they come, to its end."""
-        place = 0
+        """The lines of a job's log as they are written, until the job ends."""
+        offset = 0
         while True:
-            # Asked before the log is read: what was written before the end is in it.
-            job = self.keeper.get(job_id)
-            lines, place, more = _lines_from(job.log, place)
+            # The state is read first, so that a job that has ended has written its whole log.
+            job = self.jobs.get(job_id)
+            lines, offset, more = _lines_from(job.log, offset)
             for line in lines:
                 yield line
             if more:
                 continue
             if job.state not in (QUEUED, RUNNING):
                 return
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
             try:
-                await asyncio.to_thread(self.keeper.look)
+                await asyncio.to_thread(self.jobs.poll)
             except Exception:
-                # A disk that is full for a while must not end the watch over all jobs.
-                _log.exception("looking after the training jobs failed")
+                # A temporary failure, such as a full disk, must not end this task.
+                _log.exception("polling the training jobs failed")
 
-    def _out(self, asked: str) -> Path:
-        out = _inside(self._settings.runs_folder, asked)
+    def _resolve_output(self, path: str) -> Path:
+        out = _resolve_inside(self._settings.runs_folder, path)
         if out is None:
-            raise InvalidRequest("output_dir must be a folder inside the server's folder for runs", "output_dir")
+            raise InvalidRequest("output_dir must be a folder inside the server's runs folder", "output_dir")
         if not re.match(NAME, out.name):
             raise InvalidRequest("output_dir must end in a name: letters, digits, dot, dash, underscore", "output_dir")
-        taken = {entry.name for entry in self._entries()}
-        if out.exists() or out.name in taken or out.name in BUNDLED:
-            raise InvalidRequest(f"output_dir: {out.name} is there already; choose another name", "output_dir")
+        names = {entry.name for entry in self._entries()}
+        if out.exists() or out.name in names or out.name in BUNDLED:
+            raise InvalidRequest(f"output_dir: {out.name} already exists; choose another name", "output_dir")
         return out
 
-    def _data(self, asked: str) -> str:
-        if asked in PRESETS:
-            return asked
-        found = _inside(self._settings.data_folder, asked)
-        if found is None or not found.exists():
-            known = ", ".join(PRESETS)
+    def _resolve_dataset(self, name: str) -> str:
+        if name in PRESETS:
+            return name
+        path = _resolve_inside(self._settings.data_folder, name)
+        if path is None or not path.exists():
+            presets = ", ".join(PRESETS)
             raise InvalidRequest(
-                f"dataset must be {known}, or a file or folder inside the server's folder for data", "dataset"
+                f"dataset must be {presets}, or a file or folder inside the server's data folder", "dataset"
             )
-        return str(found)
+        return str(path)
 
-    def _model(self, asked: str) -> str:
-        folders = {name: paths.model_repository() / name / "1" for name in BUNDLED}
+    def _resolve_model(self, name: str) -> str:
+        folders = {bundled: paths.model_repository() / bundled / "1" for bundled in BUNDLED}
         folders |= {entry.name: entry.path for entry in self._entries() if entry.path is not None}
-        if asked not in folders:
+        if name not in folders:
             raise InvalidRequest(
-                f"model_type must name a language model of this server ({', '.join(folders)}); without it the training "
-                "is from scratch",
+                f"model_type must name a language model of this server ({', '.join(folders)}); leave it out to train "
+                "from scratch",
                 "model_type",
             )
-        Checkpoint(folders[asked]).check()
-        return str(folders[asked])
+        Checkpoint(folders[name]).check()
+        return str(folders[name])
 
     def _register(self, job: Job) -> None:
-        """A finished job's model can be loaded by its name."""
+        """Register a finished job's model, so that it can be loaded by its name."""
         with contextlib.suppress(ServingError):
             add_entry(self._registry, make_entry(name=job.name, path=(Path(job.out) / "final").resolve()))
-            self._bring_up_to_date()
+            self._sync_repository()
 
-    def check_is_ours(self, name: str) -> None:
-        """Only what was trained here is a caller's to delete."""
-        if self._keeper is None:
-            raise NotOffered("this server does not train, and only what it has trained can be deleted")
-        found = [entry for entry in self._entries() if entry.name == name]
-        if not found and name not in BUNDLED:
-            raise ModelNotFound(f"the model {name!r} is not among those that were trained here", "model")
+    def check_deletable(self, name: str) -> None:
+        """Callers may delete only models that a job of this server has trained."""
+        if self._jobs is None:
+            raise NotOffered("this server does not train, and only models that it has trained can be deleted")
+        entry = next((entry for entry in self._entries() if entry.name == name), None)
+        if entry is None and name not in BUNDLED:
+            raise ModelNotFound(f"the model {name!r} was not trained by this server", "model")
         runs = self._settings.runs_folder.resolve()
-        if not found or found[0].path is None or not found[0].path.is_relative_to(runs):
-            raise InvalidRequest(f"{name} was not trained by a job here; tritonlm remove takes it away", "model")
+        if entry is None or entry.path is None or not entry.path.is_relative_to(runs):
+            raise InvalidRequest(f"{name} was not trained by a job of this server; use tritonlm remove", "model")
 
-    def forget(self, name: str) -> None:
+    def unregister(self, name: str) -> None:
         with contextlib.suppress(ServingError):
             remove_entry(self._registry, name)
-            self._bring_up_to_date()
+            self._sync_repository()
 
     def _entries(self) -> list[Entry]:
         return read_registry(self._registry) if self._registry.is_file() else []
 
-    def _bring_up_to_date(self) -> None:
-        repository_of(str(self._registry.resolve()), self._entries(), paths.model_repository())
+    def _sync_repository(self) -> None:
+        sync_repository(str(self._registry.resolve()), self._entries(), paths.model_repository())
 
 
-def _inside(root: Path, asked: str) -> Path | None:
-    """A path under this folder, links followed; None where it is not one."""
-    if "\0" in asked or Path(asked).is_absolute():
+def _resolve_inside(root: Path, path: str) -> Path | None:
+    """A relative path inside the root folder, with links resolved; None if it leads outside."""
+    if "\0" in path or Path(path).is_absolute():
         return None
     root = root.resolve()
-    found = (root / asked).resolve()
-    return found if found.is_relative_to(root) and found != root else None
+    resolved = (root / path).resolve()
+    return resolved if resolved.is_relative_to(root) and resolved != root else None
 
 
-def _lines_from(log: Path, place: int) -> tuple[list[str], int, bool]:
-    """The whole lines from this place on, the place after them, and whether there is more at once."""
+def _lines_from(log: Path, offset: int) -> tuple[list[str], int, bool]:
+    """The complete lines after this offset, the offset behind them, and whether more can be read at once."""
     try:
         with log.open("rb") as file:
-            file.seek(place)
+            file.seek(offset)
             text = file.read(_LOG_BYTES)
     except OSError:
-        return [], place, False
+        return [], offset, False
     full = len(text) == _LOG_BYTES
-    # A line that is longer than all that is read at a time is given in parts.
-    whole = text.rfind(b"\n") + 1 or (len(text) if full else 0)
-    return text[:whole].decode("utf-8", "replace").splitlines(), place + whole, full
+    # A line longer than one block is returned in parts.
+    end = text.rfind(b"\n") + 1 or (len(text) if full else 0)
+    return text[:end].decode("utf-8", "replace").splitlines(), offset + end, full

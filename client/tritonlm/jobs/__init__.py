@@ -1,9 +1,9 @@
-"""Training jobs: a list on disk that outlives whoever keeps it, and a process of its own for each that runs.
+"""Training jobs: a persistent list, and one child process (`tritonlm train`) per running job.
 
-It knows plans, processes and files; training itself happens in the child (`tritonlm train`), HTTP is the gateway's.
+It knows plans, processes and files. It does not know training or HTTP.
 """
 
-from .manager import JobKeeper
+from .manager import JobManager
 from .store import Job, JobStore
 
-__all__ = ["Job", "JobKeeper", "JobStore"]
+__all__ = ["Job", "JobManager", "JobStore"]

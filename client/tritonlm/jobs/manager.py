@@ -1,4 +1,4 @@
-"""Starts jobs, so many at once, watches them, ends them; and finds those again that an earlier keeper left running."""
+"""Starts, monitors and stops jobs, a limited number at once; adopts jobs that an earlier manager left running."""
 
 from __future__ import annotations
 
@@ -23,93 +23,93 @@ from tritonlm.contract import InvalidRequest, ModelNotFound
 from .store import CANCELLED, FAILED, FINISHED, INTERRUPTED, QUEUED, RESUMABLE, RUNNING, Job, JobStore
 
 _END_SECONDS = 10.0
-# Threads that wait by spinning would starve the language models that are served beside a training, and it as well.
-_QUIET = {"OMP_WAIT_POLICY": "passive"}
-_ERROR_CHARACTERS = 500
+# Spinning OpenMP threads slow down the training and the language models that are served on the same machine.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+_MAX_ERROR_CHARACTERS = 500
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _alone(method: Method) -> Method:
+def _synchronized(method: Method) -> Method:
     @functools.wraps(method)
-    def locked(self: JobKeeper, *arguments: Any) -> Any:
-        with self._alone:
+    def locked(self: JobManager, *arguments: Any) -> Any:
+        with self._lock:
             return method(self, *arguments)
 
     return cast(Method, locked)
 
 
-class JobKeeper:
-    """Whoever owns it calls `look` every now and then; each call has the list to itself."""
+class JobManager:
+    """The owner calls `poll` regularly. All methods are thread-safe."""
 
     def __init__(
-        self, store: JobStore, at_once: int = 1, when_finished: Callable[[Job], None] = lambda _: None
+        self, store: JobStore, max_running: int = 1, on_finished: Callable[[Job], None] = lambda _: None
     ) -> None:
-        self._store, self._at_once, self._when_finished = store, at_once, when_finished
+        self._store, self._max_running, self._on_finished = store, max_running, on_finished
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._alone = threading.RLock()
+        self._lock = threading.RLock()
 
-    @_alone
+    @_synchronized
     def add(self, name: str, out: Path, config: dict[str, Any], plan: dict[str, Any]) -> Job:
-        """Take a job in; it starts at once if there is room."""
+        """Queue a job; it starts at once when fewer than `max_running` jobs run."""
         if any(job.out == str(out) and job.state in (QUEUED, RUNNING) for job in self.all()):
-            raise InvalidRequest(f"output_dir: another job is to write {out.name}; choose another name", "output_dir")
+            raise InvalidRequest(f"output_dir: another job writes {out.name}; choose another name", "output_dir")
         job = Job(secrets.token_hex(6), name, str(out), config, plan)
         self._store.put(job)
-        self.look()
+        self.poll()
         return self.get(job.id)
 
     def get(self, job_id: str) -> Job:
-        found = self._store.get(job_id)
-        if found is None:
+        job = self._store.get(job_id)
+        if job is None:
             raise ModelNotFound(f"there is no job {job_id[:64]!r}", "job_id")
-        return found
+        return job
 
     def all(self) -> list[Job]:
         return self._store.all()
 
-    @_alone
+    @_synchronized
     def cancel(self, job_id: str) -> Job:
         job = self.get(job_id)
         if job.state not in (QUEUED, RUNNING):
             raise InvalidRequest(f"the job {job.id} is {job.state}: there is nothing to cancel", "job_id")
         self._end(job, CANCELLED)
-        self.look()
+        self.poll()
         return self.get(job_id)
 
-    @_alone
+    @_synchronized
     def resume(self, job_id: str) -> Job:
         job = self.get(job_id)
         if job.state not in RESUMABLE:
             raise InvalidRequest(f"the job {job.id} is {job.state}: there is nothing to resume", "job_id")
         job.state, job.ended, job.error = QUEUED, None, None
-        # One that never came to its first checkpoint begins anew.
+        # A job that never wrote its plan starts from the beginning.
         job.resume = (Path(job.out) / "plan.json").is_file()
         self._store.put(job)
-        self.look()
+        self.poll()
         return self.get(job_id)
 
-    @_alone
-    def look(self) -> None:
-        """Note who has ended, and start who is next."""
+    @_synchronized
+    def poll(self) -> None:
+        """Record the jobs that have ended, and start the next ones."""
         jobs = self._store.all()
         for job in jobs:
-            if job.state == RUNNING and not self._runs(job):
-                self._note_end(job)
+            if job.state == RUNNING and not self._is_running(job):
+                self._record_end(job)
         running = sum(job.state == RUNNING for job in jobs)
         for job in jobs:
-            if job.state == QUEUED and running < self._at_once:
-                running += self._started(job)
+            if job.state == QUEUED and running < self._max_running:
+                running += self._try_start(job)
 
-    @_alone
+    @_synchronized
     def close(self) -> None:
-        """End what runs, to be resumed; a keeper that is killed leaves it running instead."""
+        """Interrupt the running jobs; they can be resumed. (A killed manager leaves them running instead.)"""
         for job in self._store.all():
             if job.state == RUNNING:
                 self._end(job, INTERRUPTED)
 
-    def _started(self, job: Job) -> bool:
+    def _try_start(self, job: Job) -> bool:
         try:
             self._start(job)
         except OSError as error:
@@ -122,12 +122,12 @@ class JobKeeper:
         out = Path(job.out)
         out.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "tritonlm.cli", "train", "--out", str(out)]
-        command += ["--resume"] if job.resume else ["--plan", _written(out / "asked.json", job.plan)]
+        command += ["--resume"] if job.resume else ["--plan", _write_plan(out / "requested_plan.json", job.plan)]
         with job.log.open("ab") as log:
-            # A session of its own: it outlives a keeper that is killed, and one signal ends all of it.
+            # Its own session: it survives a killed manager, and one signal reaches the whole process group.
             child = subprocess.Popen(
                 command,
-                env={**os.environ, **_QUIET},
+                env={**os.environ, **_ENVIRONMENT},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -139,23 +139,23 @@ class JobKeeper:
             job.process_started = psutil.Process(child.pid).create_time()
         self._store.put(job)
 
-    def _runs(self, job: Job) -> bool:
+    def _is_running(self, job: Job) -> bool:
         if job.id in self._children:
             return self._children[job.id].poll() is None
         return _process_of(job) is not None
 
-    def _note_end(self, job: Job) -> None:
+    def _record_end(self, job: Job) -> None:
         child = self._children.pop(job.id, None)
         job.ended = time.time()
         if (Path(job.out) / "final" / "training.json").is_file():
             job.state = FINISHED
         elif child is None or child.returncode < 0:
-            job.state, job.error = INTERRUPTED, "the process ended before its work did; resume it"
+            job.state, job.error = INTERRUPTED, "the process ended before the training was complete; resume the job"
         else:
-            job.state, job.error = FAILED, _last_words(job.log)
+            job.state, job.error = FAILED, _last_error(job.log)
         self._store.put(job)
         if job.state == FINISHED:
-            self._when_finished(job)
+            self._on_finished(job)
 
     def _end(self, job: Job, state: str) -> None:
         process = _process_of(job) if job.state == RUNNING else None
@@ -172,24 +172,24 @@ class JobKeeper:
 
 
 def _process_of(job: Job) -> psutil.Process | None:
-    """The job's process, if it is still that one and has not ended."""
+    """The job's process; None when it has ended or its number belongs to another process."""
     try:
         process = psutil.Process(job.process_id or -1)
-        lives = process.create_time() == job.process_started and process.status() != psutil.STATUS_ZOMBIE
-        return process if lives else None
+        is_alive = process.create_time() == job.process_started and process.status() != psutil.STATUS_ZOMBIE
+        return process if is_alive else None
     except (psutil.Error, ValueError):
         return None
 
 
-def _last_words(log: Path) -> str:
+def _last_error(log: Path) -> str:
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return "it left no log"
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-1:]
-    return said[-1][:_ERROR_CHARACTERS] if said else "it ended without a word"
+        return "it wrote no log"
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-1:]
+    return errors[-1][:_MAX_ERROR_CHARACTERS] if errors else "it ended without a message"
 
 
-def _written(file: Path, plan: dict[str, Any]) -> str:
+def _write_plan(file: Path, plan: dict[str, Any]) -> str:
     file.write_text(json.dumps(plan), encoding="utf-8")
     return str(file)

@@ -1,4 +1,4 @@
-"""The jobs in SQLite: what was asked, how it stands. It starts nothing."""
+"""The jobs in SQLite: their configuration and state. It starts nothing."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ QUEUED, RUNNING, FINISHED, FAILED, CANCELLED, INTERRUPTED = (
     "queued", "running", "finished", "failed", "cancelled", "interrupted"
 )  # fmt: skip
 STATES = (QUEUED, RUNNING, FINISHED, FAILED, CANCELLED, INTERRUPTED)
-# States in which a job can be taken up again.
+# States from which a job can be resumed.
 RESUMABLE = (FAILED, CANCELLED, INTERRUPTED)
 
 
 @dataclass
 class Job:
     id: str
-    # What it will be called among the language models.
+    # The name of the language model that the job trains.
     name: str
     out: str
-    # As the caller wrote it, and as it was understood.
+    # The request as received, and the training plan made from it.
     config: dict[str, Any]
     plan: dict[str, Any]
     state: str = QUEUED
     resume: bool = False
     process_id: int | None = None
-    # When that process began: numbers of processes are used again.
+    # The start time of that process: process numbers are reused.
     process_started: float | None = None
     created: float = field(default_factory=time.time)
     started: float | None = None
@@ -48,35 +48,35 @@ _COLUMNS = [spec.name for spec in fields(Job)]
 
 
 class JobStore:
-    """The file is made with the first job: a server in which nobody trains writes nothing."""
+    """The database file is created with the first job; without jobs nothing is written."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def put(self, job: Job) -> None:
         row = {**asdict(job), **{name: json.dumps(getattr(job, name)) for name in _JSON}}
-        places = ", ".join(f":{name}" for name in _COLUMNS)
+        parameters = ", ".join(f":{name}" for name in _COLUMNS)
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._connected() as database:
+        with self._connection() as database:
             database.execute(f"CREATE TABLE IF NOT EXISTS jobs ({', '.join(_COLUMNS)}, PRIMARY KEY (id))")
-            database.execute(f"INSERT OR REPLACE INTO jobs VALUES ({places})", row)
+            database.execute(f"INSERT OR REPLACE INTO jobs VALUES ({parameters})", row)
 
     def get(self, job_id: str) -> Job | None:
-        return next(iter(self._found("WHERE id = ?", (job_id,))), None)
+        return next(iter(self._select("WHERE id = ?", (job_id,))), None)
 
     def all(self) -> list[Job]:
-        return self._found("ORDER BY created", ())
+        return self._select("ORDER BY created", ())
 
-    def _found(self, where: str, values: tuple[Any, ...]) -> list[Job]:
+    def _select(self, clause: str, values: tuple[Any, ...]) -> list[Job]:
         if not self._file.is_file():
             return []
-        with self._connected() as database:
-            rows = database.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {where}", values).fetchall()
+        with self._connection() as database:
+            rows = database.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {clause}", values).fetchall()
         return [_job_of(dict(zip(_COLUMNS, row, strict=True))) for row in rows]
 
     @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        """Opened for each use: it is rare, and whoever is killed leaves nothing open."""
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection per use: uses are rare, and a killed process leaves none open."""
         database = sqlite3.connect(self._file, timeout=10)
         try:
             with database:

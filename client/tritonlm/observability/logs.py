@@ -1,4 +1,4 @@
-"""How this package's processes write their logs: a line for a person, or a JSON object for a machine. To stderr."""
+"""Log setup for this package's processes: text lines or JSON objects, written to stderr."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _LINE = "%(asctime)s %(levelname)s %(message)s"
 _FIELDS = "%(levelname)s %(name)s %(message)s"
 
 
-def configure(form: str = AUTO, level: str = "info") -> None:
-    """`auto` is text on a terminal and JSON elsewhere. Where somebody has set up logging already, it stays as it is."""
-    assert form in FORMATS, form
+def configure(log_format: str = AUTO, level: str = "info") -> None:
+    """`auto` is text on a terminal and JSON elsewhere. Logging that is already set up stays unchanged."""
+    assert log_format in FORMATS, log_format
     handler = logging.StreamHandler(sys.stderr)
-    if form == JSON or (form == AUTO and not sys.stderr.isatty()):
+    if log_format == JSON or (log_format == AUTO and not sys.stderr.isatty()):
         handler.setFormatter(
             JsonFormatter(_FIELDS, rename_fields={"levelname": "level", "name": "logger"}, timestamp="time")
         )
     else:
         handler.setFormatter(logging.Formatter(_LINE))
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    # One line for each request that leaves the process is theirs, and ours says the same.
+    # httpx logs every outgoing request; our own log lines already cover them.
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-def configure_from(environment: Mapping[str, str] = os.environ) -> None:
-    """For a process that has no settings of its own; what it cannot read is as if it were not there."""
-    form, level = environment.get(FORMAT_VARIABLE, AUTO), environment.get(LEVEL_VARIABLE, "info")
-    known = isinstance(logging.getLevelName(level.upper()), int)
-    configure(form if form in FORMATS else AUTO, level if known else "info")
+def configure_from_environment(environment: Mapping[str, str] = os.environ) -> None:
+    """For a process without settings of its own; invalid values fall back to the defaults."""
+    log_format, level = environment.get(FORMAT_VARIABLE, AUTO), environment.get(LEVEL_VARIABLE, "info")
+    is_valid_level = isinstance(logging.getLevelName(level.upper()), int)
+    configure(log_format if log_format in FORMATS else AUTO, level if is_valid_level else "info")

@@ -1,6 +1,6 @@
-"""Traces by OpenTelemetry, where somebody has named a collector; without one nothing is done and nothing imported.
+"""OpenTelemetry traces. Without a configured collector nothing is traced and the library is not imported.
 
-It knows spans and how one process tells the next which trace it works for (W3C's traceparent), not what they are for.
+This module creates spans and passes the trace between processes (W3C traceparent). It does not know what they measure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TRACEPARENT = "traceparent"
 ENDPOINT_VARIABLE = "TRITONLM_OTLP_ENDPOINT"
-# Which trace the calls of this task belong to.
+# The trace that the current task's calls belong to.
 current: ContextVar[str] = ContextVar(TRACEPARENT, default="")
 
 CLOSE_SECONDS = 2.0
@@ -25,13 +25,13 @@ CLOSE_SECONDS = 2.0
 Attributes = Mapping[str, str | int | float]
 
 
-def is_possible() -> bool:
-    """Whether the library is here."""
+def is_available() -> bool:
+    """Whether the OpenTelemetry library is installed."""
     return importlib.util.find_spec("opentelemetry") is not None
 
 
 class Tracing:
-    """Spans of one service, on their way to a collector; sent by a thread of the library's own."""
+    """Creates the spans of one service. A thread of the library sends them to the collector."""
 
     def __init__(self, endpoint: str, service: str) -> None:
         """`endpoint`: an OTLP collector over HTTP, such as http://127.0.0.1:4318."""
@@ -48,26 +48,26 @@ class Tracing:
         self._tracer = self._provider.get_tracer("tritonlm")
 
     def begin(self, name: str, parent: str) -> Span:
-        """A span that begins now, in the trace that the parent names, or in a new one."""
+        """A span that starts now, in the parent's trace, or in a new trace if the parent is empty."""
         return self._tracer.start_span(name, _context(parent))
 
     def add(self, name: str, parent: str, start: float, end: float, attributes: Attributes | None = None) -> str:
-        """A span that is over: from one moment to another, in seconds since 1970. Returns what names it as a parent."""
+        """Record a finished span; times are in seconds since 1970. Returns its traceparent, for child spans."""
         span = self._tracer.start_span(name, _context(parent), attributes=attributes, start_time=round(start * 1e9))
         span.end(round(end * 1e9))
-        return name_of(span)
+        return traceparent_of(span)
 
     def close(self) -> None:
-        """Send what is left; a collector that does not answer is not waited for."""
-        last = threading.Thread(target=self._provider.shutdown, daemon=True)
-        last.start()
-        last.join(CLOSE_SECONDS)
+        """Send the remaining spans, waiting at most `CLOSE_SECONDS` for the collector."""
+        shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(CLOSE_SECONDS)
 
 
-def name_of(span: Span) -> str:
-    """A span as its children's processes are told of it."""
-    found = span.get_span_context()
-    return f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}"
+def traceparent_of(span: Span) -> str:
+    """The W3C traceparent that makes other spans children of this one."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _context(parent: str):  # type: ignore[no-untyped-def]

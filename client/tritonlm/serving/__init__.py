@@ -1,7 +1,7 @@
 """Starts, watches and stops a local Triton that serves language models.
 
-It talks to Triton as a process and over a few HTTP calls; tensors, requests and text are other rooms' matter.
-`supervisor.serve` does it all; it is not imported here, so that a gateway starts without it.
+It controls Triton as a process and with a few HTTP calls. It does not know tensors, requests or text.
+`supervisor.serve` is the entry point. It is not imported here, so that the gateway starts without it.
 """
 
 from .errors import ServingError

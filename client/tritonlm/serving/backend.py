@@ -1,6 +1,6 @@
-"""Triton as the wheel `nvidia-pytriton` brings it, or as its own image does: where the binary is, and a Python backend.
+"""Locates Triton's binary, from the wheel `nvidia-pytriton` or NVIDIA's image, and assembles its Python backend.
 
-`python -m tritonlm.serving.backend` assembles it. It does not start anything.
+`main` assembles the backend at setup. This module starts no Triton.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from . import paths
 from .errors import ServingError
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-# Triton's own folder, where it does not come from the wheel: /opt/tritonserver in NVIDIA's images.
+# The folder of a Triton that does not come from the wheel: /opt/tritonserver in NVIDIA's images.
 HOME = "TRITONLM_TRITON_HOME"
-# Where the assembled backend lies or shall lie; default: in the cache.
-ASSEMBLED = "TRITONLM_BACKENDS"
+# The folder of the assembled backend; default: in the cache.
+BACKENDS = "TRITONLM_BACKENDS"
 STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Triton's files: inside site-packages, or in a folder of its own, where they are complete."""
+    """Triton's files. `is_complete`: a full installation that already has a Python backend."""
 
     root: Path
     libraries: Path
@@ -42,17 +42,17 @@ class Installation:
 
     @property
     def library_path(self) -> list[Path]:
-        """Where the loader has to look: the wheel's libraries, and this Python's own (its libpython)."""
-        found = sysconfig.get_config_var("LIBDIR")
-        return [self.libraries] + ([Path(found)] if found else [])
+        """Folders for LD_LIBRARY_PATH: Triton's libraries, and the folder of this Python's libpython."""
+        python_libraries = sysconfig.get_config_var("LIBDIR")
+        return [self.libraries] + ([Path(python_libraries)] if python_libraries else [])
 
 
 def find_installation() -> Installation:
-    if own := os.environ.get(HOME):
-        root = Path(own)
+    if home := os.environ.get(HOME):
+        root = Path(home)
         if not (root / "bin" / "tritonserver").is_file():
-            raise ServingError(f"{HOME}={own} holds no Triton (bin/tritonserver)")
-        return Installation(root, root / "lib", "its own", is_complete=True)
+            raise ServingError(f"{HOME}={home} contains no Triton (bin/tritonserver)")
+        return Installation(root, root / "lib", f"from {HOME}", is_complete=True)
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServingError("Triton is not installed; run scripts/setup, or pip install 'tritonlm[server]'")
@@ -62,10 +62,10 @@ def find_installation() -> Installation:
 
 
 def assemble(installation: Installation) -> Path:
-    """Put the Python backend of this Python's version together, once; return Triton's --backend-directory."""
+    """Assemble the Python backend for this Python version if needed; return Triton's --backend-directory."""
     if installation.is_complete:
         return installation.root / "backends"
-    directory = Path(os.environ.get(ASSEMBLED) or paths.cache() / "triton-backends")
+    directory = Path(os.environ.get(BACKENDS) or paths.cache() / "triton-backends")
     target = directory / "python"
     stamp = f"nvidia-pytriton {installation.version}, Python {PYTHON}\n"
     if (target / "STAMP").is_file() and (target / "STAMP").read_text(encoding="utf-8") == stamp:
@@ -74,31 +74,32 @@ def assemble(installation: Installation) -> Path:
     if not stub.is_file():
         raise ServingError(f"nvidia-pytriton {installation.version} has no Python backend for Python {PYTHON}")
     directory.mkdir(parents=True, exist_ok=True)
-    # Made aside and moved into place, so that an interrupted copy is never taken for a backend.
-    with tempfile.TemporaryDirectory(dir=directory.parent) as aside:
-        made = Path(aside) / "python"
-        shutil.copytree(installation.root / "backends" / "python", made, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(stub, made / STUB)
-        (made / "STAMP").write_text(stamp, encoding="utf-8")
+    # Built in a temporary folder and moved into place, so that an interrupted copy is never used.
+    with tempfile.TemporaryDirectory(dir=directory.parent) as staging:
+        backend = Path(staging) / "python"
+        source = installation.root / "backends" / "python"
+        shutil.copytree(source, backend, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(stub, backend / STUB)
+        (backend / "STAMP").write_text(stamp, encoding="utf-8")
         if target.exists():
-            target.rename(Path(aside) / "old")
-        made.rename(target)
+            target.rename(Path(staging) / "old")
+        backend.rename(target)
     return directory
 
 
 def missing_libraries(program: Path, environment: dict[str, str]) -> list[str]:
-    """The shared libraries that the loader would not find for this program."""
+    """Shared libraries of this program that the loader does not find, according to ldd."""
     try:
         listing = subprocess.run(
             ["ldd", str(program)], env=environment, capture_output=True, text=True, timeout=30, check=False
         ).stdout
-    except FileNotFoundError:  # no ldd on this machine: the program's own start will tell
+    except FileNotFoundError:  # no ldd on this machine: a missing library shows when the program starts
         return []
     return [line.split()[0] for line in listing.splitlines() if line.rstrip().endswith("not found")]
 
 
 def main() -> None:
-    """Assemble the backend and name its folder: for set-up."""
+    """Assemble the backend and print its folder; scripts/setup calls this."""
     try:
         print(assemble(find_installation()))
     except ServingError as error:

@@ -1,6 +1,6 @@
-"""How often something that keeps failing is tried again, and how long it is left alone in between.
+"""Restart backoff: how often a failing process is restarted, and how long to wait before each restart.
 
-It knows the clock, not what fails.
+It knows the clock. It does not know what is restarted.
 """
 
 from __future__ import annotations
@@ -8,37 +8,39 @@ from __future__ import annotations
 import time
 
 
-class Patience:
-    """So many tries in a row are free; then each waits twice as long, and in the end there is none left.
+class RestartBackoff:
+    """The first restarts in a row are immediate; each later one waits twice as long, up to a maximum number.
 
-    What has lived for a while after a try has not failed in a row.
+    A process that stays up for HEALTHY_SECONDS after a restart resets the count.
     """
 
-    FREE, MOST, LIVED_SECONDS = 6, 12, 15.0
-    _LONGEST_PAUSE = 30.0
+    IMMEDIATE_ATTEMPTS, MAX_ATTEMPTS, HEALTHY_SECONDS = 6, 12, 15.0
+    _MAX_DELAY = 30.0
 
     def __init__(self) -> None:
-        self._tries = 0
-        self._last = float("-inf")
+        self._attempts = 0
+        self._last_attempt = float("-inf")
 
-    def note(self) -> None:
-        """A try is being made."""
-        self._tries = self.in_a_row + 1
-        self._last = time.monotonic()
-
-    @property
-    def in_a_row(self) -> int:
-        lived = time.monotonic() - self._last - self._pause_after(self._tries)
-        return 0 if lived > self.LIVED_SECONDS else self._tries
+    def record_attempt(self) -> None:
+        """Record that a restart begins now."""
+        self._attempts = self.consecutive_attempts + 1
+        self._last_attempt = time.monotonic()
 
     @property
-    def pause(self) -> float:
-        """How long to wait from now on until the next try is due."""
-        return max(0.0, self._last + self._pause_after(self.in_a_row) - time.monotonic())
+    def consecutive_attempts(self) -> int:
+        uptime = time.monotonic() - self._last_attempt - self._delay_after(self._attempts)
+        return 0 if uptime > self.HEALTHY_SECONDS else self._attempts
 
     @property
-    def is_over(self) -> bool:
-        return self.in_a_row >= self.MOST
+    def delay(self) -> float:
+        """Seconds from now until the next restart is allowed."""
+        return max(0.0, self._last_attempt + self._delay_after(self.consecutive_attempts) - time.monotonic())
 
-    def _pause_after(self, tries: int) -> float:
-        return 0.0 if tries < self.FREE else min(2.0 ** (tries - self.FREE), self._LONGEST_PAUSE)
+    @property
+    def is_exhausted(self) -> bool:
+        return self.consecutive_attempts >= self.MAX_ATTEMPTS
+
+    def _delay_after(self, attempts: int) -> float:
+        if attempts < self.IMMEDIATE_ATTEMPTS:
+            return 0.0
+        return min(2.0 ** (attempts - self.IMMEDIATE_ATTEMPTS), self._MAX_DELAY)

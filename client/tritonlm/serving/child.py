@@ -1,4 +1,7 @@
-"""A process of ours: started, watched, ended, and never outliving the supervisor. It does not know what runs in it."""
+"""A child process that is started, restarted and stopped, and never outlives the supervisor.
+
+It does not know what program runs in it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from .errors import ServingError
 
 _PR_SET_PDEATHSIG = 1
 _LOG_LINES_SHOWN = 12
-LONGEST_LOG = 64 * 2**20
+MAX_LOG_BYTES = 64 * 2**20
 
 
 class Child:
-    """A context: inside it the process runs, after it nothing of it is left."""
+    """A context manager: the process runs inside it, and its whole process group is gone after it."""
 
     def __init__(
         self,
@@ -31,9 +34,9 @@ class Child:
         log: Path | None,
         exit_seconds: float,
     ) -> None:
-        """Without a log file its output goes to our own stderr."""
-        # Descriptors that it gets beside its output.
-        self.given: Sequence[int] = ()
+        """Without a log file the output goes to this process's stderr."""
+        # File descriptors that the process inherits.
+        self.inherited_fds: Sequence[int] = ()
         self.name, self.command, self.environment = name, list(command), dict(environment)
         self.log, self.exit_seconds = log, exit_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,7 +45,9 @@ class Child:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     @property
@@ -51,9 +56,9 @@ class Child:
         return self._process.pid
 
     def restart(self) -> None:
-        """Once more, after it has ended or instead of what hangs; its log goes on where it was."""
+        """Start the process again, killing it first where it still runs; append to the same log."""
         if self._process is not None:
-            # What hangs would not hear a polite request.
+            # A hanging process does not react to SIGTERM.
             self._end_group()
         self._end()
         self._process = None
@@ -67,7 +72,7 @@ class Child:
                 self.log.parent.mkdir(parents=True, exist_ok=True)
                 if not again:
                     self.log.write_bytes(b"")
-                # Appending: a log that is cut short goes on at its new end.
+                # Append mode: after a truncation, writes continue at the new end.
                 output = stack.enter_context(self.log.open("ab"))
             self._process = subprocess.Popen(
                 self.command,
@@ -75,33 +80,33 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output if output is not None else sys.stderr,
                 stderr=subprocess.STDOUT,
-                pass_fds=self.given,
-                # A session of its own: Ctrl-C reaches the supervisor alone, and one signal reaches the whole group.
+                pass_fds=self.inherited_fds,
+                # Its own session: Ctrl-C reaches the supervisor only, and one signal reaches the whole process group.
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 (no thread of ours runs yet)
+                preexec_fn=_terminate_with_parent(os.getpid()),  # noqa: PLW1509 (no other thread runs yet)
             )
 
-    def keep_log_short(self) -> None:
-        """What there is beyond the bound becomes the log before this one, of which there is one."""
+    def rotate_log(self) -> None:
+        """Move a log that exceeds MAX_LOG_BYTES to `….log.1`, replacing the one before."""
         with contextlib.suppress(OSError):
-            if self.log is not None and self.log.stat().st_size > LONGEST_LOG:
+            if self.log is not None and self.log.stat().st_size > MAX_LOG_BYTES:
                 shutil.copyfile(self.log, self.log.with_suffix(".log.1"))
                 os.truncate(self.log, 0)
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def crash(self) -> ServingError:
-        """What to tell of a process that ended although nobody stopped it."""
+    def crash_error(self) -> ServingError:
+        """The error for a process that ended or hung without being stopped."""
         assert self._process is not None, f"{self.name} was not started"
         code = self._process.returncode
         if code is None:
-            how = "it does not answer"
+            reason = "it does not respond"
         else:
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if self.log is None:
-            return ServingError(f"{self.name} ended unexpectedly ({how}); its log is above")
-        return ServingError(f"{self.name} ended unexpectedly ({how}); the end of {self.log}:", self._log_end())
+            return ServingError(f"{self.name} ended unexpectedly ({reason}); its log is above")
+        return ServingError(f"{self.name} ended unexpectedly ({reason}); the end of {self.log}:", self._log_end())
 
     def _log_end(self) -> str:
         assert self.log is not None, "there is no log file"
@@ -111,23 +116,23 @@ class Child:
             return ""
         return "\n".join([line for line in lines if line.strip()][-_LOG_LINES_SHOWN:])
 
-    def ask_to_end(self) -> None:
-        """Politely, and without waiting for it."""
+    def terminate(self) -> None:
+        """Send SIGTERM and do not wait."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """End the process, politely first. Takes a bounded time; may be called twice."""
+        """Send SIGTERM, then SIGKILL after `exit_seconds`. May be called twice."""
         self._end()
 
     def _end(self) -> None:
         if self._process is None:
             return
         if self._process.poll() is None:
-            self.ask_to_end()
+            self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=self.exit_seconds)
-        # Its own children live in its group; after a crash they would live on.
+        # Its own children are in its process group and would survive a crash.
         self._end_group()
 
     def _end_group(self) -> None:
@@ -137,13 +142,13 @@ class Child:
         self._process.wait()
 
 
-def _die_with(supervisor: int) -> Callable[[], None]:
-    """For the child, before it becomes another program: ask the kernel for SIGTERM once the supervisor is gone."""
+def _terminate_with_parent(parent: int) -> Callable[[], None]:
+    """A preexec function: the kernel sends the child SIGTERM when its parent dies."""
     libc = ctypes.CDLL(None)
 
-    def ask() -> None:
+    def set_parent_death_signal() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != supervisor:  # it died before the kernel was asked
+        if os.getppid() != parent:  # the parent died before the prctl call
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return ask
+    return set_parent_death_signal

@@ -1,6 +1,6 @@
-"""The few HTTP calls that the supervisor makes to its Triton: is it there, load, one token, engine commands.
+"""The HTTP calls that the supervisor makes to its Triton: liveness, load, one token, engine commands.
 
-It knows Triton's URLs. It does not know processes: whoever calls decides what a lost connection means.
+It knows Triton's URLs. It does not know processes: the caller decides what a lost connection means.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from .errors import ServingError
 from .ports import reachable_host
 
 _COMMAND_SECONDS = 5.0
-_PATIENCE_SECONDS, _POLL_SECONDS, _FAILED_LOOKS = 2.0, 0.1, 5
+_CALL_SECONDS, _POLL_SECONDS, _MAX_FAILED_POLLS = 2.0, 0.1, 5
 
 
 @dataclass(frozen=True)
-class Sign:
-    """What a process's ping has shown: whether it answered, and how long its work has made no progress."""
+class PingResult:
+    """Whether a part's process replied, and for how long its engine has made no progress."""
 
-    answered: bool
-    still_seconds: float = 0.0
+    replied: bool
+    stalled_seconds: float = 0.0
 
 
 def one_line(text: str) -> str:
-    """Triton's error as one line: without the traceback's places, the machine-readable tail and line breaks."""
+    """Triton's error as one line: without the traceback's locations, the machine-readable suffix and line breaks."""
     text = re.split(r"\n\s*At:", text, maxsplit=1)[0]
     return " ".join(from_wire(text.strip()).message.split()).rstrip(";, ")
 
@@ -46,14 +46,16 @@ def one_line(text: str) -> str:
 class TritonControl:
     def __init__(self, host: str, http_port: int) -> None:
         self.url = f"http://{reachable_host(host)}:{http_port}"
-        # trust_env: a proxy has no business between a supervisor and its own child.
+        # trust_env=False: no proxy between the supervisor and its own child.
         self._http = httpx.Client(base_url=self.url, timeout=_COMMAND_SECONDS, trust_env=False)
         self._address = f"{reachable_host(host)}:{http_port}"
 
     def __enter__(self) -> TritonControl:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._http.close()
 
     def is_live(self, seconds: float = _COMMAND_SECONDS) -> bool:
@@ -63,47 +65,47 @@ class TritonControl:
             return False
 
     def begin_load(self, model: str) -> bool:
-        """Have a model loaded, and the parts of an ensemble with it; whether that is done already."""
+        """Start to load a model and the parts of its ensemble; return whether it is loaded already."""
         try:
-            response = self._restricted(f"models/{model}/load", {}, _PATIENCE_SECONDS)
+            response = self._restricted(f"models/{model}/load", {}, _CALL_SECONDS)
         except httpx.ReadTimeout:
-            # It goes on. Whoever waited for this answer would not learn of a Triton that dies meanwhile: the models'
-            # processes hold its connections, too.
+            # The load continues. Do not wait for the response: the models' processes inherit the connection, so it
+            # stays open when Triton dies.
             return False
         _refuse_failure(response, f"{model} does not load")
         return True
 
     def _restricted(self, path: str, body: dict[str, Any], seconds: float) -> httpx.Response:
-        """A call of the control API, which wants the secret."""
-        headers = {secret.HEADER: secret.of(self._address)}
+        """Call the control API, which requires the secret."""
+        headers = {secret.HEADER: secret.secret_for(self._address)}
         return self._http.post(f"/v2/repository/{path}", json=body, headers=headers, timeout=seconds)
 
-    def load(self, model: str, still: Callable[[], None]) -> None:
-        """Load a model and wait for it; `still` raises what ends the waiting."""
-        done, failed_looks = self.begin_load(model), 0
+    def load(self, model: str, check: Callable[[], None]) -> None:
+        """Load a model and wait for it. `check` is called at every poll and raises to end the wait."""
+        done, failed_polls = self.begin_load(model), 0
         while not done:
-            still()
+            check()
             time.sleep(_POLL_SECONDS)
             try:
-                done, failed_looks = self.is_loaded(model), 0
+                done, failed_polls = self.is_loaded(model), 0
             except (ServingError, httpx.ReadTimeout):
-                # Between its parts' loads and its own, for a moment nothing seems to load; a machine may stand still.
-                failed_looks += 1
-                if failed_looks >= _FAILED_LOOKS:
+                # Between the loads of the parts and of the ensemble, Triton briefly reports nothing as loading.
+                failed_polls += 1
+                if failed_polls >= _MAX_FAILED_POLLS:
                     raise
 
     def is_loaded(self, model: str) -> bool:
-        """Whether a load that was begun has ended; ServingError tells why it failed."""
-        found = {entry["name"]: entry for entry in self._index({})}
-        states = {name: entry.get("state") for name, entry in found.items()}
+        """Whether a load that was started has finished; ServingError gives the reason when it failed."""
+        models = {entry["name"]: entry for entry in self._index({})}
+        states = {name: entry.get("state") for name, entry in models.items()}
         if states.get(model) == "READY":
             return True
         if "LOADING" in states.values():
             return False
-        # An LM whose part has failed has no state itself.
-        mine = [name for name in found if name == model or name.startswith(f"{model}-") or name in PARTS]
-        failed = [name for name in sorted(mine, key=len, reverse=True) if states[name] == "UNAVAILABLE"]
-        reasons = [one_line(found[name].get("reason", "")) for name in failed]
+        # An ensemble whose part has failed has no state of its own.
+        related = [name for name in models if name == model or name.startswith(f"{model}-") or name in PARTS]
+        failed = [name for name in sorted(related, key=len, reverse=True) if states[name] == "UNAVAILABLE"]
+        reasons = [one_line(models[name].get("reason", "")) for name in failed]
         raise ServingError(f"{model} does not load: {next(filter(None, reasons), 'see the log of Triton')}")
 
     def unload(self, model: str) -> None:
@@ -111,22 +113,22 @@ class TritonControl:
         _refuse_failure(response, f"{model} does not unload")
 
     def loaded_engines(self) -> list[str]:
-        """The `generate` parts of all language models that are loaded."""
+        """The `generate` parts of all loaded language models."""
         return [name for name in self.loaded_parts() if part_of(name) == GENERATE]
 
     def loaded_parts(self) -> list[str]:
-        """The parts of all language models that are loaded: each has a process."""
+        """The parts of all loaded language models; each has a process."""
         names = [entry["name"] for entry in self._index({"ready": True}) if entry.get("state") == "READY"]
         return [name for name in names if part_of(name)]
 
-    def _index(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-        response = self._restricted("index", wanted, _PATIENCE_SECONDS)
+    def _index(self, query: dict[str, Any]) -> list[dict[str, Any]]:
+        response = self._restricted("index", query, _CALL_SECONDS)
         _refuse_failure(response, "Triton does not list its models")
-        found: list[dict[str, Any]] = response.json()
-        return found
+        entries: list[dict[str, Any]] = response.json()
+        return entries
 
-    def ping(self, part: str, seconds: float) -> Sign:
-        """Have a part's process answer. Refusals are answers, unless Triton itself says that it does not."""
+    def ping(self, part: str, seconds: float) -> PingResult:
+        """Send a part's process a minimal request. An error from the process counts as a reply."""
         kind = part_of(part)
         if kind == GENERATE:
             body: dict[str, Any] = {CONTROL.name: Command(PING).to_json()}
@@ -137,14 +139,15 @@ class TritonControl:
         try:
             response = self._http.post(f"/v2/models/{part}/generate", json=body, timeout=seconds)
         except httpx.ReadTimeout:
-            return Sign(answered=False)
+            return PingResult(replied=False)
         if not response.is_success:
-            return Sign(answered=not isinstance(from_wire(_reason_of(response)), Broken))
-        still = json.loads(response.json()[REPORT.name])["still_seconds"] if kind == GENERATE else 0.0
-        return Sign(answered=True, still_seconds=float(still))
+            # `Broken` is Triton's own report that the process does not reply.
+            return PingResult(replied=not isinstance(from_wire(_reason_of(response)), Broken))
+        stalled = json.loads(response.json()[REPORT.name])["still_seconds"] if kind == GENERATE else 0.0
+        return PingResult(replied=True, stalled_seconds=float(stalled))
 
-    def generates(self, model: str) -> bool:
-        """The proof that an LM answers: one token for a prompt of one token, whatever its tokenizer knows."""
+    def can_generate(self, model: str) -> bool:
+        """Whether an LM generates one token for a prompt of one token id."""
         body = {INPUT_IDS.name: [0], "max_tokens": 1, "temperature": 0}
         try:
             response = self._http.post(f"/v2/models/{model}/generate", json=body)
@@ -154,7 +157,7 @@ class TritonControl:
         return True
 
     def command(self, generate: str, command: Command) -> dict[str, Any]:
-        """Give the engine of a `generate` model a command; return its report."""
+        """Send the engine of a `generate` model a command; return its report."""
         response = self._http.post(f"/v2/models/{generate}/generate", json={CONTROL.name: command.to_json()})
         _refuse_failure(response, f"{generate} refuses the command {command.name!r}")
         report = json.loads(response.json()[REPORT.name])
@@ -162,24 +165,24 @@ class TritonControl:
         return report
 
 
-def bounded(seconds: float) -> Callable[[], None]:
-    """For a wait that only time ends: raises ServingError when it is over."""
+def deadline_check(seconds: float) -> Callable[[], None]:
+    """A `check` for `TritonControl.load` that raises ServingError after this time."""
     deadline = time.monotonic() + seconds
 
-    def still() -> None:
+    def check() -> None:
         if time.monotonic() > deadline:
-            raise ServingError(f"that took longer than {seconds:g} s")
+            raise ServingError(f"the load took longer than {seconds:g} s")
 
-    return still
+    return check
 
 
-def _refuse_failure(response: httpx.Response, what: str) -> None:
+def _refuse_failure(response: httpx.Response, problem: str) -> None:
     if not response.is_success:
-        raise ServingError(f"{what}: {one_line(_reason_of(response))}")
+        raise ServingError(f"{problem}: {one_line(_reason_of(response))}")
 
 
 def _reason_of(response: httpx.Response) -> str:
-    """Why a call failed; empty where it did not."""
+    """The reason of a failed call; empty for a successful one."""
     if response.is_success:
         return ""
     try:

@@ -1,7 +1,7 @@
-"""From a registry's entries to what Triton loads: for each NAME an ensemble NAME and its three parts NAME-….
+"""Writes registry entries as Triton models: for each NAME an ensemble NAME and its three parts NAME-….
 
-The parts are a config.pbtxt each; their code is linked from the bundled model repository, or copied where the folder is
-to stand by itself (an object store, another machine). It writes files and asks no Triton.
+Each part is a config.pbtxt. Its code is linked from the bundled model repository, or copied when the folder must be
+self-contained (an object store, another machine). It writes files and does not contact Triton.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from . import paths
 from .errors import ServingError
 from .registry import Entry
 
-# The ensemble that the others are made after.
-_PATTERN = "abacus"
+# The ensemble whose config.pbtxt is the template of the others.
+_TEMPLATE = "abacus"
 _CHECKPOINT = re.compile(r'(key:\s*"checkpoint"\s*value:\s*\{\s*string_value:\s*")[^"]*(")')
 _STEP = re.compile(rf'(model_name:\s*")({"|".join(PARTS)})(")')
 
 
-def repository_of(name: str, entries: Sequence[Entry], code: Path) -> Path:
-    """A folder of ours that holds these entries and nothing else, brought up to date."""
+def sync_repository(name: str, entries: Sequence[Entry], code: Path) -> Path:
+    """Create or update the cached model repository of this name to hold exactly these entries; return its folder."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
     folder = paths.cache() / "repositories" / digest
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {model for entry in entries for model in models_of(entry)}
-    for found in folder.iterdir():
-        if found.name not in wanted:
-            _remove(found)
+    expected = {model for entry in entries for model in model_names(entry)}
+    for path in folder.iterdir():
+        if path.name not in expected:
+            _remove(path)
     for entry in entries:
         write_entry(entry, folder, code)
     return folder
 
 
-def models_of(entry: Entry) -> list[str]:
+def model_names(entry: Entry) -> list[str]:
     return [entry.name, *(f"{entry.name}-{part}" for part in PARTS)]
 
 
 def write_entry(entry: Entry, repository: Path, code: Path, copy: bool = False) -> None:
-    """Write an entry's four models; each appears complete or not at all. Its checkpoint is looked at when it loads."""
-    for model, part in zip(models_of(entry), (_PATTERN, *PARTS), strict=True):
+    """Write an entry's four models, each atomically. The checkpoint is not checked here."""
+    for model, part in zip(model_names(entry), (_TEMPLATE, *PARTS), strict=True):
         config = _config(entry, code / part / "config.pbtxt", part)
-        content = entry.path if part == _PATTERN else code / part / "1"
+        content = entry.path if part == _TEMPLATE else code / part / "1"
         _write_model(repository / model, config, content, copy)
 
 
@@ -60,42 +60,44 @@ def remove_entry(name: str, repository: Path) -> None:
 
 def _config(entry: Entry, file: Path, part: str) -> str:
     if not file.is_file():
-        raise ServingError(f"there is no {file}; name the folder with the bundled models with --model-repository")
+        raise ServingError(f"{file} does not exist; name the folder with the bundled models with --model-repository")
     text = file.read_text(encoding="utf-8")
-    if part == _PATTERN:
+    if part == _TEMPLATE:
         return _STEP.sub(rf"\g<1>{entry.name}-\g<2>\g<3>", text)
     hub = f"{HUB}{entry.hf_repo}@{entry.revision or 'main'}"
     text, count = _CHECKPOINT.subn(rf"\g<1>{hub if entry.hf_repo else f'../{entry.name}/1'}\g<2>", text)
     assert count == 1, f"{file} names one checkpoint"
     if part == "detokenize":
         return text
-    given = entry.engine_parameters() if part == "generate" else {}
+    parameters = entry.engine_parameters() if part == "generate" else {}
     if entry.max_context_tokens is not None:
-        given["max_context_tokens"] = str(entry.max_context_tokens)
-    lines = [f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}\n' for name, value in given.items()]
+        parameters["max_context_tokens"] = str(entry.max_context_tokens)
+    lines = [
+        f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}\n' for name, value in parameters.items()
+    ]
     return text + "".join(lines)
 
 
 def _write_model(folder: Path, config: str, content: Path | None, copy: bool) -> None:
-    """`content` becomes the model's version 1; without it that is an empty folder."""
+    """`content` becomes the model's version 1; without it version 1 is an empty folder."""
     if _is_written(folder, config, content, copy):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the repository: in it, Triton would take every folder for a model.
-    aside = Path(tempfile.mkdtemp(dir=folder.parent.parent, prefix=".making-"))
+    # Built beside the repository: Triton takes every folder inside it for a model.
+    staging = Path(tempfile.mkdtemp(dir=folder.parent.parent, prefix=".making-"))
     try:
-        aside.chmod(0o755)
-        (aside / "config.pbtxt").write_text(config, encoding="utf-8")
+        staging.chmod(0o755)
+        (staging / "config.pbtxt").write_text(config, encoding="utf-8")
         if content is None:
-            (aside / "1").mkdir()
+            (staging / "1").mkdir()
         elif copy:
-            shutil.copytree(content, aside / "1", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(content, staging / "1", ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            (aside / "1").symlink_to(content.resolve())
+            (staging / "1").symlink_to(content.resolve())
         _remove(folder)
-        os.replace(aside, folder)
+        os.replace(staging, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _is_written(folder: Path, config: str, content: Path | None, copy: bool) -> bool:

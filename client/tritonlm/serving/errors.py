@@ -1,15 +1,15 @@
-"""The errors of this room: something that keeps a local Triton from serving, told in one line with its remedy."""
+"""Errors that keep a local Triton from serving. Each message is one line that names the remedy."""
 
 from __future__ import annotations
 
 
 class ServingError(Exception):
-    """The message is for a person at a terminal; `detail` is shown below it, such as the last lines of a log."""
+    """`message` is for a person at a terminal; `detail` is printed below it, for example the last lines of a log."""
 
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail
 
 
-class NoAnswer(ServingError):
-    """Triton is there, but has stopped to answer: it hangs, or is about to die."""
+class TritonUnresponsive(ServingError):
+    """Triton's process exists but does not respond: it hangs, or is about to die."""

@@ -1,4 +1,7 @@
-"""The gateway as a child of `tritonlm serve`: its command line, its port, when it answers. It imports nothing of it."""
+"""The gateway as a child process of `tritonlm serve`: command line, sockets, liveness.
+
+It imports nothing from the gateway package.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,25 @@ import httpx
 from . import paths
 from .child import Child
 from .errors import ServingError
-from .placeholder import Reception
+from .placeholder import PlaceholderListener
 from .ports import reachable_host
-from .repairs import file_of
+from .restart_counts import restart_counts_file
 from .settings import Settings
 
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-# It was asked before, and given the time that running requests may take; asked again it ends at once.
+# drain() has sent SIGTERM and waited for running requests; a second SIGTERM ends the gateway at once.
 _EXIT_SECONDS = 5.0
 
 
 class LocalGateway(Child):
-    def __init__(self, settings: Settings, default_model: str, reception: Reception) -> None:
+    def __init__(self, settings: Settings, default_model: str, placeholder: PlaceholderListener) -> None:
         triton = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
         command = [
             *(sys.executable, "-m", "tritonlm.cli", "gateway"),
             *("--triton", triton, "--host", settings.host, "--port", str(settings.port)),
-            *("--drain-seconds", str(settings.drain_seconds), "--repairs", str(file_of(settings.http_port))),
+            *("--drain-seconds", str(settings.drain_seconds)),
+            *("--repairs", str(restart_counts_file(settings.http_port))),
             *(("--default-model", default_model) if default_model else ()),
             *(("--registry", str(settings.registry)) if settings.registry else ()),
             *("--log-format", settings.log_format),
@@ -40,31 +44,32 @@ class LocalGateway(Child):
         log = paths.cache() / "logs" / f"gateway-{settings.port}.log" if to_file else None
         super().__init__("the gateway", command, os.environ, log, _EXIT_SECONDS)
         self.url = f"http://{reachable_host(settings.host)}:{settings.port}"
-        self._reception, self._whole_command = reception, command
+        self._placeholder, self._base_command = placeholder, command
 
     def start(self, again: bool = False) -> None:
-        sockets, baton = self._reception.sockets, self._reception.baton
-        self.given = [*sockets, *([baton] if baton is not None else [])]
-        self.command = [*self._whole_command]
-        for name, given in (("--listening-fd", sockets), ("--ready-fd", self.given[len(sockets) :])):
-            for descriptor in given:
-                self.command += [name, str(descriptor)]
+        socket_fds, ready_fd = self._placeholder.socket_fds, self._placeholder.ready_fd
+        ready_fds = [ready_fd] if ready_fd is not None else []
+        self.inherited_fds = [*socket_fds, *ready_fds]
+        self.command = [*self._base_command]
+        for option, descriptors in (("--listening-fd", socket_fds), ("--ready-fd", ready_fds)):
+            for descriptor in descriptors:
+                self.command += [option, str(descriptor)]
         super().start(again)
-        self._reception.let_go()
+        self._placeholder.release()
 
     def stop(self) -> None:
         super().stop()
-        # Nobody comes after it.
-        self._reception.stop()
+        # No other gateway follows.
+        self._placeholder.stop()
 
     def wait_until_live(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as http:
             while not _is_live(http):
                 if not self.is_running():
-                    raise self.crash()
+                    raise self.crash_error()
                 if time.monotonic() > deadline:
-                    raise ServingError(f"the gateway does not answer after {_START_SECONDS:.0f} s; see {self.log}")
+                    raise ServingError(f"the gateway does not respond after {_START_SECONDS:.0f} s; see {self.log}")
                 time.sleep(_POLL_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Where things lie on this machine: the checkout, its model repository, the cache. It creates nothing."""
+"""Paths on this machine: the checkout, its model repository, the cache, the settings. It creates nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def in_checkout() -> bool:
-    """Whether this package runs out of a clone (an editable install) and not out of site-packages."""
+    """Whether this package runs from a clone (an editable install) rather than from site-packages."""
     return (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "model_repository").is_dir()
 
 
@@ -24,12 +24,12 @@ def cache() -> Path:
 
 
 def registry() -> Path:
-    """The registry that `tritonlm add` writes unless it is told another."""
+    """The default registry of `tritonlm add`."""
     return _settings() / "models.yaml"
 
 
 def keys() -> Path:
-    """The file of keys that `tritonlm keys` writes unless it is told another."""
+    """The default key file of `tritonlm keys`."""
     return _settings() / "keys.json"
 
 

@@ -1,7 +1,7 @@
-"""The gateway's port, open from the command's first moment. Until the gateway answers there, whoever asks hears 503.
+"""The placeholder listener: holds the gateway's port and replies 503 until the gateway itself listens there.
 
-The sockets are the supervisor's, and every gateway gets them: where one has died, who comes waits for the next one. It
-does not know what the gateway is or when it starts; it attends until somebody takes over.
+The supervisor owns the sockets and passes them to every gateway process. When a gateway dies, new connections wait in
+the socket's backlog for the next one. The listener does not know what a gateway is or when it starts.
 """
 
 from __future__ import annotations
@@ -19,81 +19,83 @@ from tritonlm.contract.errors import Unavailable
 
 from .ports import listen
 
-_MOST_CALLERS = 64
-_CALLER_SECONDS = 2.0
-_LONGEST_BODY = 2**20
+_MAX_CONNECTIONS = 64
+_CONNECTION_SECONDS = 2.0
+_MAX_BODY_BYTES = 2**20
 _STARTING = Unavailable("tritonlm is starting; its language models are not loaded yet")
-_ANSWER = json.dumps(
+_RESPONSE_BODY = json.dumps(
     {"error": {"message": _STARTING.message, "type": _STARTING.openai_type, "param": None, "code": _STARTING.code}}
 ).encode()
 
 
-class Reception:
-    """A context: inside it the port is open, and after it closed as far as this process is concerned."""
+class PlaceholderListener:
+    """A context manager: the port is open inside it. On exit this process closes its copies of the sockets."""
 
     def __init__(self, host: str, port: int) -> None:
         self._sockets = listen(host, port, "the gateway", "port")
-        # Whoever takes over closes the other end, or has it closed by his own.
-        self._taken, self._baton = os.pipe()
-        self._attending = threading.Thread(target=self._attend, name="reception", daemon=True)
-        self._attending.start()
+        # A pipe: the gateway closes the write end when it listens, or the kernel does when the gateway dies.
+        self._ready_read, self._ready_write = os.pipe()
+        self._thread = threading.Thread(target=self._serve, name="placeholder", daemon=True)
+        self._thread.start()
 
-    def __enter__(self) -> Reception:
+    def __enter__(self) -> PlaceholderListener:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     @property
-    def sockets(self) -> list[int]:
-        return [opened.fileno() for opened in self._sockets]
+    def socket_fds(self) -> list[int]:
+        return [sock.fileno() for sock in self._sockets]
 
     @property
-    def baton(self) -> int | None:
-        """What is to be closed by whoever answers here from then on; None where somebody has done so."""
-        return self._baton if self._attending.is_alive() else None
+    def ready_fd(self) -> int | None:
+        """The descriptor that the gateway closes when it listens; None when a gateway has already done so."""
+        return self._ready_write if self._thread.is_alive() else None
 
-    def let_go(self) -> None:
-        """From here on the baton is only in the hands of those who were given it."""
-        if self._baton >= 0:
-            os.close(self._baton)
-            self._baton = -1
+    def release(self) -> None:
+        """Close this process's copy of the ready descriptor; only the processes that inherited it hold it then."""
+        if self._ready_write >= 0:
+            os.close(self._ready_write)
+            self._ready_write = -1
 
     def stop(self) -> None:
-        self.let_go()
-        self._attending.join(_CALLER_SECONDS)
-        for opened in self._sockets:
-            opened.close()
+        self.release()
+        self._thread.join(_CONNECTION_SECONDS)
+        for sock in self._sockets:
+            sock.close()
 
-    def _attend(self) -> None:
-        servers = [_Doorkeeper(opened) for opened in self._sockets]
-        with selectors.DefaultSelector() as events:
-            events.register(self._taken, selectors.EVENT_READ)
+    def _serve(self) -> None:
+        servers = [_PlaceholderServer(sock) for sock in self._sockets]
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._ready_read, selectors.EVENT_READ)
             for server in servers:
-                events.register(server.fileno(), selectors.EVENT_READ, server)
+                selector.register(server.fileno(), selectors.EVENT_READ, server)
             while True:
-                asked = [key.data for key, _ in events.select()]
-                if None in asked:
+                ready = [key.data for key, _ in selector.select()]
+                if None in ready:
                     break
-                for server in asked:
+                for server in ready:
                     server.handle_request()
-        os.close(self._taken)
+        os.close(self._ready_read)
 
 
-class _Doorkeeper(ThreadingHTTPServer):
+class _PlaceholderServer(ThreadingHTTPServer):
     daemon_threads = True
-    # Who has been let in by the gateway meanwhile is not waited for.
+    # Do not block when the gateway has accepted the connection in the meantime.
     timeout = 0
 
-    def __init__(self, opened: socket) -> None:
-        super().__init__(opened.getsockname(), _NotYet, bind_and_activate=False)
+    def __init__(self, sock: socket) -> None:
+        super().__init__(sock.getsockname(), _UnavailableHandler, bind_and_activate=False)
         self.socket.close()
-        opened.setblocking(False)
-        self.socket = opened
-        self._places = threading.BoundedSemaphore(_MOST_CALLERS)
+        sock.setblocking(False)
+        self.socket = sock
+        self._connections = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
+        if self._connections.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -102,36 +104,36 @@ class _Doorkeeper(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever goes away before he has his answer is no matter of ours."""
+        """Ignore clients that disconnect before they have the response."""
 
 
-class _NotYet(BaseHTTPRequestHandler):
-    timeout = _CALLER_SECONDS
+class _UnavailableHandler(BaseHTTPRequestHandler):
+    timeout = _CONNECTION_SECONDS
 
-    def _answer(self) -> None:
-        # What is not read would be answered with a reset connection.
+    def _respond(self) -> None:
+        # Read the body: closing a connection with unread data resets it, and the client loses the response.
         length = self.headers.get("Content-Length", "")
-        self.rfile.read(min(int(length), _LONGEST_BODY) if length.isdecimal() else 0)
+        self.rfile.read(min(int(length), _MAX_BODY_BYTES) if length.isdecimal() else 0)
         self.send_response(_STARTING.http_status)
         for name, value in (
             ("Content-Type", "application/json"),
-            ("Content-Length", str(len(_ANSWER))),
+            ("Content-Length", str(len(_RESPONSE_BODY))),
             ("Retry-After", "1"),
             ("Connection", "close"),
         ):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(_ANSWER)
+            self.wfile.write(_RESPONSE_BODY)
 
-    # The library's names.
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer  # noqa: N815
+    # The method names are http.server's.
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _respond  # noqa: N815
 
     def version_string(self) -> str:
         return "tritonlm"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the library's name)
-        """The gateway's log begins with the gateway."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (http.server's name)
+        """Log nothing: the gateway writes the request log."""

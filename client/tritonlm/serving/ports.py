@@ -1,6 +1,6 @@
-"""Addresses and ports: whether one is free, a socket that listens there, and how to call whoever does.
+"""Addresses and ports: check whether a port is free, listen on it, and find the host to connect to.
 
-It knows the system's errors and their remedies, not who listens.
+It maps the system's errors to messages with remedies. It does not know which program listens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BACKLOG = 2048
 
 
 def reachable_host(host: str) -> str:
-    """The host to call when a server listens on this one, ready to stand in a URL."""
+    """The host to connect to when a server listens on this one, formatted for a URL."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -30,46 +30,45 @@ def reachable_host(host: str) -> str:
 
 
 def check_port(host: str, port: int, purpose: str, field: str) -> None:
-    """ServingError says why nobody can listen there; nothing is left behind."""
-    with _explained(host, port, purpose, field), _bound(_addresses(host, port)[0]):
+    """Raise ServingError when the port cannot be bound. The port is free again afterwards."""
+    with _translate_errors(host, port, purpose, field), _bind(_addresses(host, port)[0]):
         pass
 
 
 def listen(host: str, port: int, purpose: str, field: str) -> list[socket.socket]:
-    """A listening socket for each of the host's addresses; ServingError says why there is none."""
-    with _explained(host, port, purpose, field), contextlib.ExitStack() as opened:
-        found = []
+    """A listening socket for each of the host's addresses; ServingError names the reason when one fails."""
+    with _translate_errors(host, port, purpose, field), contextlib.ExitStack() as stack:
+        sockets = []
         for address in _addresses(host, port):
-            found.append(opened.enter_context(_bound(address)))
-            found[-1].listen(_BACKLOG)
-        opened.pop_all()
-        return found
+            sockets.append(stack.enter_context(_bind(address)))
+            sockets[-1].listen(_BACKLOG)
+        stack.pop_all()
+        return sockets
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
-    """Each once, of whatever kind."""
-    return list(
-        dict.fromkeys((about[0], about[4]) for about in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    )
+    """(family, address) pairs of the host, without duplicates."""
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((info[0], info[4]) for info in infos))
 
 
-def _bound(to: tuple[socket.AddressFamily, Any]) -> socket.socket:
-    family, address = to
-    made = socket.socket(family, socket.SOCK_STREAM)
+def _bind(family_and_address: tuple[socket.AddressFamily, Any]) -> socket.socket:
+    family, address = family_and_address
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # A port whose last connections are still closing is free for a server.
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Allow a port whose last connections are in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(address)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
     except OSError:
-        made.close()
+        sock.close()
         raise
-    return made
+    return sock
 
 
 @contextlib.contextmanager
-def _explained(host: str, port: int, purpose: str, field: str) -> Iterator[None]:
+def _translate_errors(host: str, port: int, purpose: str, field: str) -> Iterator[None]:
     try:
         yield
     except UnicodeError:

@@ -1,6 +1,6 @@
-"""The registry: one YAML or JSON file that names language models and says how each is served.
+"""The registry: one YAML or JSON file that lists language models and the settings of each.
 
-It reads, checks and edits the file. What an entry becomes in a model repository is `entries`' matter.
+It reads, validates and edits the file. `entries` writes the model repository of an entry.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from tritonlm.contract.parts import PARTS, part_of
 from .errors import ServingError
 from .settings import Device
 
-# A model's name is a folder's and a part of URLs.
+# A model's name is also a folder name and a part of URLs.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
-# A bound inside the pattern, on letters of all alphabets, would take 20 MB and longer than all the rest of this room.
+# The length is bounded by max_length: a bound inside a Unicode pattern costs 20 MB and a slow import.
 _REVISION = r"^[\w./-]+$"
 
 
 class Entry(BaseModel):
-    """A language model. What is not set is left to the settings of `tritonlm serve`, and to the engine after them."""
+    """A language model. Unset fields fall back to the settings of `tritonlm serve`, then to the engine's defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,12 +44,12 @@ class Entry(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description="number type")
     device: Device | None = Field(None, description=f"where it computes: {devices.ALLOWED}, with an engine on each")
     max_context_tokens: int | None = Field(None, ge=1, description="its longest context; never above the checkpoint's")
-    max_sequences: int | None = Field(None, ge=1, le=4096, description="places: sequences that run together")
+    max_sequences: int | None = Field(None, ge=1, le=4096, description="slots: sequences that run together")
     kv_cache_tokens: int | None = Field(None, ge=1, description="tokens that its KV cache holds")
-    max_queue_size: int | None = Field(None, ge=0, description="requests that may wait for a place")
-    queue_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="how long one may wait")
+    max_queue_size: int | None = Field(None, ge=0, description="requests that may wait for a slot")
+    queue_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="how long a request may wait")
     idle_unload_seconds: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="after so long without a request the gateway unloads it"
+        None, description="the gateway unloads it after this time without a request"
     )
     preload: bool = Field(False, description="whether it is loaded at the start, and not at its first request")
 
@@ -64,7 +64,7 @@ class Entry(BaseModel):
         return self
 
     def engine_parameters(self) -> dict[str, str]:
-        """What its models' config.pbtxt says of it."""
+        """The parameters for its models' config.pbtxt."""
         names = (
             "dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
             "queue_seconds", "idle_unload_seconds",
@@ -80,7 +80,7 @@ def make_entry(**values: Any) -> Entry:
 
 
 def read_registry(file: Path) -> list[Entry]:
-    """The entries, their paths made absolute; ServingError tells what is wrong and where."""
+    """The entries with absolute paths; ServingError names the invalid entry and field."""
     rows = _rows(_load(file), file)
     entries: list[Entry] = []
     for number, row in enumerate(rows):
@@ -98,33 +98,33 @@ def read_registry(file: Path) -> list[Entry]:
 
 
 def add_entry(file: Path, entry: Entry) -> None:
-    """Append an entry; what the file says besides stays as it is."""
+    """Append an entry; the rest of the file, comments included, is kept."""
     with _editing(file) as rows:
         if any(row["name"] == entry.name for row in rows):
             raise ServingError(
-                f"{entry.name} is in {file} already; remove it first (tritonlm remove {entry.name}), or choose a name"
+                f"{entry.name} is in {file} already; choose another name, or run tritonlm remove {entry.name} first"
             )
         rows.append(entry.model_dump(mode="json", exclude_defaults=True))
 
 
 def remove_entry(file: Path, name: str) -> None:
     with _editing(file) as rows:
-        found = [index for index, row in enumerate(rows) if row["name"] == name]
-        if not found:
+        indexes = [index for index, row in enumerate(rows) if row["name"] == name]
+        if not indexes:
             known = ", ".join(str(row["name"]) for row in rows) or "none"
             raise ServingError(f"{name} is not in {file}; registered are: {known}")
-        del rows[found[0]]
+        del rows[indexes[0]]
 
 
 @contextmanager
 def _editing(file: Path) -> Iterator[list[dict[str, Any]]]:
-    """The rows, to be changed; written back at once or, after an error, not at all."""
+    """The rows, to be edited in place; written back atomically unless an error is raised."""
     if file.exists():
         read_registry(file)
     content = _load(file) if file.exists() else []
     yield _rows(content, file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as output:
             if file.suffix == ".json":
@@ -132,9 +132,9 @@ def _editing(file: Path) -> Iterator[list[dict[str, Any]]]:
                 output.write("\n")
             else:
                 _yaml().dump(content, output)
-        os.replace(aside, file)
+        os.replace(temporary, file)
     except BaseException:
-        os.unlink(aside)
+        os.unlink(temporary)
         raise
 
 
@@ -146,12 +146,12 @@ def _load(file: Path) -> Any:
     try:
         return json.loads(text) if file.suffix == ".json" else _yaml().load(text) or []
     except (ValueError, YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise ServingError(f"the registry {file} is not valid {file.suffix[1:].upper() or 'YAML'}: {said}") from None
+        reason = " ".join(str(error).split())
+        raise ServingError(f"the registry {file} is not valid {file.suffix[1:].upper() or 'YAML'}: {reason}") from None
 
 
 def _rows(content: Any, file: Path) -> list[dict[str, Any]]:
-    """A list of entries, or an object whose `models` is one."""
+    """The rows of a list of entries, or of an object with such a list under `models`."""
     rows = content.get("models") if isinstance(content, dict) else content
     if not isinstance(rows, list):
         raise ServingError(f"the registry {file} must be a list of entries, each with a name and a path or hf_repo")
@@ -159,7 +159,7 @@ def _rows(content: Any, file: Path) -> list[dict[str, Any]]:
 
 
 def _yaml() -> YAML:
-    # The kind that keeps comments and order: the file is a person's.
+    # The round-trip mode, which keeps comments and order.
     return YAML()
 
 

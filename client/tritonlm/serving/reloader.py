@@ -1,6 +1,6 @@
-"""For development: a loaded checkpoint that changes on disk is replaced, and its running requests end first.
+"""For development: reloads a language model when its checkpoint changes on disk; running requests finish first.
 
-It asks the engines whether they are out of date; how one is replaced the client knows.
+The engines report whether their checkpoint has changed. The client does the reload.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from . import terminal
 from .ports import reachable_host
 from .settings import Settings
 
-_EVERY_SECONDS = 1.0
+_INTERVAL_SECONDS = 1.0
 
 
 class Reloader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._url = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
-        self._next = 0.0
-        # What was out of date at the last look: a checkpoint is taken when it has stopped changing.
+        self._next_check = 0.0
+        # Changed checkpoints at the last check; a model is reloaded once its checkpoint has stopped changing.
         self._stale: dict[str, object] = {}
 
-    def look(self) -> None:
-        if time.monotonic() < self._next:
+    def check(self) -> None:
+        if time.monotonic() < self._next_check:
             return
         try:
             with Client(self._url, max_retries=0) as client:
                 stale = {}
                 for model in client.models.list().data:
-                    if model.state == "ready" and (found := client.status(model.id)["stale"]):
-                        stale[model.id] = found
-                for name in [name for name, found in stale.items() if self._stale.get(name) == found]:
+                    if model.state == "ready" and (version := client.status(model.id)["stale"]):
+                        stale[model.id] = version
+                for name in [name for name, version in stale.items() if self._stale.get(name) == version]:
                     self._reload(client, name)
                 self._stale = stale
         except TritonLMError:
-            # Whether Triton is well is the supervisor's matter.
+            # The supervisor handles Triton's failures.
             self._stale = {}
-        self._next = time.monotonic() + _EVERY_SECONDS
+        self._next_check = time.monotonic() + _INTERVAL_SECONDS
 
     def _reload(self, client: Client, name: str) -> None:
         try:
-            with terminal.step(f"{name} has changed on disk: loading it again"):
+            with terminal.step(f"{name} has changed on disk: reloading"):
                 client.models.load(name, self._settings.load_seconds)
-            terminal.say(f"{name} is loaded again")
+            terminal.say(f"{name} is reloaded")
         except TritonLMError as error:
-            terminal.say(f"{name} is not loaded again: {error.message}")
+            terminal.say(f"{name} could not be reloaded: {error.message}")

@@ -1,7 +1,6 @@
-"""What a language model is on disk: an ensemble in a model repository, its parts, and the checkpoint they read.
+"""Finds a language model on disk: an ensemble in a model repository, its parts, and their checkpoint.
 
-It reads `config.pbtxt` as text, with the few patterns that matter here, and knows nothing of a running Triton. All that
-it writes is the bytecode of a model's Python.
+It reads `config.pbtxt` as text with a few patterns and does not contact Triton. It writes only compiled Python.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class LanguageModel:
 
 
 def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageModel:
-    """The LM of this name, or ServingError when it is not there or is no LM."""
+    """The LM of this name; ServingError when it does not exist or is not an LM."""
     config = _config(name, repositories)
     parts = list(dict.fromkeys(_STEP.findall(config)))
     if not parts:
@@ -42,11 +41,11 @@ def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageMode
         part_config = _config(part, repositories)
         if _CONTROL_INPUT.search(part_config):
             engines.append(part)
-        found = _CHECKPOINT.search(part_config)
-        # What is on the Hub is fetched, and then checked, by the model itself.
-        if found and not found[1].startswith(HUB):
-            # The parameter is relative to the model's own folder, which may itself be a link.
-            folder = _folder(part, repositories) / found[1]
+        parameter = _CHECKPOINT.search(part_config)
+        # The model itself downloads and checks a checkpoint from the Hub.
+        if parameter and not parameter[1].startswith(HUB):
+            # The path is relative to the model's folder, which may be a link.
+            folder = _folder(part, repositories) / parameter[1]
             checkpoints[folder.resolve()] = Checkpoint(folder.resolve())
     if len(engines) != 1:
         raise ServingError(
@@ -59,11 +58,11 @@ def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageMode
 
 
 def compile_code(repositories: Sequence[Path]) -> None:
-    """Compile the models' Python, as their processes else do while they load.
+    """Compile the models' Python before Triton loads them.
 
-    They write what they compiled beside it, whatever the environment says, and by that the model's folder is another:
-    the next time Triton is told to load the model it would start all of its processes anew. Where nothing can be
-    written, they cannot either.
+    Otherwise the models' processes write bytecode into the model folder while they load, even with
+    PYTHONDONTWRITEBYTECODE. Triton then sees a changed folder and restarts the processes at the next load request.
+    A read-only folder needs no compilation: the processes cannot write there either.
     """
     for code in {path.parent.resolve() for folder in repositories for path in folder.glob("*/1/model.py")}:
         compileall.compile_dir(code, quiet=2)
@@ -72,15 +71,15 @@ def compile_code(repositories: Sequence[Path]) -> None:
 def _folder(model: str, repositories: Sequence[Path]) -> Path:
     for repository in repositories:
         if not repository.is_dir():
-            raise ServingError(f"model repository {repository} does not exist; give another with --model-repository")
+            raise ServingError(f"model repository {repository} does not exist; name another with --model-repository")
         if (repository / model / "config.pbtxt").is_file():
             return repository / model
-    places = ", ".join(str(repository) for repository in repositories)
-    raise ServingError(f"there is no {model}/config.pbtxt in {places}; name a model with --load")
+    folders = ", ".join(str(repository) for repository in repositories)
+    raise ServingError(f"there is no {model}/config.pbtxt in {folders}; name a model with --load")
 
 
 def _config(model: str, repositories: Sequence[Path]) -> str:
     if not re.fullmatch(r"[\w.-]+", model) or model in (".", ".."):
-        raise ServingError(f"{model!r} is not a model's name")
+        raise ServingError(f"{model!r} is not a valid model name")
     path = _folder(model, repositories) / "config.pbtxt"
     return _COMMENT.sub("", path.read_text(encoding="utf-8"))

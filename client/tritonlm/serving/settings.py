@@ -1,7 +1,7 @@
-"""The settings of `tritonlm serve`: names, ranges, defaults and meanings, written once.
+"""The settings of `tritonlm serve`: names, ranges, defaults and descriptions, defined once.
 
-Each is an option, an environment variable and a row of docs/settings.md (held true by a test); an option wins over
-its variable, a variable over the default. This file does not know what Triton does with them.
+Each setting is an option, an environment variable and a row of docs/settings.md (checked by a test). An option
+overrides its variable, and a variable overrides the default. This module does not know how Triton uses them.
 """
 
 from __future__ import annotations
@@ -38,56 +38,56 @@ def _matching(text: str, pattern: str, allowed: str) -> str:
     return text
 
 
-def _also(name: str, plain: str) -> AliasChoices:
-    """Our option's and variable's name, and the variable that an older system had for the same thing."""
-    return AliasChoices(name, f"{ENV_PREFIX}{name.upper()}", plain)
+def _with_alias(name: str, legacy_variable: str) -> AliasChoices:
+    """The option's name, its variable, and the variable of an older system for the same setting."""
+    return AliasChoices(name, f"{ENV_PREFIX}{name.upper()}", legacy_variable)
 
 
-class Telling(BaseSettings):
-    """How each process of ours tells what it does."""
+class ObservabilitySettings(BaseSettings):
+    """Logs and traces, common to `tritonlm serve` and `tritonlm gateway`."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, populate_by_name=True)
 
     log_format: LogFormat = Field(
-        "auto", description="How the log is written: text for persons, json for machines, auto: text on a terminal."
+        "auto", description="Format of the log: text for persons, json for machines, auto: text on a terminal."
     )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://",
-        description="OpenTelemetry collector to which traces go (OTLP over HTTP), such as http://127.0.0.1:4318.",
+        description="OpenTelemetry collector that receives traces (OTLP over HTTP), such as http://127.0.0.1:4318.",
     )
 
 
-class Settings(Telling):
+class Settings(ObservabilitySettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address that the gateway listens on.")
     port: Port = Field(8080, description="Port that the gateway listens on.")
-    gateway: bool = Field(True, description="Whether to start the gateway; without it there is Triton alone.")
+    gateway: bool = Field(True, description="Whether to start the gateway; without it only Triton runs.")
     triton_host: str = Field("127.0.0.1", min_length=1, description="Address that Triton listens on.")
     http_port: Port = Field(8000, description="Triton's HTTP port.")
     grpc_port: Port = Field(8001, description="Triton's gRPC port.")
     metrics_port: Port = Field(8002, description="Port of Triton's Prometheus metrics.")
     device: Device = Field(
         "auto",
-        validation_alias=_also("device", "DEFAULT_DEVICE"),
-        description="Where language models compute that do not say so themselves: auto (every GPU, or the CPU), cpu, "
-        "cuda, or devices such as cuda:0,cuda:1, with an engine on each.",
+        validation_alias=_with_alias("device", "DEFAULT_DEVICE"),
+        description="Default device of language models: auto (every GPU, or the CPU), cpu, cuda, or devices such as "
+        "cuda:0,cuda:1, with an engine on each.",
     )
     runner: Runner = Field(
         "auto",
-        description="What computes: kernels of our own (native, on a CPU), Hugging Face's code with recorded steps "
-        "(graphs, for GPUs) or as it is (reference), or the first that can.",
+        description="Model runner: native (C++ kernels on a CPU), graphs (Hugging Face's code with CUDA graphs), "
+        "reference (Hugging Face's code), or auto: the first that supports the model.",
     )
-    dtype: Dtype = Field("auto", description="Number type of weights and cache; auto is what suits the device.")
+    dtype: Dtype = Field("auto", description="Number type of weights and KV cache; auto chooses by device.")
     weights: Weights = Field(
         "full",
-        description="How weights are kept and multiplied: full, as the number type says; int8, in eight bits, smaller "
-        "and faster (GPT-2, Llama, Mistral, Qwen 2 and 3 on a CPU).",
+        description="Weight format: full, in the number type; int8, quantized, smaller and faster (GPT-2, Llama, "
+        "Mistral, Qwen 2 and 3 on a CPU).",
     )
     max_context_tokens: int | None = Field(
         None,
         ge=1,
-        validation_alias=_also("max_context_tokens", "MAX_CONTEXT_TOKENS"),
-        description="Longest context of language models that do not say so themselves; the checkpoint's if unset.",
+        validation_alias=_with_alias("max_context_tokens", "MAX_CONTEXT_TOKENS"),
+        description="Default context length of language models; the checkpoint's if unset.",
     )
     model_repository: Annotated[list[Path], NoDecode] = Field(
         default_factory=lambda: [paths.model_repository()],
@@ -96,8 +96,8 @@ class Settings(Telling):
     )
     registry: Path | None = Field(
         None,
-        validation_alias=_also("registry", "MODEL_REGISTRY_PATH"),
-        description="YAML or JSON file that names more language models; default: the one that tritonlm add writes.",
+        validation_alias=_with_alias("registry", "MODEL_REGISTRY_PATH"),
+        description="YAML or JSON file that lists more language models; default: the one that tritonlm add writes.",
     )
     checkpoint: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -105,49 +105,51 @@ class Settings(Telling):
     )
     load: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
-        description="Language model to load at once, the others at their first request; may be repeated. Default: "
-        "each --checkpoint and what the registry preloads, else the bundled ones.",
+        description="Language model to load at start, the others at their first request; may be repeated. Default: "
+        "each --checkpoint and the registry's entries with preload, else the bundled ones.",
     )
-    reload: bool = Field(False, description="Whether a checkpoint that changes on disk takes the loaded one's place.")
+    reload: bool = Field(False, description="Whether to reload a language model when its checkpoint changes on disk.")
     max_sequences: int | None = Field(
         None,
         ge=1,
         le=4096,
-        description="Places: sequences that the engine runs together; the engine's choice if unset.",
+        description="Slots: sequences that the engine runs together; chosen by the engine if unset.",
     )
     kv_cache_tokens: int | None = Field(
-        None, ge=1, description="Tokens that the KV cache holds; sized by likely use and free memory if unset."
+        None, ge=1, description="Tokens that the KV cache holds; sized by expected use and free memory if unset."
     )
     speculative_tokens: int | None = Field(
         None,
         ge=0,
         le=15,
-        description="Tokens that are guessed ahead of each request, at most, from what its text holds already (prompt "
-        "lookup): texts stay the same, and come sooner where they repeat themselves. None if unset.",
+        description="Draft tokens per sequence and step, at most, from prompt lookup (speculative decoding): outputs "
+        "stay the same, and repetitive texts are generated faster. Off if unset.",
     )
     memory_budget: Size | None = Field(
         None,
-        description="Memory that all language models on one device may take together, such as 8GiB; where one does "
-        "not fit, the gateway unloads the least recently used. No limit if unset.",
+        description="Memory for all language models on one device together, such as 8GiB; when one does not fit, the "
+        "gateway unloads the least recently used. No limit if unset.",
     )
     idle_unload_seconds: float | None = Field(
-        None, ge=0, description="After so long without a request the gateway unloads a language model; never if unset."
+        None, ge=0, description="Seconds without a request after which the gateway unloads a model; never if unset."
     )
     enable_embeddings: bool = Field(
         False,
-        validation_alias=_also("enable_embeddings", "ENABLE_EMBEDDINGS_BACKEND"),
-        description="Whether the language models embed prompts (/v1/embeddings).",
+        validation_alias=_with_alias("enable_embeddings", "ENABLE_EMBEDDINGS_BACKEND"),
+        description="Whether the language models serve embeddings (/v1/embeddings).",
     )
     training: bool = Field(True, description="Whether callers of the gateway may train language models.")
     log_level: LogLevel = Field("info", description="Detail of the log; debug also shows Triton's log on stderr.")
     logs: Literal["auto", "files", "stderr"] = Field(
         "auto",
-        description="Where Triton's and the gateway's logs go: files in the cache, this command's own stderr, or auto: "
-        "files, but the gateway's lines to a terminal.",
+        description="Destination of Triton's and the gateway's logs: files in the cache, this command's stderr, or "
+        "auto: files, but the gateway's lines to a terminal.",
     )
-    load_seconds: float = Field(600, gt=0, description="How long one language model may take to load and answer.")
+    load_seconds: float = Field(
+        600, gt=0, description="Time that a load may take without progress, and until the first answer."
+    )
     drain_seconds: float = Field(
-        30, ge=0, description="How long running requests may go on after the signal to stop, before they are cut off."
+        30, ge=0, description="Time that running requests have after the stop signal, before they are cut off."
     )
 
     @field_validator("model_repository", "load", "checkpoint", mode="before")
@@ -164,17 +166,17 @@ class Settings(Telling):
 
     @property
     def logs_to_files(self) -> bool:
-        """At debug level they are shown at once."""
+        """Whether logs go to files; at debug level they go to stderr."""
         return self.logs != "stderr" and self.log_level != "debug"
 
     def engine_environment(self) -> dict[str, str]:
-        """The variables through which the engine's process learns what it was asked for; unset means its default."""
-        asked = (
+        """Environment variables that pass explicitly set values to the engine's process."""
+        names = (
             "device", "dtype", "weights", "runner", "max_context_tokens", "max_sequences", "kv_cache_tokens",
             "speculative_tokens", "memory_budget", "idle_unload_seconds", "enable_embeddings", "log_level",
             "log_format", "otlp_endpoint",
         )  # fmt: skip
-        values = {name: getattr(self, name) for name in asked if name in self.model_fields_set}
+        values = {name: getattr(self, name) for name in names if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}
 
 
@@ -186,30 +188,30 @@ def env_name(field: str) -> str:
     return ENV_PREFIX + field.upper()
 
 
-Kind = TypeVar("Kind", bound=BaseSettings)
+SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 
 
-def read_settings(given: dict[str, object]) -> Settings:
-    return read_any(Settings, given)
+def read_settings(options: dict[str, object]) -> Settings:
+    return read_settings_of(Settings, options)
 
 
-def read_any(kind: type[Kind], given: dict[str, object]) -> Kind:
-    """Settings from the options that were given and the environment; ServingError names the first bad one."""
-    values: dict[str, Any] = {name: value for name, value in given.items() if value not in (None, [])}
+def read_settings_of(settings_type: type[SettingsType], options: dict[str, object]) -> SettingsType:
+    """Settings from the options that are set and the environment; ServingError names the first invalid one."""
+    values: dict[str, Any] = {name: value for name, value in options.items() if value not in (None, [])}
     try:
-        return kind(**values)
+        return settings_type(**values)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         message = problem["msg"].removeprefix("Value error, ")
         if not problem["loc"]:
             raise ServingError(message) from None
-        field = _field_of(kind, str(problem["loc"][0]))
+        field = _field_of(settings_type, str(problem["loc"][0]))
         raise ServingError(f"{option_name(field)} ({env_name(field)}): {message}, got {problem['input']!r}") from None
 
 
-def _field_of(kind: type[BaseSettings], name: str) -> str:
-    """A field's own name, where pydantic tells the name of a variable."""
-    for field, info in kind.model_fields.items():
+def _field_of(settings_type: type[BaseSettings], name: str) -> str:
+    """The field's name, where pydantic reports the name of a variable."""
+    for field, info in settings_type.model_fields.items():
         if isinstance(info.validation_alias, AliasChoices) and name in info.validation_alias.choices:
             return field
     return name

@@ -1,24 +1,28 @@
-"""What a person at the terminal sees while a Triton starts, serves and stops. It knows words, not processes."""
+"""Terminal output of `tritonlm serve`: lines, steps, errors, the banner. It does not know processes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from tritonlm.contract.load_progress import Loaded
 
 from .errors import ServingError
 from .ports import reachable_host
 from .settings import Settings
 
 _stderr = Console(stderr=True)
-# The bundled language models, and what they are good at.
-_ADDER, _TELLER = "abacus", "fable"
-_ASKED = "Tell me a story about a fox and a lantern"
+_UPDATE_SECONDS = 2.0
+# The bundled language models: sums and stories.
+_ADDER, _STORYTELLER = "abacus", "fable"
+_STORY_PROMPT = "Tell me a story about a fox and a lantern"
 
 
 def say(text: str) -> None:
@@ -26,35 +30,50 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def step(text: str) -> Iterator[None]:
-    """A step that may take long: a spinner on a terminal, a plain line elsewhere (logs, CI)."""
+def step(text: str) -> Iterator[Callable[[str], None]]:
+    """A step that may take long, and a function that updates its text.
+
+    On a terminal it is a spinner, elsewhere (logs, CI) plain lines, of updates one every few seconds.
+    """
     if _stderr.is_terminal:
-        with _stderr.status(f"{text} …"):
-            yield
-    else:
-        say(f"{text} …")
-        yield
+        with _stderr.status(f"{text} …") as status:
+            yield lambda update: status.update(f"{update} …")
+        return
+    say(f"{text} …")
+    printed_at = time.monotonic()
+
+    def update(text: str) -> None:
+        nonlocal printed_at
+        if time.monotonic() - printed_at >= _UPDATE_SECONDS:
+            say(f"{text} …")
+            printed_at = time.monotonic()
+
+    yield update
 
 
-def explain(error: Exception) -> None:
+def load_progress(name: str, loaded: Loaded) -> str:
+    return f"loading {name}: {loaded.done / 1e6:,.0f} of {loaded.total / 1e6:,.0f} MB"
+
+
+def print_error(error: Exception) -> None:
     say(f"error: {error}")
     if isinstance(error, ServingError) and error.detail:
         say("\n".join(f"  {line}" for line in error.detail.splitlines()))
 
 
 def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Path | None) -> str:
-    """What is served and where, with two lines to copy; `reports` holds each LM's engine status."""
+    """The served models and addresses, with two commands to copy; `reports` holds each LM's engine status."""
     triton = reachable_host(settings.triton_host)
     lines = ["", "tritonlm is serving"]
     for name, report in reports.items():
         lines.append(
             f"  {name}: {report.get('device', '?')}, {report.get('dtype', '?')}, "
-            f"context {report.get('context_length', '?')}, {report.get('places', '?')} places, "
+            f"context {report.get('context_length', '?')}, {report.get('slots', '?')} slots, "
             f"KV cache of {report.get('kv_cache_tokens', '?')} tokens"
         )
         lines.append(
-            f"    slots of full context that fit: {report.get('full_context_slots', '?')}; memory "
-            f"{_size(report.get('memory_bytes'))} now, {_size(report.get('memory_reserved_bytes'))} at most"
+            f"    full-context slots that fit: {report.get('full_context_slots', '?')}; memory "
+            f"{_size(report.get('memory_bytes'))} now, up to {_size(report.get('memory_reserved_bytes'))}"
         )
     gateway = f"{reachable_host(settings.host)}:{settings.port}"
     if settings.gateway:
@@ -70,7 +89,7 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
         "",
         "Try it (Ctrl-C stops the server):",
     ]
-    lines += (_by_the_gateway if settings.gateway else _by_triton)(list(reports), settings)
+    lines += (_gateway_examples if settings.gateway else _triton_examples)(list(reports), settings)
     return "\n".join(lines) + "\n"
 
 
@@ -78,18 +97,18 @@ def _size(count: int | None) -> str:
     return "?" if count is None else f"{count / 2**20:,.0f} MiB"
 
 
-def _by_the_gateway(names: list[str], settings: Settings) -> Iterator[str]:
+def _gateway_examples(names: list[str], settings: Settings) -> Iterator[str]:
     url = f"{reachable_host(settings.host)}:{settings.port}/v1"
     text = {"model": names[0], "prompt": _prompt_for(names[0]), "max_tokens": 20, "temperature": 0}
     yield f"  curl {url}/completions -d '{json.dumps(text)}'"
-    if _TELLER in names:
-        chat = {"model": _TELLER, "messages": [{"role": "user", "content": _ASKED}], "stream": True}
+    if _STORYTELLER in names:
+        chat = {"model": _STORYTELLER, "messages": [{"role": "user", "content": _STORY_PROMPT}], "stream": True}
         yield f"  curl -N {url}/chat/completions -d '{json.dumps(chat)}'"
     else:
         yield f"  curl -N {url}/completions -d '{json.dumps({**text, 'stream': True})}'"
 
 
-def _by_triton(names: list[str], settings: Settings) -> Iterator[str]:
+def _triton_examples(names: list[str], settings: Settings) -> Iterator[str]:
     url = f"{reachable_host(settings.triton_host)}:{settings.http_port}/v2/models/{names[0]}"
     text = {"text_input": _prompt_for(names[0]), "max_tokens": 20, "temperature": 0}
     yield f"  curl -N {url}/generate_stream -d '{json.dumps({**text, 'stream': True})}'"

@@ -1,6 +1,6 @@
-"""One local `tritonserver`: its command line, its environment, and what has to be cleared up after it.
+"""One local `tritonserver`: its command line, its environment, and the cleanup after it.
 
-It knows how Triton is run, not what is loaded into it (see `control`) nor when to stop (see `supervisor`).
+It knows how Triton runs, not which models it loads (see `control`) nor when it stops (see `supervisor`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .child import Child
 from .preflight import SHARED_MEMORY
 from .settings import LogLevel, Settings
 
-# Running requests were given drain_seconds before; what is left then is cut off.
+# drain() has waited for running requests before; the rest are cut off after this time.
 EXIT_SECONDS = 5
 
-# Loading runs code, shared memory is anybody's, and what is logged or traced shows prompts.
+# Loading a model runs code, shared memory is accessible to all callers, and logs and traces contain prompts.
 _RESTRICTED = ("model-repository", "shared-memory", "logging", "trace")
 _LOG_FLAGS: dict[LogLevel, list[str]] = {
     "debug": ["--log-verbose=1"],
@@ -35,27 +35,27 @@ _LOG_FLAGS: dict[LogLevel, list[str]] = {
 
 
 def triton_environment(installation: Installation, settings: Settings) -> dict[str, str]:
-    """Our environment, plus what lets Triton and the Python inside its model processes find this one's packages."""
+    """This process's environment, plus the paths by which Triton's model processes find this Python's packages."""
     package_root = Path(__file__).resolve().parents[2]
     python_path = [str(package_root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     python_path += site.getsitepackages()
     environment = {
         # Spinning OpenMP threads starve the other processes when cores are few.
         "OMP_WAIT_POLICY": "passive",
-        # Kernels compiled for this machine.
+        # The cache of kernels compiled for this machine.
         "TRITONLM_NATIVE_CACHE": str(paths.cache() / "native"),
         **os.environ,
         **settings.engine_environment(),
     }
 
-    def lead(name: str, values: Sequence[str]) -> None:
+    def prepend(name: str, values: Sequence[str]) -> None:
         old = environment.get(name, "")
         environment[name] = os.pathsep.join([*dict.fromkeys(values), *([old] if old else [])])
 
-    # A model process's embedded Python finds its prefix through the first `python3` on PATH.
-    lead("PATH", [str(Path(sys.executable).parent)])
-    lead("PYTHONPATH", python_path)
-    lead("LD_LIBRARY_PATH", [str(folder) for folder in installation.library_path])
+    # The embedded Python of a model process finds its prefix through the first `python3` on PATH.
+    prepend("PATH", [str(Path(sys.executable).parent)])
+    prepend("PYTHONPATH", python_path)
+    prepend("LD_LIBRARY_PATH", [str(folder) for folder in installation.library_path])
     return environment
 
 
@@ -75,7 +75,7 @@ def triton_command(
         "--disable-auto-complete-config",
         f"--backend-directory={backend}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
-        *(f"--{door}-address={settings.triton_host}" for door in ("http", "grpc", "metrics")),
+        *(f"--{protocol}-address={settings.triton_host}" for protocol in ("http", "grpc", "metrics")),
         f"--http-port={settings.http_port}",
         f"--grpc-port={settings.grpc_port}",
         f"--metrics-port={settings.metrics_port}",
@@ -88,7 +88,7 @@ def triton_command(
 
 
 def _trace_flags(endpoint: str | None) -> list[str]:
-    """Triton's own spans, of every request that belongs to a trace already."""
+    """Options that export Triton's own spans for every request that carries a trace."""
     if endpoint is None:
         return []
     options = {
@@ -102,15 +102,15 @@ def _trace_flags(endpoint: str | None) -> list[str]:
 
 
 class LocalTriton(Child):
-    """Triton, and what it leaves in /dev/shm."""
+    """Triton as a child process; its shared-memory regions are removed after it."""
 
     def __init__(
         self, settings: Settings, installation: Installation, backend: Path, repositories: Sequence[Path]
     ) -> None:
-        # Unique per run, so that clearing up never touches another Triton's regions.
+        # Unique per run, so that the cleanup never touches another Triton's regions.
         self.shared_memory_prefix = f"tritonlm-{os.getpid()}-{secrets.token_hex(4)}-"
         self._ports = (settings.http_port, settings.grpc_port)
-        self.secret = secret.made()
+        self.secret = secret.new_secret()
         super().__init__(
             "Triton",
             triton_command(
@@ -122,11 +122,11 @@ class LocalTriton(Child):
         )
 
     def start(self, again: bool = False) -> None:
-        secret.keep(self.secret, self._ports)
+        secret.save_secret(self.secret, self._ports)
         super().start(again)
 
     def stop(self) -> None:
         super().stop()
-        secret.forget(self._ports)
+        secret.delete_secret(self._ports)
         for region in SHARED_MEMORY.glob(f"{self.shared_memory_prefix}*"):
             region.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Trains causal language models: from scratch or further, on generated or given data, into checkpoints to be served.
+"""Trains causal language models, from scratch or from a checkpoint, into checkpoints that can be served.
 
-transformers' Trainer does the steps. It knows files and tensors; serving, HTTP and Triton are other rooms'.
+transformers' Trainer runs the steps. This package knows files and tensors. It does not know serving, HTTP or Triton.
 """

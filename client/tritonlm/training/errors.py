@@ -1,7 +1,7 @@
-"""The one error of this room: something that keeps a training from beginning or going on, told in one line."""
+"""The error of this package: a reason why a training cannot start or continue, as one line."""
 
 from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """The message is for a person, and names the option and the remedy."""
+    """The message names the option and the remedy."""

@@ -1,4 +1,4 @@
-"""From a plan to its data and its model: which source, which tokenizer, which checkpoint is meant."""
+"""Loads the data, tokenizer and model of a plan."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from .data import Data, abacus, fable, files
 from .errors import TrainingError
 from .plan import TrainingPlan
-from .tokenizer import character_tokenizer, trained_bpe
+from .tokenizer import character_tokenizer, train_bpe
 
 BUILT_IN = ("abacus", "fable")
 
 
 def load_data(plan: TrainingPlan) -> Data:
     if plan.data in BUILT_IN and plan.tokenizer == "keep":
-        raise TrainingError(f"tokenizer: {plan.data} brings its own; keep is for data of yours with a model")
+        raise TrainingError(f"tokenizer: {plan.data} has its own tokenizer; use keep with other data and --model")
     if plan.data == "abacus":
         return abacus.load(plan.seed)
     if plan.data == "fable":
         return fable.load(plan.seed, plan.examples, plan.vocabulary)
-    found = files.documents(plan.data)
-    tokenizer = make_tokenizer(plan, [document.text for document in found])
-    return files.load(Path(plan.data).name, found, tokenizer, context_of(plan), plan.seed)
+    documents = files.read_documents(plan.data)
+    tokenizer = make_tokenizer(plan, [document.text for document in documents])
+    return files.load(Path(plan.data).name, documents, tokenizer, context_length(plan), plan.seed)
 
 
 def make_tokenizer(plan: TrainingPlan, texts: list[str]) -> PreTrainedTokenizerFast:
     if plan.model is not None and plan.tokenizer in ("auto", "keep"):
         return _from_pretrained(AutoTokenizer, plan.model)
     if plan.tokenizer == "keep":
-        raise TrainingError("tokenizer: keep needs a model whose tokenizer is kept; name one with --model")
+        raise TrainingError("tokenizer: keep uses the tokenizer of a model; name the model with --model")
     if plan.tokenizer == "character":
         characters = sorted({character for text in texts for character in text})
         return character_tokenizer("".join(characters))
-    return trained_bpe(texts, plan.vocabulary)
+    return train_bpe(texts, plan.vocabulary)
 
 
 def make_model(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -55,17 +55,17 @@ def make_model(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast) -> Any:
     )  # fmt: skip
 
 
-def context_of(plan: TrainingPlan) -> int:
-    """How long a row of texts may be."""
+def context_length(plan: TrainingPlan) -> int:
+    """The maximum number of tokens in a row."""
     if plan.model is None:
         return plan.sizes.context
     tokenizer: PreTrainedTokenizerFast = _from_pretrained(AutoTokenizer, plan.model)
     return min(int(tokenizer.model_max_length), plan.sizes.context)
 
 
-def _from_pretrained(kind: Any, name: str, **options: Any) -> Any:
+def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # transformers raises whatever its loaders raise
+        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # transformers raises errors of many kinds
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(f"model: {name} cannot be loaded: {reason}") from None

@@ -1,6 +1,7 @@
-"""What a training is asked for: names, ranges, defaults and meanings, written once.
+"""The training plan: names, ranges, defaults and descriptions of all options, defined once.
 
-It is written next to the checkpoints, so that a training that was interrupted goes on as it began. It reads no data.
+The plan is saved next to the checkpoints, so that an interrupted training resumes with the same options. This module
+reads no training data.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ PLAN_FILE = "plan.json"
 
 
 class Sizes(BaseModel):
-    """A GPT-2 from scratch."""
+    """The dimensions of a GPT-2 that is trained from scratch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,13 +47,13 @@ class TrainingPlan(BaseModel):
     steps: int = Field(1000, ge=1, le=10_000_000, description="optimiser steps")
     batch_size: int = Field(16, ge=1, le=65_536, description="sequences in a step, over all GPUs")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="highest, after the warm-up")
-    warmup_steps: int = Field(100, ge=0, description="steps until it is reached")
+    warmup_steps: int = Field(100, ge=0, description="steps until the learning rate is reached")
     weight_decay: float = Field(0.01, ge=0, le=1)
     eval_steps: int = Field(200, ge=1, description="steps between evaluations and checkpoints")
-    patience: int = Field(0, ge=0, description="evaluations without progress after which it stops; 0: never")
-    examples: int = Field(40_000, ge=100, le=100_000_000, description="how many the built-in generators make")
+    patience: int = Field(0, ge=0, description="evaluations without progress after which the training stops; 0: never")
+    examples: int = Field(40_000, ge=100, le=100_000_000, description="number of examples from the built-in generators")
     seed: int = Field(0, ge=0, lt=2**32)
-    mixed_precision: bool = Field(True, description="bfloat16 where there is a GPU that has it")
+    mixed_precision: bool = Field(True, description="bfloat16 on GPUs that support it")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
 
 
@@ -69,41 +70,41 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_plan(**values: Any) -> TrainingPlan:
-    """A plan from what was asked, the built-in data's own defaults beneath it."""
-    given = {name: value for name, value in values.items() if value is not None}
+    """A plan from the options that are set, with the presets of built-in data as defaults."""
+    options = {name: value for name, value in values.items() if value is not None}
     try:
-        return TrainingPlan(**{**PRESETS.get(str(given.get("data")), {}), **given})
+        return TrainingPlan(**{**PRESETS.get(str(options.get("data")), {}), **options})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
         raise TrainingError(f"{field}: {problem['msg']} (got {problem['input']!r:.60})") from None
 
 
-def read_plan(given: dict[str, Any], sizes: dict[str, int | None], resume: bool) -> TrainingPlan:
-    """The plan that options ask for; resumed, it is the one that was written when the training began."""
-    out = given.get("out")
+def read_plan(options: dict[str, Any], sizes: dict[str, int | None], resume: bool) -> TrainingPlan:
+    """The plan from command-line options; with `resume`, the plan that was saved when the training started."""
+    out = options.get("out")
     if resume:
         if out is None:
             raise TrainingError("out: --resume needs the folder of the training: --out FOLDER")
-        changed = [name for name, value in {**given, **sizes}.items() if value is not None and name != "out"]
+        changed = [name for name, value in {**options, **sizes}.items() if value is not None and name != "out"]
         if changed:
-            raise TrainingError(f"{changed[0]}: a training that is resumed goes on as it began; leave the option out")
-        return _written(Path(out))
-    if given.get("data") is None:
+            raise TrainingError(f"{changed[0]}: a resumed training keeps its options; leave this option out")
+        return _saved_plan(Path(out))
+    if options.get("data") is None:
         raise TrainingError("data: name what to train on: abacus, fable, a file, a folder or a data set on the Hub")
-    asked = {name: value for name, value in sizes.items() if value is not None}
-    if asked:
-        if given.get("model") is not None:
-            raise TrainingError(f"{next(iter(asked))}: the sizes are the model's; leave the option out with --model")
-        preset = PRESETS.get(str(given["data"]), {}).get("sizes", Sizes())
-        given = {**given, "sizes": {**preset.model_dump(), **asked}}
-    return make_plan(**{**given, "out": Path(out or f"runs/{Path(str(given['data'])).stem}")})
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    if sizes:
+        if options.get("model") is not None:
+            raise TrainingError(f"{next(iter(sizes))}: --model sets the sizes; leave this option out")
+        preset = PRESETS.get(str(options["data"]), {}).get("sizes", Sizes())
+        options = {**options, "sizes": {**preset.model_dump(), **sizes}}
+    return make_plan(**{**options, "out": Path(out or f"runs/{Path(str(options['data'])).stem}")})
 
 
-def _written(out: Path) -> TrainingPlan:
+def _saved_plan(out: Path) -> TrainingPlan:
     if not (out / PLAN_FILE).is_file():
-        raise TrainingError(f"out: there is no training to go on with in {out}: it has no {PLAN_FILE}")
-    # The folder may have been moved since.
+        raise TrainingError(f"out: there is no training to resume in {out}: it has no {PLAN_FILE}")
+    # The folder may have been moved since the plan was saved.
     return read_plan_file(out / PLAN_FILE).model_copy(update={"out": out})
 
 

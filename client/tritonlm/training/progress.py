@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar with loss, tokens a second and time left; plain lines in a log."""
+"""The progress display of a training: a bar with loss, tokens per second and time left; plain lines in a log."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             disable=not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task(data.name, total=plan.steps, loss="–", speed="–")
-        self._since, self._from, self._before = time.monotonic(), 0, 0.0
+        self._started, self._first_step, self._elapsed_before = time.monotonic(), 0, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._since, self._from = time.monotonic(), state.global_step
-        self._before = max((entry.get("elapsed", 0.0) for entry in state.log_history), default=0.0)
+        self._started, self._first_step = time.monotonic(), state.global_step
+        self._elapsed_before = max((entry.get("elapsed", 0.0) for entry in state.log_history), default=0.0)
         self._bar.start()
         self._bar.update(self._task, completed=state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # In the log, so that the record can tell it; a training that was resumed counts on.
-        state.log_history[-1]["elapsed"] = round(self._before + time.monotonic() - self._since, 1)
+        # The record reads the elapsed time from the log; a resumed training continues the count.
+        state.log_history[-1]["elapsed"] = round(self._elapsed_before + time.monotonic() - self._started, 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.update(self._task, completed=state.global_step)
@@ -49,19 +49,19 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        seen = logs or {}
-        done = state.global_step - self._from
-        speed = self._tokens_per_step * done / max(time.monotonic() - self._since, 1e-9)
-        if "loss" in seen:
-            self._bar.update(self._task, loss=f"{seen['loss']:.4f}", speed=f"{speed:,.0f}")
-            self._say(state, f"loss {seen['loss']:.4f}, {speed:,.0f} tokens/s")
-        if "eval_loss" in seen:
-            accuracy = f", exact {seen['eval_exact']:.4f}" if "eval_exact" in seen else ""
-            self._say(state, f"held out: loss {seen['eval_loss']:.4f}{accuracy}", always=True)
+        metrics = logs or {}
+        steps = state.global_step - self._first_step
+        speed = self._tokens_per_step * steps / max(time.monotonic() - self._started, 1e-9)
+        if "loss" in metrics:
+            self._bar.update(self._task, loss=f"{metrics['loss']:.4f}", speed=f"{speed:,.0f}")
+            self._print(state, f"loss {metrics['loss']:.4f}, {speed:,.0f} tokens/s")
+        if "eval_loss" in metrics:
+            accuracy = f", exact {metrics['eval_exact']:.4f}" if "eval_exact" in metrics else ""
+            self._print(state, f"held out: loss {metrics['eval_loss']:.4f}{accuracy}", always=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._bar.stop()
 
-    def _say(self, state: TrainerState, what: str, always: bool = False) -> None:
+    def _print(self, state: TrainerState, message: str, always: bool = False) -> None:
         if always or not self._console.is_terminal:
-            self._console.print(f"step {state.global_step} of {self._plan.steps}: {what}", highlight=False)
+            self._console.print(f"step {state.global_step} of {self._plan.steps}: {message}", highlight=False)

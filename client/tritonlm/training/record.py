@@ -1,4 +1,4 @@
-"""What is told of a training next to its checkpoint: `training.json`, and a model card. It trains nothing."""
+"""The record of a training next to its checkpoint: `training.json` and a model card. It trains nothing."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ RECORD = "training.json"
 
 
 def make_record(plan: TrainingPlan, data: Data, model: Any, state: TrainerState, step: int) -> dict[str, Any]:
-    """How it stood after this step."""
+    """The metrics and options of the training as of this step."""
     logs = [entry for entry in state.log_history if entry["step"] <= step]
     losses = [entry["loss"] for entry in logs if "loss" in entry]
-    seen: dict[str, Any] = next((entry for entry in reversed(logs) if "eval_loss" in entry), {})
-    loss = seen.get("eval_loss")
+    evaluation: dict[str, Any] = next((entry for entry in reversed(logs) if "eval_loss" in entry), {})
+    loss = evaluation.get("eval_loss")
     return {
         "step": step,
         "train_loss": losses[-1] if losses else None,
         "val_loss": loss,
         "val_perplexity": None if loss is None else math.exp(loss),
-        "accuracy": seen.get("eval_exact") if data.accuracy and data.judge is None else None,
+        "accuracy": evaluation.get("eval_exact") if data.accuracy and data.evaluate is None else None,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "seconds": seen.get("elapsed"),
+        "seconds": evaluation.get("elapsed"),
         "seed": plan.seed,
         "dataset": plan.data,
         "train_examples": len(data.train),

@@ -1,4 +1,4 @@
-"""The report at the end of a training: loss curves as a picture, samples, accuracy, next to the checkpoint."""
+"""The report at the end of a training, next to the checkpoint: a loss plot, sample outputs, accuracy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAMPLE_TOKENS = 220
 
 
 def write_report(folder: Path, data: Data, record: dict[str, Any], logs: list[dict[str, Any]], model: Any) -> None:
-    draw_losses(folder / "loss.png", data.name, logs)
+    plot_losses(folder / "loss.png", data.name, logs)
     lines = [f"# {data.name}: report", "", "![loss](loss.png)", "", "| | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in record.items() if value is not None]
     if data.accuracy:
@@ -25,7 +25,7 @@ def write_report(folder: Path, data: Data, record: dict[str, Any], logs: list[di
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def draw_losses(file: Path, name: str, logs: list[dict[str, Any]]) -> None:
+def plot_losses(file: Path, name: str, logs: list[dict[str, Any]]) -> None:
     import matplotlib  # noqa: PLC0415 (slow to import)
 
     matplotlib.use("Agg")
@@ -45,10 +45,10 @@ def draw_losses(file: Path, name: str, logs: list[dict[str, Any]]) -> None:
 @torch.inference_mode()
 def sample(model: Any, tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
-    room = model.config.max_position_embeddings - ids.shape[1]
-    found = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(_SAMPLE_TOKENS, room), do_sample=False,
+    available = model.config.max_position_embeddings - ids.shape[1]
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(_SAMPLE_TOKENS, available), do_sample=False,
         pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    text: str = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+    text: str = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
     return text

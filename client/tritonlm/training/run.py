@@ -1,6 +1,6 @@
-"""Runs a plan: data, tokenizer, model, transformers' Trainer, and at the end the record and the report.
+"""Runs a training plan: data, tokenizer, model, transformers' Trainer, then the record and the report.
 
-Every checkpoint is whole, tokenizer and record included, so that it can be served the moment it is there.
+Every checkpoint is complete, tokenizer and record included, so that it can be served as soon as it is written.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from .data import Data
-from .examples import IGNORED, as_it_is
+from .examples import IGNORED, identity_collator
 from .load import load_data, make_model
 from .plan import PLAN_FILE, TrainingPlan
 from .progress import Progress
 from .record import make_record, write_card, write_record
 from .report import write_report
-from .sizes import check_it_fits
-from .storage import ASIDE, FINAL, kept_whole, last_checkpoint, put_in_place
+from .sizes import check_memory
+from .storage import FINAL, STAGING, complete_checkpoints_only, last_checkpoint, publish_final
 
-# Several processes, one for each GPU (accelerate launch), train one model; the first tells of it and writes.
+# Several processes (accelerate launch), one per GPU, train one model; only the first one logs and writes files.
 IS_FIRST = os.environ.get("RANK", "0") == "0"
 _PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def train(plan: TrainingPlan, resume: bool = False) -> Path:
-    """Train; the folder of the best checkpoint, with its record, card and report."""
-    check_it_fits(plan)
+    """Train; return the folder of the best checkpoint, with its record, card and report."""
+    check_memory(plan)
     if not IS_FIRST:
         return _train(plan, resume)
     plan.out.mkdir(parents=True, exist_ok=True)
-    with kept_whole(plan.out):
+    with complete_checkpoints_only(plan.out):
         (plan.out / PLAN_FILE).write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return _train(plan, resume)
 
@@ -62,45 +62,45 @@ def _train(plan: TrainingPlan, resume: bool) -> Path:
         args=arguments(plan, data),
         train_dataset=data.train,
         eval_dataset=data.held_out,
-        data_collator=as_it_is,
-        compute_metrics=measure,
-        preprocess_logits_for_metrics=best_ids,
+        data_collator=identity_collator,
+        compute_metrics=accuracies,
+        preprocess_logits_for_metrics=argmax_ids,
         processing_class=data.tokenizer,
         callbacks=callbacks,
     )
-    # The line of the log that it prints at the end is the progress bar's business.
+    # Progress prints the log instead.
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(plan.out) if resume else None)
     return _finish(plan, data, trainer)
 
 
 def _finish(plan: TrainingPlan, data: Data, trainer: Trainer) -> Path:
-    """The best checkpoint in a folder of its own, which appears complete."""
-    aside = plan.out / ASIDE
-    trainer.save_model(str(aside))
+    """Write the best checkpoint, with record, card and report, to `final` atomically; return the folder."""
+    staging = plan.out / STAGING
+    trainer.save_model(str(staging))
     if not IS_FIRST:
         return plan.out / FINAL
     state = trainer.state
     record = make_record(plan, data, trainer.model, state, state.best_global_step or state.global_step)
-    if data.judge is not None:
-        record["accuracy"] = data.judge(trainer.model.eval())
-    write_record(aside, record)
-    write_card(aside, data, record)
-    write_report(aside, data, record, state.log_history, trainer.model.eval())
-    # Its own settings, of no use to who loads it.
-    (aside / "training_args.bin").unlink(missing_ok=True)
-    return put_in_place(plan.out)
+    if data.evaluate is not None:
+        record["accuracy"] = data.evaluate(trainer.model.eval())
+    write_record(staging, record)
+    write_card(staging, data, record)
+    write_report(staging, data, record, state.log_history, trainer.model.eval())
+    # The Trainer's arguments are not part of a checkpoint.
+    (staging / "training_args.bin").unlink(missing_ok=True)
+    return publish_final(plan.out)
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Adds the record to every checkpoint when it has been saved: with it, it is complete."""
+    """Adds the record to every saved checkpoint; a checkpoint with a record is complete."""
 
     def __init__(self, plan: TrainingPlan, data: Data) -> None:
         self._plan, self._data = plan, data
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **inside: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **context: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_record(folder, make_record(self._plan, self._data, inside["model"], state, state.global_step))
+        write_record(folder, make_record(self._plan, self._data, context["model"], state, state.global_step))
 
 
 def arguments(plan: TrainingPlan, data: Data) -> TrainingArguments:
@@ -122,7 +122,7 @@ def arguments(plan: TrainingPlan, data: Data) -> TrainingArguments:
         save_steps=plan.eval_steps,
         save_total_limit=2,
         load_best_model_at_end=True,
-        # Not the share of exact answers: where many checkpoints have all of them, the loss still tells them apart.
+        # Not the exact-match accuracy: the loss still distinguishes checkpoints that all have 100 %.
         metric_for_best_model="loss",
         greater_is_better=False,
         logging_steps=max(1, plan.eval_steps // 20),
@@ -139,19 +139,19 @@ def arguments(plan: TrainingPlan, data: Data) -> TrainingArguments:
     )
 
 
-def best_ids(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    found = logits[0] if isinstance(logits, tuple) else logits
-    best: torch.Tensor = found.argmax(-1)
-    return best
+def argmax_ids(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    scores = logits[0] if isinstance(logits, tuple) else logits
+    ids: torch.Tensor = scores.argmax(-1)
+    return ids
 
 
-def measure(prediction: EvalPrediction) -> dict[str, float]:
-    """How many tokens, and how many whole answers, greedy decoding gets right."""
+def accuracies(prediction: EvalPrediction) -> dict[str, float]:
+    """The shares of tokens and of whole sequences that greedy decoding predicts correctly."""
     predicted, labels = np.asarray(prediction.predictions)[:, :-1], np.asarray(prediction.label_ids)[:, 1:]
-    asked = labels != IGNORED
-    right = (predicted == labels) & asked
+    labelled = labels != IGNORED
+    correct = (predicted == labels) & labelled
     return {
-        "accuracy": float(right.sum() / max(asked.sum(), 1)),
-        # All tokens right when the right ones before them are given: then greedy decoding gives them by itself.
-        "exact": float((right == asked).all(axis=1).mean()),
+        "accuracy": float(correct.sum() / max(labelled.sum(), 1)),
+        # A sequence whose tokens are all correct under teacher forcing is also what greedy decoding generates.
+        "exact": float((correct == labelled).all(axis=1).mean()),
     }

@@ -1,6 +1,6 @@
-"""Keeps what a training leaves on disk whole: a checkpoint that was cut short is taken away, a full disk is told.
+"""Keeps only complete checkpoints on disk: incomplete ones are removed, and a full disk is reported.
 
-A checkpoint's record is written last, so one without it is not complete. It knows files, and nothing of training.
+A checkpoint's record is written last, so a checkpoint without a record is incomplete. This module knows files only.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from .errors import TrainingError
 from .record import RECORD
 
 FINAL = "final"
-# Where the final one is written before it takes its place.
-ASIDE = f".{FINAL}"
-# How torch and safetensors tell that a write failed.
+# The folder in which the final checkpoint is written before it is renamed.
+STAGING = f".{FINAL}"
+# Messages of torch and safetensors for a failed write.
 _FAILED_WRITE = re.compile(
     r"PytorchStreamWriter failed|unexpected pos|iostream error|IoError|No space left|File too large"
 )
 
 
 @contextlib.contextmanager
-def kept_whole(out: Path) -> Iterator[None]:
-    """Whatever ends the work inside, only complete checkpoints stay."""
+def complete_checkpoints_only(out: Path) -> Iterator[None]:
+    """Remove incomplete checkpoints at entry and at exit, also after an error."""
     discard_incomplete(out)
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, OSError) or _FAILED_WRITE.search(str(error)):
-            why = (error.strerror if isinstance(error, OSError) else None) or "the disk may be full"
+            reason = (error.strerror if isinstance(error, OSError) else None) or "the disk may be full"
             raise TrainingError(
-                f"out: {out} cannot be written ({why}); complete checkpoints are kept: make room, then go on with "
+                f"out: {out} cannot be written ({reason}); complete checkpoints are kept: free disk space, then run "
                 f"tritonlm train --resume --out {out}"
             ) from None
         raise
@@ -48,18 +48,18 @@ def discard_incomplete(out: Path) -> None:
     for folder in _checkpoints(out):
         if not (folder / RECORD).is_file():
             shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(out / ASIDE, ignore_errors=True)
+    shutil.rmtree(out / STAGING, ignore_errors=True)
 
 
 def last_checkpoint(out: Path) -> str | None:
-    found = max(_checkpoints(out), key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    return str(found) if found else None
+    latest = max(_checkpoints(out), key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return str(latest) if latest else None
 
 
-def put_in_place(out: Path) -> Path:
-    """The complete final checkpoint takes the place of an earlier one."""
+def publish_final(out: Path) -> Path:
+    """Rename the staging folder to `final`, replacing an earlier one."""
     shutil.rmtree(out / FINAL, ignore_errors=True)
-    os.replace(out / ASIDE, out / FINAL)
+    os.replace(out / STAGING, out / FINAL)
     return out / FINAL
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers made here: characters, or byte-level BPE trained on the data; in Hugging Face format."""
+"""Makes tokenizers in Hugging Face format: one token per character, or byte-level BPE trained on the data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ END = "<|endoftext|>"
 
 
 def character_tokenizer(characters: str) -> PreTrainedTokenizerFast:
-    """One id for each character, the end of text first."""
+    """One id per character; id 0 is the end of text."""
     vocabulary = {END: 0} | {character: number for number, character in enumerate(characters, start=1)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return _wrapped(tokenizer)
+    return _wrap(tokenizer)
 
 
-def trained_bpe(texts: Iterable[str], vocabulary: int, special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+def train_bpe(texts: Iterable[str], vocabulary: int, special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -30,8 +30,8 @@ def trained_bpe(texts: Iterable[str], vocabulary: int, special: tuple[str, ...] 
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrapped(tokenizer)
+    return _wrap(tokenizer)
 
 
-def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)

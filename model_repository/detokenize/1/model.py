@@ -1,7 +1,7 @@
-"""Triton's side of `detokenize`: a chunk in, its text out, and what else a caller is told of it.
+"""The Triton adapter of `detokenize`: a chunk in, its text and the other outputs of the ensemble out.
 
-It answers every chunk that `generate` makes: an error in the middle of a stream would leave the ensemble with responses
-that it never releases. What cannot be turned into text becomes an empty text and a line in the log.
+It never fails on a chunk of `generate`: an error within a stream would leave responses in the ensemble that are never
+released. If a chunk cannot be decoded, its text is empty and the error is logged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 from tritonlm.checkpoints.hub import checkpoint_folder
 from tritonlm.contract import Checkpoint, Chunk, tensors
 from tritonlm.contract.adapter import error_response, inputs_of, log_failure, response, text_of
-from tritonlm.contract.priority import step_back
+from tritonlm.contract.priority import lower_thread_priority
 
 from .detokenizer import Detokenizer
 
@@ -23,17 +23,17 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         checkpoint = Checkpoint(checkpoint_folder(args))
         checkpoint.check(weights=False)
-        step_back()
+        lower_thread_priority()
         self._detokenizer = Detokenizer(checkpoint)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
         try:
             chunk = Chunk.from_json(text_of(tensors.CHUNK, inputs_of(request)) or "")
         except Exception as error:
-            # Not a chunk of ours, nor from an ensemble.
+            # The input is not a chunk of `generate`, so it does not come from an ensemble.
             return error_response(pb_utils, error)
         text = _or_empty(lambda: self._detokenizer.text(chunk))
         values: dict[tensors.TensorSpec, object] = {
@@ -47,10 +47,10 @@ class TritonPythonModel:
         }
         if chunk.as_piece:
             values = {tensors.PIECE: json.dumps({spec.name: value for spec, value in values.items()})}
-        # A step of an ensemble is asked for all outputs, whichever the caller wants; what it leaves out, nobody gets.
-        wanted = request.requested_output_names()
+        # In an ensemble Triton requests all outputs, whatever the caller requested. Outputs left out here are not sent.
+        outputs = request.requested_output_names()
         return response(
-            pb_utils, {spec: spec.pack(value) for spec, value in values.items() if spec.name in wanted}, wanted
+            pb_utils, {spec: spec.pack(value) for spec, value in values.items() if spec.name in outputs}, outputs
         )
 
 

@@ -1,43 +1,43 @@
-"""Where in a window's text each token begins.
+"""Computes the offset of each token in a window's text.
 
-Decoders say what ids read as, not which characters are whose; so a token's place is found by decoding the ids before
-it, in a context short enough to stay cheap. It knows nothing of chunks.
+A decoder returns the text of ids, and not which character belongs to which token. So the offset of a token is computed
+by decoding the ids before it, in a short context. This module does not know chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# What decoders put in the place of bytes that are no character, or not yet one.
+# The character that decoders write for bytes that form no character, or not a complete one yet.
 UNFINISHED = "\ufffd"
-# Other tokens that a character may be shared with: UTF-8 has four bytes at most.
-_MOST_SHARED_WITH = 3
-# A context of so many tokens is cut to one of these lengths, the first that proves harmless. Five in a row: a run of
-# byte tokens has the beginning of a character among them.
+# The number of other tokens that may share a character: UTF-8 has at most four bytes.
+_MAX_SHARING_TOKENS = 3
+# A context of LONG tokens is cut to the first of these lengths that keeps the decoded text. There are five consecutive
+# lengths, because one of any four consecutive byte tokens begins a character.
 _LONG = 16
 _SHORT = (8, 7, 6, 5, 4)
-# Only noise has no harmless cut for so long; there the context is cut all the same, or its cost would grow and grow.
+# Only random ids have no such cut for this long. Then the context is cut anyway, to bound the cost.
 _TOO_LONG = 128
 
 
-class TokenPlaces:
-    """To be asked for one index after the other, going up."""
+class TokenOffsets:
+    """Computes offsets for ascending indexes."""
 
     def __init__(self, ids: list[int], decode: Callable[[list[int]], str], final: bool) -> None:
         self._ids = ids
         self._decode = decode
-        self._final = final  # no later chunk will finish a character
+        self._final = final  # no later chunk completes a character
         # The ids from _begin on decode to the window's text from character _origin on.
         self._begin = self._origin = 0
         self._texts: dict[int, str] = {}
 
     def start(self, index: int) -> int:
-        """The character at which the text of this token begins; that of a token that continues one, at that one."""
+        """The offset of this token's first character. A token that continues a character has the same offset as it."""
         self._shorten(index)
         whole = self._whole_text(index)
-        ends = range(max(self._begin, index - _MOST_SHARED_WITH), index + 1)
-        # What is before the token stays as it is, save for a character that is still being written.
-        return self._origin + max(_shared(self._text(end), whole) for end in ends)
+        ends = range(max(self._begin, index - _MAX_SHARING_TOKENS), index + 1)
+        # The text before the token is stable, except for a character that is not complete yet.
+        return self._origin + max(_common_length(self._text(end), whole) for end in ends)
 
     def _text(self, end: int) -> str:
         if end not in self._texts:
@@ -45,8 +45,8 @@ class TokenPlaces:
         return self._texts[end]
 
     def _whole_text(self, index: int) -> str:
-        """The text up to where the token's last character is finished."""
-        last = min(index + 1 + _MOST_SHARED_WITH, len(self._ids))
+        """The text up to the end of the token's last character."""
+        last = min(index + 1 + _MAX_SHARING_TOKENS, len(self._ids))
         for end in range(index + 1, last + 1):
             if not self._text(end).endswith(UNFINISHED):
                 return self._text(end)
@@ -68,10 +68,10 @@ class TokenPlaces:
         self._texts = {}
 
 
-def _shared(first: str, second: str) -> int:
-    """How many characters both texts begin with."""
+def _common_length(first: str, second: str) -> int:
+    """The length of the common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def _is_whole(text: str) -> bool:

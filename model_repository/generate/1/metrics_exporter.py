@@ -1,8 +1,8 @@
-"""Publishes the engine's measures among Triton's own metrics, once a second.
+"""The metrics exporter: copies the engine's metric values into Triton's own metrics, once a second.
 
-It knows names, kinds and Triton's calls, and not what the measures mean. Every such call goes to Triton's process and
-back, so a thread of its own makes them, and of counters and gauges only for what has changed. A model that is unloaded
-during such a call would stay in memory for ever: who is about to unload it says so before.
+It knows names, kinds and Triton's API, and not what the values mean. Each call to that API is a round trip to Triton's
+process. So a separate thread makes them, and it sends only the counters and gauges that have changed. A model that is
+unloaded during such a call would stay in memory for ever, so the exporter is paused before an unload.
 """
 
 from __future__ import annotations
@@ -12,89 +12,89 @@ import threading
 import time
 from typing import Any
 
-from .engine.fleet import Engines
-from .engine.monitoring.metrics import COUNTER, GAUGE, HISTOGRAM, MEASURES, Measure
+from .engine.fleet import EngineInterface
+from .engine.monitoring.metrics import COUNTER, GAUGE, HISTOGRAM, METRIC_SPECS, MetricSpec
 
-_EVERY_SECONDS = 1.0
-_LONGEST_CALLS_SECONDS = 1.0
+_INTERVAL_SECONDS = 1.0
+_PAUSE_TIMEOUT_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
 
 
-class Publisher:
-    def __init__(self, pb_utils: Any, engines: Engines, model: str) -> None:
+class MetricsExporter:
+    def __init__(self, pb_utils: Any, engines: EngineInterface, model: str) -> None:
         self._pb_utils, self._engines = pb_utils, engines
-        self._published: dict[str, float] = {}
-        self._metrics = self._make_all(model)
-        self._closing, self._woken = threading.Event(), threading.Event()
-        self._resting_until = 0.0
-        self._rests = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._exported: dict[str, float] = {}
+        self._metrics = self._create_all(model)
+        self._closing, self._wake = threading.Event(), threading.Event()
+        self._paused_until = 0.0
+        self._paused = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics_exporter", daemon=True)
 
     def start(self) -> None:
         if self._metrics:
             self._thread.start()
 
-    def rest(self, seconds: float) -> None:
-        """Publish once more, as if nothing were here, and no more for so long. Returns when that is done."""
+    def pause(self, seconds: float) -> None:
+        """Export once more with gauges of zero, then nothing for this long. Return when that export is done."""
         if not self._thread.is_alive():
             return
-        self._rests.clear()
-        self._resting_until = time.monotonic() + seconds
-        self._woken.set()
-        self._rests.wait(_LONGEST_CALLS_SECONDS)
+        self._paused.clear()
+        self._paused_until = time.monotonic() + seconds
+        self._wake.set()
+        self._paused.wait(_PAUSE_TIMEOUT_SECONDS)
 
     def close(self) -> None:
         self._closing.set()
-        self._woken.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)
 
-    def _make_all(self, model: str) -> dict[str, Any]:
+    def _create_all(self, model: str) -> dict[str, Any]:
         try:
-            return {measure.name: self._make(measure, model) for measure in MEASURES}
+            return {spec.name: self._create(spec, model) for spec in METRIC_SPECS}
         except self._pb_utils.TritonModelException as error:
             # Triton was started without metrics.
-            self._pb_utils.Logger.log_warn(f"the engine's measures are not published: {error}")
+            self._pb_utils.Logger.log_warn(f"the engine's metrics are not exported: {error}")
             return {}
 
-    def _make(self, measure: Measure, model: str) -> Any:
+    def _create(self, spec: MetricSpec, model: str) -> Any:
         kinds = self._pb_utils.MetricFamily
-        kind = {COUNTER: kinds.COUNTER, GAUGE: kinds.GAUGE, HISTOGRAM: kinds.HISTOGRAM}[measure.kind]
-        family = kinds(name=measure.published_name, description=measure.meaning, kind=kind)
-        more = {"buckets": list(measure.buckets)} if measure.kind == HISTOGRAM else {}
-        metric = family.Metric(labels={"model": model}, **more)
-        # Triton gives the same metric to whoever asks for the same name and label, and does not count who uses it: one
-        # model's end would leave another, which has just been loaded in its place, with what is no more.
+        kind = {COUNTER: kinds.COUNTER, GAUGE: kinds.GAUGE, HISTOGRAM: kinds.HISTOGRAM}[spec.kind]
+        family = kinds(name=spec.prometheus_name, description=spec.description, kind=kind)
+        options = {"buckets": list(spec.buckets)} if spec.kind == HISTOGRAM else {}
+        metric = family.Metric(labels={"model": model}, **options)
+        # Triton returns the same metric for the same name and labels, and counts no references. If an unloaded model
+        # deleted it, a model loaded under the same name would use a deleted metric. So it is never deleted.
         for kept in (family, metric):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
         return metric
 
     def _run(self) -> None:
         while True:
-            self._woken.wait(_EVERY_SECONDS)
-            self._woken.clear()
+            self._wake.wait(_INTERVAL_SECONDS)
+            self._wake.clear()
             if self._closing.is_set():
                 return
-            resting = time.monotonic() < self._resting_until
-            if not (resting and self._rests.is_set()):
-                self.publish(gauges=not resting)
-            if resting:
-                self._rests.set()
+            pausing = time.monotonic() < self._paused_until
+            if not (pausing and self._paused.is_set()):
+                self.export(gauges=not pausing)
+            if pausing:
+                self._paused.set()
 
-    def publish(self, gauges: bool = True) -> None:
-        """Without the gauges their values are shown as nothing."""
-        values, timed = self._engines.measures(), self._engines.take_timed()
-        for measure in MEASURES:
-            metric = self._metrics[measure.name]
-            if measure.kind == HISTOGRAM:
-                for seconds in timed[measure.name]:
+    def export(self, gauges: bool = True) -> None:
+        """Without `gauges` all gauges are exported as zero."""
+        values, timed = self._engines.metric_values(), self._engines.take_timed()
+        for spec in METRIC_SPECS:
+            metric = self._metrics[spec.name]
+            if spec.kind == HISTOGRAM:
+                for seconds in timed[spec.name]:
                     metric.observe(seconds)
                 continue
-            value, before = float(values[measure.name]), self._published.get(measure.name, 0.0)
-            if measure.kind == GAUGE and not gauges:
+            value, before = float(values[spec.name]), self._exported.get(spec.name, 0.0)
+            if spec.kind == GAUGE and not gauges:
                 value = 0.0
-            if measure.kind == GAUGE and value != before:
+            if spec.kind == GAUGE and value != before:
                 metric.set(value)
             elif value > before:
                 metric.increment(value - before)
-            self._published[measure.name] = value
+            self._exported[spec.name] = value

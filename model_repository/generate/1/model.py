@@ -1,12 +1,13 @@
-"""Triton's side of `generate`: requests and commands in, chunks and reports out, FINAL exactly once on every path.
+"""The Triton adapter of `generate`: requests and commands in, chunks and reports out, FINAL exactly once on every path.
 
-It knows tensors and response senders; what becomes of a request is the engine's matter. `execute` hands over and
-returns: the requests wait in the engine's own bounded queue, where they can be cancelled and timed out.
+It knows tensors and response senders. The engine decides everything else about a request. `execute` only hands requests
+over: they wait in the engine's own bounded queue, where they can be cancelled and timed out.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -23,38 +24,46 @@ from tritonlm.contract.adapter import (
     trace_of,
 )
 from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
+from tritonlm.contract.load_progress import LoadProgress, load_file
 from tritonlm.contract.parts import language_model_of
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
 from tritonlm.observability import logs
 
 from .engine.config import EngineConfig
 from .engine.engine import Engine
-from .engine.fleet import together
+from .engine.fleet import combine
 from .engine.monitoring.step_journal import StepJournal, journal_file
 from .engine.request import Item, Request
 from .engine.runners.interface import choose_devices
 from .engine.runners.select import open_runner
 from .engine.scheduling.admission import RETIRED_SECONDS
-from .metrics_exporter import Publisher
-from .request_log import Accounts
+from .metrics_exporter import MetricsExporter
+from .request_log import RequestLog
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        logs.configure_from()
+        logs.configure_from_environment()
         folder = checkpoint_folder(args, weights=True)
         self._config = EngineConfig.from_strings(model_parameters(args))
-        self._runners = [open_runner(folder, self._config, device) for device in choose_devices(self._config.device)]
         checkpoint = Checkpoint(folder)
-        self._folder, self._loaded = folder, checkpoint.fingerprint()
+        devices = choose_devices(self._config.device)
+        load_progress = LoadProgress(
+            len(devices) * checkpoint.weight_bytes(), load_file(os.getppid(), args["model_name"])
+        )
+        try:
+            self._runners = [open_runner(folder, self._config, device, load_progress) for device in devices]
+        finally:
+            load_progress.close()
+        self._folder, self._fingerprint = folder, checkpoint.fingerprint()
         tokenizer = load_decoder(checkpoint)
 
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-        self._engine = together(
+        self._engine = combine(
             [
                 Engine(
                     runner,
@@ -62,90 +71,96 @@ class TritonPythonModel:
                     decode,
                     checkpoint.eos_token_ids,
                     checkpoint.about,
-                    StepJournal(journal_file(args["model_name"], number, self._loaded)),
+                    StepJournal(journal_file(args["model_name"], number, self._fingerprint)),
                 )
                 for number, runner in enumerate(self._runners)
             ]
         )
         self._engine.start()
         model = language_model_of(args["model_name"], folder)
-        self._accounts = Accounts(model)
-        self._publisher = Publisher(pb_utils, self._engine, model)
-        self._publisher.start()
+        self._request_log = RequestLog(model)
+        self._metrics_exporter = MetricsExporter(pb_utils, self._engine, model)
+        self._metrics_exporter.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            sender, wanted = request.get_response_sender(), list(request.requested_output_names())
+            sender, outputs = request.get_response_sender(), list(request.requested_output_names())
             try:
-                self._hand_over(request, sender, wanted)
-            except Exception as error:  # each request stands alone
+                self._dispatch(request, sender, outputs)
+            except Exception as error:  # an error of one request must not affect the others
                 sender.send(error_response(pb_utils, error), flags=FINAL)
 
     def finalize(self) -> None:
         self._engine.close()
-        self._publisher.close()
-        self._accounts.close()
+        self._metrics_exporter.close()
+        self._request_log.close()
         for runner in self._runners:
             runner.close()
 
-    def _hand_over(self, request: Any, sender: Any, wanted: list[str]) -> None:
+    def _dispatch(self, request: Any, sender: Any, outputs: list[str]) -> None:
         arrays = inputs_of(request)
         control = text_of(CONTROL, arrays)
         if control is not None:
-            self._obey(Command.from_json(control), sender, wanted)
+            self._run_command(Command.from_json(control), sender, outputs)
             return
         text = text_of(REQUEST, arrays)
         if text is None or PROMPT_IDS.name not in arrays:
             raise InvalidRequest("generate needs prompt_ids and request, or control", "prompt_ids")
         prompt_ids = [int(token_id) for token_id in arrays[PROMPT_IDS.name].reshape(-1)]
-        self._engine.submit(self._make(request, prompt_ids, GenerationRequest.from_json(text), sender, wanted))
+        generation = GenerationRequest.from_json(text)
+        self._engine.submit(self._make_request(request, prompt_ids, generation, sender, outputs))
 
-    def _obey(self, command: Command, sender: Any, wanted: list[str]) -> None:
+    def _run_command(self, command: Command, sender: Any, outputs: list[str]) -> None:
         def reply(report: dict[str, Any]) -> None:
             if command.name == STATUS:
-                report |= {"stale": self._stale(), "broken": self._broken()}
-            sender.send(response(pb_utils, {REPORT: REPORT.pack(json.dumps(report))}, wanted), flags=FINAL)
+                report |= {"stale": self._changed_fingerprint(), "broken": self._checkpoint_error()}
+            sender.send(response(pb_utils, {REPORT: REPORT.pack(json.dumps(report))}, outputs), flags=FINAL)
 
         if command.name in (DRAIN, RETIRE):
-            self._publisher.rest(RETIRED_SECONDS)
+            self._metrics_exporter.pause(RETIRED_SECONDS)
         self._engine.command(command, reply)
 
-    def _stale(self) -> str:
-        """Empty while the checkpoint on disk is the loaded one; else what it is like now."""
-        now = Checkpoint(self._folder).fingerprint()
-        return "" if now == self._loaded else now
+    def _changed_fingerprint(self) -> str:
+        """The fingerprint of the checkpoint on disk if it differs from the loaded one, else an empty string."""
+        current = Checkpoint(self._folder).fingerprint()
+        return "" if current == self._fingerprint else current
 
-    def _broken(self) -> str:
-        """Why what is on disk now cannot be loaded; empty where it looks well."""
+    def _checkpoint_error(self) -> str:
+        """Why the checkpoint on disk cannot be loaded; empty if it looks valid."""
         try:
             Checkpoint(self._folder).check()
         except CheckpointError as error:
             return error.message
         return ""
 
-    def _make(
-        self, request: Any, prompt_ids: list[int], asked: GenerationRequest, sender: Any, wanted: list[str]
+    def _make_request(
+        self, triton_request: Any, prompt_ids: list[int], generation: GenerationRequest, sender: Any, outputs: list[str]
     ) -> Request:
         def deliver(item: Item, last: bool) -> None:
             if isinstance(item, TritonLMError):
-                answer = error_response(pb_utils, item)
+                message = error_response(pb_utils, item)
             else:
-                answer = response(pb_utils, item.to_arrays(), wanted)
+                message = response(pb_utils, item.to_arrays(), outputs)
             try:
-                sender.send(answer, flags=FINAL if last else 0)
+                sender.send(message, flags=FINAL if last else 0)
             finally:
-                # Its caller does not wait for it.
+                # After the send, so that the caller does not wait for the log.
                 if last:
-                    self._accounts.settle(made, item, traceparent)
+                    self._request_log.write(request, item, traceparent)
 
         now = time.monotonic()
-        seconds = min(asked.parameters.timeout or self._config.max_seconds, self._config.max_seconds)
+        seconds = min(generation.parameters.timeout or self._config.max_seconds, self._config.max_seconds)
         queue_seconds = min(self._config.queue_seconds or seconds, seconds)
-        # A timeout of Triton's own protocol (microseconds, in the request itself) bounds the wait as well.
-        if microseconds := request.timeout():
+        # A timeout in Triton's own protocol (in microseconds) also limits the time in the queue.
+        if microseconds := triton_request.timeout():
             queue_seconds = min(queue_seconds, microseconds / 1e6)
-        traceparent = trace_of(request) if self._accounts.has_traces else ""
-        made = Request(
-            request.request_id(), prompt_ids, asked, deliver, queue_deadline=now + queue_seconds, deadline=now + seconds
+        traceparent = trace_of(triton_request) if self._request_log.has_traces else ""
+        request = Request(
+            triton_request.request_id(),
+            prompt_ids,
+            generation,
+            deliver,
+            queue_deadline=now + queue_seconds,
+            deadline=now + seconds,
         )
-        return made
+        return request

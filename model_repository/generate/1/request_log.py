@@ -1,6 +1,6 @@
-"""What is told of a request that has ended: a line in the log, and spans of its trace where traces are wanted.
+"""The request log: one log line per ended request, and trace spans if tracing is enabled.
 
-It knows the moments of a request and where to tell them; it is called on the delivering thread.
+It knows the times of a request and where to report them. It is called on the delivery thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .engine.request import Item, Request
 _log = logging.getLogger("tritonlm.engine.requests")
 
 
-class Accounts:
+class RequestLog:
     def __init__(self, model: str) -> None:
         self._model = model
         endpoint = os.environ.get(ENDPOINT_VARIABLE, "")
@@ -31,9 +31,10 @@ class Accounts:
         if self._tracing is not None:
             self._tracing.close()
 
-    def settle(self, request: Request, item: Item, traceparent: str) -> None:
-        """`item`: the last that its caller is given."""
-        how = type(item).__name__ if isinstance(item, TritonLMError) else getattr(item, "finish_reason", "embedded")
+    def write(self, request: Request, item: Item, traceparent: str) -> None:
+        """Log an ended request. `item` is the last item that its caller received."""
+        is_error = isinstance(item, TritonLMError)
+        reason = type(item).__name__ if is_error else getattr(item, "finish_reason", "embedded")
         phases = _phases(request)
         tokens = {
             "prompt_tokens": len(request.prompt_ids),
@@ -44,14 +45,14 @@ class Accounts:
         _log.info(
             "%s: %s, %d in, %d out%s",
             request.id,
-            how,
+            reason,
             len(request.prompt_ids),
             request.generated,
             "".join(f", {name} {end - start:.3f} s" for name, start, end in phases),
-            extra={"request_id": request.id, "model": self._model, "finish_reason": how, **tokens, **seconds},
+            extra={"request_id": request.id, "model": self._model, "finish_reason": reason, **tokens, **seconds},
         )
         if self._tracing is not None and phases:
-            self._trace(request, phases, traceparent, {"request_id": request.id, "finish_reason": how, **tokens})
+            self._trace(request, phases, traceparent, {"request_id": request.id, "finish_reason": reason, **tokens})
 
     def _trace(
         self,
@@ -61,21 +62,21 @@ class Accounts:
         attributes: dict[str, str | int | float],
     ) -> None:
         assert self._tracing is not None
-        # From the clock of the moments to the calendar's.
+        # From the monotonic clock to the time of day.
         offset = time.time() - time.monotonic()
-        whole = self._tracing.add(
+        root = self._tracing.add(
             f"engine {self._model}", traceparent, phases[0][1] + offset, phases[-1][2] + offset, attributes
         )
         for name, start, end in phases:
-            self._tracing.add(name, whole, start + offset, end + offset)
+            self._tracing.add(name, root, start + offset, end + offset)
 
 
 def _phases(request: Request) -> list[tuple[str, float, float]]:
-    """Waiting, reading the prompt, generating: as far as it came."""
-    ended = request.ended or time.monotonic()
-    moments = [request.arrived, request.began, request.answered, ended]
-    known = [moment for moment in moments[:3] if moment is not None]
+    """The phases that the request reached, with start and end: queue, prefill, decode."""
+    ended = request.ended_at or time.monotonic()
+    times = [request.arrived_at, request.prefill_started_at, request.first_token_at]
+    starts = [moment for moment in times if moment is not None]
     return [
         (name, start, end)
-        for name, start, end in zip(("queue", "prefill", "decode"), known, [*known[1:], ended], strict=False)
+        for name, start, end in zip(("queue", "prefill", "decode"), starts, [*starts[1:], ended], strict=False)
     ]

@@ -1,6 +1,6 @@
-"""Chats: messages read and checked, and rendered to text by the checkpoint's own template, in a sandbox.
+"""Chats: validates messages and renders them to text with the checkpoint's chat template, in a sandbox.
 
-It knows jinja2 and the messages' shape. It does not know tokens beyond the special ones' texts.
+It knows jinja2 and the schema of messages. Of tokens it knows only the texts of the special ones.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class ChatTemplate:
             )
 
     def render(self, messages: list[Message]) -> str:
-        """The chat as text, up to where the model's answer begins."""
+        """The chat as text, up to the beginning of the model's answer."""
         try:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=True,
-                # Templates ask whether these are none, not whether they are there.
+                # Templates test whether these are none, and not whether they are defined.
                 tools=None,
                 documents=None,
                 **self._special_tokens,
@@ -49,18 +49,18 @@ class ChatTemplate:
         except CheckpointError:
             raise
         except SecurityError as error:
-            raise CheckpointError(f"this model's chat template does what is forbidden to templates: {error}") from error
+            raise CheckpointError(f"this model's chat template uses a forbidden operation: {error}") from error
         except _Refusal as error:
             raise InvalidRequest(f"this model's chat template refuses these messages: {error}", _PARAM) from error
-        except Exception as error:  # a template is a program, and may fail in any way
+        except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequest(
                 f"this model's chat template fails on these messages: {str(error)[:200]}", _PARAM
             ) from error
 
     @cached_property
     def _template(self) -> Template:
-        """Compiled at the first chat, so that a broken template does not take completions down with it."""
-        assert self._source is not None, "check_offered comes first"
+        """Compiled at the first chat, so that completions work even with a broken template."""
+        assert self._source is not None, "call check_offered first"
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
         )
@@ -75,11 +75,11 @@ class ChatTemplate:
 
 
 class _Refusal(TemplateRuntimeError):
-    """What a template says through raise_exception."""
+    """Raised by a template through raise_exception."""
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training; here it is only its content."""
+    """`{% generation %}…{% endgeneration %}` marks the assistant's text for training; here only its content counts."""
 
     tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
 
@@ -89,7 +89,7 @@ class _GenerationBlock(Extension):
 
 
 def _to_json(value: Any, indent: int | None = None, separators: tuple[str, str] | None = None, **options: Any) -> str:
-    # Unlike jinja2's own, which escapes for HTML.
+    # Unlike the filter of jinja2, which escapes for HTML.
     return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, **options)
 
 
@@ -97,12 +97,12 @@ def _raise_exception(message: str) -> NoReturn:
     raise _Refusal(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
 
 
 def read_messages(text: str) -> list[Message]:
-    """Messages as templates know them, role and content both strings, out of a caller's JSON."""
+    """Parse a caller's JSON to messages whose role and content are strings."""
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError) as error:

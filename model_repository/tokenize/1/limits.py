@@ -1,6 +1,6 @@
-"""What a checkpoint allows of a request: ids of its vocabulary, and as many tokens as its context holds.
+"""The limits of a checkpoint for a request: the ids of its vocabulary and the tokens of its context.
 
-Plain Python. It knows numbers, neither text nor tensors.
+Plain Python. It knows numbers, and neither text nor tensors.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Limits:
     def of(
         cls, checkpoint: Checkpoint, settings: Mapping[str, str], environment: Mapping[str, str] = os.environ
     ) -> Limits:
-        """The checkpoint's own limits; the context may be lowered by the model's config or the environment."""
-        lowered = _lowered_context(settings, environment)
-        context = min(lowered, checkpoint.context_length) if lowered else checkpoint.context_length
+        """The checkpoint's own limits. The model's config or the environment may lower the context."""
+        maximum = _max_context(settings, environment)
+        context = min(maximum, checkpoint.context_length) if maximum else checkpoint.context_length
         return cls(checkpoint.vocab_size, context)
 
     def check_vocabulary(self, ids: Iterable[int], param: str) -> None:
@@ -46,10 +46,10 @@ class Limits:
                     param,
                 )
 
-    def settle(
+    def complete(
         self, parameters: SamplingParameters, prompt_tokens: int, *, is_chat: bool = False
     ) -> SamplingParameters:
-        """The parameters with nothing left open (`max_tokens`, `seed`), once they fit this model and prompt."""
+        """Check the parameters against model and prompt, and set defaults for `max_tokens` and `seed`."""
         self.check_vocabulary(parameters.logit_bias, "logit_bias")
         self.check_vocabulary(parameters.stop_token_ids, "stop_token_ids")
         self.check_vocabulary(parameters.resume_token_ids, "resume_token_ids")
@@ -58,25 +58,25 @@ class Limits:
         if resumed and resumed >= max_tokens:
             raise InvalidRequest(
                 f"resume_token_ids holds {resumed} tokens and max_tokens is {max_tokens}: nothing is left to generate; "
-                "send the max_tokens of the first try",
+                "send the max_tokens of the first attempt",
                 "resume_token_ids",
             )
-        # Drawn here, so that all that follows is a function of the request.
+        # Chosen here, so that everything after this is a function of the request.
         seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         return replace(parameters, max_tokens=max_tokens, seed=seed)
 
-    def _max_tokens(self, asked: int | None, prompt_tokens: int, is_chat: bool) -> int:
+    def _max_tokens(self, requested: int | None, prompt_tokens: int, is_chat: bool) -> int:
         free = self.context - prompt_tokens
-        # At least one token, if only so that the refusal has something to name.
+        # At least one, so that the error below names a positive number.
         default = max(1, free if is_chat else min(DEFAULT_MAX_TOKENS, free))
-        wanted = default if asked is None else asked
-        if wanted > free:
-            raise ContextLengthExceeded.of(self.context, prompt_tokens, wanted)
-        return wanted
+        max_tokens = default if requested is None else requested
+        if max_tokens > free:
+            raise ContextLengthExceeded.for_lengths(self.context, prompt_tokens, max_tokens)
+        return max_tokens
 
 
-def _lowered_context(settings: Mapping[str, str], environment: Mapping[str, str]) -> int:
-    """0: as the checkpoint says."""
+def _max_context(settings: Mapping[str, str], environment: Mapping[str, str]) -> int:
+    """The configured limit of the context; 0: the checkpoint's own."""
     source, text = f"config.pbtxt parameter {CONTEXT_SETTING}", settings.get(CONTEXT_SETTING)
     if not text:
         source, text = CONTEXT_VARIABLE, environment.get(CONTEXT_VARIABLE) or "0"

@@ -1,6 +1,6 @@
-"""Triton's side of `tokenize`: a request in, the prompt's ids and the validated request out.
+"""The Triton adapter of `tokenize`: a request in, the prompt's ids and the validated request out.
 
-It knows tensors only; what a request means is decided in `prompt`.
+It knows tensors only. `prompt` interprets the request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tritonlm.contract.adapter import (
     model_parameters,
     response,
 )
-from tritonlm.contract.priority import step_back
+from tritonlm.contract.priority import lower_thread_priority
 from tritonlm.contract.tensors import PROMPT_IDS, REQUEST
 
 from .limits import Limits
@@ -28,20 +28,20 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         checkpoint = Checkpoint(checkpoint_folder(args))
         checkpoint.check(weights=False)
-        step_back()
+        lower_thread_priority()
         self._reader = RequestReader(checkpoint, Limits.of(checkpoint, model_parameters(args)))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._answer(request) for request in requests]
+        return [self._respond(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
-        # Each request stands alone: the others of the batch may belong to other callers.
+    def _respond(self, request: Any) -> Any:
+        # An error of one request must not affect the others of the batch, which may belong to other callers.
         try:
             inputs, flat, outputs = inputs_of(request), flat_parameters(request), request.requested_output_names()
             if REQUEST.name not in outputs:
                 return response(pb_utils, {PROMPT_IDS: PROMPT_IDS.pack(self._reader.read_ids(inputs, flat))}, outputs)
-            prompt_ids, wanted = self._reader.read(inputs, flat)
-            arrays = {PROMPT_IDS: PROMPT_IDS.pack(prompt_ids), REQUEST: REQUEST.pack(wanted.to_json())}
+            prompt_ids, generation = self._reader.read(inputs, flat)
+            arrays = {PROMPT_IDS: PROMPT_IDS.pack(prompt_ids), REQUEST: REQUEST.pack(generation.to_json())}
             return response(pb_utils, arrays, outputs)
         except Exception as error:
             return error_response(pb_utils, error)

@@ -1,6 +1,6 @@
-"""A caller's inputs, read and checked: the prompt's token ids, and the one canonical request for the engine.
+"""Reads and validates a caller's inputs: the prompt's token ids, and the canonical request for the engine.
 
-It knows the checkpoint's tokenizer and what callers may send; it does not know Triton.
+It knows the checkpoint's tokenizer and the allowed inputs. It does not know Triton.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class RequestReader:
         parameters, prompt_ids = self._read_prompt(inputs, flat)
         if parameters.truncate_prompt_tokens is not None:
             prompt_ids = prompt_ids[-parameters.truncate_prompt_tokens :]
-        parameters = self._limits.settle(parameters, len(prompt_ids), is_chat=MESSAGES.name in inputs)
+        parameters = self._limits.complete(parameters, len(prompt_ids), is_chat=MESSAGES.name in inputs)
         stream = _flag(inputs, STREAM.name, default=False)
         exclude_prompt = _flag(inputs, EXCLUDE_INPUT.name, default=stream)
         return prompt_ids, GenerationRequest(parameters, stream, parameters.echo or not exclude_prompt)
 
     def read_ids(self, inputs: Mapping[str, Array], flat: Mapping[str, Any]) -> list[int]:
-        """The prompt's ids alone, of any number: nothing is to be generated."""
+        """The prompt's ids alone, without a limit on their number, because nothing is generated."""
         return self._read_prompt(inputs, flat)[1]
 
     def _read_prompt(
@@ -49,7 +49,7 @@ class RequestReader:
 
 
 class PromptEncoder:
-    """Turns each kind of prompt into token ids."""
+    """Converts each kind of prompt to token ids."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer = _load_tokenizer(checkpoint)
@@ -58,15 +58,18 @@ class PromptEncoder:
         self._bos_id: int | None = self._tokenizer.token_to_id(bos_token) if bos_token else None
 
     def encode(self, inputs: Mapping[str, Array], add_special_tokens: bool = True) -> tuple[list[int], str]:
-        """The ids of the one prompt among the inputs, and the name of the input that it came from."""
-        given = [name for name in _PROMPTS if name in inputs]
-        if len(given) != 1:
-            found = f"got {' and '.join(given)}" if given else "got none"
-            raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} is needed ({found})", (given or _PROMPTS)[0])
-        name = given[0]
+        """The ids of the only prompt among the inputs, and the name of its input."""
+        prompts = [name for name in _PROMPTS if name in inputs]
+        if len(prompts) != 1:
+            received = f"got {' and '.join(prompts)}" if prompts else "got none"
+            raise InvalidRequest(
+                f"exactly one of {', '.join(_PROMPTS)} is needed ({received})", (prompts or _PROMPTS)[0]
+            )
+        name = prompts[0]
         if name != TEXT_INPUT.name and not add_special_tokens:
             raise InvalidRequest(
-                "add_special_tokens is for a prompt that is a text; ids and chats get none anyway", "add_special_tokens"
+                "add_special_tokens applies to a text prompt only; ids and chats never get special tokens",
+                "add_special_tokens",
             )
         if name == INPUT_IDS.name:
             return self.from_ids([int(token_id) for token_id in inputs[name].reshape(-1)]), name
@@ -79,7 +82,7 @@ class PromptEncoder:
         if not ids and self._bos_id is not None and add_special_tokens:
             ids = [self._bos_id]
         if not ids:
-            raise InvalidRequest("text_input is empty, and this model has no token to begin a text with", "text_input")
+            raise InvalidRequest("text_input is empty, and this model has no bos_token; send a text", "text_input")
         return ids
 
     def from_ids(self, ids: list[int]) -> list[int]:
@@ -93,21 +96,25 @@ class PromptEncoder:
         # The template writes the special tokens itself.
         ids = self._encode(rendered, MESSAGES.name, add_special_tokens=False)
         if not ids:
-            raise InvalidRequest("this model's chat template makes an empty prompt of these messages", MESSAGES.name)
+            raise InvalidRequest(
+                "this model's chat template renders an empty prompt from these messages", MESSAGES.name
+            )
         return ids
 
     def _encode(self, text: str, param: str, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InvalidRequest(f"{param} holds half of a surrogate pair, which is no character", param) from None
+            raise InvalidRequest(
+                f"{param} holds an unpaired surrogate, which is not a valid character", param
+            ) from None
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     tokenizer = load_tokenizer(checkpoint)
-    # Settings of its training, saved along: they would shorten prompts without a word.
+    # Settings from the training of the tokenizer: they would truncate or pad prompts silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

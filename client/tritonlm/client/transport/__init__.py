@@ -1,6 +1,6 @@
-"""How the client reaches a Triton: the interface, which tests may fill otherwise, and the call that goes through it.
+"""The transport interface between client and Triton, and the types that cross it.
 
-`grpc_transport` is the real one, and the only room that knows tritonclient.
+`grpc_transport` implements it with tritonclient; tests use a fake.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tritonlm.observability import tracing
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, or token ids, or a chat as JSON: exactly one of them."""
+    """Exactly one of: a text, token ids, or a chat as JSON."""
 
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
@@ -33,20 +33,20 @@ class Call:
     parameters: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
     timeout: float = 600.0
-    # Of the trace that it belongs to; empty: of none.
+    # W3C traceparent; empty if it belongs to no trace.
     traceparent: str = field(default_factory=tracing.current.get)
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A prompt as a vector of length one, and how many tokens it had."""
+class PromptEmbedding:
+    """A prompt as a unit vector, and the number of its tokens."""
 
     vector: list[float]
     tokens: int
 
 
 @dataclass(frozen=True)
-class Listed:
+class RepositoryModel:
     """A language model in Triton's repository."""
 
     name: str
@@ -56,15 +56,15 @@ class Listed:
 
 
 class Transport(Protocol):
-    """One Triton. Every method raises errors of `tritonlm.contract.errors` alone."""
+    """One Triton. Methods raise only errors of `tritonlm.contract.errors`."""
 
     url: str
 
     def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
-        """The sequence's pieces, the last with a finish reason. Closed earlier, it cancels the request."""
+        """The sequence's pieces; the last has a finish reason. Closing the generator earlier cancels the request."""
         ...
 
-    async def embed(self, call: Call) -> Embedded: ...
+    async def embed(self, call: Call) -> PromptEmbedding: ...
 
     async def command(self, model: str, command: Command) -> dict[str, Any]: ...
 
@@ -73,10 +73,10 @@ class Transport(Protocol):
     async def detokenize(self, model: str, ids: Sequence[int]) -> str: ...
 
     async def ping(self, model: str) -> dict[str, Any]:
-        """A sign of life of each of the LM's processes, and what its engine tells; an error where there is none."""
+        """Ping each of the LM's processes and return the engine's status; raises if one does not answer."""
         ...
 
-    async def models(self) -> list[Listed]: ...
+    async def models(self) -> list[RepositoryModel]: ...
 
     async def load(self, model: str, timeout: float) -> None: ...
 

@@ -1,7 +1,7 @@
 """One Triton over gRPC: one channel, one bidirectional stream per request.
 
-Whoever leaves a stream early has the engine cancel its request: Triton does not tell a running ensemble that its
-caller is gone. The cancel and the draining of the stream go on in the background, bounded in time.
+When a caller leaves a stream early, the transport sends the engine a cancel, since Triton does not tell a running
+ensemble that its caller is gone. The cancel and the draining of the stream run in the background, with a time limit.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from tritonlm.contract.parts import part_of
 from tritonlm.contract.tensors import TensorSpec
 from tritonlm.observability.tracing import TRACEPARENT
 
-from . import Call, Embedded, Listed, Prompt
-from .responses import Responses, grpc_errors, once
-from .watch import Watch, Watched
+from . import Call, Prompt, PromptEmbedding, RepositoryModel
+from .responses import Responses, grpc_errors, single_request
+from .watch import Watch, WatchedCall
 from .wire import Outputs, infer_request, piece_of
 
 _COMMAND_SECONDS = 5.0
-# The engine keeps a request's time limit itself; this is for a Triton that has stopped answering.
+# The engine enforces a request's time limit itself; this margin covers a Triton that has stopped answering.
 _GRACE_SECONDS = 10.0
 _ABANDON_SECONDS = 30.0
-# A stream whose request the engine has cancelled, or has lost, ends in this time or never.
+# A stream whose request was cancelled or lost by the engine ends within this time or never.
 _LOST_SECONDS = 3.0
 _FIRST_CANCEL_SECONDS, _LAST_CANCEL_SECONDS = 0.02, 1.0
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -53,7 +53,7 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_len
 
 @dataclass(frozen=True)
 class Parts:
-    """The models that an LM ties together."""
+    """The names of the three models in an LM's ensemble."""
 
     tokenize: str
     generate: str
@@ -62,29 +62,28 @@ class Parts:
 
 class GrpcTransport:
     def __init__(self, url: str, connect_timeout: float, authorities: bytes | None = None) -> None:
-        """grpcs://HOST:PORT is encrypted; `authorities` are the certificates that may vouch for it (the system's)."""
+        """grpcs://HOST:PORT uses TLS; `authorities` are the CA certificates (default: the system's)."""
         self.url = url
         scheme, _, rest = url.rpartition("://")
         self._address = rest
         self._connect_timeout = connect_timeout
-        # How long one attempt to connect may take; without it a host that does not answer holds a call up for 20 s.
-        patience = ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000))
-        options = [*_OPTIONS, patience]
+        # The time limit of one connection attempt; by default a host that does not answer blocks a call for 20 s.
+        options = [*_OPTIONS, ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000))]
         if scheme == "grpcs":
             self._channel = grpc.aio.secure_channel(rest, grpc.ssl_channel_credentials(authorities), options=options)
         else:
             self._channel = grpc.aio.insecure_channel(rest, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._parts: dict[str, Parts] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._watches: dict[str, Watch] = {}
 
     async def close(self) -> None:
-        """Let the cancels that are under way come through, then close the channel."""
+        """Wait for the running cancels, then close the channel."""
         for watch in self._watches.values():
             watch.close()
-        if self._leaving:
-            await asyncio.wait(self._leaving, timeout=_ABANDON_SECONDS)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_ABANDON_SECONDS)
         await self._channel.close()
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
@@ -93,49 +92,51 @@ class GrpcTransport:
         request = infer_request(call.model, inputs, [tensors.PIECE], call.request_id, call.traceparent)
         stream = Responses(
             self._stub.ModelStreamInfer(
-                once(request), timeout=call.timeout + _GRACE_SECONDS, metadata=_trace(call.traceparent)
+                single_request(request),
+                timeout=call.timeout + _GRACE_SECONDS,
+                metadata=_trace_metadata(call.traceparent),
             )
         )
-        ended, watched, patience = False, Watched(call.request_id, stream.fail), _ABANDON_SECONDS
-        self._watch(call.model).enter(watched)
+        ended, watched, abandon_seconds = False, WatchedCall(call.request_id, stream.fail), _ABANDON_SECONDS
+        self._watch(call.model).add(watched)
         try:
             with grpc_errors(self.url):
                 while (message := await stream.next()) is not None:
                     if message.error_message:
                         raise from_wire(message.error_message)
-                    watched.hear()
+                    watched.note_response()
                     piece = piece_of(message.infer_response)
                     ended = bool(piece.finish_reason)
                     yield piece
                     if ended:
                         return
                 ended = True
-                raise Broken(f"Triton at {self.url} ended the stream before the answer's end")
+                raise Broken(f"Triton at {self.url} ended the stream before the end of the sequence")
         except TritonLMError as error:
-            # Out of time, or without a sign of life, is not over: the engine may still be at it.
+            # After a timeout or a lost process the engine may still run the request.
             ended = ended or not isinstance(error, (TimedOut, Broken))
-            patience = _LOST_SECONDS if isinstance(error, Broken) else _ABANDON_SECONDS
+            abandon_seconds = _LOST_SECONDS if isinstance(error, Broken) else _ABANDON_SECONDS
             raise
         finally:
-            self._leave(call.model, watched)
+            self._unwatch(call.model, watched)
             if not ended:
-                self._in_background(self._abandon(call, stream, patience))
+                self._run_in_background(self._abandon(call, stream, abandon_seconds))
 
-    async def embed(self, call: Call) -> Embedded:
-        """Straight to `generate`: the ensemble's outputs are those of a text."""
+    async def embed(self, call: Call) -> PromptEmbedding:
+        """Calls `generate` directly, since the ensemble has no output for an embedding."""
         ids, parts = await self.tokenize(call.model, call.prompt), await self._parts_of(call.model)
         parameters = SamplingParameters(max_tokens=0, echo=True, seed=0, timeout=call.timeout)
-        wanted = GenerationRequest(parameters, embed=True).to_json()
+        generation = GenerationRequest(parameters, embed=True).to_json()
         request = infer_request(
             parts.generate,
-            {tensors.PROMPT_IDS: ids, tensors.REQUEST: wanted},
+            {tensors.PROMPT_IDS: ids, tensors.REQUEST: generation},
             [tensors.EMBEDDING, tensors.USAGE],
             call.request_id,
             call.traceparent,
         )
-        stream = Responses(self._stub.ModelStreamInfer(once(request), timeout=call.timeout + _GRACE_SECONDS))
-        ended, watched = False, Watched(call.request_id, stream.fail)
-        self._watch(call.model).enter(watched)
+        stream = Responses(self._stub.ModelStreamInfer(single_request(request), timeout=call.timeout + _GRACE_SECONDS))
+        ended, watched = False, WatchedCall(call.request_id, stream.fail)
+        self._watch(call.model).add(watched)
         try:
             with grpc_errors(self.url):
                 while (message := await stream.next()) is not None:
@@ -144,30 +145,30 @@ class GrpcTransport:
                         raise from_wire(message.error_message)
                     outputs = Outputs(message.infer_response)
                     vector = [float(value) for value in outputs.numbers(tensors.EMBEDDING)]
-                    return Embedded(vector, outputs.numbers(tensors.USAGE)[0])
+                    return PromptEmbedding(vector, outputs.numbers(tensors.USAGE)[0])
             raise Broken(f"Triton at {self.url} ended the stream without an embedding")
         finally:
-            self._leave(call.model, watched)
+            self._unwatch(call.model, watched)
             if not ended:
-                self._in_background(self._abandon(call, stream))
+                self._run_in_background(self._abandon(call, stream))
 
     def _watch(self, model: str) -> Watch:
         if model not in self._watches:
 
-            async def known(request_ids: Sequence[str]) -> list[str]:
-                # Of more than can be asked for at once the others' turn comes at the next look.
+            async def filter_known(request_ids: Sequence[str]) -> list[str]:
+                # Ids beyond the limit of one command count as known until a later check.
                 command = Command(KNOWN, request_ids=tuple(request_ids[:MAX_IDS]))
-                found: list[str] = (await self.command(model, command))["known"]
-                return [*found, *request_ids[MAX_IDS:]]
+                known: list[str] = (await self.command(model, command))["known"]
+                return [*known, *request_ids[MAX_IDS:]]
 
-            self._watches[model] = Watch(model, lambda: self.ping(model), known)
+            self._watches[model] = Watch(model, lambda: self.ping(model), filter_known)
         return self._watches[model]
 
-    def _leave(self, model: str, watched: Watched) -> None:
+    def _unwatch(self, model: str, watched: WatchedCall) -> None:
         watch = self._watches[model]
-        watch.leave(watched)
+        watch.remove(watched)
         if watch.is_idle:
-            # Callers may name anything: what nobody calls leaves no trace.
+            # Model names come from callers, so unused entries must not accumulate.
             watch.close()
             del self._watches[model]
 
@@ -176,16 +177,16 @@ class GrpcTransport:
         report: dict[str, Any] = (await asyncio.gather(self.command(model, Command(PING)), others))[0]
         return report
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    async def _abandon(self, call: Call, stream: Responses, patience: float = _ABANDON_SECONDS) -> None:
-        """Cancel until the stream has ended: the first cancel may come before the request itself."""
+    async def _abandon(self, call: Call, stream: Responses, seconds: float = _ABANDON_SECONDS) -> None:
+        """Send cancels until the stream has ended: the first one may reach the engine before the request does."""
         drained = asyncio.ensure_future(stream.drain())
         clock = asyncio.get_running_loop().time
-        pause, deadline = _FIRST_CANCEL_SECONDS, clock() + patience
+        pause, deadline = _FIRST_CANCEL_SECONDS, clock() + seconds
         try:
             while not drained.done() and clock() < deadline:
                 with contextlib.suppress(TritonLMError):
@@ -201,16 +202,16 @@ class GrpcTransport:
         parts = await self._parts_of(model)
         request = infer_request(parts.generate, {tensors.CONTROL: command.to_json()}, [tensors.REPORT])
         with grpc_errors(self.url):
-            async for message in self._stub.ModelStreamInfer(once(request), timeout=_COMMAND_SECONDS):
+            async for message in self._stub.ModelStreamInfer(single_request(request), timeout=_COMMAND_SECONDS):
                 if message.error_message:
                     raise from_wire(message.error_message)
                 report: dict[str, Any] = json.loads(Outputs(message.infer_response).text(tensors.REPORT))
                 return report
-        raise Unavailable(f"the engine of {model!r} at {self.url} gave no answer to {command.name!r}")
+        raise Unavailable(f"the engine of {model!r} at {self.url} did not answer the command {command.name!r}")
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         parts = await self._parts_of(model)
-        # Without the output `request` nothing is asked of the engine, and the prompt may have any length.
+        # Without the output `request`, tokenize does not check the prompt's length.
         inputs = _prompt(prompt)
         if not add_special_tokens:
             inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({"add_special_tokens": False})
@@ -230,10 +231,10 @@ class GrpcTransport:
 
     async def _parts_of(self, model: str) -> Parts:
         if model not in self._parts:
-            found = _parts_in(await self._config(model))
-            if found is None:
+            parts = _read_parts(await self._config(model))
+            if parts is None:
                 raise ModelNotFound(f"{model!r} is not a language model", "model")
-            self._parts[model] = found
+            self._parts[model] = parts
         return self._parts[model]
 
     async def _config(self, model: str) -> Any:
@@ -241,66 +242,67 @@ class GrpcTransport:
             request = service_pb2.ModelConfigRequest(name=model)
             return (await self._stub.ModelConfig(request, timeout=_COMMAND_SECONDS)).config
 
-    async def models(self) -> list[Listed]:
+    async def models(self) -> list[RepositoryModel]:
         with grpc_errors(self.url):
             index = await self._index()
-        found, parts = [], set()
+        models, part_names = [], set()
         for entry in index:
             ready = entry.state == "READY"
             try:
                 config = await self._config(entry.name) if ready else None
             except (NotLoaded, ModelNotFound):
-                # It has been unloaded since.
+                # It was unloaded in the meantime.
                 ready, config = False, None
             if config is not None:
-                tied = _parts_in(config)
-                if tied is None:
+                parts = _read_parts(config)
+                if parts is None:
                     continue
-                parts |= set(_names(tied))
-            found.append(Listed(entry.name, ready, entry.reason, entry.state == "LOADING"))
-        # What is not loaded does not tell what it is: parts of LMs are left out by their names.
-        return [model for model in found if model.name not in parts and not part_of(model.name)]
+                part_names |= set(_names(parts))
+            models.append(RepositoryModel(entry.name, ready, entry.reason, entry.state == "LOADING"))
+        # A model that is not loaded has no config; parts of LMs are then recognized by their names.
+        return [model for model in models if model.name not in part_names and not part_of(model.name)]
 
     async def load(self, model: str, timeout: float) -> None:
         self._parts.pop(model, None)
         with grpc_errors(self.url):
             await self._stub.RepositoryModelLoad(
-                service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout, metadata=self._opening()
+                service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout, metadata=self._credentials()
             )
 
     async def unload(self, model: str) -> None:
-        """Unload it and its parts, and see their processes end, within bounds: only then their memory is free."""
+        """Unload it and its parts, and wait (with a limit) until their processes have ended and freed their memory."""
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
         request.parameters["unload_dependents"].bool_param = True
         names = {model, *(_names(self._parts[model]) if model in self._parts else ())}
         with grpc_errors(self.url):
-            await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS, metadata=self._opening())
+            await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS, metadata=self._credentials())
             deadline = asyncio.get_running_loop().time() + _GRACE_SECONDS
             while names & {entry.name for entry in await self._index() if entry.state in ("READY", "UNLOADING")}:
                 if asyncio.get_running_loop().time() > deadline:
-                    # Triton may wait for ever for a stream that it lost; to callers the model is unloaded all the same.
+                    # Triton may wait forever for a lost stream; callers cannot use the model any more.
                     return
                 await asyncio.sleep(_FIRST_CANCEL_SECONDS)
 
     async def _index(self) -> Any:
         request = service_pb2.RepositoryIndexRequest()
-        return (await self._stub.RepositoryIndex(request, timeout=_COMMAND_SECONDS, metadata=self._opening())).models
+        metadata = self._credentials()
+        return (await self._stub.RepositoryIndex(request, timeout=_COMMAND_SECONDS, metadata=metadata)).models
 
-    def _opening(self) -> list[tuple[str, str]]:
-        """What opens the calls that Triton keeps for those who know its secret."""
-        found = secret.of(self._address)
-        return [(secret.GRPC_HEADER, found)] if found else []
+    def _credentials(self) -> list[tuple[str, str]]:
+        """The metadata with the secret that Triton's control API requires."""
+        value = secret.secret_for(self._address)
+        return [(secret.GRPC_HEADER, value)] if value else []
 
     async def is_live(self) -> bool:
         try:
-            answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=self._connect_timeout)
+            response = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=self._connect_timeout)
         except grpc.RpcError:
             return False
-        return bool(answer.live)
+        return bool(response.live)
 
 
-def _parts_in(config: Any) -> Parts | None:
-    """The parts that a model ties together; None where it is no language model."""
+def _read_parts(config: Any) -> Parts | None:
+    """The parts of a model's ensemble; None if it is not a language model."""
     by_input = {name: step.model_name for step in config.ensemble_scheduling.step for name in step.input_map}
     inputs = (tensors.TEXT_INPUT.name, tensors.PROMPT_IDS.name, tensors.CHUNK.name)
     return Parts(*(by_input[name] for name in inputs)) if by_input.keys() >= set(inputs) else None
@@ -311,12 +313,12 @@ def _names(parts: Parts) -> tuple[str, str, str]:
 
 
 def _prompt(prompt: Prompt) -> dict[TensorSpec, object]:
-    given: dict[TensorSpec, object | None] = {
+    inputs: dict[TensorSpec, object | None] = {
         tensors.TEXT_INPUT: prompt.text, tensors.INPUT_IDS: prompt.input_ids, tensors.MESSAGES: prompt.messages
     }  # fmt: skip
-    return {spec: value for spec, value in given.items() if value is not None}
+    return {spec: value for spec, value in inputs.items() if value is not None}
 
 
-def _trace(traceparent: str) -> tuple[tuple[str, str], ...]:
-    """What tells Triton itself which trace a call belongs to."""
+def _trace_metadata(traceparent: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that assigns Triton's own spans to the call's trace."""
     return ((TRACEPARENT, traceparent),) if traceparent else ()

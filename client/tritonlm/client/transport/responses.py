@@ -1,4 +1,4 @@
-"""What one gRPC stream brings, and gRPC's errors as errors of the contract. It does not know what responses hold."""
+"""Reads one gRPC stream, and maps gRPC errors to those of the contract. It does not know the responses' content."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tritonlm.contract import Broken, TimedOut, TritonLMError, Unavailable
 from tritonlm.contract.errors import from_wire
 
 
-async def once(request: Any) -> AsyncIterator[Any]:
+async def single_request(request: Any) -> AsyncIterator[Any]:
     yield request
 
 
 class Responses:
-    """The responses of one stream. Whoever is cancelled while waiting leaves the stream whole, to be drained.
+    """The responses of one stream. If a reader is cancelled while it waits, the stream stays open and can be drained.
 
-    A cancelled read would cut the call itself, and to Triton that means a `detokenize` that is born cancelled.
+    Cancelling the read itself would cancel the gRPC call, and Triton would pass the cancellation on to `detokenize`.
     """
 
     def __init__(self, call: Any) -> None:
@@ -30,7 +30,7 @@ class Responses:
         self._failure: TritonLMError | None = None
 
     async def next(self) -> Any:
-        """The next response; None after the last. Raises what `fail` was given."""
+        """The next response; None after the last. Raises the error passed to `fail`."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())
             self._reading.add_done_callback(self._wake)
@@ -49,12 +49,12 @@ class Responses:
             self._waiting.set_result(None)
 
     def fail(self, error: TritonLMError) -> None:
-        """Whoever waits for a response, or will, gets this error; the stream itself stays whole."""
+        """Raise this error in `next`, now and later; the stream itself stays open."""
         self._failure = error
         self._wake()
 
     async def drain(self) -> None:
-        """Read on, whatever has failed, until the stream ends."""
+        """Read until the stream ends, ignoring failures."""
         self._failure = None
         with contextlib.suppress(grpc.RpcError, asyncio.CancelledError):
             while await self.next() is not None:
@@ -66,7 +66,7 @@ class Responses:
 
 @contextlib.contextmanager
 def grpc_errors(url: str) -> Iterator[None]:
-    """Errors of the connection and of Triton's own calls as errors of the contract."""
+    """Raise errors of the connection and of Triton as errors of the contract."""
     try:
         yield
     except grpc.RpcError as error:
@@ -77,7 +77,7 @@ def grpc_errors(url: str) -> Iterator[None]:
             raise Unavailable(f"no Triton answers at {url}") from None
         if code == grpc.StatusCode.CANCELLED:
             raise Unavailable(f"the connection to Triton at {url} was closed") from None
-        found = from_wire(details)
-        if type(found) is TritonLMError and code == grpc.StatusCode.UNAVAILABLE:
+        parsed = from_wire(details)
+        if type(parsed) is TritonLMError and code == grpc.StatusCode.UNAVAILABLE:
             raise Broken(f"lost the connection to Triton at {url}") from None
-        raise found from None
+        raise parsed from None

@@ -1,6 +1,6 @@
-"""Tensors to Triton's protobuf messages and back, without a detour through arrays: this runs once per chunk.
+"""Converts tensors to Triton's protobuf messages and back. It runs once per chunk, so it avoids numpy arrays.
 
-Names and types are the contract's. It does not know connections.
+Names and types come from the contract. It does not know connections.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def infer_request(
 
 
 def _pack(spec: TensorSpec, value: object) -> tuple[int, bytes]:
-    """How many elements, and their bytes."""
+    """The number of elements, and their bytes."""
     if spec.dtype == "STRING":
         assert isinstance(value, str), spec.name
         data = value.encode()
@@ -67,18 +67,18 @@ class Outputs:
 
 
 def piece_of(response: Any) -> Piece:
-    found = json.loads(Outputs(response).text(tensors.PIECE))
-    prompt, completion, cached = found[tensors.USAGE.name]
+    fields = json.loads(Outputs(response).text(tensors.PIECE))
+    prompt, completion, cached = fields[tensors.USAGE.name]
     return Piece(
-        index=found[tensors.CHUNK_INDEX.name],
-        text=found[tensors.TEXT_OUTPUT.name],
-        finish_reason=found[tensors.FINISH_REASON.name],
+        index=fields[tensors.CHUNK_INDEX.name],
+        text=fields[tensors.TEXT_OUTPUT.name],
+        finish_reason=fields[tensors.FINISH_REASON.name],
         prompt_tokens=prompt,
         completion_tokens=completion,
         cached_tokens=cached,
-        seed=found[tensors.SEED.name],
-        token_ids=found[tensors.TOKEN_IDS.name],
-        logprobs=_logprobs(found[tensors.LOGPROBS.name]),
+        seed=fields[tensors.SEED.name],
+        token_ids=fields[tensors.TOKEN_IDS.name],
+        logprobs=_logprobs(fields[tensors.LOGPROBS.name]),
     )
 
 

@@ -1,4 +1,4 @@
-// Calls to the gateway: JSON, and streams of events. Knows HTTP, not the page.
+// Calls to the gateway: JSON, and server-sent events. It knows HTTP, not the page.
 
 export class ApiError extends Error {
   constructor(message, param, status) {
@@ -13,23 +13,23 @@ function headers(key) {
 }
 
 async function errorOf(response) {
-  let told = null;
+  let error = null;
   try {
-    told = (await response.json()).error;
+    error = (await response.json()).error;
   } catch {
-    // Not one of ours: a proxy's page, for example.
+    // Not a response of the gateway, for example a proxy's page.
   }
-  const message = told?.message ?? `the server answered with status ${response.status}`;
-  return new ApiError(message, told?.param ?? null, response.status);
+  const message = error?.message ?? `the server answered with status ${response.status}`;
+  return new ApiError(message, error?.param ?? null, response.status);
 }
 
 export async function getJson(path, key) {
-  const response = await reach(path, { headers: headers(key) });
+  const response = await send(path, { headers: headers(key) });
   if (!response.ok) throw await errorOf(response);
   return response.json();
 }
 
-async function reach(path, options) {
+async function send(path, options) {
   try {
     return await fetch(path, options);
   } catch (error) {
@@ -38,9 +38,9 @@ async function reach(path, options) {
   }
 }
 
-// The chunks of a stream, as they come.
+// The chunks of a stream, as they arrive.
 export async function* stream(path, body, key, signal) {
-  const response = await reach(path, { method: "POST", headers: headers(key), body: JSON.stringify(body), signal });
+  const response = await send(path, { method: "POST", headers: headers(key), body: JSON.stringify(body), signal });
   if (!response.ok) throw await errorOf(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

@@ -1,4 +1,4 @@
-// The page: a prompt, one pane or two, a key that lives as long as the tab, a theme.
+// The page: a prompt, one or two panes, a theme, and an API key that is kept for the lifetime of the tab.
 
 import { getJson } from "./api.js";
 import { parametersOf } from "./form.js";
@@ -6,7 +6,7 @@ import { Pane } from "./pane.js";
 
 const find = (selector) => document.querySelector(selector);
 const KEY = "tritonlm.key", THEME = "tritonlm.theme";
-const TOKENS = 64;
+const DEFAULT_MAX_TOKENS = 64;
 const EXAMPLES = {
   complete: { abacus: "123+456=", "": "Once upon a time" },
   chat: { "": "Tell me a story about a fox and a lantern" },
@@ -14,7 +14,7 @@ const EXAMPLES = {
 
 const state = { description: null, models: [], panes: [], running: null, edited: false };
 
-function ask() {
+function readInput() {
   return { mode: mode(), prompt: find("#prompt").value, system: find("#system").value, key: key() };
 }
 
@@ -26,72 +26,72 @@ function key() {
   return find("#key").value.trim();
 }
 
-function say(text) {
+function showStatus(text) {
   find("#status").textContent = text;
 }
 
-// What the server has and takes; again whenever the key changes.
+// Loads the models and the API description; called again when the key changes.
 async function load() {
   try {
     const [models, description] = await Promise.all([getJson("v1/models", key()), getJson("openapi.json", key())]);
     state.models = models.data;
     state.description = description;
-    say(state.models.length ? "" : "No language model is known to this server.");
+    showStatus(state.models.length ? "" : "This server has no language model.");
   } catch (error) {
-    say(error.status === 401 ? "This server wants an API key." : `${error.message}.`);
+    showStatus(error.status === 401 ? "This server needs an API key." : `${error.message}.`);
     return;
   }
   if (!state.panes.length) addPane();
-  for (const pane of state.panes) furnish(pane, pane.model.value);
-  suggest();
+  for (const pane of state.panes) fillPane(pane, pane.model.value);
+  suggestPrompt();
 }
 
 function addPane() {
   const first = state.panes[0];
-  const pane = new Pane(state.panes.length + 1, first ? first.values : { max_tokens: TOKENS, temperature: 0 }, suggest);
+  const pane = new Pane(state.panes.length + 1, first ? first.values : { max_tokens: DEFAULT_MAX_TOKENS, temperature: 0 }, suggestPrompt);
   state.panes.push(pane);
   find("#panes").append(pane.section);
   const others = state.models.filter((model) => model.id !== first?.model.value);
-  furnish(pane, first && others.length ? others[0].id : first?.model.value);
+  fillPane(pane, first && others.length ? others[0].id : first?.model.value);
 }
 
-function furnish(pane, chosen) {
-  pane.setModels(state.models, chosen);
+function fillPane(pane, selected) {
+  pane.setModels(state.models, selected);
   pane.setParameters(parametersOf(state.description, mode()));
-  pane.showCode(ask());
+  pane.showCode(readInput());
 }
 
-// An example that the model is good at, until somebody has written a prompt.
-function suggest() {
+// Shows an example prompt for the model, until the user has edited the prompt.
+function suggestPrompt() {
   if (!state.edited && state.panes.length) {
     const examples = EXAMPLES[mode()];
     find("#prompt").value = examples[state.panes[0].model.value] ?? examples[""];
   }
-  for (const pane of state.panes) pane.showCode(ask());
+  for (const pane of state.panes) pane.showCode(readInput());
 }
 
-function compare(wanted) {
-  find("#compare").setAttribute("aria-pressed", String(wanted));
-  find("#panes").classList.toggle("two", wanted);
-  if (wanted && state.panes.length === 1) addPane();
-  else if (!wanted) for (const pane of state.panes.splice(1)) pane.section.remove();
+function setCompare(enabled) {
+  find("#compare").setAttribute("aria-pressed", String(enabled));
+  find("#panes").classList.toggle("two", enabled);
+  if (enabled && state.panes.length === 1) addPane();
+  else if (!enabled) for (const pane of state.panes.splice(1)) pane.section.remove();
 }
 
 async function run() {
   if (state.running || !state.panes.length) return;
-  const asked = ask();
+  const input = readInput();
   state.running = new AbortController();
   find("#run").disabled = true;
   find("#stop").disabled = false;
-  say("Running …");
+  showStatus("Running …");
   const { signal } = state.running;
-  await Promise.all(state.panes.map((pane) => pane.run(asked, signal)));
+  await Promise.all(state.panes.map((pane) => pane.run(input, signal)));
   const failed = state.panes.some((pane) => pane.error.textContent);
-  say(signal.aborted ? "Stopped." : failed ? "Not done." : "Done.");
+  showStatus(signal.aborted ? "Stopped." : failed ? "Failed." : "Done.");
   state.running = null;
   find("#run").disabled = false;
   find("#stop").disabled = true;
-  if (asked.mode === "chat" && !failed) {
+  if (input.mode === "chat" && !failed) {
     state.edited = true;
     find("#prompt").value = "";
   }
@@ -107,10 +107,10 @@ function setMode() {
   find("#prompt-label").textContent = chat ? "Message" : "Prompt";
   for (const pane of state.panes) {
     pane.clear();
-    pane.useMode(mode(), TOKENS);
-    if (state.description) furnish(pane, pane.model.value);
+    pane.setMode(mode(), DEFAULT_MAX_TOKENS);
+    if (state.description) fillPane(pane, pane.model.value);
   }
-  suggest();
+  suggestPrompt();
 }
 
 function setTheme(theme) {
@@ -130,10 +130,10 @@ find("#theme").addEventListener("click", () => {
   localStorage.setItem(THEME, next);
   setTheme(next);
 });
-find("#compare").addEventListener("click", (event) => compare(event.target.getAttribute("aria-pressed") !== "true"));
+find("#compare").addEventListener("click", (event) => setCompare(event.target.getAttribute("aria-pressed") !== "true"));
 find("#prompt").addEventListener("input", () => {
   state.edited = true;
-  for (const pane of state.panes) pane.showCode(ask());
+  for (const pane of state.panes) pane.showCode(readInput());
 });
 find("#ask").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -143,7 +143,7 @@ find("#stop").addEventListener("click", stop);
 find("#clear").addEventListener("click", () => {
   stop();
   for (const pane of state.panes) pane.clear();
-  say("");
+  showStatus("");
 });
 for (const radio of document.querySelectorAll("[name=mode]")) radio.addEventListener("change", setMode);
 document.addEventListener("keydown", (event) => {

@@ -1,7 +1,7 @@
-// A request as a program: curl, Python and JavaScript. Knows how they write values.
+// Writes a request as code for curl, Python and JavaScript.
 
-// What OpenAI's Python library has arguments for; the rest goes into extra_body.
-const OPENAIS = new Set([
+// Arguments of OpenAI's Python library; other parameters are sent in extra_body.
+const OPENAI_ARGUMENTS = new Set([
   "model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "stream_options",
   "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
 ]);
@@ -18,10 +18,10 @@ function curl(base, path, body, hasKey) {
 }
 
 function python(base, path, body, hasKey) {
-  const own = Object.entries(body).filter(([name]) => OPENAIS.has(name));
-  const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !OPENAIS.has(name)));
-  const lines = own.map(([name, value]) => `    ${name}=${pythonic(value)},`);
-  if (Object.keys(extra).length) lines.push(`    extra_body=${pythonic(extra)},`);
+  const known = Object.entries(body).filter(([name]) => OPENAI_ARGUMENTS.has(name));
+  const extra = Object.fromEntries(Object.entries(body).filter(([name]) => !OPENAI_ARGUMENTS.has(name)));
+  const lines = known.map(([name, value]) => `    ${name}=${pythonLiteral(value)},`);
+  if (Object.keys(extra).length) lines.push(`    extra_body=${pythonLiteral(extra)},`);
   const call = path.replace("/", ".");
   const text = path === "completions" ? "choice.text" : 'choice.delta.content or ""';
   return [
@@ -38,13 +38,13 @@ function python(base, path, body, hasKey) {
   ].join("\n");
 }
 
-function pythonic(value) {
+function pythonLiteral(value) {
   if (value === true) return "True";
   if (value === false) return "False";
   if (value === null) return "None";
-  if (Array.isArray(value)) return `[${value.map(pythonic).join(", ")}]`;
+  if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(", ")}]`;
   if (typeof value === "object") {
-    return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${pythonic(each)}`).join(", ")}}`;
+    return `{${Object.entries(value).map(([key, each]) => `${JSON.stringify(key)}: ${pythonLiteral(each)}`).join(", ")}}`;
   }
   return JSON.stringify(value);
 }

@@ -1,8 +1,8 @@
-// The parameters as fields, made from the API's own description, so that none is missing and none is explained twice.
+// The parameters as form fields, generated from the API's OpenAPI document.
 
 const FIRST = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n"];
-// The page settles these itself, or they do not go with a stream.
-const NOT_HERE = new Set([
+// The page sets these itself, or they do not work with a stream.
+const HIDDEN = new Set([
   "model", "prompt", "messages", "stream", "stream_options", "suffix", "user", "best_of", "logprobs", "top_logprobs",
   "return_token_ids", "max_completion_tokens", "echo",
 ]);
@@ -13,21 +13,21 @@ export function parametersOf(description, mode) {
   const { properties } = description.components.schemas[$ref.split("/").pop()];
   const rank = (key) => (FIRST.includes(key) ? FIRST.indexOf(key) : FIRST.length);
   return Object.entries(properties)
-    .filter(([key]) => !NOT_HERE.has(key))
+    .filter(([key]) => !HIDDEN.has(key))
     .sort(([one], [other]) => rank(one) - rank(other))
-    .map(([key, schema]) => ({ key, help: schema.description ?? "", schema: theKind(schema) }));
+    .map(([key, schema]) => ({ key, help: schema.description ?? "", schema: fieldSchema(schema) }));
 }
 
-// `null` stands for "not sent" everywhere; what else it may be is the first of the others.
-function theKind(schema) {
+// `null` means "not sent"; the field uses the first of the other alternatives.
+function fieldSchema(schema) {
   const kinds = (schema.anyOf ?? [schema]).filter((kind) => kind.type !== "null");
   return kinds.length === 1 && kinds[0].anyOf ? { ...kinds[0], type: "lines" } : kinds[0];
 }
 
-let made = 0;
+let fieldCount = 0;
 
-export function fieldOf({ key, help, schema }, value, changed) {
-  const id = `field-${++made}`;
+export function fieldOf({ key, help, schema }, value, onChange) {
+  const id = `field-${++fieldCount}`;
   const line = document.createElement("div");
   line.className = "field";
   const label = document.createElement("label");
@@ -37,19 +37,19 @@ export function fieldOf({ key, help, schema }, value, changed) {
   input.id = id;
   input.name = key;
   input.setAttribute("aria-describedby", `${id}-help`);
-  if (value !== undefined) input.value = written(value, schema);
-  input.addEventListener("input", () => changed(key, readField(input, schema)));
-  const told = document.createElement("small");
-  told.id = `${id}-help`;
-  told.textContent = help;
-  line.append(label, input, told);
+  if (value !== undefined) input.value = formatValue(value, schema);
+  input.addEventListener("input", () => onChange(key, readField(input, schema)));
+  const helpText = document.createElement("small");
+  helpText.id = `${id}-help`;
+  helpText.textContent = help;
+  line.append(label, input, helpText);
   return line;
 }
 
 function inputOf(schema) {
   if (schema.type === "boolean") {
     const select = document.createElement("select");
-    for (const [value, text] of [["", "as by default"], ["true", "true"], ["false", "false"]]) {
+    for (const [value, text] of [["", "default"], ["true", "true"], ["false", "false"]]) {
       select.append(new Option(text, value));
     }
     return select;
@@ -57,24 +57,24 @@ function inputOf(schema) {
   if (schema.type === "lines" || schema.type === "array" || schema.type === "object") {
     const area = document.createElement("textarea");
     area.rows = 1;
-    area.placeholder = { lines: "one in a line", array: "1, 2, 3", object: '{"50256": -100}' }[schema.type];
+    area.placeholder = { lines: "one per line", array: "1, 2, 3", object: '{"50256": -100}' }[schema.type];
     return area;
   }
   const input = document.createElement("input");
   input.type = "text";
   input.inputMode = schema.type === "string" ? "text" : "decimal";
   input.autocomplete = "off";
-  input.placeholder = "as by default";
+  input.placeholder = "default";
   return input;
 }
 
-function written(value, schema) {
+function formatValue(value, schema) {
   if (schema.type === "lines") return [value].flat().join("\n");
   if (schema.type === "array") return value.join(", ");
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
-// What cannot be read goes to the server as it is: it says best what is wrong with it.
+// A value that cannot be parsed is sent unchanged; the server's error message explains it.
 function readField(input, schema) {
   const text = input.value;
   if (text.trim() === "") return undefined;

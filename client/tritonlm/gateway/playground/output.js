@@ -1,28 +1,28 @@
-// What came back, on the page: text, or tokens coloured by their probability, with the alternatives of the one looked at.
+// The output on the page: text, or tokens coloured by probability, with the alternatives of the selected token.
 
 const SHADES = 5;
 
 export class Output {
-  constructor(box, told) {
+  constructor(box, details) {
     this.box = box;
-    this.told = told;
+    this.details = details;
     this.answers = new Map();
-    box.addEventListener("keydown", (event) => this.#walk(event));
+    box.addEventListener("keydown", (event) => this.#moveFocus(event));
   }
 
   clear() {
     this.box.replaceChildren();
-    this.told.textContent = "";
+    this.details.textContent = "";
     this.answers.clear();
   }
 
-  // One line of a chat, or what the answer begins with.
-  say(role, text) {
+  // Appends a message of a chat.
+  addMessage(role, text) {
     const line = document.createElement("p");
     line.className = `message ${role}`;
-    line.append(mark(role), text);
+    line.append(roleLabel(role), text);
     this.box.append(line);
-    this.#follow();
+    this.#scrollToEnd();
   }
 
   begin(role) {
@@ -34,85 +34,86 @@ export class Output {
     const line = this.answers.get(index) ?? this.#answer(index);
     let rest = text;
     for (const token of tokens ?? []) {
-      // An end of text, and parts of a character, have a probability and are no text.
+      // The end-of-text token and parts of a character have a probability but no text.
       if (!rest.startsWith(token.text)) continue;
       line.append(this.#token(token));
       rest = rest.slice(token.text.length);
     }
     line.append(rest);
-    this.#follow();
+    this.#scrollToEnd();
   }
 
   #answer(index) {
     const line = document.createElement("p");
     line.className = "message answer";
-    if (this.role) line.append(mark(this.role));
-    else if (index > 0 || this.answers.size) line.append(mark(`choice ${index + 1}`));
+    if (this.role) line.append(roleLabel(this.role));
+    else if (index > 0 || this.answers.size) line.append(roleLabel(`choice ${index + 1}`));
     this.answers.set(index, line);
     this.box.append(line);
     return line;
   }
 
-  #follow() {
+  #scrollToEnd() {
     this.box.scrollTop = this.box.scrollHeight;
   }
 
   #token({ text, logprob, top }) {
     const piece = document.createElement("span");
-    const share = logprob === null ? 1 : Math.exp(logprob);
-    piece.className = `t p${Math.min(SHADES - 1, Math.floor(share * SHADES))}`;
+    const probability = logprob === null ? 1 : Math.exp(logprob);
+    piece.className = `t p${Math.min(SHADES - 1, Math.floor(probability * SHADES))}`;
     piece.textContent = text;
     piece.tabIndex = -1;
-    const others = top.map(([other, each]) => `${shown(other)} ${percent(Math.exp(each))}`).join("  ·  ");
-    const said = `${shown(text)} ${logprob === null ? "(given)" : percent(share)}${others ? `, of: ${others}` : ""}`;
-    piece.title = said;
-    const tell = () => { this.told.textContent = said; };
-    piece.addEventListener("mouseenter", tell);
-    piece.addEventListener("focus", tell);
+    const others = top.map(([other, value]) => `${quoted(other)} ${percent(Math.exp(value))}`).join("  ·  ");
+    const own = logprob === null ? "(prompt)" : percent(probability);
+    const description = `${quoted(text)} ${own}${others ? `, of: ${others}` : ""}`;
+    piece.title = description;
+    const show = () => { this.details.textContent = description; };
+    piece.addEventListener("mouseenter", show);
+    piece.addEventListener("focus", show);
     return piece;
   }
 
-  // The arrow keys go from token to token.
-  #walk(event) {
+  // The arrow keys move from token to token.
+  #moveFocus(event) {
     const steps = { ArrowRight: 1, ArrowLeft: -1 };
     if (!(event.key in steps)) return;
     const tokens = [...this.box.querySelectorAll(".t")];
     if (!tokens.length) return;
     event.preventDefault();
-    const place = tokens.indexOf(document.activeElement) + steps[event.key];
-    tokens[Math.max(0, Math.min(tokens.length - 1, place))].focus();
+    const index = tokens.indexOf(document.activeElement) + steps[event.key];
+    tokens[Math.max(0, Math.min(tokens.length - 1, index))].focus();
   }
 }
 
-function mark(role) {
-  const who = document.createElement("b");
-  who.textContent = role;
-  return who;
+function roleLabel(role) {
+  const label = document.createElement("b");
+  label.textContent = role;
+  return label;
 }
 
-function shown(text) {
+function quoted(text) {
   return `“${text.replaceAll("\n", "⏎")}”`;
 }
 
-function percent(share) {
-  return `${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`;
+function percent(probability) {
+  return `${(probability * 100).toFixed(probability < 0.1 ? 1 : 0)} %`;
 }
 
-// Both kinds of log-probabilities that the API knows, as one.
+// Converts the log-probabilities of completions and of chats to one format.
 export function tokensOf(choice) {
-  const found = choice.logprobs;
-  if (!found) return null;
-  if (found.content) {
-    return found.content.map((each) => ({
-      text: each.token,
-      logprob: each.logprob,
-      top: each.top_logprobs.map((other) => [other.token, other.logprob]),
+  const logprobs = choice.logprobs;
+  if (!logprobs) return null;
+  if (logprobs.content) {
+    return logprobs.content.map((entry) => ({
+      text: entry.token,
+      logprob: entry.logprob,
+      top: entry.top_logprobs.map((other) => [other.token, other.logprob]),
     }));
   }
-  return found.tokens.map((text, place) => ({
+  return logprobs.tokens.map((text, index) => ({
     text,
-    logprob: found.token_logprobs[place],
-    // An object's keys that are digits come first, whatever their order was.
-    top: Object.entries(found.top_logprobs?.[place] ?? {}).sort(([, one], [, other]) => other - one),
+    logprob: logprobs.token_logprobs[index],
+    // JavaScript moves keys that are digits to the front, so sort again.
+    top: Object.entries(logprobs.top_logprobs?.[index] ?? {}).sort(([, one], [, other]) => other - one),
   }));
 }

@@ -1,4 +1,4 @@
-// One language model with its settings, what it answered, how fast, and the call as a program.
+// A pane: one language model with its parameters, its output and speed, and the call as code.
 
 import { stream } from "./api.js";
 import { codeOf } from "./code.js";
@@ -8,12 +8,12 @@ import { Output, tokensOf } from "./output.js";
 const ALTERNATIVES = 5;
 
 export class Pane {
-  constructor(number, settings, changed) {
+  constructor(number, settings, onChange) {
     this.section = document.querySelector("#pane").content.firstElementChild.cloneNode(true);
     this.number = number;
     this.values = { ...settings };
     this.history = [];
-    this.changed = changed;
+    this.onChange = onChange;
     const find = (selector) => this.section.querySelector(selector);
     this.section.setAttribute("aria-label", `Answer ${number}`);
     find(".output").setAttribute("aria-label", `Text ${number}`);
@@ -24,19 +24,19 @@ export class Pane {
     this.error = find(".error");
     this.counters = find(".counters");
     this.language = "curl";
-    this.model.addEventListener("change", () => changed(this));
+    this.model.addEventListener("change", () => onChange(this));
     this.alternatives.addEventListener("change", () => this.showCode());
     find(".code").addEventListener("toggle", () => this.showCode());
     for (const button of this.section.querySelectorAll("[data-language]")) {
-      button.addEventListener("click", () => this.#choose(button));
+      button.addEventListener("click", () => this.#selectLanguage(button));
     }
     find(".copy").addEventListener("click", (event) => this.#copy(event.target));
   }
 
-  setModels(models, chosen) {
+  setModels(models, selected) {
     this.model.replaceChildren(...models.map((model) => {
       const name = model.state === "ready" ? model.id : `${model.id} (${model.state})`;
-      return new Option(name, model.id, false, model.id === chosen);
+      return new Option(name, model.id, false, model.id === selected);
     }));
   }
 
@@ -45,22 +45,22 @@ export class Pane {
     for (const key of Object.keys(this.values)) if (!known.has(key)) delete this.values[key];
     this.fields.replaceChildren(...parameters.map((parameter) =>
       fieldOf(parameter, this.values[parameter.key], (key, value) => this.#set(key, value))));
-    this.#tellChanged();
+    this.#showChanged();
   }
 
   #set(key, value) {
     if (value === undefined) delete this.values[key];
     else this.values[key] = value;
-    this.#tellChanged();
+    this.#showChanged();
     this.showCode();
   }
 
-  #tellChanged() {
-    const told = Object.entries(this.values).map(([key, value]) => `${key} ${JSON.stringify(value)}`).join(", ");
-    this.section.querySelector(".changed").textContent = told;
+  #showChanged() {
+    const text = Object.entries(this.values).map(([key, value]) => `${key} ${JSON.stringify(value)}`).join(", ");
+    this.section.querySelector(".changed").textContent = text;
   }
 
-  // What is asked for, by the page's mode and prompt; the code is made of the same.
+  // The request body for the page's mode and prompt; the code shows the same body.
   body({ mode, prompt, system }) {
     const body = { model: this.model.value, ...this.values, stream: true, stream_options: { include_usage: true } };
     if (mode === "complete") return { ...body, prompt, ...(this.alternatives.checked ? { logprobs: ALTERNATIVES } : {}) };
@@ -69,21 +69,21 @@ export class Pane {
     return { ...body, messages, ...(this.alternatives.checked ? { logprobs: true, top_logprobs: ALTERNATIVES } : {}) };
   }
 
-  // Of the call that was made last, or else of the one that would be made now.
-  showCode(ask = this.lastAsk, body = ask && this.body(ask)) {
-    this.lastAsk = ask;
-    if (!ask || !this.section.querySelector(".code").open) return;
-    const path = ask.mode === "chat" ? "chat/completions" : "completions";
-    this.section.querySelector("pre").textContent = codeOf(this.language, path, body, Boolean(ask.key));
+  // Shows the code of the last call, or of the call that the current input would make.
+  showCode(input = this.lastInput, body = input && this.body(input)) {
+    this.lastInput = input;
+    if (!input || !this.section.querySelector(".code").open) return;
+    const path = input.mode === "chat" ? "chat/completions" : "completions";
+    this.section.querySelector("pre").textContent = codeOf(this.language, path, body, Boolean(input.key));
   }
 
-  // A completion ends somewhere; a chat's answer ends by itself.
-  useMode(mode, tokens) {
-    if (mode === "complete") this.values.max_tokens ??= tokens;
-    else if (this.values.max_tokens === tokens) delete this.values.max_tokens;
+  // A completion needs max_tokens to end; a chat's answer ends by itself.
+  setMode(mode, maxTokens) {
+    if (mode === "complete") this.values.max_tokens ??= maxTokens;
+    else if (this.values.max_tokens === maxTokens) delete this.values.max_tokens;
   }
 
-  #choose(button) {
+  #selectLanguage(button) {
     this.language = button.dataset.language;
     for (const other of this.section.querySelectorAll("[data-language]")) {
       other.setAttribute("aria-pressed", String(other === button));
@@ -97,7 +97,7 @@ export class Pane {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
     } catch {
-      // Without permission it is selected, ready to be copied.
+      // Without clipboard permission, select the text so that the user can copy it.
       getSelection().selectAllChildren(code);
       button.textContent = "Selected";
     }
@@ -107,34 +107,34 @@ export class Pane {
   clear() {
     this.history = [];
     this.output.clear();
-    this.fail("");
-    this.count({});
+    this.showError("");
+    this.showCounters({});
   }
 
-  // Ends when the answer has, or the signal; what goes wrong is shown here.
-  async run(ask, signal) {
-    const body = this.body(ask);
-    this.fail("");
+  // Runs the request until its stream ends or the signal aborts it; shows errors in the pane.
+  async run(input, signal) {
+    const body = this.body(input);
+    this.showError("");
     this.section.setAttribute("aria-busy", "true");
-    if (ask.mode === "chat") this.output.say("user", ask.prompt);
+    if (input.mode === "chat") this.output.addMessage("user", input.prompt);
     else this.output.clear();
-    this.output.begin(ask.mode === "chat" ? "assistant" : "");
+    this.output.begin(input.mode === "chat" ? "assistant" : "");
     try {
-      await this.#read(ask, body, signal);
+      await this.#read(input, body, signal);
     } catch (error) {
-      if (error.name !== "AbortError") this.fail(error.message, error.param, error.status);
+      if (error.name !== "AbortError") this.showError(error.message, error.param, error.status);
     } finally {
       this.section.removeAttribute("aria-busy");
-      this.showCode(ask, body);
+      this.showCode(input, body);
     }
   }
 
-  async #read(ask, body, signal) {
-    const began = performance.now();
+  async #read(input, body, signal) {
+    const started = performance.now();
     let first = null, chunks = 0, text = "", usage = null, reasons = [];
-    const path = ask.mode === "chat" ? "v1/chat/completions" : "v1/completions";
+    const path = input.mode === "chat" ? "v1/chat/completions" : "v1/completions";
     try {
-      for await (const chunk of stream(path, body, ask.key, signal)) {
+      for await (const chunk of stream(path, body, input.key, signal)) {
         usage = chunk.usage ?? usage;
         for (const choice of chunk.choices) {
           const piece = choice.text ?? choice.delta?.content ?? "";
@@ -146,21 +146,21 @@ export class Pane {
           if (choice.finish_reason) reasons.push(choice.finish_reason);
           this.output.add(choice.index, piece, tokensOf(choice));
         }
-        this.count({ began, first, chunks, usage, reasons });
+        this.showCounters({ started, first, chunks, usage, reasons });
       }
     } catch (error) {
       if (error.name === "AbortError") reasons = ["stopped"];
       throw error;
     } finally {
-      this.count({ began, first, chunks, usage, reasons });
-      if (ask.mode === "chat" && text) {
-        this.history.push({ role: "user", content: ask.prompt }, { role: "assistant", content: text });
+      this.showCounters({ started, first, chunks, usage, reasons });
+      if (input.mode === "chat" && text) {
+        this.history.push({ role: "user", content: input.prompt }, { role: "assistant", content: text });
       }
     }
   }
 
-  fail(message, param = null, status = 0) {
-    const hint = { 401: " – put your key into the field above", 429: " – wait a moment" }[status] ?? "";
+  showError(message, param = null, status = 0) {
+    const hint = { 401: " – enter your key in the field above", 429: " – wait a moment" }[status] ?? "";
     this.error.textContent = message && `${message}${hint}`;
     for (const input of this.fields.querySelectorAll("[name]")) {
       input.toggleAttribute("aria-invalid", Boolean(param) && input.name === param);
@@ -168,24 +168,24 @@ export class Pane {
     }
   }
 
-  count({ began, first, chunks, usage, reasons = [] }) {
-    const told = {};
-    if (first) told["first text"] = `${((first - began) / 1000).toFixed(2)} s`;
+  showCounters({ started, first, chunks, usage, reasons = [] }) {
+    const counters = {};
+    if (first) counters["first text"] = `${((first - started) / 1000).toFixed(2)} s`;
     if (usage) {
-      const seconds = (performance.now() - began) / 1000;
-      told.tokens = `${usage.prompt_tokens} in, ${usage.completion_tokens} out`;
-      told.speed = `${(usage.completion_tokens / seconds).toFixed(0)} tokens/s`;
+      const seconds = (performance.now() - started) / 1000;
+      counters.tokens = `${usage.prompt_tokens} in, ${usage.completion_tokens} out`;
+      counters.speed = `${(usage.completion_tokens / seconds).toFixed(0)} tokens/s`;
       const cached = usage.prompt_tokens_details?.cached_tokens;
-      if (cached) told.cached = `${cached} tokens`;
-    } else if (chunks) told.chunks = String(chunks);
-    if (reasons.length) told.ended = [...new Set(reasons)].join(", ");
-    this.counters.replaceChildren(...Object.entries(told).map(([name, value]) => {
+      if (cached) counters.cached = `${cached} tokens`;
+    } else if (chunks) counters.chunks = String(chunks);
+    if (reasons.length) counters.ended = [...new Set(reasons)].join(", ");
+    this.counters.replaceChildren(...Object.entries(counters).map(([name, text]) => {
       const pair = document.createElement("div");
       const key = document.createElement("dt");
-      const worth = document.createElement("dd");
+      const value = document.createElement("dd");
       key.textContent = name;
-      worth.textContent = value;
-      pair.append(key, " ", worth);
+      value.textContent = text;
+      pair.append(key, " ", value);
       return pair;
     }));
   }

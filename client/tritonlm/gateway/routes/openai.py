@@ -8,71 +8,83 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from tritonlm.client.async_client import AsyncClient
 from tritonlm.client.types import ChatCompletion, Completion, Embeddings, Model, ModelList
 from tritonlm.contract import NotOffered
 
-from ..answers import OPENAI, Shape, answer, as_json
 from ..errors import RESPONSES
 from ..middleware import context_of
+from ..responses import OPENAI, ResponseFormat, json_response, respond
 from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
-from ..settings import GatewaySettings
+from ..services import Services, ServicesParameter
 
-# What `stream` adds to a route's answers.
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=RESPONSES)
+# Added to a route's OpenAPI responses when it supports `stream`.
 STREAMED: dict[str, Any] = {"content": {"text/event-stream": {}}}
 
 
-def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=RESPONSES)
+@router.post("/completions", responses={200: {"model": Completion, **STREAMED}})
+async def complete(
+    body: CompletionRequest,  # type: ignore[valid-type]
+    request: Request,
+    services: ServicesParameter,
+) -> Response:
+    """Continue a text. With `stream`, server-sent events."""
+    return await complete_text(request, services, body.arguments())  # type: ignore[attr-defined]
 
-    @routes.post("/completions", responses={200: {"model": Completion, **STREAMED}})
-    async def complete(body: CompletionRequest, request: Request) -> Response:  # type: ignore[valid-type]
-        """Continue a text. With `stream`, server-sent events."""
-        return await complete_text(client, settings, request, body.arguments())  # type: ignore[attr-defined]
 
-    @routes.post("/chat/completions", responses={200: {"model": ChatCompletion, **STREAMED}})
-    async def chat(body: ChatRequest, request: Request) -> Response:  # type: ignore[valid-type]
-        """Answer a chat, through the checkpoint's chat template; 501 where it has none."""
-        arguments = body.arguments()  # type: ignore[attr-defined]
-        request_id = context_of(request.scope).request_id
+@router.post("/chat/completions", responses={200: {"model": ChatCompletion, **STREAMED}})
+async def chat(
+    body: ChatRequest,  # type: ignore[valid-type]
+    request: Request,
+    services: ServicesParameter,
+) -> Response:
+    """Answer a chat, using the checkpoint's chat template; 501 if it has none."""
+    arguments = body.arguments()  # type: ignore[attr-defined]
+    common = common_arguments(request, services)
 
-        def call() -> Coroutine[Any, Any, Any]:
-            return client.chat.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
+    def call() -> Coroutine[Any, Any, Any]:
+        return services.client.chat.completions.create(**arguments, **common)
 
-        try:
-            return await answer(request, arguments["model"], f"chatcmpl-{request_id}", call)
-        except NotOffered as error:
-            raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
+    try:
+        return await respond(request, arguments["model"], f"chatcmpl-{common['request_id']}", call)
+    except NotOffered as error:
+        raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
 
-    @routes.post("/embeddings", responses={200: {"model": Embeddings}})
-    async def embed(body: EmbeddingRequest, request: Request) -> Response:
-        """Texts as vectors: mean-pooled last hidden states, at length one; 501 where they are switched off."""
-        request_id = context_of(request.scope).request_id
-        wanted = {**body.arguments(), "request_id": request_id, "timeout": settings.request_seconds}
 
-        def call() -> Coroutine[Any, Any, Any]:
-            return client.embeddings.create(**wanted)
+@router.post("/embeddings", responses={200: {"model": Embeddings}})
+async def embed(body: EmbeddingRequest, request: Request, services: ServicesParameter) -> Response:
+    """Texts as vectors: the normalized mean of the last hidden states; 501 if embeddings are switched off."""
+    common = common_arguments(request, services)
+    arguments = {**body.arguments(), **common}
 
-        return await answer(request, body.model, f"embd-{request_id}", call)
+    def call() -> Coroutine[Any, Any, Any]:
+        return services.client.embeddings.create(**arguments)
 
-    @routes.get("/models", response_model=ModelList)
-    async def models(request: Request) -> Response:
-        return as_json(request.app.state.loader.seen(await client.models.list()))
+    return await respond(request, body.model, f"embd-{common['request_id']}", call)
 
-    @routes.get("/models/{name:path}", response_model=Model)
-    async def model(name: str, request: Request) -> Response:
-        return as_json(request.app.state.loader.state_of(await client.models.retrieve(name)))
 
-    return routes
+@router.get("/models", response_model=ModelList)
+async def models(services: ServicesParameter) -> Response:
+    return json_response(services.loader.with_loading_states(await services.client.models.list()))
+
+
+@router.get("/models/{name:path}", response_model=Model)
+async def model(name: str, services: ServicesParameter) -> Response:
+    return json_response(services.loader.with_loading_state(await services.client.models.retrieve(name)))
 
 
 async def complete_text(
-    client: AsyncClient, settings: GatewaySettings, request: Request, arguments: dict[str, Any], shape: Shape = OPENAI
+    request: Request, services: Services, arguments: dict[str, Any], response_format: ResponseFormat = OPENAI
 ) -> Response:
-    """One completion, for this route and for those of older systems."""
-    request_id = context_of(request.scope).request_id
+    """Run one completion, for this route and for those of older systems."""
+    common = common_arguments(request, services)
 
     def call() -> Coroutine[Any, Any, Any]:
-        return client.completions.create(**arguments, request_id=request_id, timeout=settings.request_seconds)
+        return services.client.completions.create(**arguments, **common)
 
-    return await answer(request, arguments["model"], f"cmpl-{request_id}", call, shape)
+    return await respond(request, arguments["model"], f"cmpl-{common['request_id']}", call, response_format)
+
+
+def common_arguments(request: Request, services: Services) -> dict[str, Any]:
+    """The arguments that every call gets from the gateway."""
+    return {"request_id": context_of(request.scope).request_id, "timeout": services.settings.request_seconds}

@@ -1,6 +1,6 @@
-"""The playground: one page and its parts, from this package's own files, open to everybody; what it calls is not.
+"""The playground: a page and its files, which need no key; the API calls of the page do.
 
-It knows files and headers; the page itself knows the API.
+This module serves files with security headers. The page itself uses the API.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from fastapi.responses import Response
 
 from tritonlm.contract import ModelNotFound
 
+router = APIRouter(include_in_schema=False)
 _FOLDER = Path(__file__).resolve().parents[1] / "playground"
 _PAGE = "index.html"
-_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# Nothing from elsewhere, and nobody may show it inside a page of his own.
+_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_FILES = {file.name: file.read_bytes() for file in _FOLDER.iterdir() if file.suffix in _MEDIA_TYPES}
+# The page loads nothing from other origins, and other pages may not embed it.
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -27,22 +29,18 @@ _HEADERS = {
 }
 
 
-def router() -> APIRouter:
-    routes = APIRouter(include_in_schema=False)
-    parts = {file.name: file.read_bytes() for file in _FOLDER.iterdir() if file.suffix in _KINDS}
+@router.get("/playground")
+async def page() -> Response:
+    return _file_response(_PAGE)
 
-    def part(name: str) -> Response:
-        kind = _KINDS[Path(name).suffix]
-        return Response(parts[name], media_type=f"{kind}; charset=utf-8", headers=_HEADERS)
 
-    @routes.get("/playground")
-    async def page() -> Response:
-        return part(_PAGE)
+@router.get("/playground/{name}")
+async def file(name: str) -> Response:
+    if name not in _FILES:
+        raise ModelNotFound("the playground has no such file", "name")
+    return _file_response(name)
 
-    @routes.get("/playground/{name}")
-    async def part_of_the_page(name: str) -> Response:
-        if name not in parts:
-            raise ModelNotFound("the playground has no such part", "name")
-        return part(name)
 
-    return routes
+def _file_response(name: str) -> Response:
+    media_type = _MEDIA_TYPES[Path(name).suffix]
+    return Response(_FILES[name], media_type=f"{media_type}; charset=utf-8", headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""Routes beside OpenAI's: tokens, health, metrics, and what is here."""
+"""Routes beside OpenAI's: tokenization, health, metrics, and an overview of the service."""
 
 from __future__ import annotations
 
@@ -8,19 +8,34 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import tritonlm
-from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.models import slots_of
 from tritonlm.client.types import Health
 from tritonlm.contract import TritonLMError
 
 from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
 from ..schemas import DetokenizeRequest, TokenizeRequest
-from ..scopes import leads_on
-from ..settings import GatewaySettings
+from ..scopes import redirects_to_playground
+from ..services import ServicesParameter
 from .older.common import default_model
+
+router = APIRouter(tags=["tools"])
+_ENDPOINTS = {
+    "POST /v1/completions": "continue a text",
+    "POST /v1/chat/completions": "answer a chat",
+    "POST /generate": "generate text from a prompt",
+    "POST /chat": "answer a prompt",
+    "GET /v1/models": "the language models",
+    "GET /info": "the checkpoint",
+    "GET /queue": "the running and waiting requests",
+    "GET /health": "whether a language model answers",
+    "GET /metrics": "metrics in Prometheus format",
+    "GET /playground": "a page to try the language models",
+    "GET /docs": "interactive documentation",
+}
 
 
 class Tokens(BaseModel):
@@ -36,13 +51,14 @@ class Text(BaseModel):
 class QueueReport(BaseModel):
     running: int
     waiting: int
-    places: int
-    # A step takes longer than two seconds: the machine is slow or has too much to do, and nothing is lost.
+    slots: int = Field(description="how many sequences run together")
+    places: int = Field(description="deprecated: the same as slots")
+    # A step takes longer than two seconds: the machine is slow or overloaded, and no request is lost.
     slow: bool = False
 
 
 class HealthReport(BaseModel):
-    """`checkpoint`, `model`, `model_loaded` and `note` are what older systems' users look at."""
+    """`checkpoint`, `model`, `model_loaded` and `note` are fields of older systems."""
 
     status: str
     live: bool
@@ -55,110 +71,103 @@ class HealthReport(BaseModel):
     queue: QueueReport | None
 
 
-def _note(found: Health, closed: bool, model: str | None, status: Mapping[str, Any]) -> str:
-    """What a person is told of it."""
-    if not found.live:
+@router.post("/tokenize", response_model=Tokens, responses=RESPONSES)
+async def tokenize(body: TokenizeRequest, services: ServicesParameter) -> Tokens:
+    """A text's token ids."""
+    client = services.client
+    model, special = body.model or await default_model(services), body.add_special_tokens is not False
+    ids = await services.loader.call(model, lambda: client.tokenize(model, body.prompt, add_special_tokens=special))
+    return Tokens(count=len(ids), max_model_len=(await client.models.retrieve(model)).max_model_len, tokens=ids)
+
+
+@router.post("/detokenize", response_model=Text, responses=RESPONSES)
+async def detokenize(body: DetokenizeRequest, services: ServicesParameter) -> Text:
+    """The text of token ids."""
+    model = body.model or await default_model(services)
+    text = await services.loader.call(model, lambda: services.client.detokenize(model, body.tokens))
+    return Text(prompt=text)
+
+
+@router.get("/tokenizer_info", responses=RESPONSES)
+async def tokenizer_info(services: ServicesParameter, model: str | None = None) -> dict[str, Any]:
+    """The special tokens and the chat template, in the format of a tokenizer's configuration."""
+    name = model or await default_model(services)
+    about = await services.loader.call(name, lambda: services.client.about(name))
+    return {**about["special_tokens"], "chat_template": about["chat_template"], "vocab_size": about["vocab_size"]}
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """The gateway answers."""
+    return {"status": "ok"}
+
+
+@router.get("/health", response_model=HealthReport, responses={503: {"model": HealthReport}})
+@router.get("/healthz", response_model=HealthReport, responses={503: {"model": HealthReport}})
+@router.get("/health/ready", response_model=HealthReport, responses={503: {"model": HealthReport}})
+async def ready(services: ServicesParameter) -> Response:
+    """200 if language models are loaded and all of them answer, else 503."""
+    health = await services.client.health()
+    closed = services.admission.closed
+    if closed:
+        health = health.model_copy(update={"ready": False})
+    model = await default_model(services) if health.ready else None
+    status = await services.client.status(model) if model else None
+    report = HealthReport(
+        status="ok" if health.ready else "unavailable",
+        live=health.live,
+        ready=health.ready,
+        models=health.models,
+        model_loaded=health.ready,
+        checkpoint=model,
+        model=model,
+        note=_note(health, closed, model, status or {}),
+        queue=_queue_report(status) if status else None,
+    )
+    headers = {} if health.ready else {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return JSONResponse(report.model_dump(), 200 if health.ready else 503, headers)
+
+
+def _note(health: Health, closed: bool, model: str | None, status: Mapping[str, Any]) -> str:
+    """A sentence that describes the state for a person."""
+    if not health.live:
         return "no Triton answers"
     if closed:
-        return "this gateway is being stopped"
-    if found.silent:
-        return f"{', '.join(found.silent)} does not answer"
+        return "this gateway is stopping"
+    if health.silent:
+        return f"{', '.join(health.silent)} does not answer"
     if status.get("slow"):
         return f"{model} is slow: a step has taken {status['step_running_seconds']:.0f} s so far; it makes progress"
-    return "a language model is loaded and answers" if found.ready else "no language model answers"
+    return "a language model is loaded and answers" if health.ready else "no language model answers"
 
 
-def router(client: AsyncClient, settings: GatewaySettings) -> APIRouter:
-    routes = APIRouter(tags=["tools"])
+def _queue_report(status: dict[str, Any]) -> QueueReport:
+    slots = slots_of(status)
+    return QueueReport.model_validate({**status, "slots": slots, "places": slots})
 
-    @routes.post("/tokenize", response_model=Tokens, responses=RESPONSES)
-    async def tokenize(body: TokenizeRequest, request: Request) -> Tokens:
-        """A text's token ids."""
-        model, special = body.model or await default_model(client, settings), body.add_special_tokens is not False
-        ids = await request.app.state.loader.call(
-            model, lambda: client.tokenize(model, body.prompt, add_special_tokens=special)
-        )
-        return Tokens(count=len(ids), max_model_len=(await client.models.retrieve(model)).max_model_len, tokens=ids)
 
-    @routes.post("/detokenize", response_model=Text, responses=RESPONSES)
-    async def detokenize(body: DetokenizeRequest, request: Request) -> Text:
-        """Token ids' text."""
-        model = body.model or await default_model(client, settings)
-        text = await request.app.state.loader.call(model, lambda: client.detokenize(model, body.tokens))
-        return Text(prompt=text)
+@router.get("/metrics", response_class=PlainTextResponse)
+async def exposition(services: ServicesParameter) -> Response:
+    """The metrics in Prometheus format."""
+    text = await asyncio.to_thread(metrics.exposition, services.live_values)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @routes.get("/tokenizer_info", responses=RESPONSES)
-    async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
-        """The special tokens and the chat template, as a tokenizer's configuration has them."""
-        name = model or await default_model(client, settings)
-        about = await request.app.state.loader.call(name, lambda: client.about(name))
-        return {**about["special_tokens"], "chat_template": about["chat_template"], "vocab_size": about["vocab_size"]}
 
-    @routes.get("/health/live")
-    async def live() -> dict[str, str]:
-        """The gateway answers."""
-        return {"status": "ok"}
-
-    @routes.get("/health", response_model=HealthReport, responses={503: {"model": HealthReport}})
-    @routes.get("/healthz", response_model=HealthReport, responses={503: {"model": HealthReport}})
-    @routes.get("/health/ready", response_model=HealthReport, responses={503: {"model": HealthReport}})
-    async def ready(request: Request) -> Response:
-        """Language models are loaded and all of them answer: 200; else 503."""
-        found = await client.health()
-        closed = request.app.state.admission.closed
-        if closed:
-            found = found.model_copy(update={"ready": False})
-        model = await default_model(client, settings) if found.ready else None
-        status = await client.status(model) if model else None
-        report = HealthReport(
-            status="ok" if found.ready else "unavailable",
-            live=found.live,
-            ready=found.ready,
-            models=found.models,
-            model_loaded=found.ready,
-            checkpoint=model,
-            model=model,
-            note=_note(found, closed, model, status or {}),
-            queue=QueueReport.model_validate(status) if status else None,
-        )
-        headers = {} if found.ready else {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        return JSONResponse(report.model_dump(), 200 if found.ready else 503, headers)
-
-    @routes.get("/metrics", response_class=PlainTextResponse)
-    async def exposition(request: Request) -> Response:
-        """Prometheus' format."""
-        text = await asyncio.to_thread(metrics.exposition, request.app.state.looks)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @routes.get("/", response_model=None)
-    async def overview(request: Request) -> dict[str, object] | Response:
-        """What this is and where to go; a browser is led to the playground."""
-        if leads_on("/", request.headers.get("accept", "")):
-            return RedirectResponse("playground")
-        try:
-            models = [model.id for model in (await client.models.list()).data if model.state == "ready"]
-        except TritonLMError:
-            models = []
-        return {
-            "service": "tritonlm",
-            "version": tritonlm.__version__,
-            "status": "running" if models else "no language model is loaded",
-            "checkpoint": models[0] if models else None,
-            "models": models,
-            "documentation": "/docs",
-            "endpoints": {
-                "POST /v1/completions": "continue a text",
-                "POST /v1/chat/completions": "answer a chat",
-                "POST /generate": "generate text from a prompt",
-                "POST /chat": "answer a prompt",
-                "GET /v1/models": "the language models",
-                "GET /info": "the checkpoint",
-                "GET /queue": "what runs and waits",
-                "GET /health": "whether a language model answers",
-                "GET /metrics": "counters in Prometheus' format",
-                "GET /playground": "a page to try the language models",
-                "GET /docs": "interactive documentation",
-            },
-        }
-
-    return routes
+@router.get("/", response_model=None)
+async def overview(request: Request, services: ServicesParameter) -> dict[str, object] | Response:
+    """The service's name, state and endpoints; a browser is redirected to the playground."""
+    if redirects_to_playground("/", request.headers.get("accept", "")):
+        return RedirectResponse("playground")
+    try:
+        models = [model.id for model in (await services.client.models.list()).data if model.state == "ready"]
+    except TritonLMError:
+        models = []
+    return {
+        "service": "tritonlm",
+        "version": tritonlm.__version__,
+        "status": "running" if models else "no language model is loaded",
+        "checkpoint": models[0] if models else None,
+        "models": models,
+        "documentation": "/docs",
+        "endpoints": _ENDPOINTS,
+    }

@@ -1,4 +1,4 @@
-"""What each key has used since this gateway started."""
+"""The usage of each key since this gateway started."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from ..errors import RESPONSES
-from ..quota import Allowance
+from ..services import ServicesParameter
+
+router = APIRouter(tags=["keys"], responses=RESPONSES)
 
 
 class KeyUsage(BaseModel):
@@ -26,16 +28,11 @@ class UsageReport(BaseModel):
     keys: list[KeyUsage]
 
 
-def router(allowance: Allowance) -> APIRouter:
-    routes = APIRouter(tags=["keys"], responses=RESPONSES)
-
-    @routes.get("/api/usage", response_model=UsageReport)
-    async def usage() -> UsageReport:
-        """Requests and tokens by key. Several gateways count each for itself; /metrics has the same numbers."""
-        keys = [
-            KeyUsage(key=name, running=allowance.running[name], **vars(used))
-            for name, used in sorted(allowance.used.items())
-        ]
-        return UsageReport(since=allowance.since, keys=keys)
-
-    return routes
+@router.get("/api/usage", response_model=UsageReport)
+async def usage(services: ServicesParameter) -> UsageReport:
+    """Requests and tokens by key. Each gateway counts its own requests; /metrics has the same numbers."""
+    quota = services.quota
+    keys = [
+        KeyUsage(key=name, running=quota.running[name], **vars(usage)) for name, usage in sorted(quota.usage.items())
+    ]
+    return UsageReport(since=quota.since, keys=keys)

@@ -1,4 +1,4 @@
-"""Where training data come from: two generators of our own, files, and the Hugging Face Hub."""
+"""Training data: two built-in generators, files, and data sets on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..examples import Examples
 
 @dataclass(frozen=True)
 class Data:
-    """What is learnt, and how one sees whether it has been."""
+    """Training and held-out examples, and the evaluation of a finished model."""
 
     name: str
     train: Examples
     held_out: Examples
     tokenizer: PreTrainedTokenizerFast
     description: str
-    # What the record's accuracy is a share of; without it there is none.
+    # What the record's accuracy is a share of; empty: no accuracy is reported.
     accuracy: str = ""
-    # How the finished model is judged; without it accuracy is the share of held-out answers that are right as a whole.
-    judge: Callable[[Any], float] | None = None
+    # Computes the accuracy of the finished model; without it, accuracy is the exact-match share of held-out examples.
+    evaluate: Callable[[Any], float] | None = None
     # Prompts for the samples in the report.
     prompts: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
-"""Short stories from a grammar of our own: a character, a wish, an obstacle, two tries, help, a turn and an ending.
+"""Short stories from a grammar: a character, a wish, an obstacle, two tries, help, a turn and an ending.
 
-Each part is drawn from a dozen sentences, so that two stories hardly ever share a plan. Names have accents or are
-written in other scripts, and some endings wear an emoji, so that a stream's text has characters of several bytes.
+Each part is sampled from a dozen sentences, so that two stories rarely have the same plan. Names with accents or in
+other scripts and emoji in the endings produce characters of several bytes in streams.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..examples import Examples
-from ..tokenizer import trained_bpe
+from ..tokenizer import train_bpe
 from . import Data
 from .fable_words import ADJECTIVES, KINDS, MATERIALS, NAMES, PARTS, PLACES, THINGS
 
@@ -26,11 +26,11 @@ CHAT_TEMPLATE = (
     "{{ '<|user|>' + message.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# Pairs of a kind and a thing that no training story tells of.
+# Pairs of a kind and a thing that occur in no training story.
 HELD_OUT_PAIRS = 160
 HELD_OUT_STORIES = 400
-# How many of the held-out pairs the finished model is asked for.
-JUDGED = 100
+# Held-out pairs with which the finished model is evaluated.
+EVALUATED_PAIRS = 100
 _STORY_TOKENS = 220
 
 
@@ -38,12 +38,12 @@ _STORY_TOKENS = 220
 class Story:
     kind: str
     thing: str
-    # Which sentence stands for each part: two stories with one plan differ in their words alone.
+    # The index of the sentence of each part; stories with equal plans differ only in their words.
     plan: tuple[int, ...]
     text: str
 
 
-def request_of(kind: str, thing: str) -> str:
+def story_request(kind: str, thing: str) -> str:
     return f"Tell me a story about {article(kind)} {kind} and {article(thing)} {thing}"
 
 
@@ -56,82 +56,86 @@ def held_out_pairs(seed: int = 0) -> list[tuple[str, str]]:
     return random.Random(f"pairs {seed}").sample(pairs, HELD_OUT_PAIRS)
 
 
-def tell(draw: random.Random, kind: str, thing: str) -> Story:
-    name, friend = draw.sample(NAMES, 2)
-    she, her, him = draw.choice([("she", "her", "her"), ("he", "his", "him")])
+def make_story(rng: random.Random, kind: str, thing: str) -> Story:
+    name, friend = rng.sample(NAMES, 2)
+    she, her, him = rng.choice([("she", "her", "her"), ("he", "his", "him")])
     words = {
         "name": name, "kind": kind, "thing": thing, "friend": friend,
-        "other": draw.choice([other for other in KINDS if other != kind]),
-        "place": draw.choice(PLACES), "adjective": draw.choice(ADJECTIVES), "material": draw.choice(MATERIALS),
+        "other": rng.choice([other for other in KINDS if other != kind]),
+        "place": rng.choice(PLACES), "adjective": rng.choice(ADJECTIVES), "material": rng.choice(MATERIALS),
         "she": she, "She": she.capitalize(), "her": her, "Her": her.capitalize(), "him": him,
     }  # fmt: skip
     for noun in ("kind", "thing", "other", "adjective", "material"):
         words[f"a_{noun}"] = f"{article(words[noun])} {words[noun]}"
-    plan = tuple(draw.randrange(len(part)) for part in PARTS)
+    plan = tuple(rng.randrange(len(part)) for part in PARTS)
     text = " ".join(part[choice].format(**words) for part, choice in zip(PARTS, plan, strict=True) if part[choice])
     return Story(kind, thing, plan, text)
 
 
 def stories(count: int, seed: int, held_out: bool) -> list[Story]:
-    draw, away = random.Random(f"stories {seed} {held_out}"), held_out_pairs(seed)
-    apart = set(away)
-    found: list[Story] = []
-    while len(found) < count:
-        pair = draw.choice(away) if held_out else (draw.choice(KINDS), draw.choice(THINGS))
-        if held_out or pair not in apart:
-            found.append(tell(draw, *pair))
-    return found
+    rng, reserved = random.Random(f"stories {seed} {held_out}"), held_out_pairs(seed)
+    reserved_set = set(reserved)
+    result: list[Story] = []
+    while len(result) < count:
+        pair = rng.choice(reserved) if held_out else (rng.choice(KINDS), rng.choice(THINGS))
+        if held_out or pair not in reserved_set:
+            result.append(make_story(rng, *pair))
+    return result
 
 
 def load(seed: int, count: int, vocabulary: int) -> Data:
     train, held_out = stories(count, seed, held_out=False), stories(HELD_OUT_STORIES, seed, held_out=True)
-    tokenizer = trained_bpe((story.text for story in train[:8000]), vocabulary, (USER, ASSISTANT))
+    tokenizer = train_bpe((story.text for story in train[:8000]), vocabulary, (USER, ASSISTANT))
     tokenizer.chat_template = CHAT_TEMPLATE
     return Data(
         "fable",
-        encoded(train, tokenizer),
-        encoded(held_out, tokenizer),
+        encode(train, tokenizer),
+        encode(held_out, tokenizer),
         tokenizer,
         f"{count:,} short stories from a grammar; {HELD_OUT_PAIRS} pairs of a character and a thing are held out",
-        accuracy=f"{JUDGED} stories, asked for with a held-out pair, that hold both words",
-        judge=lambda model: share_with_both_words(model, tokenizer, held_out_pairs(seed)[:JUDGED]),
-        prompts=["Once upon a time", f"{USER}{request_of('fox', 'lantern')}{ASSISTANT}"],
+        accuracy=f"{EVALUATED_PAIRS} stories, requested with a held-out pair, that contain both words",
+        evaluate=lambda model: share_with_both_words(model, tokenizer, held_out_pairs(seed)[:EVALUATED_PAIRS]),
+        prompts=["Once upon a time", f"{USER}{story_request('fox', 'lantern')}{ASSISTANT}"],
     )
 
 
-def encoded(told: Sequence[Story], tokenizer: PreTrainedTokenizerFast) -> Examples:
-    """Seven in eight are answers to a request, which is given and not learnt; the others are told unasked.
+def encode(selected: Sequence[Story], tokenizer: PreTrainedTokenizerFast) -> Examples:
+    """Seven in eight stories follow a request, which has no labels; the others have no prompt.
 
-    With fewer, the words of the request are taken up into the story much later in the training.
+    With a smaller share, the model learns much later to use the words of the request.
     """
     end: int = tokenizer.eos_token_id
-    sequences, given = [], []
-    bodies = tokenizer([story.text for story in told], add_special_tokens=False)["input_ids"]
-    asked = [f"{USER}{request_of(story.kind, story.thing)}{ASSISTANT}" for story in told]
-    heads = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    sequences, prompt_lengths = [], []
+    bodies = tokenizer([story.text for story in selected], add_special_tokens=False)["input_ids"]
+    requests = [f"{USER}{story_request(story.kind, story.thing)}{ASSISTANT}" for story in selected]
+    heads = tokenizer(requests, add_special_tokens=False)["input_ids"]
     for number, (head, body) in enumerate(zip(heads, bodies, strict=True)):
         prompt = head if number % 8 else []
         sequences.append([*prompt, *body, end])
-        given.append(len(prompt))
-    return Examples.of(sequences, given)
+        prompt_lengths.append(len(prompt))
+    return Examples.from_sequences(sequences, prompt_lengths)
 
 
 @torch.inference_mode()
 def share_with_both_words(model: Any, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> float:
-    """How many of the stories that are asked for, told greedily, hold what they were asked to tell of."""
-    asked: dict[int, list[tuple[tuple[str, str], list[int]]]] = {}
+    """The share of requested stories, generated greedily, that contain both words of the request."""
+    groups: dict[int, list[tuple[tuple[str, str], list[int]]]] = {}
     for pair in pairs:
-        ids = tokenizer(f"{USER}{request_of(*pair)}{ASSISTANT}", add_special_tokens=False)["input_ids"]
-        # Those of one length together: so none needs padding.
-        asked.setdefault(len(ids), []).append((pair, ids))
-    held = 0
-    for length, group in asked.items():
-        room = min(_STORY_TOKENS, model.config.max_position_embeddings - length)
+        ids = tokenizer(f"{USER}{story_request(*pair)}{ASSISTANT}", add_special_tokens=False)["input_ids"]
+        # Grouped by length, so that no prompt needs padding.
+        groups.setdefault(len(ids), []).append((pair, ids))
+    complete = 0
+    for length, group in groups.items():
+        max_new_tokens = min(_STORY_TOKENS, model.config.max_position_embeddings - length)
         ids = torch.tensor([ids for _, ids in group], device=model.device)
         end = tokenizer.eos_token_id
-        told = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=room, do_sample=False, pad_token_id=end
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=end,
         )
-        texts = tokenizer.batch_decode(told[:, length:], skip_special_tokens=True)
-        held += sum(all(word in text for word in pair) for (pair, _), text in zip(group, texts, strict=True))
-    return held / len(pairs)
+        texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+        complete += sum(all(word in text for word in pair) for (pair, _), text in zip(group, texts, strict=True))
+    return complete / len(pairs)

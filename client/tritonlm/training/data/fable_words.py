@@ -1,4 +1,4 @@
-"""The words of the stories, and their sentences part by part: any two can meet, for each names its character anew."""
+"""The words and sentences of the stories, by part. Any sentences can be combined: each one names its character."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The engine: continuous batching over a paged KV cache. It takes token ids and gives chunks of token ids.
+"""The engine: continuous batching over a paged KV cache. It takes token ids and returns chunks of token ids.
 
-It can be imported and tested without Triton, and knows neither Triton, nor HTTP, nor the rest of the package
-beyond `tritonlm.contract`.
+It can be imported and tested without Triton. It knows neither Triton nor HTTP, and of the package `tritonlm` only
+`tritonlm.contract`.
 """
 
 import os
 
-# torch's products on a CPU (MKL's) would sum a row's numbers in another order by where the row happens to lie in
-# memory, and a sequence have other logits among others than alone.
+# Without this, MKL's matmul on a CPU chooses the order of summation by the memory alignment of a row. Then a sequence
+# has other logits in a batch than alone.
 os.environ.setdefault("MKL_CBWR", "AUTO")

@@ -1,7 +1,7 @@
-"""Several engines as one: a request goes to the one with the fewest, a command to all, and one report comes back.
+"""Combines the engines of several devices: a request goes to the least loaded one, a command to all of them.
 
-One engine for each device, in one process: so a cancel finds its request wherever it runs, and what watches over the
-process watches over all of them. It knows requests and reports, no device and no model.
+All engines are in one process. So a cancel reaches its request on any device, and the watchdog of the process watches
+all of them. This module knows requests and reports, and neither devices nor models.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, Protocol
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, KNOWN, Command
 
 from .engine import Engine
-from .monitoring.metrics import added
+from .monitoring.metrics import total
 from .monitoring.reports import COUNTERS
 from .request import Request
 
 Report = dict[str, Any]
 Reply = Callable[[Report], None]
 
-_ADDED = (
-    *COUNTERS, "tokens_per_second", "running", "waiting", "progress", "places", "preemptions", "blocks", "blocks_used",
-    "blocks_idle", "kv_cache_tokens", "full_context_slots",
+_SUMMED = (
+    *COUNTERS, "tokens_per_second", "running", "waiting", "progress", "slots", "places", "preemptions", "blocks",
+    "blocks_used", "blocks_idle", "kv_cache_tokens", "full_context_slots",
 )  # fmt: skip
 
 
-class Engines(Protocol):
-    """What one engine and several have in common."""
+class EngineInterface(Protocol):
+    """The common interface of one engine and a fleet."""
 
     def start(self) -> None: ...
 
@@ -38,20 +38,20 @@ class Engines(Protocol):
 
     def command(self, command: Command, reply: Reply) -> None: ...
 
-    def measures(self) -> dict[str, float]: ...
+    def metric_values(self) -> dict[str, float]: ...
 
     def take_timed(self) -> dict[str, list[float]]: ...
 
 
-def together(engines: Sequence[Engine]) -> Engines:
+def combine(engines: Sequence[Engine]) -> EngineInterface:
     return engines[0] if len(engines) == 1 else Fleet(engines)
 
 
 class Fleet:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = list(engines)
-        # Two requests that come at once must not both see the same engine empty.
-        self._choosing = threading.Lock()
+        # Two concurrent requests must not both choose the same idle engine.
+        self._submit_lock = threading.Lock()
 
     def start(self) -> None:
         for engine in self._engines:
@@ -62,48 +62,48 @@ class Fleet:
             engine.close()
 
     def submit(self, request: Request) -> None:
-        with self._choosing:
-            min(self._engines, key=lambda engine: engine.inside).submit(request)
+        with self._submit_lock:
+            min(self._engines, key=lambda engine: engine.in_flight).submit(request)
 
-    def measures(self) -> dict[str, float]:
-        return added(engine.measures() for engine in self._engines)
+    def metric_values(self) -> dict[str, float]:
+        return total(engine.metric_values() for engine in self._engines)
 
     def take_timed(self) -> dict[str, list[float]]:
-        taken = [engine.take_timed() for engine in self._engines]
-        return {name: [seconds for each in taken for seconds in each[name]] for name in taken[0]}
+        timings = [engine.take_timed() for engine in self._engines]
+        return {name: [seconds for timed in timings for seconds in timed[name]] for name in timings[0]}
 
     def command(self, command: Command, reply: Reply) -> None:
-        """The report comes when the last engine has answered: one that hangs is not hidden by the others."""
+        """Reply when the last engine has replied, so that the others do not hide a hung one."""
         if command.name == ABOUT:
             self._engines[0].command(command, reply)
             return
-        gathered = _Gathered(len(self._engines), lambda reports: reply(_merged(command, reports)))
-        for place, engine in enumerate(self._engines):
-            engine.command(command, gathered.taker(place))
+        collector = _ReportCollector(len(self._engines), lambda reports: reply(_merge(command, reports)))
+        for index, engine in enumerate(self._engines):
+            engine.command(command, collector.receiver(index))
 
 
-class _Gathered:
-    """Reports that come from several threads, handed on together."""
+class _ReportCollector:
+    """Collects one report from each engine, on any thread, and passes them on together."""
 
-    def __init__(self, count: int, when_complete: Callable[[list[Report]], None]) -> None:
+    def __init__(self, count: int, on_complete: Callable[[list[Report]], None]) -> None:
         self._reports: list[Report] = [{}] * count
         self._missing = count
-        self._when_complete = when_complete
+        self._on_complete = on_complete
         self._lock = threading.Lock()
 
-    def taker(self, place: int) -> Reply:
-        def take(report: Report) -> None:
+    def receiver(self, index: int) -> Reply:
+        def receive(report: Report) -> None:
             with self._lock:
-                self._reports[place] = report
+                self._reports[index] = report
                 self._missing -= 1
                 complete = not self._missing
             if complete:
-                self._when_complete(self._reports)
+                self._on_complete(self._reports)
 
-        return take
+        return receive
 
 
-def _merged(command: Command, reports: Sequence[Report]) -> Report:
+def _merge(command: Command, reports: Sequence[Report]) -> Report:
     if command.name == CANCEL:
         return {"cancelled": sum(report["cancelled"] for report in reports)}
     if command.name == FIND:
@@ -112,22 +112,22 @@ def _merged(command: Command, reports: Sequence[Report]) -> Report:
         return {"known": [request_id for report in reports for request_id in report["known"]]}
     return {
         **reports[0],
-        **{name: sum(report[name] for report in reports) for name in _ADDED},
+        **{name: sum(report[name] for report in reports) for name in _SUMMED},
         **{name: any(report[name] for report in reports) for name in ("draining", "retired", "slow")},
-        # One that stands still is not hidden by the others.
+        # The maximum, so that a hung engine is not hidden by the others.
         **{name: max(report[name] for report in reports) for name in ("still_seconds", "step_running_seconds")},
         "idle_seconds": min(report["idle_seconds"] for report in reports),
-        # The longest prompt must fit wherever it goes.
+        # A prompt must fit into any engine.
         "context_length": min(report["context_length"] for report in reports),
         "device": ",".join(report["device"] for report in reports),
-        # On each device. An engine measures all that its process has there, engines of the same device included.
+        # The most on one device. Engines on the same device each report the whole process there.
         "memory_bytes": max(report["memory_bytes"] for report in reports),
-        **{name: _most_on_a_device(name, reports) for name in ("memory_reserved_bytes", "memory_claimed_bytes")},
+        **{name: _max_per_device(name, reports) for name in ("memory_reserved_bytes", "memory_claimed_bytes")},
     }
 
 
-def _most_on_a_device(name: str, reports: Sequence[Report]) -> int:
-    total: Counter[str] = Counter()
+def _max_per_device(name: str, reports: Sequence[Report]) -> int:
+    by_device: Counter[str] = Counter()
     for report in reports:
-        total[report["device"]] += report[name]
-    return max(total.values())
+        by_device[report["device"]] += report[name]
+    return max(by_device.values())

@@ -1,6 +1,6 @@
-"""One request inside the engine: what was asked, and how far it has come.
+"""One request inside the engine: its parameters and how far it is computed.
 
-Plain Python. It knows neither tensors nor text: `answer` holds the text's side, `sampling` the sampler's.
+Plain Python without tensors and text: `output` holds the text, `sampling` holds the sampler's state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tritonlm.contract.embedding import Embedding
 
 from .scheduling.blocks import BlockTable
 
-# What goes to the caller: chunks, of which the last has a finish reason, or one error. `last` marks the end.
+# What the caller receives: chunks, of which the last has a finish reason, or one error. `last` marks the end.
 Item = Chunk | Embedding | TritonLMError
 Deliver = Callable[[Item, bool], None]
 
@@ -27,65 +27,65 @@ _numbers = itertools.count()
 class Request:
     id: str
     prompt_ids: list[int]
-    wanted: GenerationRequest
+    generation: GenerationRequest
     deliver: Deliver
-    # Moments of time.monotonic(); infinity: no limit.
+    # Times of time.monotonic(); infinity: no limit.
     queue_deadline: float = float("inf")
     deadline: float = float("inf")
-    arrived: float = field(default_factory=time.monotonic)
+    arrived_at: float = field(default_factory=time.monotonic)
     number: int = field(default_factory=lambda: next(_numbers))
 
-    # How far it has come. `ids` are the prompt's and the generated ones; the first `computed` are in the cache.
+    # Prompt and generated tokens; the first `computed` of them are in the KV cache.
     ids: list[int] = field(init=False)
     computed: int = 0
     table: BlockTable = field(default_factory=BlockTable)
     cached_tokens: int = 0
     preemptions: int = 0
     started: bool = False
-    # What is the same for all tries of it, where steps are written down; how many of them it has come through.
+    # Identifies all attempts of this request in the step journal.
     fingerprint: str = ""
+    # Steps of this request that are complete.
     steps: int = 0
-    # It was in a step of a process that died: it is computed without others for so many steps.
-    apart_steps: int = 0
-    # Its caller does not want it any more: it ends before the next step.
+    # Steps that still run without other requests, because a process died while it computed this request.
+    isolated_steps: int = 0
+    # Set by a cancel command. The request ends before the next step.
     cancelled: bool = False
-    # Moments, each once: its first tokens were computed, its first token was there, its end.
-    began: float | None = None
-    answered: float | None = None
-    ended: float | None = None
-    # Prompt tokens whose log-probabilities have been given, when they are wanted.
-    scored: int = 0
-    # A chunk of it is on its way.
+    # Times of its first computed tokens, its first sampled token, and its end.
+    prefill_started_at: float | None = None
+    first_token_at: float | None = None
+    ended_at: float | None = None
+    # Prompt tokens whose requested log-probabilities have been added to the output.
+    scored_tokens: int = 0
+    # Whether one of its chunks waits for delivery.
     in_delivery: bool = False
-    # Made by the engine when the request is taken in.
-    answer: Any = None
+    # Set by the engine at admission: SequenceOutput or PooledPrompt, SamplingState, and PromptLookup (if enabled).
+    output: Any = None
     sampling: Any = None
-    # Where guesses are wanted: who makes them.
-    lookup: Any = None
+    prompt_lookup: Any = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt_ids, *self.parameters.resume_token_ids]
 
-    def forget(self) -> None:
-        """Let go of the answer: it points back here, and its memory should not wait for the collector of cycles."""
-        self.answer = self.sampling = self.lookup = None
+    def drop_state(self) -> None:
+        """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector."""
+        self.output = self.sampling = self.prompt_lookup = None
 
     @property
     def parameters(self) -> SamplingParameters:
-        return self.wanted.parameters
+        return self.generation.parameters
 
     @property
-    def started_answering(self) -> bool:
-        return self.answered is not None
+    def has_first_token(self) -> bool:
+        return self.first_token_at is not None
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Lower goes first: by priority, then by arrival."""
+        """Lower runs first: by priority, then by arrival."""
         return (self.parameters.priority, self.number)
 
     @property
     def remaining(self) -> int:
-        """Known tokens that are not in the cache yet: 1 while decoding, more while the prompt is being read."""
+        """Known tokens that are not in the KV cache yet: 1 while decoding, more during prefill."""
         return len(self.ids) - self.computed
 
     @property
@@ -94,21 +94,21 @@ class Request:
 
     @property
     def ends_next(self) -> bool:
-        """Whether its next token is the last one it may have."""
+        """Whether its next token reaches max_tokens."""
         return self.generated + 1 >= (self.parameters.max_tokens or 0)
 
     @property
     def needs_every_row(self) -> bool:
-        """Whether something is still wanted of every token of the prompt: then all of them have to be computed."""
-        return self.embeds or (self.scores_prompt and self.scored < len(self.prompt_ids) - 1)
+        """Whether the hidden states of all prompt tokens are needed, for an embedding or for log-probabilities."""
+        return self.embeds or (self.scores_prompt and self.scored_tokens < len(self.prompt_ids) - 1)
 
     @property
     def embeds(self) -> bool:
-        """Whether the prompt's embedding is wanted, and no tokens."""
-        return self.wanted.embed
+        """Whether it returns the prompt's embedding and no tokens."""
+        return self.generation.embed
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the prompt's log-probabilities are wanted; whoever goes on after an earlier try has had them."""
-        wanted = self.parameters
-        return wanted.echo and wanted.logprobs is not None and not wanted.resume_token_ids
+        """Whether it returns the prompt's log-probabilities. A resumed request has returned them before."""
+        parameters = self.parameters
+        return parameters.echo and parameters.logprobs is not None and not parameters.resume_token_ids

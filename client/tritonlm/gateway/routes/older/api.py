@@ -10,18 +10,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from tritonlm.client.async_client import AsyncClient
 from tritonlm.client.types import Completion, Model
 from tritonlm.contract import InvalidRequest
 from tritonlm.jobs.store import RUNNING
 
-from ...answers import Shape
-from ...middleware import Context
+from ...middleware import RequestContext
+from ...responses import ResponseFormat
 from ...schemas import Body, Integer
-from ...settings import GatewaySettings
-from ...training import Training
+from ...services import ServicesParameter
 from ..openai import complete_text
 from .common import MaxTokens, Temperature, TopK, default_model
+
+router = APIRouter()
 
 
 class GenerateRequest(Body):
@@ -72,15 +72,15 @@ class TrainedModel(BaseModel):
 class Models(BaseModel):
     pretrained_models: list[str]
     trained_models: list[TrainedModel]
-    models: list[Model] = Field(description="all of them, as /v1/models tells of them")
+    models: list[Model] = Field(description="all models, as in /v1/models")
 
 
 class TrainRequest(Body):
     model_config = ConfigDict(protected_namespaces=())
 
-    dataset: str = Field(min_length=1, max_length=200, description="abacus, fable, or a file in the folder for data")
-    output_dir: str = Field(min_length=1, max_length=200, description="where to, inside the folder for runs")
-    model_type: str | None = Field(None, description="language model to train further; without it from scratch")
+    dataset: str = Field(min_length=1, max_length=200, description="abacus, fable, or a file in the data folder")
+    output_dir: str = Field(min_length=1, max_length=200, description="the output folder, inside the runs folder")
+    model_type: str | None = Field(None, description="the language model to fine-tune; default: train from scratch")
     batch_size: Integer | None = Field(None, ge=1, le=65_536)
     learning_rate: float | None = Field(None, gt=0, le=1)
     max_iters: Integer | None = Field(None, ge=1, le=10_000_000)
@@ -93,62 +93,64 @@ class TrainAnswer(BaseModel):
     job_id: str
     config: dict[str, Any]
     config_path: str
-    process_id: int | None = Field(description="null while it waits for another to end")
+    process_id: int | None = Field(description="null while the job is queued")
 
 
-def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings, training: Training) -> None:
-    @routes.get("/api/status")
-    async def status() -> Status:
-        """Whether a model is loaded, and where it computes."""
-        ready = [model for model in (await client.models.list()).data if model.state == "ready"]
-        device = ready[0].device if ready else None
-        return Status(status="online", model_loaded=bool(ready), device=device, timestamp=time.time())
+@router.get("/api/status")
+async def status(services: ServicesParameter) -> Status:
+    """Whether a model is loaded, and on which device."""
+    ready = [model for model in (await services.client.models.list()).data if model.state == "ready"]
+    device = ready[0].device if ready else None
+    return Status(status="online", model_loaded=bool(ready), device=device, timestamp=time.time())
 
-    @routes.get("/api/models")
-    async def models(request: Request) -> Models:
-        """All language models, those of our own training by themselves."""
-        found = request.app.state.loader.seen(await client.models.list()).data
-        return Models(
-            pretrained_models=[model.id for model in found if not model.training],
-            trained_models=[
-                TrainedModel(name=model.id, path=model.id, config=model.training) for model in found if model.training
-            ],
-            models=found,
-        )
 
-    @routes.post("/api/load_model")
-    async def load_model(body: LoadRequest, request: Request) -> Message:
-        """Load a language model by its name."""
-        if (body.model_path is None) == (body.model_type is None):
-            raise InvalidRequest("exactly one of model_path and model_type is needed", "model_path")
-        name = (body.model_type or body.model_path or "").rstrip("/").rpartition("/")[2]
-        await request.app.state.loader.load(name)
-        return Message(message="Model loaded successfully")
+@router.get("/api/models")
+async def models(services: ServicesParameter) -> Models:
+    """All language models; those with a training record are listed separately."""
+    listed = services.loader.with_loading_states(await services.client.models.list()).data
+    return Models(
+        pretrained_models=[model.id for model in listed if not model.training],
+        trained_models=[
+            TrainedModel(name=model.id, path=model.id, config=model.training) for model in listed if model.training
+        ],
+        models=listed,
+    )
 
-    @routes.post("/api/generate", responses={200: {"model": Generated}})
-    async def generate(body: GenerateRequest, request: Request) -> Response:
-        """The prompt and its continuation as one text, with the parameters that were used."""
-        arguments: dict[str, Any] = {
-            "model": await default_model(client, settings), "prompt": body.prompt, "max_tokens": body.max_new_tokens,
-            "temperature": body.temperature, "top_k": body.top_k,
-        }  # fmt: skip
 
-        def whole(found: Completion, _: Context) -> str:
-            parameters = Parameters(**body.model_dump(exclude={"prompt"}))
-            text = body.prompt + found.choices[0].text
-            return Generated(prompt=body.prompt, generated_text=text, parameters=parameters).model_dump_json()
+@router.post("/api/load_model")
+async def load_model(body: LoadRequest, services: ServicesParameter) -> Message:
+    """Load a language model by its name."""
+    if (body.model_path is None) == (body.model_type is None):
+        raise InvalidRequest("send exactly one of model_path and model_type", "model_path")
+    name = (body.model_type or body.model_path or "").rstrip("/").rpartition("/")[2]
+    await services.loader.load(name)
+    return Message(message="Model loaded successfully")
 
-        return await complete_text(client, settings, request, arguments, Shape(whole=whole))
 
-    @routes.post("/api/train")
-    def train(body: TrainRequest) -> TrainAnswer:
-        """Begin a training job; /api/jobs tells how it goes. 501 where this server does not train."""
-        job = training.begin(body.arguments())
-        begun = job.state == RUNNING
-        return TrainAnswer(
-            message="Training started" if begun else "Training queued",
-            job_id=job.id,
-            config=job.config,
-            config_path=str(Path(job.out) / "plan.json"),
-            process_id=job.process_id,
-        )
+@router.post("/api/generate", responses={200: {"model": Generated}})
+async def generate(body: GenerateRequest, request: Request, services: ServicesParameter) -> Response:
+    """The prompt and its continuation as one text, with the parameters in use."""
+    arguments: dict[str, Any] = {
+        "model": await default_model(services), "prompt": body.prompt, "max_tokens": body.max_new_tokens,
+        "temperature": body.temperature, "top_k": body.top_k,
+    }  # fmt: skip
+
+    def complete(completion: Completion, _: RequestContext) -> str:
+        parameters = Parameters(**body.model_dump(exclude={"prompt"}))
+        text = body.prompt + completion.choices[0].text
+        return Generated(prompt=body.prompt, generated_text=text, parameters=parameters).model_dump_json()
+
+    return await complete_text(request, services, arguments, ResponseFormat(complete=complete))
+
+
+@router.post("/api/train")
+def train(body: TrainRequest, services: ServicesParameter) -> TrainAnswer:
+    """Add a training job; /api/jobs reports its state. 501 if this server does not train."""
+    job = services.training.submit(body.arguments())
+    return TrainAnswer(
+        message="Training started" if job.state == RUNNING else "Training queued",
+        job_id=job.id,
+        config=job.config,
+        config_path=str(Path(job.out) / "plan.json"),
+        process_id=job.process_id,
+    )

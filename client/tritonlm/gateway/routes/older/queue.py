@@ -9,108 +9,117 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from tritonlm.client.async_client import AsyncClient
+from tritonlm.client.models import slots_of
 from tritonlm.client.types import Completion
 from tritonlm.contract import ModelNotFound
 
 from ...schemas import CompletionRequest
-from ...settings import GatewaySettings
+from ...services import ServicesParameter
 from ..openai import STREAMED, complete_text
 from .common import default_model
 
+router = APIRouter()
+
 
 class QueueCompletionRequest(CompletionRequest):  # type: ignore[valid-type,misc]
-    model: str | None = Field(None, min_length=1, description="the default language model, if it is not named")
+    model: str | None = Field(
+        None, min_length=1, description="the language model; default: the gateway's default model"
+    )
 
 
-class QueueOfModel(BaseModel):
+class ModelQueue(BaseModel):
     model: str
-    tritons: int = Field(description="on how many it is loaded")
+    tritons: int = Field(description="the number of Tritons on which it is loaded")
     running: int
     waiting: int
-    places: int
+    slots: int = Field(description="how many sequences run together")
+    places: int = Field(description="deprecated: the same as slots")
     tokens_per_second: float = Field(description="generated, in the last five seconds")
-    kv_blocks: int = Field(description="of the KV cache, in all")
+    kv_blocks: int = Field(description="the number of KV cache blocks")
     kv_blocks_used: int
 
 
 class QueueState(BaseModel):
-    queue_size: int = Field(description="requests that wait for a place")
+    queue_size: int = Field(description="requests that wait for a slot")
     running: int
-    places: int = Field(description="requests that can run together")
+    slots: int = Field(description="how many sequences run together")
+    places: int = Field(description="deprecated: the same as slots")
     total_requests: int
-    requests: dict[str, int] = Field(description="what became of the last thousand")
-    models: list[QueueOfModel] = Field(description="the same and more of each that is loaded, on all Tritons together")
+    requests: dict[str, int] = Field(description="the last thousand requests by status")
+    models: list[ModelQueue] = Field(description="the queue of each loaded model, summed over all Tritons")
 
 
 class RequestState(BaseModel):
     id: str
     model: str
     status: str = Field(description="queued, processing, completed, failed or cancelled")
-    position: int | None = Field(description="how many wait before it; null: it does not wait")
+    position: int | None = Field(description="the number of requests before it in the queue; null if it does not wait")
     created: float
     finished: float | None
     seconds: float
     prompt_tokens: int
-    completion_tokens: int = Field(description="so far")
+    completion_tokens: int = Field(description="generated so far")
 
 
-def _queue_of(model: str, reports: list[dict[str, Any]]) -> QueueOfModel:
+@router.post("/completions", responses={200: {"model": Completion, **STREAMED}})
+async def complete(body: QueueCompletionRequest, request: Request, services: ServicesParameter) -> Response:
+    """As /v1/completions, with an optional model."""
+    arguments = body.arguments()
+    arguments.setdefault("model", await default_model(services))
+    return await complete_text(request, services, arguments)
+
+
+@router.get("/queue")
+async def queue(services: ServicesParameter) -> QueueState:
+    """The running and waiting requests of the default model, and the last thousand requests by status."""
+    status = await services.client.status(await default_model(services))
+    reports = await services.client.models.reports()
+    return QueueState(
+        queue_size=status["waiting"],
+        running=status["running"],
+        slots=slots_of(status),
+        places=slots_of(status),
+        total_requests=services.history.total,
+        requests=services.history.counts(),
+        models=[_model_queue(model, model_reports) for model, model_reports in reports.items()],
+    )
+
+
+def _model_queue(model: str, reports: list[dict[str, Any]]) -> ModelQueue:
     def total(name: str) -> Any:
         return sum(report[name] for report in reports)
 
-    return QueueOfModel(
+    slots = sum(map(slots_of, reports))
+    return ModelQueue(
         model=model,
         tritons=len(reports),
         running=total("running"),
         waiting=total("waiting"),
-        places=total("places"),
+        slots=slots,
+        places=slots,
         tokens_per_second=round(total("tokens_per_second"), 1),
         kv_blocks=total("blocks"),
         kv_blocks_used=total("blocks_used"),
     )
 
 
-def add_routes(routes: APIRouter, client: AsyncClient, settings: GatewaySettings) -> None:
-    @routes.post("/completions", responses={200: {"model": Completion, **STREAMED}})
-    async def complete(body: QueueCompletionRequest, request: Request) -> Response:
-        """As /v1/completions; the model need not be named."""
-        arguments = body.arguments()
-        arguments.setdefault("model", await default_model(client, settings))
-        return await complete_text(client, settings, request, arguments)
-
-    @routes.get("/queue")
-    async def queue(request: Request) -> QueueState:
-        """How many requests run and wait, and what became of the last thousand; the numbers are the default model's."""
-        status = await client.status(await default_model(client, settings))
-        reports = await client.models.reports()
-        history = request.app.state.history
-        return QueueState(
-            queue_size=status["waiting"],
-            running=status["running"],
-            places=status["places"],
-            total_requests=history.total,
-            requests=history.counts(),
-            models=[_queue_of(model, found) for model, found in reports.items()],
-        )
-
-    @routes.get("/requests/{request_id}")
-    async def progress(request_id: str, request: Request) -> RequestState:
-        """Where a request is: state, times, position, tokens so far."""
-        entry = request.app.state.history.get(request_id)
-        if entry is None:
-            raise ModelNotFound(f"no request {request_id[:64]!r} is known; the last thousand are", "request_id")
-        found = await client.progress(request_id) if entry.finished is None else []
-        running = any(sequence["state"] == "running" for sequence in found)
-        tokens = sum(sequence["completion_tokens"] for sequence in found)
-        return RequestState(
-            id=entry.id,
-            model=entry.model,
-            status="processing" if running else entry.status,
-            position=min((sequence["position"] for sequence in found if not running), default=None),
-            created=entry.created,
-            finished=entry.finished,
-            seconds=(entry.finished or time.time()) - entry.created,
-            prompt_tokens=entry.prompt_tokens,
-            completion_tokens=max(tokens, entry.completion_tokens),
-        )
+@router.get("/requests/{request_id}")
+async def progress(request_id: str, services: ServicesParameter) -> RequestState:
+    """The state of a request: status, times, position in the queue, tokens so far."""
+    entry = services.history.get(request_id)
+    if entry is None:
+        raise ModelNotFound(f"no request {request_id[:64]!r} is among the last thousand", "request_id")
+    sequences = await services.client.progress(request_id) if entry.finished is None else []
+    running = any(sequence["state"] == "running" for sequence in sequences)
+    tokens = sum(sequence["completion_tokens"] for sequence in sequences)
+    return RequestState(
+        id=entry.id,
+        model=entry.model,
+        status="processing" if running else entry.status,
+        position=min((sequence["position"] for sequence in sequences if not running), default=None),
+        created=entry.created,
+        finished=entry.finished,
+        seconds=(entry.finished or time.time()) - entry.created,
+        prompt_tokens=entry.prompt_tokens,
+        completion_tokens=max(tokens, entry.completion_tokens),
+    )

@@ -1,1 +1,1 @@
-"""What an engine reports of itself: metrics, state, progress, and the journal of its steps."""
+"""What an engine reports about itself: metrics, status, progress, and the step journal."""

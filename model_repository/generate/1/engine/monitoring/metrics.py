@@ -1,106 +1,110 @@
-"""What an engine counts and times: the list of its measures, and their values.
+"""The metrics of an engine: their names and descriptions, and the values that it counts and times itself.
 
-The engine's thread writes, another one reads: numbers are single writes, and what was timed waits in bounded queues
-until it is taken. It does not know where the values go.
+The engine's thread writes and another thread reads: counters are single writes, and timings wait in bounded queues
+until they are read. This module does not know where the values go.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 PREFIX = "tritonlm_engine_"
-# Of what was timed between two readings at most so many are kept.
-_KEPT = 2000
+# At most this many timings are kept between two readings.
+_KEPT_TIMINGS = 2000
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True)
-class Measure:
+class MetricSpec:
     name: str
     kind: str
-    meaning: str
+    description: str
     buckets: tuple[float, ...] = ()
 
     @property
-    def published_name(self) -> str:
+    def prometheus_name(self) -> str:
         return f"{PREFIX}{self.name}_total" if self.kind == COUNTER else PREFIX + self.name
 
 
 QUEUE_SECONDS, PREFILL_SECONDS, DECODE_SECONDS = "queue_seconds", "prefill_seconds", "decode_seconds"
 STEP_SECONDS, STEP_SEQUENCES = "step_seconds", "step_sequences"
+DRAFT_TOKENS, ACCEPTED_TOKENS = "speculative_draft_tokens", "speculative_accepted_tokens"
 
-# What the engine itself counts up.
+# Counted by the engine itself.
 COUNTED = (
-    Measure("requests", COUNTER, "Requests that came in"),
-    Measure("finished", COUNTER, "Requests that ended by themselves: end of text, stop string, length"),
-    Measure("cancelled", COUNTER, "Requests that were cancelled"),
-    Measure("timed_out", COUNTER, "Requests whose time was up, while they waited or ran"),
-    Measure("failed", COUNTER, "Requests that ended with an error"),
-    Measure("refused", COUNTER, "Requests that were refused: the queue was full, or the engine was stopping"),
-    Measure("steps", COUNTER, "Steps: each computes all running requests together"),
-    Measure(STEP_SECONDS, COUNTER, "Time spent in steps; by steps: the time of one"),
-    Measure(
-        "slow_steps",
-        COUNTER,
-        "Of those, the ones that took longer than two seconds: the machine is slow, or has too much to do",
-    ),
-    Measure(STEP_SEQUENCES, COUNTER, "Requests in steps; by steps: the size of a batch"),
-    Measure("prompt_tokens", COUNTER, "Tokens of prompts that were computed"),
-    Measure("generated_tokens", COUNTER, "Tokens that were generated"),
-    Measure("guessed_tokens", COUNTER, "Tokens that were guessed ahead, where guesses are wanted"),
-    Measure("rightly_guessed_tokens", COUNTER, "Of those, the ones that were then drawn"),
-    Measure("cached_tokens", COUNTER, "Tokens of prompts that were found in the prefix cache"),
+    MetricSpec("requests", COUNTER, "Requests that the engine took in"),
+    MetricSpec("finished", COUNTER, "Requests that ended by themselves: end of text, stop string, length"),
+    MetricSpec("cancelled", COUNTER, "Requests that were cancelled"),
+    MetricSpec("timed_out", COUNTER, "Requests that exceeded a time limit, while they waited or ran"),
+    MetricSpec("failed", COUNTER, "Requests that ended with an error"),
+    MetricSpec("refused", COUNTER, "Requests that were refused: the queue was full, or the engine was stopping"),
+    MetricSpec("steps", COUNTER, "Steps: each computes all running requests together"),
+    MetricSpec(STEP_SECONDS, COUNTER, "Time spent in steps; divided by steps: the mean time of a step"),
+    MetricSpec("slow_steps", COUNTER, "Steps that took longer than two seconds: the machine is slow or overloaded"),
+    MetricSpec(STEP_SEQUENCES, COUNTER, "Requests in steps; divided by steps: the mean batch size"),
+    MetricSpec("prompt_tokens", COUNTER, "Prompt tokens that were computed"),
+    MetricSpec("generated_tokens", COUNTER, "Tokens that were generated"),
+    MetricSpec(DRAFT_TOKENS, COUNTER, "Draft tokens of speculative decoding"),
+    MetricSpec(ACCEPTED_TOKENS, COUNTER, "Draft tokens that were accepted"),
+    MetricSpec("cached_tokens", COUNTER, "Prompt tokens that came from the prefix cache"),
 )
-# What is known elsewhere in the engine at any moment.
-LOOKED_AT = (
-    Measure("preemptions", COUNTER, "Times that a request gave its KV blocks back to another"),
-    Measure("running", GAUGE, "Requests that run"),
-    Measure("waiting", GAUGE, "Requests that wait for a place"),
-    Measure("places", GAUGE, "Requests that can run together"),
-    Measure("kv_blocks", GAUGE, "Blocks of the KV cache"),
-    Measure("kv_blocks_used", GAUGE, "Blocks that running requests hold"),
-    Measure("kv_blocks_idle", GAUGE, "Blocks that nobody holds and that the prefix cache still knows"),
-    Measure("memory_bytes", GAUGE, "Memory that the engine takes now: resident, or on a GPU what torch has"),
-    Measure("memory_reserved_bytes", GAUGE, "Memory that it may take at most: weights, process and the whole KV cache"),
+# Read from other parts of the engine.
+OBSERVED = (
+    MetricSpec("preemptions", COUNTER, "Times that a request lost its KV blocks to another request"),
+    MetricSpec("running", GAUGE, "Requests that run"),
+    MetricSpec("waiting", GAUGE, "Requests that wait for a slot"),
+    MetricSpec("slots", GAUGE, "Requests that can run together (max_sequences)"),
+    MetricSpec("kv_blocks", GAUGE, "Blocks of the KV cache"),
+    MetricSpec("kv_blocks_used", GAUGE, "Blocks that running requests hold"),
+    MetricSpec("kv_blocks_idle", GAUGE, "Blocks that no request holds and that the prefix cache keeps"),
+    MetricSpec("memory_bytes", GAUGE, "Memory that the engine uses now: resident, or on a GPU what torch has reserved"),
+    MetricSpec("memory_reserved_bytes", GAUGE, "Memory that it may use at most: weights, process and whole KV cache"),
 )
 TIMED = (
-    Measure(QUEUE_SECONDS, HISTOGRAM, "From a request's arrival until its first tokens were computed", _SECONDS),
-    Measure(PREFILL_SECONDS, HISTOGRAM, "From then until its first token was there", _SECONDS),
-    Measure(DECODE_SECONDS, HISTOGRAM, "From its first token to its end", _SECONDS),
+    MetricSpec(QUEUE_SECONDS, HISTOGRAM, "From the arrival of a request to its first computed tokens", _SECONDS),
+    MetricSpec(PREFILL_SECONDS, HISTOGRAM, "From the first computed tokens to the first generated token", _SECONDS),
+    MetricSpec(DECODE_SECONDS, HISTOGRAM, "From the first generated token to the end", _SECONDS),
 )
-MEASURES = (*COUNTED, *LOOKED_AT, *TIMED)
+# Former names, exported with the same values. Dashboards and alerts of older releases use them.
+ALIASES = {"guessed_tokens": DRAFT_TOKENS, "rightly_guessed_tokens": ACCEPTED_TOKENS, "places": "slots"}
+_NAMED = {spec.name: spec for spec in (*COUNTED, *OBSERVED)}
+ALIASED = tuple(
+    MetricSpec(alias, _NAMED[name].kind, f"Former name of {_NAMED[name].prometheus_name}")
+    for alias, name in ALIASES.items()
+)
+METRIC_SPECS = (*COUNTED, *OBSERVED, *TIMED, *ALIASED)
 
 
 class Rate:
-    """How much there was in each of the last seconds."""
+    """The amount per second over the last seconds."""
 
     def __init__(self, seconds: int = 5) -> None:
-        # By the second: which one it is, and how much there was in it.
-        self._slots = [(0, 0.0)] * (seconds + 1)
+        # A ring buffer of (second, amount).
+        self._amounts = [(0, 0.0)] * (seconds + 1)
         self._seconds = seconds
 
     def add(self, amount: float, now: float) -> None:
         second = int(now)
-        place = second % len(self._slots)
-        kept, before = self._slots[place]
-        self._slots[place] = (second, before + amount if kept == second else amount)
+        index = second % len(self._amounts)
+        kept, before = self._amounts[index]
+        self._amounts[index] = (second, before + amount if kept == second else amount)
 
     def each_second(self, now: float) -> float:
-        """On average over the last whole seconds."""
+        """The mean over the last whole seconds."""
         last = int(now) - 1
-        return sum(amount for second, amount in self._slots if 0 <= last - second < self._seconds) / self._seconds
+        return sum(amount for second, amount in self._amounts if 0 <= last - second < self._seconds) / self._seconds
 
 
 class Metrics:
-    """One engine's own values."""
+    """The values of one engine."""
 
     def __init__(self) -> None:
         self.generated = Rate()
-        self.counted: dict[str, float] = {measure.name: 0 for measure in COUNTED}
-        self._timed: dict[str, deque[float]] = {measure.name: deque(maxlen=_KEPT) for measure in TIMED}
+        self.counted: dict[str, float] = {spec.name: 0 for spec in COUNTED}
+        self._timed: dict[str, deque[float]] = {spec.name: deque(maxlen=_KEPT_TIMINGS) for spec in TIMED}
 
     def count(self, name: str, amount: float = 1) -> None:
         self.counted[name] += amount
@@ -109,18 +113,23 @@ class Metrics:
         self._timed[name].append(seconds)
 
     def take_timed(self) -> dict[str, list[float]]:
-        """What was timed since the last taking; for one reader."""
-        return {name: _drain(found) for name, found in self._timed.items()}
+        """The timings since the last call. For a single reader."""
+        return {name: _drain(timings) for name, timings in self._timed.items()}
 
 
-def _drain(found: deque[float]) -> list[float]:
-    return [found.popleft() for _ in range(len(found))]
+def _drain(timings: deque[float]) -> list[float]:
+    return [timings.popleft() for _ in range(len(timings))]
 
 
-def added(values: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The values of several engines as one."""
-    total: dict[str, float] = {}
-    for each in values:
-        for name, value in each.items():
-            total[name] = total.get(name, 0) + value
-    return total
+def with_aliases(values: Mapping[str, float]) -> dict[str, float]:
+    """The values, with those of the former names."""
+    return {**values} | {alias: values[name] for alias, name in ALIASES.items()}
+
+
+def total(values: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The sum of the values of several engines."""
+    totals: dict[str, float] = {}
+    for engine_values in values:
+        for name, value in engine_values.items():
+            totals[name] = totals.get(name, 0) + value
+    return totals

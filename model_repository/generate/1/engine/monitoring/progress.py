@@ -1,8 +1,8 @@
-"""How far an engine has come: a counter that whatever computes advances, and how long it has stood still.
+"""The progress counter of an engine: it tells a slow engine from a hung one.
 
-The kernels advance it in C++ while the GIL is free, hooks for Hugging Face's code, the engine for the rest. A
-process whose counter moves is slow at most; one that has work and whose counter stands still is hung. It does not know
-what is computed, nor who reads it.
+The kernels advance it in C++ while the GIL is free, hooks advance it in Hugging Face's code, and the engine elsewhere.
+A process whose counter moves is at most slow. One that works while its counter stands still is hung. This module does
+not know what is computed, nor who reads the counter.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ import time
 
 class Progress:
     def __init__(self) -> None:
-        # The kernels' part of it, which they reach by its address.
-        self._computed = ctypes.c_uint64()
-        self._noted = 0
+        # The part that the kernels advance, through its address.
+        self._native_count = ctypes.c_uint64()
+        self._python_count = 0
         self._working_since: float | None = None
-        self._seen, self._seen_at = 0, time.monotonic()
+        self._seen_count, self._seen_at = 0, time.monotonic()
 
     @property
     def address(self) -> int:
-        return ctypes.addressof(self._computed)
+        return ctypes.addressof(self._native_count)
 
     @property
     def count(self) -> int:
-        return self._computed.value + self._noted
+        return self._native_count.value + self._python_count
 
-    def note(self) -> None:
-        """Something has been done, by whoever runs Python code."""
-        self._noted += 1
+    def advance(self) -> None:
+        """Count a unit of work of Python code."""
+        self._python_count += 1
 
     def begin(self) -> None:
-        """Work begins; until it ends the counter has to move."""
-        self._noted += 1
+        """Note that a step begins. Until it ends the counter has to move."""
+        self._python_count += 1
         self._working_since = time.monotonic()
 
     def end(self) -> None:
-        self._noted += 1
+        self._python_count += 1
         self._working_since = None
 
     def still_seconds(self) -> float:
-        """For how long work has been under way without progress, as far as readers have seen, who come again."""
+        """How long the step has made no progress, as far as previous calls have observed."""
         now, count, since = time.monotonic(), self.count, self._working_since
-        if count != self._seen or since is None:
-            self._seen, self._seen_at = count, now
+        if count != self._seen_count or since is None:
+            self._seen_count, self._seen_at = count, now
         return 0.0 if since is None else now - max(self._seen_at, since)
 
     def working_seconds(self) -> float:
-        """How long the step under way has taken so far."""
+        """How long the current step runs already; 0 without one."""
         since = self._working_since
         return 0.0 if since is None else time.monotonic() - since

@@ -1,6 +1,6 @@
-"""What an engine tells of itself: its state for callers, its measures for the metrics, where a request is.
+"""Reports of an engine: its status, its metric values, and the state of a request.
 
-It reads the other rooms and changes nothing.
+It reads the other parts of the engine and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from ..config import EngineConfig
 from ..memory import full_context_slots
 from ..request import Request
 from ..runners.interface import Runner
-from ..scheduling.admission import Door
+from ..scheduling.admission import AdmissionQueue
 from ..scheduling.scheduler import Scheduler
-from .metrics import Metrics
+from .metrics import Metrics, with_aliases
 from .progress import Progress
 
-# What `status` tells of what was counted: whole numbers.
+# The counters in the status report, as integers.
 COUNTERS = (
     "requests", "finished", "cancelled", "timed_out", "failed", "refused", "steps", "prompt_tokens", "generated_tokens",
     "cached_tokens",
 )  # fmt: skip
 
-# A step that takes longer is called slow.
+# A step that takes longer is reported as slow.
 SLOW_STEP_SECONDS = 2.0
 
 
@@ -34,13 +34,13 @@ class Reports:
         runner: Runner,
         config: EngineConfig,
         scheduler: Scheduler,
-        door: Door,
+        admission: AdmissionQueue,
         metrics: Metrics,
         progress: Progress,
     ) -> None:
         self._runner, self._config, self._scheduler, self._pool = runner, config, scheduler, scheduler.pool
-        self._door, self._metrics, self._progress = door, metrics, progress
-        self._created, self._born = int(time.time()), time.monotonic()
+        self._admission, self._metrics, self._progress = admission, metrics, progress
+        self._created, self._started_at = int(time.time()), time.monotonic()
 
     def status(self) -> dict[str, Any]:
         return {
@@ -52,15 +52,17 @@ class Reports:
             "still_seconds": round(self._progress.still_seconds(), 3),
             "step_running_seconds": round(self._progress.working_seconds(), 3),
             "slow": self._progress.working_seconds() > SLOW_STEP_SECONDS,
-            "draining": self._door.is_draining,
-            "retired": self._door.is_retired,
-            "idle_seconds": round(self._door.idle_seconds, 3),
+            "draining": self._admission.is_draining,
+            "retired": self._admission.is_retired,
+            "idle_seconds": round(self._admission.idle_seconds, 3),
             "idle_unload_seconds": self._config.idle_unload_seconds,
             **self._memory(),
             "memory_claimed_bytes": self._runner.memory.claimed,
             "memory_budget": self._config.memory_budget,
             "created": self._created,
-            "age_seconds": round(time.monotonic() - self._born, 3),
+            "age_seconds": round(time.monotonic() - self._started_at, 3),
+            "slots": self._config.max_sequences,
+            # Former name of `slots`.
             "places": self._config.max_sequences,
             "preemptions": self._scheduler.preemptions,
             "blocks": self._pool.total,
@@ -76,10 +78,10 @@ class Reports:
             "dtype": str(self._runner.dtype).removeprefix("torch."),
         }
 
-    def find(self, request_id: str, inside: Collection[Request]) -> list[dict[str, Any]]:
-        """How far the requests of this id have come; `position` counts those that get a slot before it."""
+    def find(self, request_id: str, requests: Collection[Request]) -> list[dict[str, Any]]:
+        """The state of the requests with this id. `position` is the number of requests that get a slot before it."""
         running = {request.number for request in tuple(self._scheduler.running)}
-        waiting = sorted((request for request in inside if request.number not in running), key=lambda r: r.rank)
+        waiting = sorted((request for request in requests if request.number not in running), key=lambda r: r.rank)
         positions = {request.number: position for position, request in enumerate(waiting)}
         return [
             {
@@ -87,25 +89,26 @@ class Reports:
                 "position": positions.get(request.number, 0),
                 "completion_tokens": request.generated,
             }
-            for request in inside
+            for request in requests
             if request.id == request_id
         ]
 
-    def measures(self) -> dict[str, float]:
-        """What is counted and what is the case now, for another thread: values of one moment, or nearly so."""
-        return {
+    def metric_values(self) -> dict[str, float]:
+        """The current values of all counters and gauges. Another thread may call this."""
+        values = {
             **self._metrics.counted,
             "preemptions": self._scheduler.preemptions,
             "running": len(self._scheduler.running),
             "waiting": len(self._scheduler.waiting),
-            "places": self._config.max_sequences,
+            "slots": self._config.max_sequences,
             "kv_blocks": self._pool.total,
             "kv_blocks_used": self._pool.used,
             "kv_blocks_idle": self._pool.idle,
             **self._memory(),
         }
+        return with_aliases(values)
 
     def _memory(self) -> dict[str, int]:
-        """What the engine takes now, and at most: no less than now, whatever its steps need beside the KV cache."""
+        """The memory in use now, and the most that may be in use: never less than now."""
         resident = self._runner.memory.resident
         return {"memory_bytes": resident, "memory_reserved_bytes": max(resident, self._runner.memory.reserved)}

@@ -1,1 +1,1 @@
-"""From a step's logits to what callers get: next tokens, text that may leave, chunks, their delivery."""
+"""Turns the logits of a step into output: next tokens, text release, chunks, and their delivery."""

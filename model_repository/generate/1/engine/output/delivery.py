@@ -1,4 +1,4 @@
-"""Hands things over on a thread of its own, in order: handing over may block. It does not know what they are."""
+"""Delivers chunks on a separate thread, in order, because a delivery may block. It does not know what they hold."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from collections.abc import Callable
 
 _log = logging.getLogger("tritonlm.engine")
 
-HandOver = Callable[[], None]
+Send = Callable[[], None]
 
 
 class Delivery:
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[HandOver | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Send | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine_delivery", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, hand_over: HandOver) -> None:
-        self._waiting.put(hand_over)
+    def put(self, send: Send) -> None:
+        self._waiting.put(send)
 
-    def end(self) -> None:
-        """After what is waiting; nothing may be put after it."""
+    def close(self) -> None:
+        """End the thread after all waiting deliveries. Nothing may be put after it."""
         self._waiting.put(None)
 
     def join(self, seconds: float) -> None:
         self._thread.join(seconds)
 
-    def now(self) -> None:
-        """Hand over what is ready, on the caller's thread: for those who step the engine themselves."""
+    def flush(self) -> None:
+        """Deliver everything that waits, on the caller's thread. For callers that step the engine themselves."""
         while not self._waiting.empty():
-            hand_over = self._waiting.get()
-            assert hand_over is not None
-            _try(hand_over)
+            send = self._waiting.get()
+            assert send is not None
+            _send_safely(send)
 
     def _run(self) -> None:
-        while (hand_over := self._waiting.get()) is not None:
-            _try(hand_over)
+        while (send := self._waiting.get()) is not None:
+            _send_safely(send)
 
 
-def _try(hand_over: HandOver) -> None:
+def _send_safely(send: Send) -> None:
     try:
-        hand_over()
-    except Exception:  # its caller is gone; the others' chunks must go on
+        send()
+    except Exception:  # this caller is gone; the deliveries of the others continue
         _log.exception("a chunk could not be delivered")

@@ -1,6 +1,7 @@
-"""A prompt's embedding: the mean of its last hidden states, at length one. In place of an answer for such requests.
+"""The embedding of a prompt: the mean of its last hidden states, normalized to length one.
 
-It sums in float32, slice by slice as the prompt is computed. It does not know where hidden states come from.
+An embedding request has it in place of a SequenceOutput. It sums in float32, slice by slice as the prompt is computed.
+It does not know where hidden states come from.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .sequence_output import CANCELLED, TIMEOUT
 
 
 class PooledPrompt:
-    # What the engine asks of every answer: this one ends with the prompt, and never streams.
+    # The interface of SequenceOutput: this one ends with the prompt and never streams.
     finish_reason = ""
 
     def __init__(self, request: Request) -> None:
@@ -22,18 +23,18 @@ class PooledPrompt:
         self._sum: torch.Tensor | None = None
 
     def add(self, start: int, hidden: torch.Tensor) -> None:
-        """Take the hidden states of the tokens from `start` on; after a preemption they come again from 0."""
+        """Add the hidden states of the tokens from `start` on. After a preemption they start at 0 again."""
         summed = hidden.float().sum(dim=0)
         self._sum = summed if start == 0 or self._sum is None else self._sum + summed
 
     def chunk(self, due: bool) -> None:
         return None
 
-    def final(self, reason: str) -> Embedding | TritonLMError:
+    def finish(self, reason: str) -> Embedding | TritonLMError:
         if reason == CANCELLED:
             return Cancelled("the request was cancelled")
         if reason == TIMEOUT:
-            return TimedOut("the request was not finished in the time that it was given")
+            return TimedOut("the request did not finish within its timeout")
         assert self._sum is not None
         tokens = len(self._request.prompt_ids)
         vector = torch.nn.functional.normalize(self._sum / tokens, dim=0)

@@ -1,13 +1,13 @@
-"""What text may leave, and when: whole characters only, nothing of a stop string, every character once.
+"""Decides which text may be sent: whole characters only, no part of a stop string, each character once.
 
-It is fed one generated token at a time and describes the text that leaves as windows of ids with characters to cut
-at both ends, so that `detokenize` can be a pure function of one message. It does not know which tokenizer stands
-behind `decode`, when windows are taken, nor why a text ends.
+It takes one generated token at a time. It describes the released text as windows of ids with characters to cut at both
+ends, so that `detokenize` is a pure function of one message. It does not know the tokenizer behind `decode`, when
+windows are taken, nor why a text ends.
 
-Positions are characters, counted from the start of the prompt's text. What is ready to leave is decided in `feed`, so
-it depends on the tokens fed and on nothing else: a resumed text goes on exactly where the last window of the earlier
-one ended. Decoders with byte fallback show a run of bytes as nothing but U+FFFD once it turns out invalid: then what
-was shown stays shown, and what follows is counted on from there.
+Positions are characters, counted from the start of the prompt's text. `feed` alone decides what is ready, so the result
+depends on the fed tokens only: a resumed text continues exactly where the last window of the interrupted one ended.
+Decoders with byte fallback replace a whole run of bytes by U+FFFD once it turns out invalid. Text that was sent before
+stays as it is, and later text is counted from there.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# What decoders put in the place of bytes that are no character, or not yet one.
+# The character that decoders write for bytes that form no character, or not a complete one yet.
 UNFINISHED = "\ufffd"
-# The context is shortened when it holds so many tokens, to the first of these lengths that proves harmless.
+# A context of LONG_CONTEXT tokens is shortened to the first of these lengths that keeps the decoded text.
 LONG_CONTEXT = 8
 SHORT_CONTEXTS = (1, 2, 3, 4, 8, 16)
 
 
 @dataclass(frozen=True)
 class Window:
-    """decode(ids)[cut_start : len - cut_end] is the text that leaves now; `new` ids at the end are new ones."""
+    """The released text is decode(ids)[cut_start : len - cut_end]; the last `new` ids are new."""
 
     ids: list[int]
     new: int
@@ -58,11 +58,11 @@ class TextRelease:
         self._new = 0
 
         prompt_text = decode(self._ids)
-        self._text = prompt_text  # what the ids of _context decode to
-        self._finished = len(prompt_text.rstrip(UNFINISHED))  # up to here characters are final, and searched for stops
+        self._text = prompt_text  # decoded ids of _context
+        self._finished = len(prompt_text.rstrip(UNFINISHED))  # up to here characters are final and searched for stops
         self._prompt_unfinished = len(prompt_text) - self._finished
-        self._ready = self._finished  # up to here text may leave
-        self._shown = 0 if show_prompt else self._finished  # up to here text has left
+        self._ready = self._finished  # up to here text may be sent
+        self._shown = 0 if show_prompt else self._finished  # up to here text has been sent
         self._stopped = False
 
         self._context = self._sent_context = _Context(0, 0)
@@ -73,11 +73,11 @@ class TextRelease:
 
     @property
     def stopped(self) -> bool:
-        """A stop string was found: no more tokens are wanted."""
+        """Whether a stop string is complete. Then no more tokens may be fed."""
         return self._stopped
 
     def feed(self, token_id: int) -> bool:
-        """Take one generated token; True when it has just completed a stop string."""
+        """Take one generated token. Return whether it completes a stop string."""
         assert not self._stopped, "no token may follow a stop string"
         self._ids.append(token_id)
         self._generated += 1
@@ -89,11 +89,11 @@ class TextRelease:
         return self._stopped
 
     def take(self) -> Window | None:
-        """The text that may leave now, or None when there is none."""
+        """The text that may be sent now, or None."""
         if self._ready <= self._shown:
             return None
         ids, text = self._sent_ids()
-        # Text that was ready may have become part of an unfinished run of bytes since: it leaves when that is done.
+        # Ready text may have become part of an unfinished run of bytes since. It is sent when that run is complete.
         unfinished = len(text) - len(text.rstrip(UNFINISHED))
         tail, begin = self._tail(), self._sent_context.start
         cut_end = max(tail, unfinished)
@@ -102,7 +102,7 @@ class TextRelease:
         return self._send(ids, text, cut_end, self._ready if cut_end == tail else begin + len(text) - cut_end)
 
     def flush(self) -> Window:
-        """Everything that is left, up to a stop string that was found. Its text may be empty."""
+        """All remaining text, up to a completed stop string. It may be empty."""
         if not self._stopped:
             self._advance(len(self._text))
         if not self._stopped:
@@ -111,13 +111,13 @@ class TextRelease:
         return self._send(ids, text, min(self._tail(), len(text)), self._ready)
 
     def _sent_ids(self) -> tuple[list[int], str]:
-        """All ids that were not sent yet, behind their context, and what they decode to."""
+        """The context and all unsent ids, and their decoded text."""
         ids = self._ids[self._sent_context.index :]
         return ids, self._decode(ids)
 
     def _tail(self) -> int:
-        """Characters at the text's end that stay. Counted from there: where a decoder changes its mind about an
-        earlier part, nothing later gets lost."""
+        """The number of characters at the text's end that are held back. Counted from the end, because a decoder may
+        change the length of earlier text."""
         return max(0, self._context.start + len(self._text) - self._ready)
 
     def _send(self, ids: list[int], text: str, cut_end: int, shown: int) -> Window:
@@ -130,7 +130,7 @@ class TextRelease:
         return window
 
     def _advance(self, finished: int) -> None:
-        """The first `finished` characters of the text are final now: search the new ones for stop strings."""
+        """Note that the first `finished` characters are final, and search the new ones for stop strings."""
         start = self._context.start
         if start + finished <= self._finished:
             return
@@ -143,8 +143,8 @@ class TextRelease:
             self._search(searched)
 
     def _settle_prompt_end(self, finished: int) -> None:
-        """A prompt of raw ids ended inside a character. If the answer finished it, then it is the answer's;
-        otherwise its replacement characters stay the prompt's."""
+        """Assign a character that begins in the prompt's raw ids: to the generated text if that completes it, else to
+        the prompt, as replacement characters."""
         begin = self._finished - self._context.start
         tail = self._text[begin : min(finished, begin + self._prompt_unfinished)]
         self._finished += len(tail) - len(tail.lstrip(UNFINISHED))
@@ -161,15 +161,15 @@ class TextRelease:
                 self._stopped = True
                 self._ready = position - max(completed)
                 return
-        # Held back: the longest end of the text that a stop string begins with.
+        # Hold back the longest end of the text that is the beginning of a stop string.
         self._ready = self._finished - max(stop.matched for stop in self._stops)
 
     def _shorten_context(self) -> None:
-        """Move the context's beginning forward where no later token can tell the difference.
+        """Move the start of the context forward, if later tokens decode the same with the shorter context.
 
-        A context is harmless when it decodes to text with whole characters at both ends that is the end of the
-        longer context's text: then both go on in the same way. An empty text is not (skipped special tokens; a first
-        token whose only character, a space, is stripped).
+        That holds when the shorter context decodes to whole characters at both ends and to the end of the longer
+        context's text. It does not hold for an empty text: special tokens may be skipped, and a decoder may strip the
+        leading space of the first token.
         """
         count = len(self._ids) - self._context.index
         end = self._context.start + len(self._text)
@@ -184,7 +184,7 @@ class TextRelease:
                 self._text = text
                 self._shorten_at = LONG_CONTEXT
                 return
-        self._shorten_at = max(LONG_CONTEXT, 2 * count)  # tried in vain: wait, so that the cost stays small
+        self._shorten_at = max(LONG_CONTEXT, 2 * count)  # no shorter context works: try again later
 
 
 def _is_whole(text: str) -> bool:
@@ -192,12 +192,12 @@ def _is_whole(text: str) -> bool:
 
 
 class _StopString:
-    """Knuth, Morris and Pratt's search for one string, a character at a time."""
+    """Knuth-Morris-Pratt search for one string, one character at a time."""
 
     def __init__(self, text: str) -> None:
         assert text, "a stop string has at least one character"
         self.text = text
-        self.matched = 0  # the text's last so many characters are the beginning of the stop string
+        self.matched = 0  # the last `matched` characters of the text are the beginning of the stop string
         self._shorter = _borders(text)
 
     def feed(self, character: str) -> bool:
@@ -212,7 +212,7 @@ class _StopString:
 
 
 def _borders(text: str) -> list[int]:
-    """For each prefix of the text: the length of its longest proper prefix that it also ends with."""
+    """For each prefix of the text: the length of its longest proper prefix that is also its suffix."""
     borders = [0]
     for character in text[1:]:
         length = borders[-1]

@@ -1,6 +1,6 @@
-"""What comes of a computed step: embeddings and scores of prompts, next tokens, and the end of what has ended.
+"""Processes a computed step: embeddings and log-probabilities of prompts, next tokens, and the end of sequences.
 
-It knows rows of logits and requests, not when steps are made nor how answers reach their callers.
+It knows rows of logits and requests. It does not know when steps run nor how chunks reach their callers.
 """
 
 from __future__ import annotations
@@ -11,123 +11,127 @@ from itertools import accumulate, islice, pairwise
 
 from tritonlm.contract import EngineFailure, TokenLogprob
 
-from ..monitoring.metrics import Metrics
+from ..monitoring.metrics import ACCEPTED_TOKENS, DRAFT_TOKENS, Metrics
 from ..request import Item, Request
-from ..runners.interface import Computed, Runner
+from ..runners.interface import ForwardOutput, Runner
 from ..sampling.logprobs import Scores
-from ..sampling.sampler import Best, Sampled, sample
+from ..sampling.sampler import Argmax, Sampled, sample
 from ..scheduling.scheduler import Scheduler, Slice
 from .sequence_output import STOP
 
 
-class Outcome:
+class StepOutputProcessor:
     def __init__(
         self, runner: Runner, scheduler: Scheduler, metrics: Metrics, end: Callable[[Request, Item], None]
     ) -> None:
-        """`end` takes a request out and gives it its last item."""
+        """`end` removes a request and delivers its last item."""
         self._runner, self._scheduler, self._metrics, self._end = runner, scheduler, metrics, end
 
-    def give(
-        self, plan: Sequence[Slice], computed: Computed, began: float, drawn: list[Sampled | None] | None = None
+    def process(
+        self, plan: Sequence[Slice], computed: ForwardOutput, began: float, sampled: list[Sampled | None] | None = None
     ) -> None:
-        """Give every slice its rows: pool or score prompts, sample next tokens, end what has ended.
+        """Pool or score prompts, sample next tokens, and end the sequences that are complete.
 
-        `drawn`: the slices' tokens, where they have been drawn; then no row is looked at.
+        `sampled` holds the slices' next tokens, where they are sampled already; then no logits are read.
         """
-        # Where each slice's hidden states lie. Before anything changes: a prompt that has been scored wants none.
+        # The first hidden row of each slice. Computed before any request changes: a scored prompt needs no more rows.
         ends = list(accumulate((len(piece.hidden_rows) for piece in plan), initial=0))
         self._score_prompts(plan, computed, ends)
         row, sampling = 0, []
         for piece, (first, end) in zip(plan, pairwise(ends), strict=True):
             request = piece.request
             row += len(piece.logit_rows)
-            if not request.started_answering:
+            if not request.has_first_token:
                 self._metrics.count("prompt_tokens", piece.count)
-                request.began = request.began or began
+                request.prefill_started_at = request.prefill_started_at or began
             self._scheduler.advance(piece)
             if request.embeds:
-                request.answer.add(piece.start, computed.hidden[first:end])
+                request.output.add(piece.start, computed.hidden[first:end])
                 if piece.samples:
                     self._metrics.count("finished")
-                    self._end(request, request.answer.final(STOP))
+                    self._end(request, request.output.finish(STOP))
                 continue
             if piece.samples:
-                request.answer.end_of_prompt()
-                sampling.append((piece, row - 1 - len(piece.guesses)))
-        self._sample(sampling, computed, drawn)
+                request.output.finish_prompt()
+                sampling.append((piece, row - 1 - len(piece.draft_tokens)))
+        self._sample(sampling, computed, sampled)
 
     def _sample(
-        self, sampling: list[tuple[Slice, int]], computed: Computed, drawn: list[Sampled | None] | None
+        self, sampling: list[tuple[Slice, int]], computed: ForwardOutput, sampled: list[Sampled | None] | None
     ) -> None:
-        """Slices and their first rows. A guess is looked at when the token before it has turned out as guessed."""
-        turn, best = 0, computed.best
-        self._metrics.count("guessed_tokens", sum(len(piece.guesses) for piece, _ in sampling))
+        """`sampling` holds slices and their first logit rows.
+
+        Pass n samples the n-th token of each slice. A slice stays for the next pass while its draft token is accepted.
+        """
+        position, argmax = 0, computed.argmax
+        self._metrics.count(DRAFT_TOKENS, sum(len(piece.draft_tokens) for piece, _ in sampling))
         while sampling:
-            if turn or drawn is None:
-                rows = [row + turn for _, row in sampling]
+            if position or sampled is None:
+                rows = [row + position for _, row in sampling]
                 states = [piece.request.sampling for piece, _ in sampling]
-                best = best or Best.of(computed.logits)
-                drawn = sample(computed.logits, states, best, self._runner.draw, self._runner.score, rows)
-            right = []
-            for (piece, row), token in zip(sampling, drawn, strict=True):
-                going_on = self._take_token(piece.request, token)
-                guessed = token is not None and turn < len(piece.guesses) and token.token_id == piece.guesses[turn]
-                if going_on and guessed:
+                argmax = argmax or Argmax.of(computed.logits)
+                sampled = sample(computed.logits, states, argmax, self._runner.sample_tokens, self._runner.score, rows)
+            accepted = []
+            for (piece, row), token in zip(sampling, sampled, strict=True):
+                drafts = piece.draft_tokens
+                continues = self._take_token(piece.request, token)
+                matches = token is not None and position < len(drafts) and token.token_id == drafts[position]
+                if continues and matches:
                     self._scheduler.accept(piece.request, 1)
-                    self._metrics.count("rightly_guessed_tokens")
-                    right.append((piece, row))
-                elif going_on and piece.guesses:
-                    piece.request.lookup.judge(len(piece.guesses), turn)
-            sampling = right
-            turn += 1
+                    self._metrics.count(ACCEPTED_TOKENS)
+                    accepted.append((piece, row))
+                elif continues and drafts:
+                    piece.request.prompt_lookup.record(len(drafts), position)
+            sampling = accepted
+            position += 1
 
     def _take_token(self, request: Request, token: Sampled | None) -> bool:
-        """Give the request its next token; whether it goes on."""
+        """Append the next token to the request. Return whether the request continues."""
         if token is None:
             self._runner.clear(request.table.blocks)
             self._end(request, EngineFailure("the model produced numbers that are not finite (NaN) for this prompt"))
             return False
-        if not request.answer.finish_reason:
+        if not request.output.finish_reason:
             request.ids.append(token.token_id)
             request.sampling.append(token.token_id)
-            request.answer.feed(token.token_id, token.logprob)
-            request.answered = request.answered or time.monotonic()
+            request.output.feed(token.token_id, token.logprob)
+            request.first_token_at = request.first_token_at or time.monotonic()
             self._metrics.count("generated_tokens")
-        if request.answer.finish_reason:
+        if request.output.finish_reason:
             self._metrics.count("finished")
-            self._end(request, request.answer.final(request.answer.finish_reason))
+            self._end(request, request.output.finish(request.output.finish_reason))
             return False
         return True
 
-    def _score_prompts(self, plan: Sequence[Slice], computed: Computed, ends: Sequence[int]) -> None:
-        """Give prompts their log-probabilities: those of all of them together, in slices of rows, never all at once."""
+    def _score_prompts(self, plan: Sequence[Slice], computed: ForwardOutput, ends: Sequence[int]) -> None:
+        """Add log-probabilities to the scored prompts of the plan: all together, in bounded groups of rows."""
         rows: list[int] = []
         ids: list[int] = []
-        pieces: list[tuple[Request, int]] = []
+        spans: list[tuple[Request, int]] = []
         for piece, row in zip(plan, ends, strict=False):
             request = piece.request
             if request.scores_prompt and not request.embeds:
-                if piece.start == 0 and not request.scored and not request.generated:
-                    request.answer.score_prompt([TokenLogprob(request.prompt_ids[0], None)])
-                first = max(piece.start, request.scored)
+                if piece.start == 0 and not request.scored_tokens and not request.generated:
+                    request.output.add_prompt_logprobs([TokenLogprob(request.prompt_ids[0], None)])
+                first = max(piece.start, request.scored_tokens)
                 last = min(piece.start + piece.count, len(request.prompt_ids) - 1)
                 if first < last:
                     rows += range(row + first - piece.start, row + last - piece.start)
                     ids += request.prompt_ids[first + 1 : last + 1]
-                    pieces.append((request, last - first))
-                    request.scored = last
+                    spans.append((request, last - first))
+                    request.scored_tokens = last
         if not rows:
             return
         parts: list[Scores] = []
-        most = max(request.parameters.logprobs or 0 for request, _ in pieces)
+        most = max(request.parameters.logprobs or 0 for request, _ in spans)
         done = 0
         for logits in self._runner.project(computed, rows):
             count = len(logits)
             parts.append(self._runner.score(logits, range(count), ids[done : done + count], most))
             done += count
-            # Before the next slice is computed.
+            # Free the logits before the next group is computed.
             del logits
-        wanted = [request.parameters.logprobs or 0 for request, count in pieces for _ in range(count)]
-        entries = iter(Scores.join(parts).entries(ids, wanted))
-        for request, count in pieces:
-            request.answer.score_prompt([entry for entry in islice(entries, count) if entry is not None])
+        alternatives = [request.parameters.logprobs or 0 for request, count in spans for _ in range(count)]
+        entries = iter(Scores.join(parts).entries(ids, alternatives))
+        for request, count in spans:
+            request.output.add_prompt_logprobs([entry for entry in islice(entries, count) if entry is not None])

@@ -1,1 +1,1 @@
-"""What computes a step: the interface, and the reference, graphs and native runners behind it."""
+"""The model runners, which compute a step: their interface, and the reference, graph and native runners."""

@@ -1,8 +1,8 @@
-"""One step ahead: while the device computes a step, the next one is launched, on tokens that nobody here has seen yet.
+"""Asynchronous scheduling: while the device computes a step, the next step is launched on tokens still on the device.
 
-So a GPU does not wait for Python. Only plain decoding goes ahead: what a token changes beside its sequence's context
-(penalties, log-probabilities, who is admitted) waits until it is known. A sequence that turns out to have ended has
-been computed one token too far, which nobody ever sees. It knows plans and tokens on the device, not what they cost.
+So a GPU does not wait for Python. Only plain decoding is launched asynchronously. A step whose tokens change more than
+their sequence's context (penalties, log-probabilities, admission) waits for the previous step. A sequence that ends has
+one more token computed, which is discarded. This module knows plans and device tokens, and not what they cost.
 """
 
 from __future__ import annotations
@@ -13,90 +13,88 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from ..output.step_output import Outcome
-from ..sampling.sampler import Chosen, choose
+from ..output.step_output import StepOutputProcessor
+from ..sampling.sampler import PendingTokens, choose_tokens
 from ..scheduling.scheduler import Scheduler, Slice
-from .interface import Computed, Runner
+from .interface import ForwardOutput, Runner
 
 
 @runtime_checkable
-class AheadRunner(Runner, Protocol):
-    def goes_ahead(self, plan: Sequence[Slice]) -> bool:
-        """Whether it can compute this decoding step on tokens that are known on the device alone."""
+class AsyncRunner(Runner, Protocol):
+    def can_run_async(self, plan: Sequence[Slice]) -> bool:
+        """Whether it can compute this decoding step on tokens that exist on the device alone."""
         ...
 
-    def forward_after(self, plan: Sequence[Slice], ids: torch.Tensor) -> Computed: ...
+    def forward_async(self, plan: Sequence[Slice], ids: torch.Tensor) -> ForwardOutput: ...
 
 
 @dataclass(frozen=True)
-class Flight:
-    """A step that has been launched."""
-
+class LaunchedStep:
     plan: list[Slice]
-    computed: Computed
+    computed: ForwardOutput
     began: float
-    # Its next tokens, where they are chosen without looking at anything here.
-    chosen: Chosen | None
+    # Its next tokens, where they need no decision on the host.
+    tokens: PendingTokens | None
 
 
-class Ahead:
-    def __init__(self, runner: AheadRunner, scheduler: Scheduler, outcome: Outcome) -> None:
-        self._runner, self._scheduler, self._outcome = runner, scheduler, outcome
-        self._flight: Flight | None = None
+class AsyncStep:
+    def __init__(self, runner: AsyncRunner, scheduler: Scheduler, step_output: StepOutputProcessor) -> None:
+        self._runner, self._scheduler, self._step_output = runner, scheduler, step_output
+        self._launched: LaunchedStep | None = None
 
     def step(self, began: float) -> list[Slice]:
-        """Bring one step to its end, with the next one under way; its plan, empty where there was nothing to do."""
-        flight, self._flight = self._flight or self._launch(began), None
-        if flight is None:
+        """Launch the next step, then complete the current one. Return the current plan, empty if there is none."""
+        current, self._launched = self._launched or self._launch(began), None
+        if current is None:
             return []
-        self._flight = self._launch_after(flight, began)
-        self._settle(flight)
-        return flight.plan
+        self._launched = self._launch_next(current, began)
+        self._complete(current)
+        return current.plan
 
-    def forget(self) -> None:
-        """What is under way has failed."""
-        self._flight = None
+    def discard(self) -> None:
+        """Drop the launched step after a failure."""
+        self._launched = None
 
-    def _launch(self, began: float) -> Flight | None:
+    def _launch(self, began: float) -> LaunchedStep | None:
         plan = self._scheduler.plan()
         if not plan:
             return None
         computed = self._runner.forward(plan)
-        return Flight(plan, computed, began, self._choose(plan, computed, 0) if _is_plain(plan, 0) else None)
+        return LaunchedStep(plan, computed, began, self._sample(plan, computed, 0) if _is_plain(plan, 0) else None)
 
-    def _launch_after(self, flight: Flight, began: float) -> Flight | None:
-        if flight.chosen is None:
+    def _launch_next(self, current: LaunchedStep, began: float) -> LaunchedStep | None:
+        if current.tokens is None:
             return None
-        rows, plan = self._scheduler.plan_after(flight.plan)
-        if not plan or not _is_plain(plan, 1) or not self._runner.goes_ahead(plan):
+        rows, plan = self._scheduler.plan_async(current.plan)
+        if not plan or not _is_plain(plan, 1) or not self._runner.can_run_async(plan):
             return None
-        ids = flight.chosen.ids
-        computed = self._runner.forward_after(plan, ids if len(rows) == len(ids) else ids[rows])
-        return Flight(plan, computed, began, self._choose(plan, computed, 1))
+        ids = current.tokens.ids
+        computed = self._runner.forward_async(plan, ids if len(rows) == len(ids) else ids[rows])
+        return LaunchedStep(plan, computed, began, self._sample(plan, computed, 1))
 
-    def _choose(self, plan: Sequence[Slice], computed: Computed, ahead: int) -> Chosen:
+    def _sample(self, plan: Sequence[Slice], computed: ForwardOutput, offset: int) -> PendingTokens:
         states = [piece.request.sampling for piece in plan]
-        return choose(
-            computed.logits, states, computed.best, self._runner.draw, self._runner.score, ahead=ahead
-        ).on_its_way()
+        return choose_tokens(
+            computed.logits, states, computed.argmax, self._runner.sample_tokens, self._runner.score, offset=offset
+        ).start_copy()
 
-    def _settle(self, flight: Flight) -> None:
-        if flight.chosen is None:
-            self._outcome.give(flight.plan, flight.computed, flight.began)
+    def _complete(self, step: LaunchedStep) -> None:
+        if step.tokens is None:
+            self._step_output.process(step.plan, step.computed, step.began)
             return
-        tokens = flight.chosen.read()
-        # Some may have ended, or been taken out, since it was launched.
-        rows = self._scheduler.still_running(flight.plan)
-        plan = [flight.plan[row] for row in rows]
-        self._outcome.give(plan, flight.computed, flight.began, [tokens[row] for row in rows])
+        tokens = step.tokens.read()
+        # Some requests may have ended or been removed since the launch.
+        rows = self._scheduler.still_running(step.plan)
+        plan = [step.plan[row] for row in rows]
+        self._step_output.process(plan, step.computed, step.began, [tokens[row] for row in rows])
 
 
-def _is_plain(plan: Sequence[Slice], ahead: int) -> bool:
-    """Whether all of them get their next token by their logits and their settings alone."""
+def _is_plain(plan: Sequence[Slice], offset: int) -> bool:
+    """Whether the next token of each request depends on its logits and sampling settings alone."""
     return all(
         not piece.request.needs_every_row
-        and piece.request.lookup is None
-        and (ahead or (piece.samples and piece.request.parameters.max_tokens))
-        and piece.request.sampling.is_plain(ahead)
+        and piece.request.prompt_lookup is None
+        and (offset or (piece.samples and piece.request.parameters.max_tokens))
+        and piece.request.sampling.is_plain(offset)
         for piece in plan
     )

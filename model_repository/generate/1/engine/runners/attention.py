@@ -1,8 +1,8 @@
-"""Attention over the paged KV cache, as a function that Hugging Face's modelling code calls.
+"""Attention over the paged KV cache, as a function for Hugging Face's modelling code.
 
-Registered under `NAME` in transformers' attention registry; the runner passes the step's batch and cache through the
-model's keyword arguments. This is the reference in pure torch: plain, exact, on every device. It knows nothing of
-requests or scheduling.
+It is registered as `NAME` in transformers' attention registry. The runner passes the step's batch and cache through the
+model's keyword arguments. This is the reference in pure torch, exact and for every device. It does not know requests
+or scheduling.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .flat_batch import AttentionGroup, FlatBatch
 from .kv_cache import KVCache, LayerShape
 
 NAME = "tritonlm_paged"
-# Arguments that transformers passes along and that change nothing here: we neither train nor return weights.
-_HARMLESS = {
+# Arguments of transformers that have no effect here: the engine neither trains nor returns attention weights.
+_IGNORED = {
     "dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "sliding_window",
 }  # fmt: skip
 
 
 @dataclass
 class Paged:
-    """What attention needs to know of the step that is being computed."""
+    """The batch and the cache of the current step."""
 
     batch: FlatBatch
     cache: KVCache
@@ -68,30 +68,30 @@ def _attend(
     softcap: float | None,
 ) -> torch.Tensor:
     """One group's rows: (sequences × queries, heads, width)."""
-    heads, shared = query.shape[0], query.shape[0] // keys.shape[1]
+    heads, repeats = query.shape[0], query.shape[0] // keys.shape[1]
     sequences = group.slots.shape[0]
-    # Query heads that share a key head become further queries of that head: keys and values are never repeated.
+    # GQA: the query heads of one KV head become further queries of it, so keys and values are not repeated.
     folded = (
         query[:, group.rows]
-        .view(keys.shape[1], shared, sequences, group.queries, -1)
+        .view(keys.shape[1], repeats, sequences, group.queries, -1)
         .permute(2, 0, 1, 3, 4)
-        .reshape(sequences, keys.shape[1], shared * group.queries, -1)
+        .reshape(sequences, keys.shape[1], repeats * group.queries, -1)
     )
-    mask = group.mask(window, shared)
+    mask = group.mask(window, repeats)
     if softcap is None:
         result = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
         scores = torch.tanh(folded @ keys.transpose(-1, -2) * (scale / softcap)) * softcap + mask
         result = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
     return (
-        result.reshape(sequences, keys.shape[1], shared, group.queries, -1)
+        result.reshape(sequences, keys.shape[1], repeats, group.queries, -1)
         .permute(0, 3, 1, 2, 4)
         .reshape(sequences * group.queries, heads, -1)
     )
 
 
 class Probe:
-    """Stands in for `paged_attention` once, at load: plain causal attention that notes each layer's shape."""
+    """Replaces `paged_attention` once at load: plain causal attention that records the shape of each layer."""
 
     def __init__(self) -> None:
         self.layers: dict[int, LayerShape] = {}
@@ -106,12 +106,12 @@ class Probe:
         attention_mask: torch.Tensor | None,
         scaling: float | None = None,
         softcap: float | None = None,
-        **others: Any,
+        **options: Any,
     ) -> tuple[torch.Tensor, None]:
         layer = getattr(module, "layer_idx", None)
         assert isinstance(layer, int)
         self.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
-        self.unknown |= {name for name, given in others.items() if given is not None and name not in _HARMLESS}
+        self.unknown |= {name for name, option in options.items() if option is not None and name not in _IGNORED}
         repeats = query.shape[1] // key.shape[1]
         keys, values = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
         scores = query @ keys.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)

@@ -1,8 +1,8 @@
-"""The tensors of one step: all slices of a plan in one flat row, and for attention the groups that share a shape.
+"""The input tensors of one step: all slices of a plan as one flat batch, and groups of equal shape for attention.
 
-Decoding slices whose contexts fill a similar number of blocks are attended together, padded to the longest; a prompt
-chunk is attended alone. Everything that all layers share (slots, masks) is made once per step. It does not know what
-the model does with it.
+Attention computes decoding slices of similar context length together, padded to the longest. It computes a prompt chunk
+alone. The tensors that all layers share (cache slots, masks) are made once per step. This module does not know what the
+model computes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from ..scheduling.blocks import PADDING_BLOCK
 from ..scheduling.scheduler import Slice
 
-# Attended lengths are multiples of this many tokens, as vector units compute: then the padding after a sequence does
-# not change the order in which its numbers are summed, and its logits are the same alone as among longer ones.
+# Context lengths are padded to multiples of this, the width of vector units. Then the padding does not change the order
+# of summation of a sequence, and its logits are the same alone and in a batch with longer ones.
 LENGTH_STEP = 16
 
 
 @dataclass
 class AttentionGroup:
-    """Rows of the flat batch with equally many queries each: (sequences, queries) positions over (…, length) slots."""
+    """Sequences with the same number of queries: positions (sequences, queries), cache slots (sequences, length)."""
 
     rows: torch.Tensor
     queries: int
@@ -33,9 +33,9 @@ class AttentionGroup:
     _masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, repeats: int) -> torch.Tensor:
-        """What is added to the scores: 0 where a query may look, else -inf; (sequences, 1, repeats × queries, length).
+        """The additive attention mask: 0 or -inf, of the shape (sequences, 1, repeats × queries, length).
 
-        `repeats` is how many query heads share one key head: they are folded into the query dimension.
+        `repeats` is the number of query heads per KV head (GQA). They are folded into the query dimension.
         """
         if (window, repeats) not in self._masks:
             keys = torch.arange(self.slots.shape[1], device=self.slots.device)
@@ -52,10 +52,10 @@ class AttentionGroup:
 class FlatBatch:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    # Where each token's keys and values go.
+    # The cache slot of each token's keys and values.
     slots: torch.Tensor
     groups: list[AttentionGroup]
-    # The rows whose logits, and those whose last hidden states are wanted, in the plan's order.
+    # The rows whose logits are needed, and the rows whose last hidden states are needed, in the plan's order.
     logit_rows: torch.Tensor
     hidden_rows: torch.Tensor
 
@@ -96,14 +96,14 @@ def _length(piece: Slice) -> int:
 
 
 def _slots_of(piece: Slice, block_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The slots of the request's tokens from its first to the slice's last."""
+    """The cache slots of the request's tokens, from its first to the last of the slice."""
     blocks = np.asarray(piece.request.table.blocks, dtype=np.int64)
     slots = (blocks[:, None] * block_tokens + np.arange(block_tokens)).reshape(-1)
     return slots[: _length(piece)]
 
 
 def _grouped(plan: Sequence[Slice], block_tokens: int) -> list[list[int]]:
-    """Indexes into the plan that are attended together: decoding ones by the bit length of their block count."""
+    """Groups of plan indexes for attention: decoding slices by the bit length of their block count, prompts alone."""
     decoding: dict[int, list[int]] = {}
     groups: list[list[int]] = []
     for index, piece in enumerate(plan):

@@ -1,6 +1,6 @@
-"""Hugging Face's code with recorded decoding steps, for GPUs; and steps on tokens that nobody has seen yet.
+"""The graph runner, for GPUs: Hugging Face's code with decoding steps as CUDA graphs, and asynchronous steps.
 
-Prompts go the way of the reference. It knows neither requests' parameters nor text.
+It computes prompts as the reference runner does. It knows neither the parameters of requests nor text.
 """
 
 from __future__ import annotations
@@ -11,26 +11,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tritonlm.contract.load_progress import LoadProgress
 
 from ..config import EngineConfig
 from ..scheduling.scheduler import Slice
 from . import graphs
-from .interface import Computed
+from .interface import ForwardOutput
 from .reference import ReferenceRunner
 
 _log = logging.getLogger("tritonlm.engine")
 
 
 class GraphRunner(ReferenceRunner):
-    def __init__(self, folder: Path, config: EngineConfig, device: torch.device | None = None) -> None:
-        super().__init__(folder, config, device)
+    def __init__(
+        self,
+        folder: Path,
+        config: EngineConfig,
+        device: torch.device | None = None,
+        load_progress: LoadProgress | None = None,
+    ) -> None:
+        super().__init__(folder, config, device, load_progress)
         on_gpu = self.device.type == "cuda"
-        self._recorder: graphs.Record = graphs.CudaRecorder(self.device) if on_gpu else graphs.again
-        # Recordings point into it, also when the cache has taken larger ones since.
-        self._kept: list[tuple[torch.Tensor, ...]] = []
-        # A step may read through memory for twice what the cache holds of one layer.
+        self._recorder: graphs.Recorder = graphs.CudaRecorder(self.device) if on_gpu else graphs.run_eagerly
+        # Gather buffers that recordings use. They must stay when the cache allocates larger ones.
+        self._gather_buffers: list[tuple[torch.Tensor, ...]] = []
+        # The gather buffer of a step may hold twice the slots of one layer of the cache.
         most_slots = 2 * self.blocks * config.block_tokens
-        self.graphs = graphs.Graphs(
+        self.graphs = graphs.GraphCache(
             self._compute, self._record, config.block_tokens, self.context_length, most_slots, self.dtype, self.device
         )
         if on_gpu:
@@ -38,30 +45,32 @@ class GraphRunner(ReferenceRunner):
 
     @torch.inference_mode()
     def prepare(self, most_rows: int) -> None:
-        """Record what later steps will want; the first requests would wait for it."""
+        """Record all shapes at load, so that the first requests do not wait for it."""
         began = time.perf_counter()
         self.graphs.prepare(most_rows)
-        _log.info("recorded %d shapes of steps in %.1f s", len(self.graphs.recordings), time.perf_counter() - began)
+        _log.info(
+            "recorded %d step shapes as CUDA graphs in %.1f s", len(self.graphs.recordings), time.perf_counter() - began
+        )
 
     @torch.inference_mode()
-    def forward(self, plan: Sequence[Slice]) -> Computed:
-        return self.graphs.run(plan) if self.graphs.suits(plan) else super().forward(plan)
+    def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
+        return self.graphs.run(plan) if self.graphs.supports(plan) else super().forward(plan)
 
-    def goes_ahead(self, plan: Sequence[Slice]) -> bool:
-        return self.graphs.suits(plan)
+    def can_run_async(self, plan: Sequence[Slice]) -> bool:
+        return self.graphs.supports(plan)
 
     @torch.inference_mode()
-    def forward_after(self, plan: Sequence[Slice], ids: torch.Tensor) -> Computed:
-        """A decoding step whose tokens, a row each, are known on the device alone."""
+    def forward_async(self, plan: Sequence[Slice], ids: torch.Tensor) -> ForwardOutput:
+        """A decoding step on tokens, one per row, that exist on the device alone."""
         return self.graphs.run(plan, ids)
 
     def _record(self, compute: graphs.Compute) -> graphs.Compute:
         try:
             recorded = self._recorder(compute)
         except RuntimeError as error:
-            # Code that asks the device something in the middle of a step cannot be recorded.
-            _log.warning("this model's steps cannot be recorded, and are computed one by one: %s", error)
-            self._recorder = graphs.again
+            # Code that synchronizes with the device within a step cannot be recorded.
+            _log.warning("this model's steps cannot be recorded as CUDA graphs and run without them: %s", error)
+            self._recorder = graphs.run_eagerly
             return compute
-        self._kept.append(self._cache.gathered)
+        self._gather_buffers.append(self._cache.gathered)
         return recorded

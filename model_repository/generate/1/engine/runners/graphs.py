@@ -1,8 +1,7 @@
-"""Decoding steps that are recorded once and replayed: on a GPU, launching a step's work piece by piece takes longer
-than the work itself.
+"""CUDA graphs of decoding steps: recorded once and replayed, because launching each kernel takes longer than it runs.
 
-A recording has a fixed shape: so many rows, each looking back at so many slots. A step is copied into the smallest one
-that holds it, and its last row fills up what is left. It knows tensors and shapes, not what requests want.
+A recording has a fixed shape: the number of rows, and the context length of each row in slots. A step runs in the
+smallest shape that holds it, padded with copies of its last row. It knows tensors and shapes, and not requests.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ import torch
 from ..scheduling.blocks import PADDING_BLOCK
 from ..scheduling.scheduler import Slice
 from .flat_batch import LENGTH_STEP, AttentionGroup, FlatBatch
-from .interface import Computed
+from .interface import ForwardOutput
 
-Compute = Callable[[], Computed]
-# What makes a recording of a computation: calling it computes the same again, on the same memory.
-Record = Callable[[Compute], Compute]
-# How many rows, and how many slots each of them looks back at.
+Compute = Callable[[], ForwardOutput]
+# Records a computation. A call of the recording computes it again, in the same memory.
+Recorder = Callable[[Compute], Compute]
+# (rows, context length in slots).
 Shape = tuple[int, int]
 _LEAST_LENGTH = 128
 
 
 def rows_of_shape(count: int) -> int:
-    """Powers of two; from 16 on also the middle between two of them: fewer rows in vain."""
+    """The next power of two; above 16 also the middle between two of them, for less padding."""
     power: int = 1 << (count - 1).bit_length()
     middle = power * 3 // 4
     return middle if power > 16 and count <= middle else power
@@ -40,67 +39,67 @@ def length_of_shape(length: int, longest: int) -> int:
     return min(max(power, _LEAST_LENGTH), -(-longest // LENGTH_STEP) * LENGTH_STEP)
 
 
-class Inputs:
-    """The numbers that differ from step to step, in one piece of memory: one copy brings all of them.
+class GraphInputs:
+    """The input of a recording, in one buffer, so that one copy to the device is enough.
 
-    Until it is filled they are zeros: a step on the padding block.
+    At first it is zeros: a step on the padding block.
     """
 
     def __init__(self, rows: int, length: int, block_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self._rows, self._length, self._block_tokens, self._dtype = rows, length, block_tokens, dtype
         self._blocks = -(-length // block_tokens)
-        numbers = rows * (2 + self._blocks)
-        self._there = torch.zeros(numbers, dtype=torch.int64, device=device)
-        # By turns: what the last step was filled from may still be on its way.
+        values = rows * (2 + self._blocks)
+        self._device_buffer = torch.zeros(values, dtype=torch.int64, device=device)
+        # Two alternating host buffers: the copy of the previous step may still be in progress.
         pinned = device.type == "cuda"
-        self._here = [torch.zeros(numbers, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
+        self._host_buffers = [torch.zeros(values, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
 
     def fill(self, plan: Sequence[Slice], ids: torch.Tensor | None) -> None:
-        """`ids`: the tokens, where they are on the device already, and nobody here has seen them."""
-        self._here.reverse()
-        numbers = self._here[0].numpy().reshape(-1)
-        known, places, tables = self._parts(numbers)
+        """Copy the plan to the device. `ids` are its tokens if they exist on the device alone."""
+        self._host_buffers.reverse()
+        values = self._host_buffers[0].numpy().reshape(-1)
+        token_ids, positions, tables = self._parts(values)
         tables.fill(PADDING_BLOCK)
         for row, piece in enumerate(plan):
-            known[row] = piece.ids[0] if ids is None else 0
-            places[row] = piece.start
+            token_ids[row] = piece.ids[0] if ids is None else 0
+            positions[row] = piece.start
             blocks = piece.request.table.blocks[: self._blocks]
             tables[row, : len(blocks)] = blocks
         last = len(plan) - 1
-        for part in (known, places, tables):
+        for part in (token_ids, positions, tables):
             part[last + 1 :] = part[last]
-        self._there.copy_(self._here[0], non_blocking=True)
+        self._device_buffer.copy_(self._host_buffers[0], non_blocking=True)
         if ids is not None:
-            of_rows = self._parts(self._there)[0]
-            of_rows[: len(plan)] = ids
-            of_rows[len(plan) :] = ids[-1]
+            device_ids = self._parts(self._device_buffer)[0]
+            device_ids[: len(plan)] = ids
+            device_ids[len(plan) :] = ids[-1]
 
     def batch(self) -> FlatBatch:
-        """Made of the numbers as they are on the device when it is computed."""
-        ids, places, tables = self._parts(self._there)
+        """The batch as views of the device buffer: they hold the values at the time of the computation."""
+        ids, positions, tables = self._parts(self._device_buffer)
         tokens = self._block_tokens
         slots = (tables.unsqueeze(-1) * tokens + torch.arange(tokens, device=tables.device)).flatten(1)
-        own = slots.gather(1, places.unsqueeze(-1))[:, 0]
+        own = slots.gather(1, positions.unsqueeze(-1))[:, 0]
         rows = torch.arange(self._rows, device=tables.device)
-        group = AttentionGroup(rows, 1, slots[:, : self._length], places.unsqueeze(-1), self._dtype)
-        return FlatBatch(ids.unsqueeze(0), places.unsqueeze(0), own, [group], rows, rows[:0])
+        group = AttentionGroup(rows, 1, slots[:, : self._length], positions.unsqueeze(-1), self._dtype)
+        return FlatBatch(ids.unsqueeze(0), positions.unsqueeze(0), own, [group], rows, rows[:0])
 
-    def _parts(self, numbers: Any) -> tuple[Any, Any, Any]:
+    def _parts(self, values: Any) -> tuple[Any, Any, Any]:
         rows = self._rows
-        return numbers[:rows], numbers[rows : 2 * rows], numbers[2 * rows :].reshape(rows, -1)
+        return values[:rows], values[rows : 2 * rows], values[2 * rows :].reshape(rows, -1)
 
 
 @dataclass(frozen=True)
 class Recording:
-    inputs: Inputs
+    inputs: GraphInputs
     compute: Compute
 
 
-class Graphs:
+class GraphCache:
     def __init__(
         self,
-        compute: Callable[[FlatBatch], Computed],
-        record: Record,
+        compute: Callable[[FlatBatch], ForwardOutput],
+        record: Recorder,
         block_tokens: int,
         longest: int,
         most_slots: int,
@@ -113,9 +112,9 @@ class Graphs:
         self.recordings: dict[Shape, Recording] = {}
 
     def prepare(self, most_rows: int) -> None:
-        """Record the steps of up to so many rows, before anybody waits for one.
+        """Record all shapes of up to `most_rows` rows.
 
-        The largest comes first: what it reads through holds the smaller ones, too.
+        The largest comes first, so that its gather buffer is large enough for all others.
         """
         rows = {rows_of_shape(count) for count in range(1, most_rows + 1)}
         lengths = {length_of_shape(1 << bits, self._longest) for bits in range(self._longest.bit_length() + 1)}
@@ -123,13 +122,13 @@ class Graphs:
             if self._fits(shape):
                 self._recording(shape)
 
-    def suits(self, plan: Sequence[Slice]) -> bool:
-        """Whether every sequence goes one token further, nothing else is wanted, and there is room to read through."""
+    def supports(self, plan: Sequence[Slice]) -> bool:
+        """Whether the plan is a pure decoding step that fits into the gather buffer."""
         plain = all(piece.count == 1 and not piece.request.needs_every_row for piece in plan)
         return plain and self._fits(self._shape(plan))
 
-    def run(self, plan: Sequence[Slice], ids: torch.Tensor | None = None) -> Computed:
-        """The plan's rows. What it gives is good until the next one is run."""
+    def run(self, plan: Sequence[Slice], ids: torch.Tensor | None = None) -> ForwardOutput:
+        """Run the plan. Its output is valid until the next run."""
         recording = self._recording(self._shape(plan), lambda inputs: inputs.fill(plan, ids))
         return recording.compute().first(len(plan))
 
@@ -137,28 +136,28 @@ class Graphs:
         return rows_of_shape(len(plan)), length_of_shape(max(piece.start + 1 for piece in plan), self._longest)
 
     def _fits(self, shape: Shape) -> bool:
-        """One long context among many short ones would have all of them read as far as that one."""
+        """Whether the shape fits into the gather buffer: one long context pads all rows to its length."""
         return shape[1] <= _LEAST_LENGTH or math.prod(shape) <= self._most_slots
 
-    def _recording(self, shape: Shape, fill: Callable[[Inputs], None] = lambda _: None) -> Recording:
-        """Filled before it is made, too: making it computes."""
-        found = self.recordings.get(shape)
-        inputs = found.inputs if found else Inputs(*shape, self._block_tokens, self._dtype, self._device)
+    def _recording(self, shape: Shape, fill: Callable[[GraphInputs], None] = lambda _: None) -> Recording:
+        """The recording of this shape. Recording computes the step, so the inputs are filled before."""
+        recording = self.recordings.get(shape)
+        inputs = recording.inputs if recording else GraphInputs(*shape, self._block_tokens, self._dtype, self._device)
         fill(inputs)
-        if not found:
-            found = self.recordings[shape] = Recording(inputs, self._record(lambda: self._compute(inputs.batch())))
-        return found
+        if not recording:
+            recording = self.recordings[shape] = Recording(inputs, self._record(lambda: self._compute(inputs.batch())))
+        return recording
 
 
-def again(compute: Compute) -> Compute:
-    """Where there are no graphs (on a CPU) a recording is computed anew each time."""
+def run_eagerly(compute: Compute) -> Compute:
+    """A recorder without CUDA graphs (on a CPU): a replay computes the step again."""
     return compute
 
 
 class CudaRecorder:
-    """Recordings as CUDA graphs, which share their memory: one runs at a time.
+    """Records CUDA graphs. They share one memory pool, because only one runs at a time.
 
-    Their logits, too, lie in one piece of memory: each shape's own would stay taken, rows times vocabulary of it.
+    They also share one logits buffer. Otherwise each shape would keep rows × vocabulary of memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -168,27 +167,27 @@ class CudaRecorder:
 
     def __call__(self, compute: Compute) -> Compute:
         with torch.cuda.device(self._device):
-            # Libraries set themselves up when they are first called, which must not be recorded.
-            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            # Warm up on a side stream: libraries initialize at their first call, which must not be recorded.
+            side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side_stream):
                 for _ in range(2):
                     logits = compute().logits
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(side_stream)
             if len(self._logits) < len(logits):
                 self._logits = torch.empty_like(logits)
             del logits
             graph = torch.cuda.CUDAGraph()
-            # Other engines of this process go on meanwhile, each in a thread of its own.
+            # Other engines of this process run meanwhile in their own threads.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 computed = compute()
                 logits = self._logits[: len(computed.logits)]
                 logits.copy_(computed.logits)
-            found = Computed(logits, computed.hidden)
+            output = ForwardOutput(logits, computed.hidden)
             del computed
 
-        def replay() -> Computed:
+        def replay() -> ForwardOutput:
             graph.replay()
-            return found
+            return output
 
         return replay

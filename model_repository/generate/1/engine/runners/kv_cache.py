@@ -1,6 +1,6 @@
-"""The keys and values of all running sequences, in blocks, one pair of tensors per layer.
+"""The KV cache: the keys and values of all running sequences in blocks, one pair of tensors per layer. Also its size.
 
-It knows shapes and memory; which block belongs to whom is the block pool's business.
+It knows shapes and memory. The block pool decides which block belongs to which sequence.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..memory import PoolSize, full_context_slots
 
 _log = logging.getLogger("tritonlm.engine")
 
-# A sequence is likely to have no more tokens than this, prompt and answer together. Few fill the whole context; where
-# many do, the pool runs out, and some of them wait (preemption).
+# The likely length of a sequence, prompt and generated tokens together. Few sequences fill the whole context. If many
+# do, the pool runs out of blocks and some of them are preempted.
 LIKELY_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one layer keeps for one token."""
+    """The shape of the keys and values of one token in one layer."""
 
     heads: int
     key_width: int
@@ -40,7 +40,7 @@ class LayerShape:
 class KVCache:
     """`keys[layer]` and `values[layer]` have the shape (slots, heads, width); a block is a run of slots.
 
-    The memory starts as untouched zero pages on a CPU: it becomes resident only as far as blocks are written.
+    On a CPU the memory is untouched zero pages at first: it becomes resident as blocks are written.
     """
 
     def __init__(
@@ -54,24 +54,24 @@ class KVCache:
         self._gathered_values = torch.empty(0, dtype=dtype, device=device)
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put one row per token, (tokens, heads, width), into its slot."""
+        """Write one row per token, (tokens, heads, width), to its slot."""
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
 
     def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows of (sequences, length) slots, as (sequences, heads, length, width); valid until the next read."""
-        # Into memory that stays: fresh pages for each layer of each step would cost more than the copy.
+        # Into a permanent buffer: allocating pages for each layer and step would cost more than the copy.
         self._gathered_keys, keys = _gather(self.keys[layer], slots, self._gathered_keys)
         self._gathered_values, values = _gather(self.values[layer], slots, self._gathered_values)
         return keys, values
 
     @property
     def gathered(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The memory that reads go through."""
+        """The buffers that `read` gathers into."""
         return self._gathered_keys, self._gathered_values
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Zero these blocks: numbers that are not finite must not reach a later owner through masked slots."""
+        """Zero these blocks, so that NaN or infinity does not reach a later sequence through masked slots."""
         for block in blocks:
             run = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
             for tensor in (*self.keys, *self.values):
@@ -79,25 +79,25 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On a CPU the system's own zero pages; torch.zeros would write them all."""
+    """Zeros. On a CPU they are lazily mapped zero pages; torch.zeros would write all of them."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def _gather(rows: torch.Tensor, slots: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copy the slots' rows into the memory, a larger one if need be; the memory, and its view as attention wants it."""
+def _gather(rows: torch.Tensor, slots: torch.Tensor, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy the slots' rows into the buffer, or into a larger one. Return the buffer and its view for attention."""
     size = slots.numel() * rows[0].numel()
-    if memory.numel() < size:
-        memory = memory.new_empty(size + size // 4)
-    found = memory[:size].view(-1, *rows.shape[1:])
-    torch.index_select(rows, 0, slots.reshape(-1), out=found)
-    return memory, found.view(*slots.shape, *rows.shape[1:]).transpose(1, 2)
+    if buffer.numel() < size:
+        buffer = buffer.new_empty(size + size // 4)
+    gathered = buffer[:size].view(-1, *rows.shape[1:])
+    torch.index_select(rows, 0, slots.reshape(-1), out=gathered)
+    return buffer, gathered.view(*slots.shape, *rows.shape[1:]).transpose(1, 2)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the device."""
+    """The bytes that are free on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -110,7 +110,7 @@ def free_memory(device: torch.device) -> int:
         ):
             free = min(free, int(limit.read()) - int(current.read()))
     except (OSError, ValueError, StopIteration):
-        pass  # not Linux, or no limit on this container: what is known so far stands
+        pass  # not Linux, or no limit on this container: keep the value so far
     return free
 
 
@@ -122,7 +122,7 @@ def cache_size(
     device: torch.device,
     budget_left: int | None = None,
 ) -> PoolSize:
-    """By settings, likely use, free memory and what a memory budget can leave; `context` is the checkpoint's."""
+    """Size the KV cache by settings, likely use, free memory and memory budget. `context` is the checkpoint's."""
     context = min(context, config.max_context_tokens or context)
     token_bytes = max(sum(layer.bytes_per_token(dtype) for layer in layers), 1)
     explicit, free = config.kv_cache_tokens, free_memory(device)
@@ -138,15 +138,15 @@ def cache_size(
             f"{limit >> 20} MiB may be used; {hint}"
         )
     block_bytes = config.block_tokens * token_bytes
-    # And the padding block.
+    # Plus the padding block.
     blocks = -(-min(tokens, limit // token_bytes) // config.block_tokens) + 1
     context = min(context, (blocks - 1) * config.block_tokens)
     least = -(-context // config.block_tokens) + 1
     if budget_left is not None and not explicit:
-        # One whole context is needed in any case: a budget too small for that is an error of its own.
+        # At least one full context. If the budget is too small for that, the memory ledger raises the error.
         blocks = min(blocks, max(budget_left // block_bytes, least))
     _log.info(
-        "KV cache: %d tokens, %d MiB at most: %d of %d slots may have the full context of %d tokens at once",
+        "KV cache: up to %d tokens in %d MiB; %d of %d slots can have the full context of %d tokens at once",
         (blocks - 1) * config.block_tokens, blocks * block_bytes >> 20,
         full_context_slots(blocks - 1, least - 1, config.max_sequences), config.max_sequences, context,
     )  # fmt: skip
@@ -154,5 +154,5 @@ def cache_size(
 
 
 def likely_tokens(slots: int, context: int) -> int:
-    """What all slots are likely to hold together; at least one whole context."""
+    """The likely number of tokens in all slots, at least one full context."""
     return max(context, slots * min(context, LIKELY_TOKENS))

@@ -1,7 +1,7 @@
-"""From last hidden states to logits by Hugging Face's own code, after the step that computed the states.
+"""The LM head: computes logits from last hidden states by Hugging Face's own code, after the step.
 
-A family may do more than its output layer (soft-capping, scaling). So its whole forward is called once more, with a
-decoder that does nothing but return the states. It does not know what the logits are for.
+A model family may do more than its output layer (soft-capping, scaling). So the whole forward is called again, with a
+decoder that only returns the given states. This module does not know what the logits are for.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 
-class Head:
+class LMHead:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._decoder: Any = next((part for part in (model.get_decoder(), model.base_model) if part is not model), None)
         if self._decoder is None:
             raise ValueError("it has no decoder apart from its output layer")
-        # What the decoder has computed last, all rows of it: (1, rows, width).
+        # The last output of the decoder, all rows: (1, rows, width).
         self.hidden = torch.empty(0)
-        # Whether logits can be computed from hidden states; if not, only by a whole forward.
+        # Whether logits can be computed from hidden states. If not, a whole forward is needed.
         self.replays = False
         self._decoder.register_forward_hook(self._keep)
 
@@ -27,16 +27,16 @@ class Head:
         self.hidden = output[0]
 
     def check(self, logits: torch.Tensor) -> None:
-        """See whether the last hidden states give the logits that the forward made of them."""
+        """Check that the last hidden states reproduce these logits of the forward."""
         try:
-            found = self(self.hidden[0])
-        except Exception:  # whatever a foreign forward raises
+            replayed = self(self.hidden[0])
+        except Exception:  # a foreign forward may raise anything
             return
-        same = found.shape == logits.shape[1:] and found.dtype == logits.dtype
-        self.replays = same and bool(((found == logits[0]) | (found.isnan() & logits[0].isnan())).all())
+        same = replayed.shape == logits.shape[1:] and replayed.dtype == logits.dtype
+        self.replays = same and bool(((replayed == logits[0]) | (replayed.isnan() & logits[0].isnan())).all())
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The logits of these rows."""
+        """The logits of these hidden states."""
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions  # noqa: PLC0415
 
         states = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden.unsqueeze(0))

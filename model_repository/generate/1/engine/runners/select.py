@@ -1,4 +1,4 @@
-"""Which runner computes a checkpoint: kernels of our own where they can, Hugging Face's modelling code for the rest."""
+"""Selects the runner of a checkpoint: the native kernels if they support it, else Hugging Face's modelling code."""
 
 from __future__ import annotations
 
@@ -6,37 +6,39 @@ from pathlib import Path
 
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError
+from tritonlm.contract.load_progress import LoadProgress
 
 from ..config import INT8, EngineConfig
 from .graph_runner import GraphRunner
 from .interface import Runner, choose_dtype
 from .native import build
-from .native.runner import NativeRunner
-from .native.runner import why_not as why_not_native
+from .native.runner import NativeRunner, unsupported_reason
 from .reference import ReferenceRunner
 
 NATIVE, GRAPHS, REFERENCE = "native", "graphs", "reference"
 _HUGGING_FACE = {GRAPHS: GraphRunner, REFERENCE: ReferenceRunner}
 
 
-def open_runner(folder: Path, config: EngineConfig, device: torch.device) -> Runner:
+def open_runner(
+    folder: Path, config: EngineConfig, device: torch.device, load_progress: LoadProgress | None = None
+) -> Runner:
     if config.runner in _HUGGING_FACE and config.weights != INT8:
-        return _HUGGING_FACE[config.runner](folder, config, device)
+        return _HUGGING_FACE[config.runner](folder, config, device, load_progress)
     checkpoint = Checkpoint(folder)
     checkpoint.check()
     dtype = choose_dtype(config.dtype, checkpoint, device)
     reason = _why_not(checkpoint, config, device, dtype)
     library = None if reason else build.kernels()
     if library is not None:
-        return NativeRunner(folder, config, device, dtype, library)
-    asked = "weights int8" if config.weights == INT8 else "runner native" if config.runner == NATIVE else ""
-    if asked:
-        raise CheckpointError(f"{asked} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
-    return _HUGGING_FACE[REFERENCE if device.type == "cpu" else GRAPHS](folder, config, device)
+        return NativeRunner(folder, config, device, dtype, library, load_progress)
+    setting = "weights int8" if config.weights == INT8 else "runner native" if config.runner == NATIVE else ""
+    if setting:
+        raise CheckpointError(f"{setting} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
+    return _HUGGING_FACE[REFERENCE if device.type == "cpu" else GRAPHS](folder, config, device, load_progress)
 
 
 def _why_not(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """Why the kernels do not compute it; empty where they do."""
+    """Why the native kernels do not support it; empty if they do."""
     if config.runner in _HUGGING_FACE:
-        return f"runner {config.runner} has no such weights; leave runner at auto"
-    return "it computes on a GPU" if device.type != "cpu" else why_not_native(checkpoint, dtype)
+        return f"runner {config.runner} does not support int8 weights; set runner to auto"
+    return "it computes on a GPU" if device.type != "cpu" else unsupported_reason(checkpoint, dtype)

@@ -1,1 +1,1 @@
-"""Logits → tokens and log-probabilities. It does not know where logits come from."""
+"""Turns logits into tokens and log-probabilities. It does not know the source of the logits."""

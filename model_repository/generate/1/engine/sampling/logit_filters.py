@@ -1,8 +1,8 @@
-"""From logits to one token per row: temperature, top-k, top-p, min-p, and the draw. Also its random numbers.
+"""Samples one token per row of logits: temperature, top-k, top-p, min-p. Also the random numbers for it.
 
-Every row's result depends on that row alone, bit for bit, whichever rows stand beside it. Sums are the danger there
-(their order changes with the shape of the batch), so probabilities are whole numbers here: integer sums are exact in
-any order. This file does not know requests, penalties or log-probabilities.
+A row's result depends on that row alone, bit for bit, whichever rows share the batch. Floating-point sums would break
+that, because their order changes with the shape of the batch. So probabilities are integers here: integer sums are
+exact in any order. This module does not know requests, penalties or log-probabilities.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import torch
 
 from .scratch import GPU_SCRATCH_BYTES, SCRATCH_BYTES, rows_at_once, take_rows
 
-# The likeliest token's weight. A vocabulary of a million such weights still adds up inside 64 bits, and a token of
-# weight 0 has less than 2 ** -42 of the likeliest one's probability.
+# The integer weight of the most likely token. The sum over a vocabulary of a million such weights fits into 64 bits,
+# and a token of weight 0 has less than 2 ** -42 of the most likely token's probability.
 FULL_WEIGHT = 2**42
-# top-p looks among so many of the likeliest tokens first, then among 16 times as many, and so on.
+# top-p searches this many of the most likely tokens first, then 16 times as many, and so on.
 TOP_P_CANDIDATES = 256
-# Temporaries for each number of a row, where all filters are used: most are 64 bits wide.
+# Bytes of temporaries per logit when all filters are used: most of them are 64 bits wide.
 _NUMBER_BYTES = 64
 
 Words = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class DrawSettings:
-    """One row's way to draw; temperature is above 0."""
+class SamplingSettings:
+    """The sampling settings of one row; temperature is above 0."""
 
     temperature: float
     top_k: int
@@ -37,38 +37,38 @@ class DrawSettings:
     min_p: float
 
 
-def draw(
+def sample_tokens(
     logits: torch.Tensor,
-    settings: Sequence[DrawSettings],
+    settings: Sequence[SamplingSettings],
     uniforms: npt.NDArray[np.float64],
     rows: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """One token id for each of these rows, or for all; a row that allows no token gets any."""
+    """One token id for each of these rows, or for all. The id of an unusable row is arbitrary."""
     rows = range(len(settings)) if rows is None else rows
     on_gpu = logits.device.type != "cpu"
     step = rows_at_once(_NUMBER_BYTES * logits.shape[-1], GPU_SCRATCH_BYTES if on_gpu else SCRATCH_BYTES // 2)
     parts = [
-        _draw_some(take_rows(logits, rows[n : n + step]).float(), settings[n : n + step], uniforms[n : n + step])
+        _sample_rows(take_rows(logits, rows[n : n + step]).float(), settings[n : n + step], uniforms[n : n + step])
         for n in range(0, len(rows), step)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _draw_some(
-    logits: torch.Tensor, settings: Sequence[DrawSettings], uniforms: npt.NDArray[np.float64]
+def _sample_rows(
+    logits: torch.Tensor, settings: Sequence[SamplingSettings], uniforms: npt.NDArray[np.float64]
 ) -> torch.Tensor:
-    """One token id per row: the first, in id order, at which the weights so far pass the row's uniform."""
+    """One token id per row: the first id at which the cumulative weight exceeds the row's uniform number."""
     device = logits.device
     best = logits.amax(dim=-1, keepdim=True)
-    # A row that allows no token is refused by the caller; until then it must not disturb the arithmetic. Whether there
-    # is one cannot be asked of a GPU without waiting for it.
+    # The caller rejects an unusable row; until then it must not disturb the arithmetic. On a GPU the check whether
+    # there is one would wait for the device, so the rows are always masked there.
     unusable = ~best.isfinite()
     if device.type != "cpu" or bool(unusable.any()):
         logits, best = logits.masked_fill(unusable, 0.0), best.masked_fill(unusable, 0.0)
     best = best.double()
     temperatures = _column([row.temperature for row in settings], torch.float64, device)
-    # In place as far as it goes: with a large vocabulary, fresh memory for each operation costs more than it does.
-    ratios = logits.double().sub_(best).div_(temperatures).exp_()  # each token's probability over the likeliest one's
+    # In place where possible: with a large vocabulary, allocating memory costs more than the operation itself.
+    ratios = logits.double().sub_(best).div_(temperatures).exp_()  # probability relative to the most likely token
     too_unlikely = None
     if any(row.min_p > 0 for row in settings):
         too_unlikely = ratios < _column([row.min_p for row in settings], torch.float64, device)
@@ -85,16 +85,16 @@ def _draw_some(
 
 
 def softmax_weights(logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Probabilities as whole numbers, that of the best logit being FULL_WEIGHT."""
+    """Probabilities as integers; the largest logit has the weight FULL_WEIGHT."""
     return logits.double().sub_(best.double()).exp_().mul_(FULL_WEIGHT).to(torch.int64)
 
 
 def uniform(seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
-    """One number in (0, 1) for each (seed, choice, position): a hash, so there is no state to keep or to restore."""
+    """One number in (0, 1) for each (seed, choice, position): a hash, so there is no generator state."""
     words = _mix(_words(seeds) + np.uint64(0x9E3779B97F4A7C15))
     words = _mix(words ^ _mix(_words(choices) + np.uint64(0xD1B54A32D192ED03)))
     words = _mix(words ^ _mix(_words(positions) + np.uint64(0x8CB92BA72F3D8DD7)))
-    # 52 bits and a half: neither 0 nor, by rounding, 1.
+    # 52 bits plus one half: the result is never 0 and never rounds to 1.
     return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
@@ -103,7 +103,7 @@ def _words(numbers: Sequence[int]) -> Words:
 
 
 def _mix(words: Words) -> Words:
-    """A permutation of 64-bit words in which each bit depends on all (the finaliser of SplitMix64)."""
+    """The finaliser of SplitMix64: a permutation of 64-bit words in which each bit depends on all others."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
@@ -114,7 +114,7 @@ def _column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -
 
 
 def _keep_top_k(weights: torch.Tensor, logits: torch.Tensor, counts: Sequence[int]) -> None:
-    """Drop what is less likely than the k-th likeliest token; its equals stay. Rows with k = 0 keep all."""
+    """Drop tokens less likely than the k-th most likely one; ties stay. Rows with k = 0 keep all."""
     rows = [row for row, count in enumerate(counts) if count]
     if not rows:
         return
@@ -124,20 +124,20 @@ def _keep_top_k(weights: torch.Tensor, logits: torch.Tensor, counts: Sequence[in
 
 
 def _keep_top_p(weights: torch.Tensor, logits: torch.Tensor, shares: Sequence[float]) -> None:
-    """Keep the likeliest tokens up to each row's share of the whole weight. Rows with a share of 1 keep all.
+    """Keep the most likely tokens up to each row's share of the total weight. Rows with a share of 1 keep all.
 
-    A token goes when it and all below it weigh no more than the rest that may be lost; the likeliest one stays. Among
-    equals the lower ids go first.
+    A token is dropped when it and all less likely ones together weigh no more than (1 - share) of the total. The most
+    likely token always stays. Among ties the lower ids are dropped first.
     """
     rows = [row for row, share in enumerate(shares) if share < 1]
     if not rows:
         return
     row_weights, row_logits = weights[rows], logits[rows]
     total = row_weights.sum(dim=-1, keepdim=True)
-    # In float32, as the reference compares: else of ten equals a share of 0.9 would keep all ten.
+    # In float32, as transformers compares: otherwise a share of 0.9 would keep all of ten tied tokens.
     lost = _column([1 - shares[row] for row in rows], torch.float32, logits.device)
     losable = (lost.double() * total).to(torch.int64)
-    # How many will do cannot be asked of a GPU without waiting for it.
+    # On a GPU the check whether the candidates suffice would wait for the device, so all tokens are sorted there.
     count = min(TOP_P_CANDIDATES, logits.shape[-1]) if logits.device.type == "cpu" else logits.shape[-1]
     while True:
         best, ids = row_logits.topk(count)
@@ -148,7 +148,7 @@ def _keep_top_p(weights: torch.Tensor, logits: torch.Tensor, shares: Sequence[fl
         count = min(16 * count, logits.shape[-1])
     kept[:, 0] = True
     border = best.gather(1, kept.sum(dim=-1, keepdim=True) - 1)
-    equals = row_logits == border
-    equals_kept = (kept & (best == border)).sum(dim=-1, keepdim=True)
-    equals_above = equals.sum(dim=-1, keepdim=True) - equals.cumsum(dim=-1)  # those of higher ids
-    weights[rows] = row_weights.masked_fill((row_logits < border) | (equals & (equals_above >= equals_kept)), 0)
+    ties = row_logits == border
+    ties_kept = (kept & (best == border)).sum(dim=-1, keepdim=True)
+    ties_above = ties.sum(dim=-1, keepdim=True) - ties.cumsum(dim=-1)  # ties with a higher id
+    weights[rows] = row_weights.masked_fill((row_logits < border) | (ties & (ties_above >= ties_kept)), 0)

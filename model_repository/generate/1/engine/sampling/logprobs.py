@@ -1,7 +1,8 @@
-"""From rows of logits to log-probabilities: of one given token each, and of the row's best alternatives.
+"""Computes log-probabilities from rows of logits: of one given token per row, and of the row's top alternatives.
 
-A row's numbers depend on that row alone, and a token's own entry and its entry among the best are the same float. The
-temporaries are small, whatever the number of rows and the vocabulary. It does not know where logits come from.
+A row's result depends on that row alone. A token has the same float in its own entry and among the alternatives. The
+temporaries are bounded, whatever the number of rows and the vocabulary. This module does not know where logits come
+from.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from tritonlm.contract.chunk import TokenLogprob
 from .logit_filters import FULL_WEIGHT, softmax_weights
 from .scratch import SCRATCH_BYTES, take_rows
 
-# Temporaries for each number of a block: it as float32, and two of 64 bits at a time.
+# Bytes of temporaries per logit of a block: one float32, and two 64-bit numbers at a time.
 _NUMBER_BYTES = 24
-# A CPU has them in its caches. On a GPU every operation is a launch, and large ones are few.
+# On a CPU a block fits into the cache. On a GPU every operation is a kernel launch, so blocks are large.
 _BLOCK_BYTES, _GPU_BLOCK_BYTES, _LEAST_WIDTH = 2 << 20, SCRATCH_BYTES // 4, 256
 _LOW_BITS = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each row: whether its logits are usable, its token's log-probability, and the best, in order."""
+    """For each row: whether its logits are usable, its token's log-probability, and the top alternatives in order."""
 
     usable: torch.Tensor
     own: torch.Tensor
@@ -37,7 +38,7 @@ class Scores:
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in columns))
 
     def entries(self, ids: Iterable[int], alternatives: Iterable[int]) -> list[TokenLogprob | None]:
-        """With so many alternatives in each entry; None for an unusable row."""
+        """One entry per row with the given number of alternatives; None for an unusable row."""
         columns = (self.usable, self.own, self.best_ids, self.best)
         rows = zip(ids, alternatives, *(column.tolist() for column in columns), strict=True)
         return [
@@ -46,12 +47,12 @@ class Scores:
         ]
 
 
-# These rows of logits, a token id for each, and how many alternatives.
+# Arguments: logits, row indexes, a token id for each row, and the number of alternatives.
 Score = Callable[[torch.Tensor, Sequence[int], Sequence[int], int], Scores]
 
 
 def score(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores:
-    """All rows together, a block of the vocabulary at a time: whole numbers add up to the same in any order."""
+    """All rows together, one block of the vocabulary at a time. Integer sums are exact in any order."""
     assert len(rows) == len(ids), "one token for each row of logits"
     device, vocabulary = logits.device, logits.shape[-1]
     count = min(alternatives, vocabulary)
@@ -63,8 +64,8 @@ def score(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alterna
     for first, part in _blocks(logits, rows):
         total += softmax_weights(part, best).sum(dim=-1, keepdim=True)
         if count:
-            found = torch.cat((top, _order(part, first)), dim=-1)
-            top = found.topk(min(count, found.shape[-1])).values
+            candidates = torch.cat((top, _order(part, first)), dim=-1)
+            top = candidates.topk(min(count, candidates.shape[-1])).values
     log_sum = (total.double() / FULL_WEIGHT).log()
     numbers = torch.tensor([*rows], dtype=torch.int64, device=device)[:, None]
 
@@ -77,7 +78,7 @@ def score(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alterna
 
 
 def _blocks(logits: torch.Tensor, rows: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
-    """These rows' logits as float32, some of the vocabulary at a time; each with its first id."""
+    """These rows' logits as float32, in blocks of the vocabulary, each with its first token id."""
     block_bytes = _BLOCK_BYTES if logits.device.type == "cpu" else _GPU_BLOCK_BYTES
     width = max(block_bytes // (_NUMBER_BYTES * max(len(rows), 1)), _LEAST_WIDTH)
     for first in range(0, logits.shape[-1], width):
@@ -85,10 +86,10 @@ def _blocks(logits: torch.Tensor, rows: Sequence[int]) -> Iterator[tuple[int, to
 
 
 def _order(logits: torch.Tensor, first_id: int) -> torch.Tensor:
-    """Of each logit and its id one integer, unlike any other: the larger the logit the larger it is, and of equals that
-    of the lowest id. Its low bits tell the id."""
-    bits = (logits + 0.0).contiguous().view(torch.int32)  # + 0.0: there is one zero, not two
-    # A negative number's bits, but for its sign, the other way round.
+    """A unique integer sort key for each logit and its id: ordered by logit, then by descending id. The low bits hold
+    the negated id."""
+    bits = (logits + 0.0).contiguous().view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    # Invert all bits of a negative number but its sign, so that integer order is float order.
     bits ^= (bits >> 31).bitwise_and_(_LOW_BITS >> 1)
     ids = torch.arange(first_id, first_id + logits.shape[-1], device=logits.device)
     return bits.to(torch.int64).mul_(_LOW_BITS + 1).sub_(ids)

@@ -1,8 +1,8 @@
-"""From a batch of logits to each sequence's next token, with log-probabilities where they were asked for.
+"""Samples the next token of each sequence from a batch of logits, with log-probabilities where they are requested.
 
-The order: repetition, frequency and presence penalty, bias, ban of the end before min_tokens, then greedy choice or
-temperature, top-k, top-p, min-p and one draw. A draw is a function of (seed, choice, position). It does not know
-where logits come from, how sequences are scheduled, nor text.
+The order: repetition, frequency and presence penalty, logit bias, ban of the end tokens before min_tokens, then greedy
+choice or temperature, top-k, top-p, min-p and one random sample. The random number is a function of (seed, choice,
+position). This module does not know where logits come from, how sequences are scheduled, nor text.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from tritonlm.contract.chunk import TokenLogprob
 from tritonlm.contract.errors import InvalidRequest
 from tritonlm.contract.parameters import SamplingParameters
 
-from .logit_filters import DrawSettings, uniform
-from .logit_filters import draw as draw_by_torch
+from .logit_filters import SamplingSettings, uniform
+from .logit_filters import sample_tokens as sample_with_torch
 from .logprobs import Score
-from .logprobs import score as score_by_torch
+from .logprobs import score as score_with_torch
 from .scratch import SCRATCH_BYTES, rows_at_once
 
 __all__ = ["Sampled", "SamplingState", "sample", "uniform"]
 
-# Of each number of a changed row, as float32: changed rows have half of the scratch, and drawing has the other half.
+# Bytes per logit of a changed row (float32). Changed rows use half of the scratch memory, sampling uses the other half.
 _CHANGED_BYTES = 4
 
-# One token id for each of these rows of logits, as logit_filters.draw gives it.
-Draw = Callable[[torch.Tensor, Sequence[DrawSettings], npt.NDArray[np.float64], Sequence[int]], torch.Tensor]
+# Samples one token id for each of these rows of logits; logit_filters.sample_tokens is the torch implementation.
+SampleTokens = Callable[
+    [torch.Tensor, Sequence[SamplingSettings], npt.NDArray[np.float64], Sequence[int]], torch.Tensor
+]
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,22 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Best:
-    """The largest number of each row of logits, NaN where one of them is, and whose it is."""
+class Argmax:
+    """The largest logit of each row (NaN where the row holds one) and its token id."""
 
     values: torch.Tensor
     ids: torch.Tensor
 
     @classmethod
-    def of(cls, logits: torch.Tensor) -> Best:
+    def of(cls, logits: torch.Tensor) -> Argmax:
         return cls(*logits.max(dim=-1))
 
-    def rows(self, rows: Sequence[int]) -> Best:
-        return Best(self.values[list(rows)], self.ids[list(rows)])
+    def rows(self, rows: Sequence[int]) -> Argmax:
+        return Argmax(self.values[list(rows)], self.ids[list(rows)])
 
 
 class SamplingState:
-    """What sampling has to remember of one sequence: its parameters, its position, the tokens it counts."""
+    """The sampling state of one sequence: its parameters, its position, and its token counts."""
 
     def __init__(
         self,
@@ -73,13 +75,13 @@ class SamplingState:
             ("resume_token_ids", generated_ids),
         ):
             _check_ids(name, ids, vocab_size)
-        assert max(prompt_ids, default=0) < vocab_size, "the prompt's ids were checked when it came in"
+        assert max(prompt_ids, default=0) < vocab_size, "Engine.submit has checked the prompt's ids"
         self.parameters = parameters
         self.seed = seed
         self.position = len(generated_ids)
-        self.settings = DrawSettings(parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p)
+        self.settings = SamplingSettings(parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p)
 
-        # What the model's head cannot give needs no ban.
+        # Ids beyond the vocabulary cannot be sampled, so they need no ban.
         banned = sorted({i for i in (*end_ids, *parameters.stop_token_ids) if i < vocab_size})
         self._banned = torch.tensor(banned, dtype=torch.int64, device=device)
         bias = parameters.logit_bias
@@ -103,16 +105,16 @@ class SamplingState:
     def changes_logits(self) -> bool:
         return self._always_changes or self._bans()
 
-    def is_plain(self, ahead: int) -> bool:
-        """Whether its token, so many after the next one, is chosen by plain logits, and nothing told of it."""
-        return not self._always_changes and not self._bans(ahead) and self.parameters.logprobs is None
+    def is_plain(self, offset: int) -> bool:
+        """Whether the token `offset` positions after the next one needs no changed logits and no log-probabilities."""
+        return not self._always_changes and not self._bans(offset) and self.parameters.logprobs is None
 
     @property
     def _always_changes(self) -> bool:
         return self._seen is not None or self._counts is not None or bool(self.parameters.logit_bias)
 
-    def _bans(self, ahead: int = 0) -> bool:
-        return self.position + ahead < self.parameters.min_tokens and self._banned.numel() > 0
+    def _bans(self, offset: int = 0) -> bool:
+        return self.position + offset < self.parameters.min_tokens and self._banned.numel() > 0
 
     def append(self, token_id: int) -> None:
         self.position += 1
@@ -123,14 +125,15 @@ class SamplingState:
 
     def change(self, logits: torch.Tensor) -> torch.Tensor:
         """This sequence's logits (one float32 row) after penalties, bias and ban."""
-        wanted = self.parameters
+        parameters = self.parameters
         if self._seen is not None:
-            penalty = wanted.repetition_penalty
+            penalty = parameters.repetition_penalty
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = torch.where(self._seen, penalised, logits)
         if self._counts is not None:
-            logits = logits - self._counts * wanted.frequency_penalty - (self._counts > 0) * wanted.presence_penalty
-        if wanted.logit_bias:
+            logits = logits - self._counts * parameters.frequency_penalty
+            logits = logits - (self._counts > 0) * parameters.presence_penalty
+        if parameters.logit_bias:
             logits = logits.index_add(0, self._bias_ids, self._biases)
         if self._bans():
             logits = logits.index_fill(0, self._banned, -torch.inf)
@@ -138,114 +141,113 @@ class SamplingState:
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-    if wrong is not None:
-        raise InvalidRequest(f"{name}: token id {wrong} is outside the vocabulary (0 … {vocab_size - 1})", name)
+    invalid = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if invalid is not None:
+        raise InvalidRequest(f"{name}: token id {invalid} is outside the vocabulary (0 … {vocab_size - 1})", name)
 
 
 @dataclass
-class Chosen:
-    """Each row's next token, where its logits are; unusable ones hold NaN, or no finite best."""
+class PendingTokens:
+    """Each row's next token, on the device of its logits. A row is unusable if it holds NaN or no finite logit."""
 
     ids: torch.Tensor
     _usable: torch.Tensor
-    # Which rows of these.
+    # The rows of these logits that the tokens are sampled from.
     _logits: torch.Tensor
     _rows: Sequence[int]
     _states: Sequence[SamplingState]
     _score: Score
-    # Both, on their way here from a GPU, and when they have come.
-    _here: torch.Tensor | None = None
-    _came: torch.cuda.Event | None = None
+    # Ids and usability copied to the host, and the event that marks the end of the copy. On a GPU only.
+    _host_copy: torch.Tensor | None = None
+    _copied: torch.cuda.Event | None = None
 
-    def on_its_way(self) -> Chosen:
-        """Begin to bring what a GPU has chosen, which goes on meanwhile."""
+    def start_copy(self) -> PendingTokens:
+        """On a GPU, start an asynchronous copy of the tokens to the host."""
         if self.ids.device.type == "cuda":
             both = torch.stack((self.ids, self._usable.long()))
-            self._here = torch.empty(both.shape, dtype=both.dtype, pin_memory=True).copy_(both, non_blocking=True)
-            self._came = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._came.record(torch.cuda.current_stream(self.ids.device))
+            self._host_copy = torch.empty(both.shape, dtype=both.dtype, pin_memory=True).copy_(both, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(self.ids.device))
         return self
 
     def read(self) -> list[Sampled | None]:
-        """The tokens, with log-probabilities where they were asked for; None where a row allows none."""
-        if self._here is not None and self._came is not None:
-            self._came.synchronize()
-            ids, good = self._here.tolist()
+        """The tokens, with log-probabilities where they are requested; None for an unusable row."""
+        if self._host_copy is not None and self._copied is not None:
+            self._copied.synchronize()
+            ids, usable = self._host_copy.tolist()
         else:
-            ids, good = self.ids.tolist(), self._usable.tolist()
+            ids, usable = self.ids.tolist(), self._usable.tolist()
         scored = [row for row, state in enumerate(self._states) if state.parameters.logprobs is not None]
         logprobs: dict[int, TokenLogprob | None] = {}
         if scored:
             alternatives = [self._states[row].parameters.logprobs or 0 for row in scored]
-            of_rows, own = [self._rows[row] for row in scored], [ids[row] for row in scored]
-            found = self._score(self._logits, of_rows, own, max(alternatives)).entries(own, alternatives)
-            logprobs = dict(zip(scored, found, strict=True))
-        return [Sampled(ids[row], logprobs.get(row)) if good[row] else None for row in range(len(ids))]
+            rows, own_ids = [self._rows[row] for row in scored], [ids[row] for row in scored]
+            entries = self._score(self._logits, rows, own_ids, max(alternatives)).entries(own_ids, alternatives)
+            logprobs = dict(zip(scored, entries, strict=True))
+        return [Sampled(ids[row], logprobs.get(row)) if usable[row] else None for row in range(len(ids))]
 
 
 def sample(
     logits: torch.Tensor,
     states: Sequence[SamplingState],
-    best: Best | None = None,
-    draw: Draw = draw_by_torch,
-    score: Score = score_by_torch,
+    best: Argmax | None = None,
+    sample_tokens: SampleTokens = sample_with_torch,
+    score: Score = score_with_torch,
     rows: Sequence[int] | None = None,
 ) -> list[Sampled | None]:
-    """The next token by each of these rows, or by all. None where its logits allow none: they hold NaN, or no finite
-    best."""
-    return choose(logits, states, best, draw, score, rows).read() if states else []
+    """The next token of each of these rows, or of all. None for a row that holds NaN or no finite logit."""
+    return choose_tokens(logits, states, best, sample_tokens, score, rows).read() if states else []
 
 
-def choose(
+def choose_tokens(
     logits: torch.Tensor,
     states: Sequence[SamplingState],
-    best: Best | None,
-    draw: Draw,
+    best: Argmax | None,
+    sample_tokens: SampleTokens,
     score: Score,
     rows: Sequence[int] | None = None,
-    ahead: int = 0,
-) -> Chosen:
-    """Each row's next token; or, of plain sequences, the one so many `ahead` of it."""
-    every = rows is None or list(rows) == list(range(len(logits)))
+    offset: int = 0,
+) -> PendingTokens:
+    """Each row's next token, or for plain sequences the token `offset` positions after it."""
+    all_rows = rows is None or list(rows) == list(range(len(logits)))
     rows = range(len(logits)) if rows is None else rows
     assert len(rows) == len(states), "one row of logits for each sequence"
-    best = best or Best.of(logits)
-    best = best if every else best.rows(rows)
+    best = best or Argmax.of(logits)
+    best = best if all_rows else best.rows(rows)
     tokens, usable = best.ids.clone(), best.values.isfinite()
-    changed = [] if ahead else [n for n, state in enumerate(states) if state.changes_logits]
-    for some in _groups(changed, logits):
-        altered = torch.empty(len(some), logits.shape[-1], device=logits.device)
-        for place, n in enumerate(some):
-            altered[place] = states[n].change(logits[rows[n]].float())
-        found = Best.of(altered)
-        tokens[some], usable[some] = found.ids, usable[some] & found.values.isfinite()
-        drawn = [place for place, n in enumerate(some) if not states[n].is_greedy]
-        if drawn:
-            theirs = [some[place] for place in drawn]
-            tokens[theirs] = _draw_rows(altered, drawn, [states[n] for n in theirs], draw, ahead)
+    changed = [] if offset else [n for n, state in enumerate(states) if state.changes_logits]
+    for group in _groups(changed, logits):
+        altered = torch.empty(len(group), logits.shape[-1], device=logits.device)
+        for row, n in enumerate(group):
+            altered[row] = states[n].change(logits[rows[n]].float())
+        greedy = Argmax.of(altered)
+        tokens[group], usable[group] = greedy.ids, usable[group] & greedy.values.isfinite()
+        random_rows = [row for row, n in enumerate(group) if not states[n].is_greedy]
+        if random_rows:
+            members = [group[row] for row in random_rows]
+            tokens[members] = _sample_rows(altered, random_rows, [states[n] for n in members], sample_tokens, offset)
     plain = [n for n in range(len(states)) if not states[n].is_greedy and n not in set(changed)]
     if plain:
-        ids = _draw_rows(logits, [rows[n] for n in plain], [states[n] for n in plain], draw, ahead)
+        ids = _sample_rows(logits, [rows[n] for n in plain], [states[n] for n in plain], sample_tokens, offset)
         if len(plain) == len(states):
             tokens = ids
         else:
             tokens[plain] = ids
-    return Chosen(tokens, usable, logits, rows, states, score)
+    return PendingTokens(tokens, usable, logits, rows, states, score)
 
 
 def _groups(numbers: Sequence[int], logits: torch.Tensor) -> Iterator[list[int]]:
-    """As many at a time as a copy of their rows fits into the scratch."""
+    """The numbers in groups whose copied rows fit into the scratch memory."""
     step = rows_at_once(_CHANGED_BYTES * logits.shape[-1], SCRATCH_BYTES // 2)
     return (list(numbers[n : n + step]) for n in range(0, len(numbers), step))
 
 
-def _draw_rows(
-    logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], draw: Draw, ahead: int
+def _sample_rows(
+    logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], sample_tokens: SampleTokens, offset: int
 ) -> torch.Tensor:
     uniforms = uniform(
         [state.seed for state in states],
         [state.parameters.choice for state in states],
-        [state.position + ahead for state in states],
+        [state.position + offset for state in states],
     )
-    return draw(logits, [state.settings for state in states], uniforms, rows)
+    return sample_tokens(logits, [state.settings for state in states], uniforms, rows)

@@ -1,1 +1,1 @@
-"""What runs next: admission, the scheduler, KV-cache blocks, draft tokens, the size of a step. It knows no tensors."""
+"""Decides what runs next: admission, scheduler, KV-cache blocks, draft tokens, step size. It knows no tensors."""

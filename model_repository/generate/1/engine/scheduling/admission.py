@@ -1,6 +1,6 @@
-"""Who may come in: while there is a place in the line, and while the model is neither being stopped nor retired.
+"""The admission queue: limits how many requests are in the engine, and rejects new ones while the model stops.
 
-It counts and refuses. Its caller holds the lock; what becomes of a request inside it does not know.
+It counts requests and knows nothing else of them. Its caller holds the lock.
 """
 
 from __future__ import annotations
@@ -9,31 +9,33 @@ import time
 
 from tritonlm.contract import Draining, NotLoaded, QueueFull
 
-# A retirement is renewed by whoever waits for the last request's end. Where he dies, the model serves again.
+# The gateway repeats `retire` until the last request has ended. If the gateway dies, the model serves again after this.
 RETIRED_SECONDS = 10.0
 
 
-class Door:
-    def __init__(self, places: int, queue: int) -> None:
-        self._places, self._queue = places, queue
-        self.inside = 0
+class AdmissionQueue:
+    def __init__(self, slots: int, queue_size: int) -> None:
+        self._slots, self._queue_size = slots, queue_size
+        self.in_flight = 0
         self._draining = self._closed = False
         self._retired_until = 0.0
         self._last_left = time.monotonic()
 
-    def enter(self, goes_on: bool = False) -> None:
-        """Count one more, or raise why it must stay outside. One that goes on with what a fault has interrupted was let
-        in before: it may end while the model is being stopped."""
-        if self._closed or (self._draining and not goes_on):
+    def enter(self, resumed: bool = False) -> None:
+        """Count one more request, or raise the error that rejects it.
+
+        A resumed request was admitted before a fault interrupted it, so it may still end while the model drains.
+        """
+        if self._closed or (self._draining and not resumed):
             raise Draining("this model is being stopped; send the request elsewhere or later")
         if self.is_retired:
             raise NotLoaded("this model is being unloaded; send the request again in a moment", "model")
-        if self.inside >= self._places + self._queue:
-            raise QueueFull(f"Exceeds maximum queue size: {self._queue} requests wait already; retry")
-        self.inside += 1
+        if self.in_flight >= self._slots + self._queue_size:
+            raise QueueFull(f"Exceeds maximum queue size: {self._queue_size} requests wait already; retry")
+        self.in_flight += 1
 
     def leave(self) -> None:
-        self.inside -= 1
+        self.in_flight -= 1
         self._last_left = time.monotonic()
 
     def drain(self) -> None:
@@ -55,5 +57,5 @@ class Door:
 
     @property
     def idle_seconds(self) -> float:
-        """How long nobody has been inside."""
-        return 0.0 if self.inside else time.monotonic() - self._last_left
+        """Seconds since the last request left; 0 while there are requests."""
+        return 0.0 if self.in_flight else time.monotonic() - self._last_left

@@ -1,16 +1,15 @@
-"""Who owns which block of the KV cache, and which blocks hold a prefix that can be used again.
+"""The block pool of the KV cache: which sequence owns which block, and which blocks hold a reusable prefix.
 
-Plain bookkeeping without tensors. A block is free, or referenced by sequences, or idle: unreferenced but still
-holding a known prefix, kept until its space is needed (least recently used first).
+Plain bookkeeping without tensors. A block is free, or referenced by sequences, or idle. An idle block is unreferenced
+but holds a cached prefix. It stays until its space is needed (least recently used first).
 
-A published block is found by its key: the content before it (as a serial number) and its own tokens. Serial numbers
-are never used twice, so a key cannot be mistaken for another, which a hash could; the children of an evicted block
-simply become unreachable and age out.
+The key of a published block is the content before it (as a serial number) and its own tokens. Serial numbers are never
+reused, so two keys never collide, as hashes could. The children of an evicted block become unreachable and age out.
 
-Not every block may be used from the start: up to `usable` of them may, and where those do not suffice the pool asks
-`grow` for more, which the owner of the memory can refuse. A block is taken in this order: a released one; one that was
-never used; an idle one, by eviction. So known prefixes stay as long as there is unused memory that has been granted
-already, and the pool asks for more only when sequences alone need it: eviction does not suffice.
+At first only `usable` blocks may be used. When they do not suffice, the pool asks `grow` for more, which the owner of
+the memory can refuse. A block is taken in this order: a released one; one that was never used; an idle one, by
+eviction. So cached prefixes stay as long as granted memory is unused, and the pool grows only when the sequences alone
+need more than eviction can free.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-# The content "nothing before this": the parent of a sequence's first block.
+# The serial number of the empty content: the parent of a sequence's first block.
 ROOT = 0
-# Never owned, never written: tables are padded with it, so padding reads zeros.
+# Never owned and never written. Block tables are padded with it, so padding reads zeros.
 PADDING_BLOCK = 0
 
 Key = tuple[int, tuple[int, ...]]
@@ -29,7 +28,7 @@ Key = tuple[int, tuple[int, ...]]
 
 @dataclass
 class BlockTable:
-    """The blocks of one sequence, in order; the first `published` of them are known by content."""
+    """The blocks of one sequence, in order. The first `published` of them can be matched by content."""
 
     blocks: list[int] = field(default_factory=list)
     published: int = 0
@@ -40,13 +39,13 @@ class BlockPool:
     def __init__(
         self, blocks: int, block_tokens: int, usable: int | None = None, grow: Callable[[int], int] | None = None
     ) -> None:
-        """`grow(count)` asks for `count` usable blocks in all, and returns how many are usable from now on."""
+        """`grow(count)` requests `count` usable blocks in total, and returns how many are usable from now on."""
         assert min(blocks - 1, block_tokens) >= 1
         self.total = blocks - 1
         self.block_tokens = block_tokens
         self.usable = self.total if usable is None else min(usable, self.total)
         self._grow = grow
-        # Blocks 1 to `touched` have been used at least once; the free ones among them, the last released one last.
+        # Blocks 1 to `touched` have been used at least once. `_free` holds the released ones, the latest at the end.
         self.touched = 0
         self._free: list[int] = []
         self._references = [0] * blocks
@@ -58,11 +57,11 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that can be had without growing: free ones, and idle ones by eviction."""
+        """Blocks that can be taken without growing: free ones, and idle ones by eviction."""
         return len(self._free) + self.usable - self.touched + len(self._idle)
 
     def has(self, count: int) -> bool:
-        """Whether `count` blocks can be had, after growing if need be."""
+        """Whether `count` blocks can be taken. Grow the pool if that is needed."""
         missing = count - self.available
         if 0 < missing <= self.total - self.usable and self._grow:
             self.usable = max(self.usable, min(self._grow(self.usable + missing), self.total))
@@ -90,7 +89,7 @@ class BlockPool:
         return (table.content, tokens) if len(tokens) == self.block_tokens else None
 
     def match(self, ids: Sequence[int]) -> BlockTable:
-        """The longest known prefix of `ids`, as a table whose blocks are not referenced yet (see `hold`).
+        """The longest cached prefix of `ids`, as a table whose blocks are not referenced yet (see `hold`).
 
         The last token is never matched: its logits have to be computed.
         """
@@ -105,13 +104,13 @@ class BlockPool:
         return table
 
     def hold(self, blocks: Iterable[int]) -> None:
-        """Reference blocks that `match` found."""
+        """Reference the blocks of a `match`."""
         for block in blocks:
             self._references[block] += 1
             self._idle.pop(block, None)
 
     def take(self, count: int) -> list[int]:
-        """Take `count` blocks; the caller has made sure that they are available."""
+        """Take `count` blocks. The caller has checked that they are available."""
         assert count <= self.available
         return [self._take_one() for _ in range(count)]
 
@@ -119,7 +118,7 @@ class BlockPool:
         if self._free:
             block = self._free.pop()
         elif self.touched < self.usable:
-            # Low numbers first: what has not been used lies together, at the end.
+            # Low numbers first, so that unused blocks are contiguous at the end.
             self.touched += 1
             block = PADDING_BLOCK + self.touched
         else:
@@ -134,7 +133,7 @@ class BlockPool:
         del self._content_of[block]
 
     def publish(self, table: BlockTable, ids: Sequence[int], computed: int) -> None:
-        """Make the table's full, computed blocks known by content."""
+        """Publish the table's full and computed blocks, so that they can be matched by content."""
         while (table.published + 1) * self.block_tokens <= computed:
             key = self.key_after(table, ids)
             assert key is not None
@@ -146,12 +145,12 @@ class BlockPool:
                 self._key_of[block] = key
                 self._content_of[block] = self._last_content
                 twin = block
-            # Another sequence computed the same content first: this block stays private, the chain goes on with it.
+            # If another sequence published the content first, this block stays private and takes its serial number.
             table.content = self._content_of[twin]
             table.published += 1
 
     def release(self, table: BlockTable) -> None:
-        """Give the table's blocks back. The tail goes first, so that it is evicted before what it builds on."""
+        """Release the table's blocks. The tail goes first, so that it is evicted before its prefix."""
         for block in reversed(table.blocks):
             self._references[block] -= 1
             assert self._references[block] >= 0
@@ -163,14 +162,14 @@ class BlockPool:
         table.blocks, table.published, table.content = [], 0, ROOT
 
     def forget_idle(self) -> None:
-        """Drop every idle prefix: after a failure nobody knows what the cache holds."""
+        """Drop every idle prefix. After a failed step the content of the cache is uncertain."""
         for block in list(self._idle):
             self._forget(block)
             self._free.append(block)
         self._idle.clear()
 
     def check(self) -> None:
-        """The invariants: every block that was ever used is free, idle or referenced, exactly one of them."""
+        """Assert the invariants: every block that was ever used is either free, idle or referenced."""
         referenced = {block for block, count in enumerate(self._references) if count}
         free, idle = set(self._free), set(self._idle)
         assert len(free) == len(self._free)

@@ -1,1 +1,1 @@
-"""Kernels in C++ for CPUs, compiled on the machine that runs them, and what Python needs to call them."""
+"""C++ kernels for CPUs, compiled on the machine that runs them, and the Python code that calls them."""

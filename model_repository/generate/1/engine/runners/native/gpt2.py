@@ -1,4 +1,4 @@
-"""GPT-2's checkpoints: which of them the kernels compute, and where each number of theirs goes."""
+"""GPT-2 checkpoints: which ones the kernels support, and where each tensor goes."""
 
 from __future__ import annotations
 
@@ -8,60 +8,61 @@ from typing import Any
 from tritonlm.contract import Checkpoint
 
 from .structures import Layer, Model, Weights
-from .weights import LANES, Packing
+from .weights import BLOCK_OUTPUTS, WeightPacker
 
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 
 
-def inner_width(config: dict[str, Any]) -> int:
+def intermediate_size(config: dict[str, Any]) -> int:
     return int(config.get("n_inner") or 4 * int(config.get("n_embd", 768)))
 
 
-def why_not(config: dict[str, Any]) -> str:
-    """What of this checkpoint the kernels cannot compute; empty where they can."""
+def unsupported_reason(config: dict[str, Any]) -> str:
+    """Why the kernels do not support this checkpoint; empty if they do."""
     width, heads = int(config.get("n_embd", 768)), int(config.get("n_head", 12))
-    wanted = {
-        "its activation is not the tanh form of GELU": config.get("activation_function", "gelu_new") in _TANH_GELU,
-        "its widths are not multiples of 32": width % 32 == inner_width(config) % 32 == 0,
-        "its heads are not as wide as a multiple of 16, up to 128": heads > 0
+    supported = {
+        "its activation is not GELU's tanh approximation": config.get("activation_function", "gelu_new") in _TANH_GELU,
+        "its widths are not multiples of 32": width % 32 == intermediate_size(config) % 32 == 0,
+        "its head size is not a multiple of 16 up to 128": heads > 0
         and width % heads == 0
-        and (width // heads) % LANES == 0
+        and (width // heads) % BLOCK_OUTPUTS == 0
         and width // heads <= 128,
-        "its attention is scaled in another way": config.get("scale_attn_weights", True)
+        "its attention scale is not 1/sqrt(head size)": config.get("scale_attn_weights", True)
         and not config.get("scale_attn_by_inverse_layer_idx", False),
-        "it attends to another sequence too": not config.get("add_cross_attention", False),
-        "its output layer is not its token embedding": config.get("tie_word_embeddings", True),
+        "it has cross-attention": not config.get("add_cross_attention", False),
+        "its word embeddings are not tied": config.get("tie_word_embeddings", True),
     }
-    return next((reason for reason, holds in wanted.items() if not holds), "")
+    return next((reason for reason, holds in supported.items() if not holds), "")
 
 
-def read(checkpoint: Checkpoint, packing: Packing) -> Model:
-    about, vocabulary = checkpoint.config, checkpoint.vocab_size
-    width, heads, layers = (int(about[name]) for name in ("n_embd", "n_head", "n_layer"))
-    inner, found = inner_width(about), (Layer * layers)()
+def read(checkpoint: Checkpoint, packer: WeightPacker) -> Model:
+    config, vocab_size = checkpoint.config, checkpoint.vocab_size
+    width, heads, num_layers = (int(config[name]) for name in ("n_embd", "n_head", "n_layer"))
+    inner, layers = intermediate_size(config), (Layer * num_layers)()
 
-    def product(name: str, inputs: int, outputs: int) -> Weights:
-        weight = packing.get(f"{name}.weight", inputs, outputs).t()
-        return packing.product(weight, packing.get(f"{name}.bias", outputs))
+    def linear(name: str, inputs: int, outputs: int) -> Weights:
+        weight = packer.get(f"{name}.weight", inputs, outputs).t()
+        return packer.linear(weight, packer.get(f"{name}.bias", outputs))
 
-    for number in range(layers):
-        at = f"h.{number}."
-        norms = [packing.vector(f"{at}{n}.{part}", width) for n in ("ln_1", "ln_2") for part in ("weight", "bias")]
-        found[number] = Layer(
+    for number in range(num_layers):
+        prefix = f"h.{number}."
+        norms = [packer.vector(f"{prefix}{n}.{part}", width) for n in ("ln_1", "ln_2") for part in ("weight", "bias")]
+        layers[number] = Layer(
             *norms, None, None,
-            product(f"{at}attn.c_attn", width, 3 * width),
-            product(f"{at}attn.c_proj", width, width),
-            product(f"{at}mlp.c_fc", width, inner),
-            product(f"{at}mlp.c_proj", inner, width),
+            linear(f"{prefix}attn.c_attn", width, 3 * width),
+            linear(f"{prefix}attn.c_proj", width, width),
+            linear(f"{prefix}mlp.c_fc", width, inner),
+            linear(f"{prefix}mlp.c_proj", inner, width),
         )  # fmt: skip
-    packing.keep(found)
-    tokens = packing.product(packing.get("wte.weight", vocabulary, width))
+    packer.hold_structure(layers)
+    embedding = packer.linear(packer.get("wte.weight", vocab_size, width))
     return Model(
-        layers=layers, width=width, heads=heads, shared=1, head_width=width // heads, inner=inner,
-        vocabulary=vocabulary, epsilon=float(about.get("layer_norm_epsilon", 1e-5)), tokens=tokens, output=tokens,
-        positions=packing.vector("wpe.weight", int(about["n_positions"]), width),
-        final_scale=packing.vector("ln_f.weight", width), final_shift=packing.vector("ln_f.bias", width),
-        layer=ctypes.addressof(found),
+        num_layers=num_layers, hidden_size=width, num_heads=heads, heads_per_kv=1, head_dim=width // heads,
+        intermediate_size=inner, vocab_size=vocab_size, epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
+        token_embedding=embedding, lm_head=embedding,
+        position_embedding=packer.vector("wpe.weight", int(config["n_positions"]), width),
+        final_norm_weight=packer.vector("ln_f.weight", width), final_norm_bias=packer.vector("ln_f.bias", width),
+        layer=ctypes.addressof(layers),
     )  # fmt: skip

@@ -1,58 +1,64 @@
-"""The kernels for machines that are not known yet: a library for each level of instructions, chosen at the load.
+"""The ISA variants of the kernels: a library for each instruction set, one of which is chosen at load time.
 
-For images, which are built on one machine, run on another, and hold no compiler. It knows levels and a processor's
-flags.
+Images need them: an image is built on one machine, runs on another and holds no compiler. This module knows compiler
+flags and processor flags, not how a library is compiled or loaded.
 
     python -m engine.runners.native.build FOLDER
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Where such libraries lie.
-FOLDER = "TRITONLM_NATIVE_FORMS"
+# The folder of the variants' libraries; the second name is an alias for older images.
+LIBRARIES, _LIBRARIES_ALIAS = "TRITONLM_NATIVE_LIBRARIES", "TRITONLM_NATIVE_FORMS"
 _V3 = frozenset(("avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"))
-# All figures with AVX-512 were measured so. Without it, this takes three times as long to compile and gives nothing.
-_FASTER = ("-O3",)
-_V4_FLAGS = (*_FASTER, "-march=x86-64-v4")
+# All figures with AVX-512 are measured with -O3. For AVX2 it is no faster, and compiles three times as long.
+_OPTIMIZE = ("-O3",)
+_V4_FLAGS = (*_OPTIMIZE, "-march=x86-64-v4")
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 @dataclass(frozen=True)
-class Form:
+class Variant:
     name: str
-    flags: tuple[str, ...]
-    needs: frozenset[str] = frozenset()
+    compiler_flags: tuple[str, ...]
+    required: frozenset[str] = frozenset()
 
     def file(self, folder: Path) -> Path:
         return folder / f"kernels-{self.name}.so"
 
 
-# The best first.
-FORMS = (
-    Form(
+# The fastest first.
+VARIANTS = (
+    Variant(
         "amx", (*_V4_FLAGS, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
         _V4 | {"avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8"},
     ),
-    Form("avx512bf16", (*_V4_FLAGS, "-mavx512bf16", "-mavx512vnni"), _V4 | {"avx512_bf16", "avx512_vnni"}),
-    Form("avx512", _V4_FLAGS, _V4),
-    Form("avx2", ("-march=x86-64-v3",), _V3),
-    Form("plain", ("-march=x86-64",)),
+    Variant("avx512bf16", (*_V4_FLAGS, "-mavx512bf16", "-mavx512vnni"), _V4 | {"avx512_bf16", "avx512_vnni"}),
+    Variant("avx512", _V4_FLAGS, _V4),
+    Variant("avx2", ("-march=x86-64-v3",), _V3),
+    Variant("plain", ("-march=x86-64",)),
 )  # fmt: skip
-# What limits torch's instructions limits the kernels' too.
-_LIMITS = {"avx2": "avx2", "default": "plain"}
+# ATEN_CPU_CAPABILITY, which limits torch's instructions, also limits the kernels'.
+_CAPABILITIES = {"avx2": "avx2", "default": "plain"}
 
 
-def faster(processor: Collection[str]) -> tuple[str, ...]:
-    """Flags that pay on a processor with these."""
-    return _FASTER if "avx512f" in processor else ()
+def libraries_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    folder = environment.get(LIBRARIES) or environment.get(_LIBRARIES_ALIAS)
+    return Path(folder) if folder else None
 
 
-def choose(processor: Collection[str], limit: str = "") -> Form:
-    """The best that a processor with these flags can run, and that the limit allows."""
-    names = [form.name for form in FORMS]
-    allowed = FORMS[names.index(_LIMITS[limit]) :] if limit in _LIMITS else FORMS
-    return next(form for form in allowed if form.needs <= set(processor))
+def optimization_flags(processor: Collection[str]) -> tuple[str, ...]:
+    """Additional compiler flags that make the kernels faster on a processor with these flags."""
+    return _OPTIMIZE if "avx512f" in processor else ()
+
+
+def choose(processor: Collection[str], capability: str = "") -> Variant:
+    """The fastest variant that a processor with these flags runs, and that the capability limit allows."""
+    names = [variant.name for variant in VARIANTS]
+    allowed = VARIANTS[names.index(_CAPABILITIES[capability]) :] if capability in _CAPABILITIES else VARIANTS
+    return next(variant for variant in allowed if variant.required <= set(processor))

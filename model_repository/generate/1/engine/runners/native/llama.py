@@ -1,5 +1,5 @@
-"""Llama's checkpoints and those of its kin (Mistral, Qwen 2 and 3): which of them the kernels compute, and where each
-number of theirs goes.
+"""Checkpoints of Llama's families (Llama, Mistral, Qwen 2 and 3): which ones the kernels support, and where each tensor
+goes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from tritonlm.contract import Checkpoint
 
 from .structures import Layer, Model, Weights
-from .weights import Packing, by_turns
+from .weights import WeightPacker, interleave_blocks
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 PREFIX = "model."
@@ -22,126 +22,130 @@ _SILU = ("silu", "swish")
 _QUERY, _KEY, _VALUE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
-def why_not(config: dict[str, Any]) -> str:
-    """What of this checkpoint the kernels cannot compute; empty where they can."""
-    unnamed = [name for name in _SIZES if not (isinstance(config.get(name), int) and config[name] > 0)]
-    if unnamed:
-        return f"its config.json names no {unnamed[0]}"
-    heads, groups, head = _heads(config)
-    wanted = {
+def unsupported_reason(config: dict[str, Any]) -> str:
+    """Why the kernels do not support this checkpoint; empty if they do."""
+    missing = [name for name in _SIZES if not (isinstance(config.get(name), int) and config[name] > 0)]
+    if missing:
+        return f"its config.json has no {missing[0]}"
+    heads, kv_heads, head_dim = _heads(config)
+    supported = {
         "its activation is not SiLU": config.get("hidden_act", "silu") in _SILU,
         "its widths are not multiples of 32": config["hidden_size"] % 32 == config["intermediate_size"] % 32 == 0,
-        "its heads are not as wide as a multiple of 32, up to 128": head % 32 == 0 and 0 < head <= 128,
-        "its heads of queries are not 1 to 16 for each of keys": groups > 0
-        and heads % groups == 0
-        and 1 <= heads // groups <= 16,
-        "it looks back no further than a window": not _window(config),
-        "its positions are told in another way": _turns_are_known(config),
+        "its head size is not a multiple of 32 up to 128": head_dim % 32 == 0 and 0 < head_dim <= 128,
+        "its query heads per KV head are not 1 to 16": kv_heads > 0
+        and heads % kv_heads == 0
+        and 1 <= heads // kv_heads <= 16,
+        "it uses sliding-window attention": not _has_sliding_window(config),
+        "its RoPE parameters are not supported": _is_rope_supported(config),
     }
-    return next((reason for reason, holds in wanted.items() if not holds), "")
+    return next((reason for reason, holds in supported.items() if not holds), "")
 
 
 def _heads(config: dict[str, Any]) -> tuple[int, int, int]:
-    """Of queries, of keys and values; and how wide each is."""
+    """Query heads, KV heads, and the size of a head."""
     heads = int(config["num_attention_heads"])
-    groups = int(config.get("num_key_value_heads") or heads)
-    return heads, groups, int(config.get("head_dim") or config["hidden_size"] // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    return heads, kv_heads, int(config.get("head_dim") or config["hidden_size"] // heads)
 
 
-def _window(config: dict[str, Any]) -> bool:
-    """Whether tokens stop being seen before the context ends."""
+def _has_sliding_window(config: dict[str, Any]) -> bool:
+    """Whether attention's window is shorter than the context."""
     used = config.get("use_sliding_window", config["model_type"] == "mistral")
     window = config.get("sliding_window")
     return bool(used) and window is not None and window < config.get("max_position_embeddings", math.inf)
 
 
-def _turning(config: dict[str, Any]) -> dict[str, Any]:
-    """How places become angles, in today's form and in older ones."""
-    given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    kind = given.get("rope_type") or given.get("type") or "default"
-    told = {name: config[name] for name in ("rope_theta", "partial_rotary_factor") if name in config}
-    return {"rope_theta": 10000.0, **told, **given, "rope_type": kind}
+def _rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """RoPE's parameters, from `rope_parameters` or from transformers' older keys."""
+    parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
+    top_level = {name: config[name] for name in ("rope_theta", "partial_rotary_factor") if name in config}
+    return {"rope_theta": 10000.0, **top_level, **parameters, "rope_type": rope_type}
 
 
-def _turns_are_known(config: dict[str, Any]) -> bool:
-    about = _turning(config)
-    given = all(
-        isinstance(about.get(name), (int, float)) for name in ("rope_theta", *_NEEDED.get(about["rope_type"], ()))
-    )
-    return given and about["rope_type"] in _TURNS and about.get("partial_rotary_factor", 1.0) == 1.0
+def _is_rope_supported(config: dict[str, Any]) -> bool:
+    parameters = _rope_parameters(config)
+    names = ("rope_theta", *_REQUIRED.get(parameters["rope_type"], ()))
+    complete = all(isinstance(parameters.get(name), (int, float)) for name in names)
+    return complete and parameters["rope_type"] in _SCALINGS and parameters.get("partial_rotary_factor", 1.0) == 1.0
 
 
-def _plain(turns: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
-    return turns
+def _default(inv_freq: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
+    return inv_freq
 
 
-def _linear(turns: torch.Tensor, about: dict[str, Any]) -> torch.Tensor:
-    return turns / float(about["factor"])
+def _linear(inv_freq: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
+    return inv_freq / float(parameters["factor"])
 
 
-def _llama3(turns: torch.Tensor, about: dict[str, Any]) -> torch.Tensor:
-    """Slow turns are made slower, fast ones stay, and those between are between."""
-    before, low, high, factor = (
-        float(about[name])
+def _llama3(inv_freq: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
+    """Divides low frequencies by the factor, keeps high ones, and interpolates between them."""
+    context, low, high, factor = (
+        float(parameters[name])
         for name in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor")
     )
-    rounds = before * turns / (2 * math.pi)
-    kept = ((rounds - low) / (high - low)).clamp(0, 1)
-    return (1 - kept) * turns / factor + kept * turns
+    rotations = context * inv_freq / (2 * math.pi)
+    kept = ((rotations - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * inv_freq / factor + kept * inv_freq
 
 
-_TURNS = {"default": _plain, "linear": _linear, "llama3": _llama3}
-_NEEDED = {
+_SCALINGS = {"default": _default, "linear": _linear, "llama3": _llama3}
+_REQUIRED = {
     "linear": ("factor",),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 }
 
 
-def turns_of(config: dict[str, Any]) -> torch.Tensor:
-    """How far one place turns each pair of numbers of a head, in radians."""
-    about, head = _turning(config), _heads(config)[2]
-    plain = 1.0 / about["rope_theta"] ** (torch.arange(0, head, 2, dtype=torch.int64).float() / head)
-    return _TURNS[about["rope_type"]](plain, about)
+def inv_freq_of(config: dict[str, Any]) -> torch.Tensor:
+    """RoPE's frequencies, head_dim / 2 of them: radians per position."""
+    parameters, head_dim = _rope_parameters(config), _heads(config)[2]
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    inv_freq = 1.0 / parameters["rope_theta"] ** exponents
+    return _SCALINGS[parameters["rope_type"]](inv_freq, parameters)
 
 
-def read(checkpoint: Checkpoint, packing: Packing) -> Model:
-    about, vocabulary = checkpoint.config, checkpoint.vocab_size
-    width, inner, layers = (int(about[n]) for n in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    heads, groups, head = _heads(about)
-    found = (Layer * layers)()
+def read(checkpoint: Checkpoint, packer: WeightPacker) -> Model:
+    config, vocab_size = checkpoint.config, checkpoint.vocab_size
+    width, inner, num_layers = (int(config[n]) for n in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    heads, kv_heads, head_dim = _heads(config)
+    layers = (Layer * num_layers)()
 
-    def product(names: Sequence[str], inputs: int, *outputs: int, gated: bool = False) -> Weights:
-        """Of several layers that stand side by side."""
-        together = by_turns if gated else torch.cat
-        weights = [packing.get(f"{name}.weight", count, inputs) for name, count in zip(names, outputs, strict=True)]
+    def linear(names: Sequence[str], inputs: int, *outputs: int, gated: bool = False) -> Weights:
+        """Several layers with the same inputs, as one."""
+        combine = interleave_blocks if gated else torch.cat
+        weights = [packer.get(f"{name}.weight", count, inputs) for name, count in zip(names, outputs, strict=True)]
         biases = [
-            packing.get(f"{name}.bias", count) if packing.has(f"{name}.bias") else torch.zeros(count)
+            packer.get(f"{name}.bias", count) if packer.has(f"{name}.bias") else torch.zeros(count)
             for name, count in zip(names, outputs, strict=True)
         ]
-        biased = any(packing.has(f"{name}.bias") for name in names)
-        return packing.product(together(weights), together(biases) if biased else None)
+        has_bias = any(packer.has(f"{name}.bias") for name in names)
+        return packer.linear(combine(weights), combine(biases) if has_bias else None)
 
-    def scale(name: str) -> int | None:
-        return packing.vector(name, head) if packing.has(name) else None
+    def head_norm(name: str) -> int | None:
+        return packer.vector(name, head_dim) if packer.has(name) else None
 
-    for number in range(layers):
-        at = f"layers.{number}."
-        found[number] = Layer(
-            packing.vector(f"{at}input_layernorm.weight", width), None,
-            packing.vector(f"{at}post_attention_layernorm.weight", width), None,
-            scale(f"{at}self_attn.q_norm.weight"), scale(f"{at}self_attn.k_norm.weight"),
-            product([at + n for n in (_QUERY, _KEY, _VALUE)], width, heads * head, groups * head, groups * head),
-            product([f"{at}self_attn.o_proj"], heads * head, width),
-            product([f"{at}mlp.gate_proj", f"{at}mlp.up_proj"], width, inner, inner, gated=True),
-            product([f"{at}mlp.down_proj"], inner, width),
+    for number in range(num_layers):
+        prefix = f"layers.{number}."
+        layers[number] = Layer(
+            packer.vector(f"{prefix}input_layernorm.weight", width), None,
+            packer.vector(f"{prefix}post_attention_layernorm.weight", width), None,
+            head_norm(f"{prefix}self_attn.q_norm.weight"), head_norm(f"{prefix}self_attn.k_norm.weight"),
+            linear(
+                [prefix + name for name in (_QUERY, _KEY, _VALUE)], width,
+                heads * head_dim, kv_heads * head_dim, kv_heads * head_dim,
+            ),
+            linear([f"{prefix}self_attn.o_proj"], heads * head_dim, width),
+            linear([f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"], width, inner, inner, gated=True),
+            linear([f"{prefix}mlp.down_proj"], inner, width),
         )  # fmt: skip
-    packing.keep(found)
-    tokens = packing.product(packing.get("embed_tokens.weight", vocabulary, width))
-    tied = about.get("tie_word_embeddings", False)
+    packer.hold_structure(layers)
+    embedding = packer.linear(packer.get("embed_tokens.weight", vocab_size, width))
+    tied = config.get("tie_word_embeddings", False)
     return Model(
-        layers=layers, width=width, heads=heads, shared=heads // groups, head_width=head, inner=inner, gated=1,
-        vocabulary=vocabulary, epsilon=float(about.get("rms_norm_eps", 1e-6)), tokens=tokens,
-        output=tokens if tied else packing.product(packing.get("lm_head.weight", vocabulary, width)),
-        turns=packing.hold(turns_of(about)), final_scale=packing.vector("norm.weight", width),
-        layer=ctypes.addressof(found),
+        num_layers=num_layers, hidden_size=width, num_heads=heads, heads_per_kv=heads // kv_heads, head_dim=head_dim,
+        intermediate_size=inner, gated=1, vocab_size=vocab_size, epsilon=float(config.get("rms_norm_eps", 1e-6)),
+        token_embedding=embedding,
+        lm_head=embedding if tied else packer.linear(packer.get("lm_head.weight", vocab_size, width)),
+        inv_freq=packer.hold(inv_freq_of(config)), final_norm_weight=packer.vector("norm.weight", width),
+        layer=ctypes.addressof(layers),
     )  # fmt: skip

@@ -1,8 +1,7 @@
-"""A checkpoint's tensors as the kernels want them: packed, and held for as long as they are pointed to.
+"""A checkpoint's tensors in the kernels' layout, and the memory that the kernels point to.
 
-Weights of bfloat16 are tightened to twelve bits each, without loss, where the kernels say that it pays.
-
-It knows files and the order of numbers in memory, not which family a tensor belongs to.
+bfloat16 weights are packed to 12 bits each, without loss, where the kernels say that it pays (bf16_packed.hpp). This
+module knows files and layouts, not which family a tensor belongs to.
 """
 
 from __future__ import annotations
@@ -16,36 +15,47 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional
 from tritonlm.contract import CheckpointError
+from tritonlm.contract.load_progress import LoadProgress
 
 from .structures import INT, POINTER, Weights
 
-LANES = 16
-# So many inputs of one output lie side by side; those of eight bits come in steps.
-_SIDE_BY_SIDE = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
-_STEP = 64
-# Of so many weights one may be a stray, which costs eight bytes and a moment.
-_STRAYS = 256
+# kVecSize in simd.hpp: the outputs of a block.
+BLOCK_OUTPUTS = 16
+# Contiguous inputs of one output, and the multiple to which int8 inputs are padded.
+_CONTIGUOUS_INPUTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
+_INT8_PADDING = 64
+# One weight in this many may be an outlier, which costs 8 bytes and time.
+_WEIGHTS_PER_OUTLIER = 256
 
 
-class Packing:
-    """Reads tensors by their names, with or without `prefix` in front, and gives pointers to what it has packed."""
+class WeightPacker:
+    """Reads tensors by name, with or without `prefix`, and returns pointers to their packed copies, which it holds."""
 
-    def __init__(self, folder: Path, prefix: str, dtype: torch.dtype, in_bytes: bool, library: ctypes.CDLL) -> None:
-        self._folder, self._dtype, self._in_bytes, self._library = folder, dtype, in_bytes, library
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        dtype: torch.dtype,
+        is_int8: bool,
+        library: ctypes.CDLL,
+        progress: LoadProgress,
+    ) -> None:
+        self._folder, self._dtype, self._is_int8, self._library = folder, dtype, is_int8, library
+        self._load_progress = progress
         self._held: list[Any] = []
         self._files: dict[str, tuple[Any, str]] = {}
         try:
             for file in sorted(folder.glob("*.safetensors")):
                 opened = safe_open(file, framework="pt")
                 self._files |= {name.removeprefix(prefix): (opened, name) for name in opened.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
-        except Exception as error:  # safetensors has errors of its own
+        except Exception as error:  # safetensors' errors have no common base class
             raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
 
     def has(self, name: str) -> bool:
         return name in self._files
 
     def get(self, name: str, *shape: int) -> torch.Tensor:
-        """A copy of it: a newer file, written over the one that this was read from, must not change it."""
+        """A copy of the tensor: overwriting the file later does not change it."""
         if name not in self._files:
             raise CheckpointError(f"{self._folder} cannot be loaded: its weights have no {name}")
         opened, full_name = self._files[name]
@@ -54,84 +64,86 @@ class Packing:
             raise CheckpointError(
                 f"{self._folder} cannot be loaded: {name} has the shape {tuple(tensor.shape)}, config.json says {shape}"
             )
+        self._load_progress.add(tensor.nbytes)
         return tensor.clone()
 
     def close_files(self) -> None:
-        """They lie in memory as long as they are open."""
+        """Unmap the files."""
         self._files.clear()
 
     def vector(self, name: str, *shape: int) -> int:
         return self.hold(self.get(name, *shape).float())
 
-    def product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Weights:
-        """Of (outputs, inputs)."""
-        held = None if bias is None else self.hold(bias.float())
-        if self._in_bytes:
-            values, scales = in_bytes(weight)
-            return Weights(self.hold(packed(values, torch.int8)), self.hold(scales), held)
-        values = packed(weight, self._dtype)
-        pays = self._dtype == torch.bfloat16 and tightening_pays(self._library)
-        if pays and (tight := tightened(values, self._library)):
-            return Weights(
-                self.hold(tight.tiles), None, held, self.hold(tight.strays), self.hold(tight.begins), tight.highest
-            )
-        return Weights(self.hold(values), None, held)
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Weights:
+        """A linear layer; `weight` is (outputs, inputs)."""
+        bias_pointer = None if bias is None else self.hold(bias.float())
+        if self._is_int8:
+            values, scales = quantize_int8(weight)
+            return Weights(self.hold(pack(values, torch.int8)), self.hold(scales), bias_pointer)
+        blocks = pack(weight, self._dtype)
+        pays = self._dtype == torch.bfloat16 and bf16_packing_pays(self._library)
+        if pays and (packed := pack_bf16(blocks, self._library)):
+            tiles, outliers, offsets = (self.hold(tensor) for tensor in packed[:3])
+            return Weights(tiles, None, bias_pointer, outliers, offsets, packed.max_exponent)
+        return Weights(self.hold(blocks), None, bias_pointer)
 
     def hold(self, tensor: torch.Tensor) -> int:
         tensor = tensor.contiguous()
         self._held.append(tensor)
         return tensor.data_ptr()
 
-    def keep(self, structure: Any) -> None:
+    def hold_structure(self, structure: Any) -> None:
         self._held.append(structure)
 
 
-def packed(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(outputs, inputs) → blocks of sixteen outputs, padded with zeros: see gemm.hpp and octets.hpp."""
+def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(outputs, inputs) → blocks of 16 outputs, padded with zeros: the layouts of gemm.hpp and int8.hpp."""
     outputs, inputs = weight.shape
-    side_by_side, more = _SIDE_BY_SIDE[dtype], -inputs % _STEP if dtype == torch.int8 else 0
-    blocks = functional.pad(weight.to(dtype), (0, more, 0, -outputs % LANES))
-    return blocks.view(-1, LANES, (inputs + more) // side_by_side, side_by_side).permute(0, 2, 1, 3).contiguous()
+    contiguous, padding = _CONTIGUOUS_INPUTS[dtype], -inputs % _INT8_PADDING if dtype == torch.int8 else 0
+    blocks = functional.pad(weight.to(dtype), (0, padding, 0, -outputs % BLOCK_OUTPUTS))
+    return blocks.view(-1, BLOCK_OUTPUTS, (inputs + padding) // contiguous, contiguous).permute(0, 2, 1, 3).contiguous()
 
 
-class Tight(NamedTuple):
-    """See tight.hpp."""
+class PackedBf16(NamedTuple):
+    """The layout of bf16_packed.hpp."""
 
     tiles: torch.Tensor
-    strays: torch.Tensor
-    # Where each block's strays begin, and at last where they end.
-    begins: torch.Tensor
-    # Of the exponents that have a code.
-    highest: int
+    outliers: torch.Tensor
+    # Block n's outliers are [offsets[n], offsets[n + 1]).
+    outlier_offsets: torch.Tensor
+    # The highest exponent that has a code.
+    max_exponent: int
 
 
-def tightening_pays(library: ctypes.CDLL) -> bool:
-    return bool(library.tight_weights_pay())
+def bf16_packing_pays(library: ctypes.CDLL) -> bool:
+    return bool(library.bf16_packed_pays())
 
 
-def tightened(values: torch.Tensor, library: ctypes.CDLL) -> Tight | None:
-    """What `packed` gave of bfloat16, in three quarters of the bytes; None where that is no gain."""
-    blocks, most, highest = len(values), values.numel() // _STRAYS, ctypes.c_int32()
-    tiles, strays = torch.empty(values.numel() // 2 * 3, dtype=torch.uint8), torch.empty(most, dtype=torch.int64)
-    begins = torch.empty(blocks + 1, dtype=torch.int64)
-    library.tighten_weights.restype = ctypes.c_int64
-    library.tighten_weights.argtypes = [
+def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL) -> PackedBf16 | None:
+    """The result of `pack`, in bfloat16, in three quarters of its bytes; None if it has too many outliers."""
+    count, limit, max_exponent = len(blocks), blocks.numel() // _WEIGHTS_PER_OUTLIER, ctypes.c_int32()
+    tiles, outliers = torch.empty(blocks.numel() // 2 * 3, dtype=torch.uint8), torch.empty(limit, dtype=torch.int64)
+    offsets = torch.empty(count + 1, dtype=torch.int64)
+    library.pack_bf16_weights.restype = ctypes.c_int64
+    library.pack_bf16_weights.argtypes = [
         POINTER, INT, INT, POINTER, POINTER, POINTER, ctypes.c_int64, ctypes.POINTER(ctypes.c_int32),
     ]  # fmt: skip
-    count = library.tighten_weights(
-        values.data_ptr(), blocks, values.numel() // blocks // LANES, tiles.data_ptr(), strays.data_ptr(),
-        begins.data_ptr(), most, ctypes.byref(highest),
+    outlier_count = library.pack_bf16_weights(
+        blocks.data_ptr(), count, blocks.numel() // count // BLOCK_OUTPUTS, tiles.data_ptr(), outliers.data_ptr(),
+        offsets.data_ptr(), limit, ctypes.byref(max_exponent),
     )  # fmt: skip
-    return None if count < 0 else Tight(tiles, strays[:count].clone(), begins, highest.value)
+    return (
+        None if outlier_count < 0 else PackedBf16(tiles, outliers[:outlier_count].clone(), offsets, max_exponent.value)
+    )
 
 
-def in_bytes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(outputs, inputs) as whole numbers from -127 to 127, and what each output's are multiplied by, padded."""
+def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(outputs, inputs) → integers from -127 to 127, and a scale for each output, padded to whole blocks."""
     scales = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     values = (weight.float() / scales[:, None]).round().to(torch.int8)
-    return values, functional.pad(scales, (0, -len(scales) % LANES)).contiguous()
+    return values, functional.pad(scales, (0, -len(scales) % BLOCK_OUTPUTS)).contiguous()
 
 
-def by_turns(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sixteen rows of the one, sixteen of the next, and so on."""
-    return torch.stack([part.view(-1, LANES, *part.shape[1:]) for part in parts], 1).flatten(0, 2)
+def interleave_blocks(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """16 rows of the first matrix, 16 of the second, and so on."""
+    return torch.stack([matrix.view(-1, BLOCK_OUTPUTS, *matrix.shape[1:]) for matrix in matrices], 1).flatten(0, 2)

@@ -1,306 +1,334 @@
-// Attention over the blocks of the cache: each row looks at its sequence's tokens up to its own. A row's numbers come
-// about in one order, whichever rows are attended with it. It knows nothing of layers or weights.
+// Causal attention over the paged KV cache, GQA included. For row r at position p and query head h with KV head h / g:
+//   s[t] = q[r][h] . k[t] / sqrt(head_dim),  t = 0..p;  y[r][h] = sum over t of exp(s[t] - max s) * v[t] / sum of exp
+// g = heads_per_kv. A row is summed in one order, whichever rows share its group: its result is the same bits.
+//
+// Layout: queries and y are [row][head][head_dim]; keys and values: kv_layout.hpp.
+// ISA variants: __AMX_BF16__ (and KVLayout's conditions at run time) multiplies tiles; otherwise Reg16, with the head's width
+// known to the compiler. Test: tests/inference/test_native.py. It knows no layers or weights.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "groups.hpp"
-#include "lanes.hpp"
-#include "layout.hpp"
+#include "amx.hpp"
+#include "kv_layout.hpp"
 #include "rows.hpp"
+#include "shared_prefix.hpp"
+#include "simd.hpp"
 #include "step.hpp"
-#include "team.hpp"
-#include "tiles.hpp"
+#include "thread_pool.hpp"
 
 template <typename T>
-class Attention : public Layout<T> {
+class Attention : public KVLayout<T> {
   public:
-    Attention(int heads, int shared, int width) : Layout<T>(heads, shared, width) {}
+    Attention(int num_heads, int heads_per_kv, int head_dim) : KVLayout<T>(num_heads, heads_per_kv, head_dim) {}
 
-    // Before the layers: where each row's own key and value go, and which rows are attended together.
-    void begin(const Step& step, int members) {
-        Layout<T>::begin(step);
-        spaces_.resize(members);
-        // More of them together leave fewer pieces of work to go round.
-        const int seats = std::clamp(step.rows * heads_ / (2 * members), 1, kTileRows);
-        const int most = in_tiles_ ? std::max(1, seats / shared_) : seats;
-        groups_.find(step, in_tiles_ ? kTileRows / shared_ : kRun, most);
+    // Before the layers: where each row's key and value go, and which rows are attended together.
+    void begin(const Step& step, int threads) {
+        KVLayout<T>::begin(step);
+        scratch_.resize(threads);
+        // At most 16 queries, a tile's rows, and at least two work items for each thread.
+        const int queries = std::clamp(step.rows * num_heads_ / (2 * threads), 1, kTileRows);
+        const int max_sequences = amx_ ? std::max(1, queries / heads_per_kv_) : queries;
+        groups_.build(step, amx_ ? kTileRows / heads_per_kv_ : kChunkRows, max_sequences);
     }
 
-    // This member's part of all rows and heads: from `queries`, (rows, heads x width), to `attended`.
-    void attend(const T* keys, const T* values, const float* queries, Rows<T>& attended, Share& share, int member) {
-        with_width<1>([&](auto parts) {
-            Space& space = spaces_[member];
-            space.shaped = 0;
-            // In tiles all heads that share keys and values sit together.
-            const int together = in_tiles_ ? shared_ : 1, parts_of_group = heads_ / together;
-            share.race(groups_.size() * parts_of_group, [&](int i, Claim& claim) {
-                const Group& group = groups_[i / parts_of_group];
+    // This thread's share of all rows and heads.
+    void attend(const T* keys, const T* values, const float* queries, Rows<T>& output, WorkQueue& queue, int thread) {
+        dispatch_head_dim<1>([&](auto vecs) {
+            Scratch& scratch = scratch_[thread];
+            scratch.tile_queries = 0;
+            // With AMX an item is all query heads of a KV head.
+            const int heads_per_item = amx_ ? heads_per_kv_ : 1, items_per_group = num_heads_ / heads_per_item;
+            queue.for_each_redundant(groups_.size() * items_per_group, [&](int i, Claim& claim) {
+                const RowGroup& group = groups_[i / items_per_group];
                 const int* rows = groups_.rows(group);
-                const Place at{i % parts_of_group * together, keys, values, queries, &attended, &claim};
+                const Item item{i % items_per_group * heads_per_item, keys, values, queries, &output, &claim};
 #ifdef __AMX_BF16__
                 if constexpr (sizeof(T) == sizeof(bf16))
-                    if (in_tiles_) return attend_in_tiles<parts()>(at, group, rows, space);
+                    if (amx_) return amx_attend<vecs()>(item, group, rows, scratch);
 #endif
-                if (group.one_sequence && group.count == kRun) return attend_rows<parts(), kRun>(at, rows[0], space);
-                // One after another: what they share is still near the core.
-                for (int n = 0; n < group.count; n++) attend_rows<parts(), 1>(at, rows[n], space);
+                if (group.one_sequence && group.count == kChunkRows)
+                    return attend_rows<vecs(), kChunkRows>(item, rows[0], scratch);
+                // One after the other: the blocks that they share stay in the cache.
+                for (int n = 0; n < group.count; n++) attend_rows<vecs(), 1>(item, rows[n], scratch);
             });
-            if (space.shaped) begin_tiles();
+            if (scratch.tile_queries) begin_matmul_tiles();
         });
     }
 
-    // The widest head: 128.
-    static constexpr int kMostParts = 8;
+    // Vectors of the widest head: head_dim 128.
+    static constexpr int kMaxVecs = 8;
 
   private:
-    using Layout<T>::block_, Layout<T>::heads_, Layout<T>::in_block, Layout<T>::in_tiles_, Layout<T>::shared_;
-    using Layout<T>::step_, Layout<T>::table_of, Layout<T>::tokens_, Layout<T>::width_;
+    using KVLayout<T>::amx_, KVLayout<T>::block_size_, KVLayout<T>::block_table, KVLayout<T>::block_tokens_;
+    using KVLayout<T>::head_dim_, KVLayout<T>::head_offset, KVLayout<T>::heads_per_kv_, KVLayout<T>::num_heads_;
+    using KVLayout<T>::step_;
 
-    struct Place {
+    struct Item {
         int head;
         const T *keys, *values;
         const float* queries;
-        Rows<T>* attended;
+        Rows<T>* output;
         Claim* claim;
     };
 
-    struct Space {
-        Numbers<float> scores;
-        Numbers<bf16> weights;
-        // For how many queries the tiles are shaped; 0: for products.
-        int shaped = 0;
+    struct Scratch {
+        AlignedVector<float> scores;
+        AlignedVector<bf16> weights;
+        // The number of queries that the tiles are configured for; 0: for matmuls.
+        int tile_queries = 0;
     };
 
-    // With the head's width known to the compiler.
-    template <int kParts, typename Task>
-    void with_width(Task task) {
-        if constexpr (kParts < kMostParts)
-            if (width_ != kParts * kLanes) return with_width<kParts + 1>(task);
-        task(std::integral_constant<int, kParts>());
+    // Calls `task` with head_dim / 16 as a constant.
+    template <int kVecs, typename Task>
+    void dispatch_head_dim(Task task) {
+        if constexpr (kVecs < kMaxVecs)
+            if (head_dim_ != kVecs * kVecSize) return dispatch_head_dim<kVecs + 1>(task);
+        task(std::integral_constant<int, kVecs>());
     }
 
-    template <int kParts, int kRows>
-    void attend_rows(const Place& at, int row, Space& space) {
-        const int shortest = step_->places[row] + 1, longest = shortest + kRows - 1;
-        const size_t stride = (size_t)heads_ * width_, room = (longest + 2 * kLanes) / kLanes * kLanes;
-        if (space.scores.size() < kRows * room) space.scores.resize(2 * kRows * room);
-        float* const scores = space.scores.data();
-        const float scale = 1.0f / std::sqrt((float)width_), *query = at.queries + row * stride + at.head * width_;
-        const int32_t* const table = table_of(row);
-        for (int first = 0; first < longest; first += tokens_) {
-            const T* of_block = at.keys + table[first / tokens_] * block_ + in_block(at.head);
-            for (int token = 0; token < std::min(tokens_, longest - first); token += kLanes) {
-                // Four sums for each row: one alone would wait for itself.
-                Sixteen found[kRows][4];
-                constexpr int kSome = std::min(kSide<kRows>, 4);
-                for (int i = 0; i < 4; i += kSome)
-                    score_some<kParts, kRows, kSome>(query + i, stride, of_block + token + (size_t)i * tokens_, &found[0][i]);
+    // Rows row to row + kRows - 1 of one sequence, one head. `shortest` and `longest` are the tokens that the first and the
+    // last row attend to.
+    template <int kVecs, int kRows>
+    void attend_rows(const Item& item, int row, Scratch& scratch) {
+        const int shortest = step_->positions[row] + 1, longest = shortest + kRows - 1;
+        // Room for a vector beyond the end: see softmax.
+        const size_t query_stride = (size_t)num_heads_ * head_dim_;
+        const size_t score_stride = (longest + 2 * kVecSize) / kVecSize * kVecSize;
+        if (scratch.scores.size() < kRows * score_stride) scratch.scores.resize(2 * kRows * score_stride);
+        float* const scores = scratch.scores.data();
+        const float scale = 1.0f / std::sqrt((float)head_dim_);
+        const float* query = item.queries + row * query_stride + item.head * head_dim_;
+        const int32_t* const table = block_table(row);
+        for (int first = 0; first < longest; first += block_tokens_) {
+            const T* block = item.keys + table[first / block_tokens_] * block_size_ + head_offset(item.head);
+            for (int token = 0; token < std::min(block_tokens_, longest - first); token += kVecSize) {
+                // Four partial sums for each row: an addition does not wait for the one before.
+                Reg16 partial[kRows][4];
+                constexpr int kCount = std::min(kAccumulatorsPerRow<kRows>, 4);
+                for (int i = 0; i < 4; i += kCount)
+                    score_partial<kVecs, kRows, kCount>(
+                        query + i, query_stride, block + token + (size_t)i * block_tokens_, &partial[0][i]
+                    );
                 for (int n = 0; n < kRows; n++)
-                    store(scores + n * room + first + token, (found[n][0] + found[n][1]) + (found[n][2] + found[n][3]));
+                    store(
+                        scores + n * score_stride + first + token,
+                        (partial[n][0] + partial[n][1]) + (partial[n][2] + partial[n][3])
+                    );
             }
         }
-        float all[kRows];
-        for (int n = 0; n < kRows; n++) all[n] = weigh(scores + n * room, shortest + n, scale, scores + n * room);
-        gather_rows<kParts, kRows, 0>(at, row, scores, room, all);
+        float denominators[kRows];
+        for (int n = 0; n < kRows; n++)
+            denominators[n] = softmax(scores + n * score_stride, shortest + n, scale, scores + n * score_stride);
+        weigh_values<kVecs, kRows, 0>(item, row, scores, score_stride, denominators);
     }
 
-    // So many sums of each row find room in the registers.
     template <int kRows>
-    static constexpr int kSide = std::max(kSumsInRegisters / kRows, 1);
+    static constexpr int kAccumulatorsPerRow = std::max(kAccumulators / kRows, 1);
 
-    // Queries by sixteen keys: every fourth number, and so many of the three that follow it.
-    template <int kParts, int kRows, int kCount>
-    void score_some(const float* query, size_t stride, const T* key, Sixteen* found) const {
-        Sixteen some[kRows][kCount] = {};
-        for (int k = 0; k < kParts * kLanes; k += 4)
+    // partial[n][i] = sum over d = 0, 4, 8, … of q[n][d + i] * k[16 tokens][d + i], for i in [0, kCount).
+    template <int kVecs, int kRows, int kCount>
+    void score_partial(const float* query, size_t query_stride, const T* key, Reg16* partial) const {
+        Reg16 sums[kRows][kCount] = {};
+        for (int k = 0; k < kVecs * kVecSize; k += 4)
 #pragma GCC unroll 4
             for (int i = 0; i < kCount; i++) {
-                const Sixteen keys = sixteen(key + (size_t)(k + i) * tokens_);
+                const Reg16 keys = load_regs(key + (size_t)(k + i) * block_tokens_);
 #pragma GCC unroll 4
-                for (int n = 0; n < kRows; n++) some[n][i] += query[n * stride + k + i] * keys;
+                for (int n = 0; n < kRows; n++) sums[n][i] += query[n * query_stride + k + i] * keys;
             }
         for (int n = 0; n < kRows; n++)
-            for (int i = 0; i < kCount; i++) found[n * 4 + i] = some[n][i];
+            for (int i = 0; i < kCount; i++) partial[n * 4 + i] = sums[n][i];
     }
 
-    // Values by their weights: so many parts of them for all tokens, and then the next ones.
-    template <int kParts, int kRows, int kFirst>
-    void gather_rows(const Place& at, int row, const float* weights, size_t room, const float* all) const {
-        constexpr int kCount = std::min(kParts - kFirst, kSide<kRows>);
-        const int shortest = step_->places[row] + 1, longest = shortest + kRows - 1;
-        const int32_t* const table = table_of(row);
-        Sixteen total[kRows][kCount] = {};
-        for (int first = 0; first < longest; first += tokens_) {
-            const T* of_block = at.values + table[first / tokens_] * block_ + in_block(at.head) + kFirst * kLanes;
-            const int count = std::min(tokens_, longest - first), common = std::min(tokens_, shortest - first);
-            const auto add = [&](int token, int from) {
+    // y = sum over tokens of weight * value: as many vectors of the head as fit the registers for all tokens, from vector
+    // kFirst on, and then the next ones.
+    template <int kVecs, int kRows, int kFirst>
+    void weigh_values(const Item& item, int row, const float* weights, size_t score_stride, const float* denominators) const {
+        constexpr int kCount = std::min(kVecs - kFirst, kAccumulatorsPerRow<kRows>);
+        const int shortest = step_->positions[row] + 1, longest = shortest + kRows - 1;
+        const int32_t* const table = block_table(row);
+        Reg16 total[kRows][kCount] = {};
+        for (int first = 0; first < longest; first += block_tokens_) {
+            const T* block =
+                item.values + table[first / block_tokens_] * block_size_ + head_offset(item.head) + kFirst * kVecSize;
+            const int count = std::min(block_tokens_, longest - first), common = std::min(block_tokens_, shortest - first);
+            const auto add = [&](int token, int first_row) {
 #pragma GCC unroll 8
-                for (int part = 0; part < kCount; part++) {
-                    const Sixteen values = sixteen(of_block + (size_t)token * kParts * kLanes + part * kLanes);
+                for (int vec = 0; vec < kCount; vec++) {
+                    const Reg16 values = load_regs(block + (size_t)token * kVecs * kVecSize + vec * kVecSize);
 #pragma GCC unroll 4
                     for (int n = 0; n < kRows; n++)
-                        if (n >= from) total[n][part] += weights[n * room + first + token] * values;
+                        if (n >= first_row) total[n][vec] += weights[n * score_stride + first + token] * values;
                 }
             };
             for (int token = 0; token < common; token++) add(token, 0);
-            // Beyond the first row's end only the later ones look.
+            // Tokens that only the later rows attend to.
             for (int token = std::max(common, 0); token < count; token++) add(token, first + token + 1 - shortest);
         }
-        for (int n = 0; n < kRows && at.claim->mine(); n++)
-            for (int part = 0; part < kCount; part++) {
-                const Lanes found = total[n][part];
-                store(at.attended->at(row + n, at.head * width_ + (kFirst + part) * kLanes), found / all[n]);
+        for (int n = 0; n < kRows && item.claim->acquire(); n++)
+            for (int vec = 0; vec < kCount; vec++) {
+                const Vec16 sums = total[n][vec];
+                store(item.output->at(row + n, item.head * head_dim_ + (kFirst + vec) * kVecSize), sums / denominators[n]);
             }
-        if constexpr (kFirst + kCount < kParts) gather_rows<kParts, kRows, kFirst + kCount>(at, row, weights, room, all);
+        if constexpr (kFirst + kCount < kVecs)
+            weigh_values<kVecs, kRows, kFirst + kCount>(item, row, weights, score_stride, denominators);
     }
 
 #ifdef __AMX_BF16__
-    // Up to sixteen seats, one for each row and each of the heads that share keys: first through the blocks that all have
-    // in common, then each row through its own. What a shorter one may not see has the weight 0, which changes no sum.
-    template <int kParts>
-    void attend_in_tiles(const Place& at, const Group& group, const int* rows, Space& space) {
-        const int count = group.count * shared_;
-        int pieces[kTileRows], most = 0;
-        for (int n = 0; n < count; n++) most = std::max(most, pieces[n] = step_->places[rows[n / shared_]] / kLanes + 1);
-        const int common = group.one_sequence ? most : group.shared * (tokens_ / kLanes);
-        const size_t room = (size_t)(most + 1) * kLanes;
-        if (space.scores.size() < kTileRows * room) {
-            space.scores.resize(2 * kTileRows * room);
-            space.weights.resize(2 * kTileRows * room);
+    // Up to 16 queries, query n of row rows[n / g] and head item.head + n % g: all of them over the blocks that the rows
+    // share, then each row's queries over its own blocks. Tokens are read 16 at a time, a tile. A query's tokens beyond its
+    // end weigh 0, which changes no sum.
+    template <int kVecs>
+    void amx_attend(const Item& item, const RowGroup& group, const int* rows, Scratch& scratch) {
+        const int count = group.count * heads_per_kv_;
+        int tiles[kTileRows], longest = 0;
+        for (int n = 0; n < count; n++)
+            longest = std::max(longest, tiles[n] = step_->positions[rows[n / heads_per_kv_]] / kVecSize + 1);
+        const int common = group.one_sequence ? longest : group.shared_blocks * (block_tokens_ / kVecSize);
+        const size_t score_stride = (size_t)(longest + 1) * kVecSize;
+        if (scratch.scores.size() < kTileRows * score_stride) {
+            scratch.scores.resize(2 * kTileRows * score_stride);
+            scratch.weights.resize(2 * kTileRows * score_stride);
         }
-        // For all of them together, and for each by itself beyond.
-        const auto go = [&](auto task) {
+        // `task(first query, queries, first tile, last tile + 1)`
+        const auto for_each_range = [&](auto task) {
             task(0, count, 0, common);
-            for (int n = 0; n < count && !group.one_sequence; n += shared_) task(n, shared_, common, pieces[n]);
+            for (int n = 0; n < count && !group.one_sequence; n += heads_per_kv_) task(n, heads_per_kv_, common, tiles[n]);
         };
-        go([&](int n, int queries, int from, int to) {
-            shape(space, queries);
-            score<kParts>(at, rows, n, queries, from, to, space.scores.data() + n * room, room);
+        for_each_range([&](int n, int queries, int from, int to) {
+            configure(scratch, queries);
+            amx_scores<kVecs>(item, rows, n, queries, from, to, scratch.scores.data() + n * score_stride, score_stride);
         });
-        float all[kTileRows];
+        float denominators[kTileRows];
         for (int n = 0; n < count; n++) {
-            bf16* weights = space.weights.data() + n * room;
-            const float scale = 1.0f / std::sqrt((float)width_);
-            all[n] = weigh(space.scores.data() + n * room, step_->places[rows[n / shared_]] + 1, scale, weights);
-            for (int piece = pieces[n]; piece < common; piece++) store(weights + piece * kLanes, Lanes{});
+            bf16* weights = scratch.weights.data() + n * score_stride;
+            const float scale = 1.0f / std::sqrt((float)head_dim_);
+            const int length = step_->positions[rows[n / heads_per_kv_]] + 1;
+            denominators[n] = softmax(scratch.scores.data() + n * score_stride, length, scale, weights);
+            for (int tile = tiles[n]; tile < common; tile++) store(weights + tile * kVecSize, Vec16{});
         }
-        for (int part = 0; part < kParts; part += kPartsTogether) {
-            alignas(64) float found[kPartsTogether][kTileRows][kLanes];
-            go([&](int n, int queries, int from, int to) {
-                shape(space, queries);
-                const bf16* weights = space.weights.data() + n * room;
-                gather<std::min(kParts, kPartsTogether)>(at, rows[n / shared_], part, from, to, weights, room, &found[0][n]);
+        for (int vec = 0; vec < kVecs; vec += kAmxVecs) {
+            alignas(64) float sums[kAmxVecs][kTileRows][kVecSize];
+            for_each_range([&](int n, int queries, int from, int to) {
+                configure(scratch, queries);
+                const bf16* weights = scratch.weights.data() + n * score_stride;
+                amx_weigh_values<std::min(kVecs, kAmxVecs)>(
+                    item, rows[n / heads_per_kv_], vec, from, to, weights, score_stride, &sums[0][n]
+                );
             });
-            for (int n = 0; n < count && at.claim->mine(); n++) {
-                const int row = rows[n / shared_], column = (at.head + n % shared_) * width_;
-                for (int i = 0; i < std::min(kParts - part, kPartsTogether); i++)
-                    store(at.attended->at(row, column + (part + i) * kLanes), load(found[i][n]) / all[n]);
+            for (int n = 0; n < count && item.claim->acquire(); n++) {
+                const int row = rows[n / heads_per_kv_], column = (item.head + n % heads_per_kv_) * head_dim_;
+                for (int i = 0; i < std::min(kVecs - vec, kAmxVecs); i++)
+                    store(item.output->at(row, column + (vec + i) * kVecSize), load(sums[i][n]) / denominators[n]);
             }
         }
     }
 
-    static void shape(Space& space, int queries) {
-        if (space.shaped != queries) begin_attention_tiles(queries);
-        space.shaped = queries;
+    static void configure(Scratch& scratch, int queries) {
+        if (scratch.tile_queries != queries) begin_attention_tiles(queries);
+        scratch.tile_queries = queries;
     }
 
-    // Where a seat's query begins.
-    size_t seat(const Place& at, const int* rows, int n) const {
-        return ((size_t)rows[n / shared_] * heads_ + at.head + n % shared_) * width_;
+    // Offset of query n of an item.
+    size_t query_offset(const Item& item, const int* rows, int n) const {
+        return ((size_t)rows[n / heads_per_kv_] * num_heads_ + item.head + n % heads_per_kv_) * head_dim_;
     }
 
-    // Where sixteen tokens' keys, or values, of a head begin.
-    const T* piece_of(const T* cache, int head, int row, int piece, size_t a_token) const {
-        const int token = piece * kLanes;
-        return cache + table_of(row)[token / tokens_] * block_ + in_block(head) + token % tokens_ * a_token;
+    // The keys, or values, of 16 tokens of a head; `token_stride` is the offset from one token to the next.
+    const T* tile_of(const T* cache, int head, int row, int tile, size_t token_stride) const {
+        const int token = tile * kVecSize;
+        return cache + block_table(row)[token / block_tokens_] * block_size_ + head_offset(head) +
+            token % block_tokens_ * token_stride;
     }
 
-    template <int kParts>
-    void score(
-        const Place& at, const int* rows, int first, int count, int from, int to, float* scores, size_t room
+    template <int kVecs>
+    void amx_scores(
+        const Item& item, const int* rows, int first, int count, int from, int to, float* scores, size_t score_stride
     ) const {
-        alignas(64) bf16 queries[kTileRows][kParts * kLanes];
+        alignas(64) bf16 queries[kTileRows][kVecs * kVecSize];
         for (int n = 0; n < count; n++)
-            for (int k = 0; k < width_; k += kLanes)
-                store(&queries[n][k], load(at.queries + seat(at, rows, first + n) + k));
-        before_tiles();
-        const int row = rows[first / shared_];
-        for (int piece = from; piece < to; piece++) {
-            const T* keys = piece_of(at.keys, at.head, row, piece, 2);
-            // Memory answers while this goes on: the values that are weighed next, and the next head's keys after them.
-            fetch(piece_of(at.values, at.head, row, piece, width_));
+            for (int k = 0; k < head_dim_; k += kVecSize)
+                store(&queries[n][k], load(item.queries + query_offset(item, rows, first + n) + k));
+        compiler_fence();
+        const int row = rows[first / heads_per_kv_];
+        for (int tile = from; tile < to; tile++) {
+            const T* keys = tile_of(item.keys, item.head, row, tile, 2);
+            // The values are read next, and after them the next head's keys (amx_weigh_values).
+            prefetch(tile_of(item.values, item.head, row, tile, head_dim_));
             _tile_zero(0);
-            for (int k = 0; k < kParts * kLanes; k += 2 * kLanes) {
-                _tile_loadd(1, &queries[0][k], kParts * kLanes * sizeof(bf16));
-                _tile_loadd(3, keys + (size_t)k * tokens_, tokens_ * 2 * sizeof(bf16));
+            for (int k = 0; k < kVecs * kVecSize; k += 2 * kVecSize) {
+                _tile_loadd(1, &queries[0][k], kVecs * kVecSize * sizeof(bf16));
+                _tile_loadd(3, keys + (size_t)k * block_tokens_, block_tokens_ * 2 * sizeof(bf16));
                 _tile_dpbf16ps(0, 1, 3);
             }
-            _tile_stored(0, scores + piece * kLanes, room * sizeof(float));
+            _tile_stored(0, scores + tile * kVecSize, score_stride * sizeof(float));
         }
     }
 
-    // A hint to the processor, into its second cache: right where a block holds sixteen tokens, as by default, and harmless
-    // elsewhere.
-    void fetch(const T* from) const {
-        for (int i = 0; i < width_ * kLanes; i += 64 / sizeof(T)) _mm_prefetch((const char*)(from + i), _MM_HINT_T1);
+    // Prefetches 16 tokens into the second-level cache: all of them if a block holds 16 tokens, the default; with other
+    // sizes it is a hint without effect on the result.
+    void prefetch(const T* from) const {
+        for (int i = 0; i < head_dim_ * kVecSize; i += kCacheLine / sizeof(T))
+            _mm_prefetch((const char*)(from + i), _MM_HINT_T1);
     }
 
-    // Values by their weights, onto what earlier pieces have found.
+    // sums[i][n] += weights[n] * values, for kCount vectors of the head from `vec` on. From tile 0 on the sums begin at 0.
     template <int kCount>
-    void gather(
-        const Place& at, int row, int part, int from, int to, const bf16* weights, size_t room, float (*found)[kLanes]
+    void amx_weigh_values(
+        const Item& item, int row, int vec, int from, int to, const bf16* weights, size_t score_stride, float (*sums)[kVecSize]
     ) const {
-        const size_t pair = 2 * width_ * sizeof(bf16);
-        const int next_head = at.head + shared_;
-        before_tiles();
+        const size_t pair_bytes = 2 * head_dim_ * sizeof(bf16);
+        const int next_head = item.head + heads_per_kv_;
+        compiler_fence();
         if (from == 0) {
-            clear_sums();
+            zero_accumulators();
         } else {
-            _tile_loadd(0, found, 64);
-            if (kCount > 1) _tile_loadd(1, found + kTileRows, 64);
+            _tile_loadd(0, sums, 64);
+            if (kCount > 1) _tile_loadd(1, sums + kTileRows, 64);
         }
-        for (int piece = from; piece < to; piece++) {
-            const T* values = piece_of(at.values, at.head, row, piece, width_) + part * 2 * kLanes;
-            if (part == 0 && next_head < heads_) fetch(piece_of(at.keys, next_head, row, piece, 2));
-            _tile_loadd(2, weights + piece * kLanes, room * sizeof(bf16));
-            _tile_loadd(4, values, pair);
+        for (int tile = from; tile < to; tile++) {
+            const T* values = tile_of(item.values, item.head, row, tile, head_dim_) + vec * 2 * kVecSize;
+            if (vec == 0 && next_head < num_heads_) prefetch(tile_of(item.keys, next_head, row, tile, 2));
+            _tile_loadd(2, weights + tile * kVecSize, score_stride * sizeof(bf16));
+            _tile_loadd(4, values, pair_bytes);
             _tile_dpbf16ps(0, 2, 4);
             if constexpr (kCount > 1) {
-                _tile_loadd(4, values + 2 * kLanes, pair);
+                _tile_loadd(4, values + 2 * kVecSize, pair_bytes);
                 _tile_dpbf16ps(1, 2, 4);
             }
         }
-        _tile_stored(0, found, 64);
-        if (kCount > 1) _tile_stored(1, found + kTileRows, 64);
+        _tile_stored(0, sums, 64);
+        if (kCount > 1) _tile_stored(1, sums + kTileRows, 64);
     }
 #endif
 
-    // Scores become weights; their sum.
+    // weights[t] = exp(scale * (scores[t] - max)), up to the next multiple of 16. Returns their sum.
     template <typename Out>
-    static float weigh(float* scores, int length, float scale, Out* weights) {
-        // What was computed beyond the end counts for nothing.
+    static float softmax(float* scores, int length, float scale, Out* weights) {
+        // Scores beyond the end, computed with the last 16 keys, weigh 0.
         store(scores + length, splat(-INFINITY));
-        const int padded = (length + kLanes - 1) / kLanes * kLanes;
-        Lanes most = load(scores), sums = {};
-        for (int token = kLanes; token < padded; token += kLanes) {
-            const Lanes found = load(scores + token);
-            most = found > most ? found : most;
+        const int padded = (length + kVecSize - 1) / kVecSize * kVecSize;
+        Vec16 maxima = load(scores), sums = {};
+        for (int token = kVecSize; token < padded; token += kVecSize) {
+            const Vec16 values = load(scores + token);
+            maxima = values > maxima ? values : maxima;
         }
-        const float best = largest(most) * scale;
-        for (int token = 0; token < padded; token += kLanes) {
-            const Lanes found = load(scores + token) * scale - best;
-            const Lanes weight = found == splat(-INFINITY) ? Lanes{} : exp(found);
+        const float max = reduce_max(maxima) * scale;
+        for (int token = 0; token < padded; token += kVecSize) {
+            const Vec16 shifted = load(scores + token) * scale - max;
+            const Vec16 weight = shifted == splat(-INFINITY) ? Vec16{} : exp(shifted);
             store(weights + token, weight);
             sums += weight;
         }
-        return sum(sums);
+        return reduce_add(sums);
     }
 
-    static constexpr int kRun = 4, kPartsTogether = 2;
+    // Rows of a prompt's chunk that are attended together, and vectors of a head that AMX accumulates at once (tiles 0, 1).
+    static constexpr int kChunkRows = 4, kAmxVecs = 2;
 
-    Groups groups_;
-    std::vector<Space> spaces_;
+    RowGroups groups_;
+    std::vector<Scratch> scratch_;
 };

@@ -1,29 +1,33 @@
-// What Python calls: a model is opened, computes step after step, and is closed.
+// The C interface that structures.py and runner.py call: open_model, then step_model, project_rows, sample_tokens and
+// score_rows, then close_model; and pack_bf16_weights while weights are loaded.
+// Layout of the structures: model.hpp, step.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles this file once
+// for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
 
 #include <memory>
 #include <vector>
 
-#include "draw.hpp"
+#include "bf16_packed.hpp"
 #include "model.hpp"
+#include "sample.hpp"
 #include "score.hpp"
 #include "step.hpp"
-#include "team.hpp"
-#include "tight.hpp"
+#include "thread_pool.hpp"
 #include "transformer.hpp"
 
 namespace {
 
 struct Handle {
-    Team team;
+    ThreadPool pool;
     std::unique_ptr<Decoder> decoder;
-    std::vector<Drawer> drawers;
+    // One for each thread.
+    std::vector<Sampler> samplers;
     std::vector<Scorer> scorers;
 };
 
-std::unique_ptr<Decoder> make(const Model& model, bool halves, bool bytes) {
-    if (halves && bytes) return std::make_unique<Transformer<bf16, int8_t>>(model);
-    if (halves) return std::make_unique<Transformer<bf16, bf16>>(model);
-    if (bytes) return std::make_unique<Transformer<float, int8_t>>(model);
+std::unique_ptr<Decoder> make_decoder(const Model& model, bool is_bf16, bool is_int8) {
+    if (is_bf16 && is_int8) return std::make_unique<Transformer<bf16, int8_t>>(model);
+    if (is_bf16) return std::make_unique<Transformer<bf16, bf16>>(model);
+    if (is_int8) return std::make_unique<Transformer<float, int8_t>>(model);
     return std::make_unique<Transformer<float, float>>(model);
 }
 
@@ -31,39 +35,40 @@ std::unique_ptr<Decoder> make(const Model& model, bool halves, bool bytes) {
 
 extern "C" {
 
-void* open_model(const Model* model, int halves, int bytes, int threads) {
-    return new Handle{Team(threads), make(*model, halves, bytes), std::vector<Drawer>(threads), std::vector<Scorer>(threads)};
+// is_bf16: the type of activations and of the KV cache; is_int8: that of the weights.
+void* open_model(const Model* model, int is_bf16, int is_int8, int threads) {
+    return new Handle{
+        ThreadPool(threads), make_decoder(*model, is_bf16, is_int8), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
 }
 
-void step_model(void* opened, const Step* step) {
-    auto* handle = static_cast<Handle*>(opened);
-    handle->decoder->step(handle->team, *step);
+void step_model(void* model, const Step* step) {
+    auto* handle = static_cast<Handle*>(model);
+    handle->decoder->step(handle->pool, *step);
 }
 
-void draw_tokens(void* opened, const Draw* draw) {
-    auto* handle = static_cast<Handle*>(opened);
-    Share share;
-    handle->team.run([&](int member) {
-        share.each(draw->rows, [&](int row) { draw->ids[row] = handle->drawers[member].draw(*draw, row); });
+void sample_tokens(void* model, const Sample* sample) {
+    auto* handle = static_cast<Handle*>(model);
+    WorkQueue queue;
+    handle->pool.run([&](int thread) {
+        queue.for_each(sample->rows, [&](int row) { sample->ids[row] = handle->samplers[thread].sample(*sample, row); });
     });
 }
 
-void project_rows(void* opened, const Project* project) {
-    auto* handle = static_cast<Handle*>(opened);
-    handle->decoder->project(handle->team, *project);
+void project_rows(void* model, const Project* project) {
+    auto* handle = static_cast<Handle*>(model);
+    handle->decoder->project(handle->pool, *project);
 }
 
-void score_rows(void* opened, const Score* score) {
-    auto* handle = static_cast<Handle*>(opened);
-    Share share;
-    handle->team.run([&](int member) {
-        share.each(score->rows, [&](int row) { handle->scorers[member].score(*score, row); });
+void score_rows(void* model, const Score* score) {
+    auto* handle = static_cast<Handle*>(model);
+    WorkQueue queue;
+    handle->pool.run([&](int thread) {
+        queue.for_each(score->rows, [&](int row) { handle->scorers[thread].score(*score, row); });
     });
 }
 
-// Whether weights of twelve bits are sooner there than those of sixteen. Without AVX-512, making numbers of them takes
-// longer than reading them.
-int tight_weights_pay() {
+// Whether packed weights are faster. Without AVX-512, unpacking takes longer than reading the quarter that it saves.
+int bf16_packed_pays() {
 #ifdef __AVX512BW__
     return 1;
 #else
@@ -71,19 +76,20 @@ int tight_weights_pay() {
 #endif
 }
 
-// How many strays there are; -1 where weights are better left as they are: with more strays than `most`, or without an
-// instruction that looks up bytes.
-int64_t tighten_weights(
-    const uint16_t* weights, int blocks, int inputs, uint8_t* tiles, Stray* strays, int64_t* begins, int64_t most, int* highest
+// Returns the number of outliers, or -1 if the weights are not packed: there are more than `limit` outliers, or the processor
+// has no byte table lookup (pshufb).
+int64_t pack_bf16_weights(
+    const uint16_t* weights, int blocks, int inputs, uint8_t* tiles, Outlier* outliers, int64_t* outlier_offsets, int64_t limit,
+    int* max_exponent
 ) {
 #ifdef __SSSE3__
-    *highest = highest_exponent(weights, (size_t)blocks * inputs * kLanes);
-    return tighten(weights, blocks, inputs, *highest, tiles, strays, begins, most);
+    *max_exponent = choose_max_exponent(weights, (size_t)blocks * inputs * kVecSize);
+    return pack_bf16(weights, blocks, inputs, *max_exponent, tiles, outliers, outlier_offsets, limit);
 #else
     return -1;
 #endif
 }
 
-void close_model(void* opened) { delete static_cast<Handle*>(opened); }
+void close_model(void* model) { delete static_cast<Handle*>(model); }
 
 }  // extern "C"

@@ -1,53 +1,57 @@
-// Rows that go into a product. Where tiles read them, they lie tile by tile, [rows/16][inputs/32][16][32] in bfloat16: a
-// tile is one piece of memory, which the processor sees coming. Elsewhere each row is one piece. Nothing here knows of
-// weights.
+// The activation rows that go into a matmul: Rows<T>, a matrix [rows][inputs].
+//
+// Layout: x[r][k] lies at r * inputs + k; for AMX at [r / 16][k / 32][r % 16][k % 32] in bfloat16, so that a tile is 1 KiB of
+// contiguous memory, which the hardware prefetcher follows.
+// ISA variants: AMX layout where __AMX_BF16__ is defined and the system grants tiles. Without __AVX512BF16__ no instruction
+// reads bfloat16, and rows of bfloat16 are stored as float32: they are converted once, not in each matmul.
+// Test: tests/inference/test_native.py. It knows no weights.
 #pragma once
 
 #include <cstddef>
 
-#include "lanes.hpp"
-#include "tiles.hpp"
+#include "amx.hpp"
+#include "simd.hpp"
 
 template <typename T>
-bool tiles_compute() {
-    return sizeof(T) == sizeof(bf16) && tiles_are_ours();
+bool uses_amx() {
+    return sizeof(T) == sizeof(bf16) && amx_available();
 }
 
-// Rows of bfloat16 are floats where no instruction computes with bfloat16: so nobody widens them again and again.
 #ifdef __AVX512BF16__
 template <typename T>
-using RowOf = T;
+using RowType = T;
 #else
 template <typename T>
-using RowOf = float;
+using RowType = float;
 #endif
 
 template <typename T>
 class Rows {
   public:
-    typedef RowOf<T> Number;
+    typedef RowType<T> Number;
 
-    // In tiles: a multiple of sixteen rows.
-    void reserve(size_t rows, int inputs, bool in_tiles) {
+    // With `amx_layout`, `rows` is a multiple of 16.
+    void reserve(size_t rows, int inputs, bool amx_layout) {
         inputs_ = inputs;
-        to_next_row_ = in_tiles ? kLine : inputs;
-        to_next_line_ = in_tiles ? kLine * kTileRows : kLine;
+        row_stride_ = amx_layout ? kLine : inputs;
+        line_stride_ = amx_layout ? kLine * kTileRows : kLine;
         numbers_.resize(rows * inputs);
     }
 
-    // Sixteen numbers of a row lie side by side here, and the whole row where it is one piece.
-    Number* at(size_t row, size_t column = 0) { return &numbers_[place(row, column)]; }
-    const Number* at(size_t row, size_t column = 0) const { return &numbers_[place(row, column)]; }
+    // 16 numbers from here are contiguous; without the AMX layout, the whole row is.
+    Number* at(size_t row, size_t column = 0) { return &numbers_[index_of(row, column)]; }
+    const Number* at(size_t row, size_t column = 0) const { return &numbers_[index_of(row, column)]; }
     int inputs() const { return (int)inputs_; }
 
   private:
-    static constexpr size_t kLine = 64 / sizeof(Number);
+    // Numbers in a cache line, which is a tile's row.
+    static constexpr size_t kLine = kCacheLine / sizeof(Number);
 
-    size_t place(size_t row, size_t column) const {
-        const size_t tile = row / kTileRows * kTileRows * inputs_ + column / kLine * to_next_line_;
-        return tile + row % kTileRows * to_next_row_ + column % kLine;
+    size_t index_of(size_t row, size_t column) const {
+        const size_t tile = row / kTileRows * kTileRows * inputs_ + column / kLine * line_stride_;
+        return tile + row % kTileRows * row_stride_ + column % kLine;
     }
 
-    size_t inputs_ = 0, to_next_row_ = 0, to_next_line_ = 0;
-    Numbers<Number> numbers_;
+    size_t inputs_ = 0, row_stride_ = 0, line_stride_ = 0;
+    AlignedVector<Number> numbers_;
 };

@@ -1,36 +1,37 @@
-// What a caller asks of one step: the same fields, in the same order, as the structure in structures.py.
+// The arguments of step_model and project_rows, field by field as in structures.py.
+// Layout: arrays are row-major; a row of logits is `logit_stride` floats. ISA variants: none.
+// Test: tests/inference/test_native.py.
 #pragma once
 
 #include <cstdint>
 
 struct Step {
     int32_t rows, logit_count, hidden_count, table_width, block_tokens;
-    // From one row of logits to the next.
-    int32_t stride;
-    // For each row its token, its position and its row in `tables`; then which rows' logits, and which rows' last hidden
-    // states are wanted.
-    const int32_t *ids, *places, *sequences, *logit_rows, *hidden_rows, *tables;
+    int32_t logit_stride;
+    // For each row its token id, its position and its sequence, a row of `block_tables` [sequences][table_width]. Then the
+    // rows whose logits are computed, and those whose final hidden states are.
+    const int32_t *ids, *positions, *sequences, *logit_rows, *hidden_rows, *block_tables;
+    // The KV cache of each layer: see kv_layout.hpp.
     void* const* keys;
     void* const* values;
     float *logits, *hidden;
-    // For each row of logits its largest number, and whose it is.
-    float* best;
-    int64_t* best_ids;
-    // Where the seconds of each kind of part are added up; null where nobody asks.
-    double* spent;
-    // Advanced by one for each part of a step that is done: whoever watches can tell slow from hung.
+    // The maximum of each row of logits, and its token id.
+    float* max_logits;
+    int64_t* argmax_ids;
+    // Seconds by kind of stage (clock.hpp), or null.
+    double* stage_seconds;
+    // Incremented after each stage: a watchdog distinguishes a slow step from one that hangs.
     uint64_t* progress;
 };
 
-// Logits of hidden states that a step gave: logits[i] = output layer(hidden[numbers[i]]), the same bits as in the step.
+// logits[i] = lm_head(hidden[hidden_rows[i]]), the same bits as the step's own logits.
 struct Project {
     int32_t rows;
-    // From one row of logits to the next.
-    int32_t stride;
-    // One row after the other, as wide as the model; then which of them.
+    int32_t logit_stride;
+    // [count][hidden_size], and the indices of the rows to project.
     const float* hidden;
-    const int32_t* numbers;
+    const int32_t* hidden_rows;
     float* logits;
-    double* spent;
+    double* stage_seconds;
     uint64_t* progress;
 };

@@ -1,82 +1,90 @@
-// One step of a decoder on a CPU: all rows of a plan, prompt chunks and decoding ones, from token ids to logits. GPT-2 with
-// its kin and Llama with its own are one here: they differ in how rows are normalised, in how a token's place is told, and
-// in the gate of the inner layer.
+// One step of a decoder on a CPU: from the token ids of all rows (prompt chunks and decoding sequences) to logits. GPT-2 and
+// Llama families:
+//   h = embedding[id] (+ position_embedding[p]);
+//   for each layer: h += attn_out(attention(rope(qkv(norm(h))))), h += mlp_down(act(mlp_up(norm(h))));
+//   logits = lm_head(norm(h))
+// norm is LayerNorm or RMSNorm, act is GELU or SwiGLU (silu(gate) * up), rope is absent with learned positions.
 //
-// Between the products everything is float32; rows go into a product, and keys and values into the cache, in the
-// model's type. That is the weights' own, or stands beside weights of eight bits: for those, rows become such too. Each
-// row is computed by itself, in an order that no other row changes. It knows pointers and sizes; who owns the memory, and
-// what the rows mean, its caller knows.
+// Layout: activations are [rows][width] in float32 between matmuls, and Rows<T> as their inputs; the KV cache is KVLayout<T>.
+// T is the type of rows, keys and values; W that of weights: T itself, or int8, for which rows are quantized. Each row is
+// computed in an order that does not depend on other rows.
+// ISA variants: those of gemm.hpp, int8.hpp and attention.hpp. Test: tests/inference/test_native.py.
+// It knows pointers and sizes. The caller owns the memory, and knows what the rows mean.
 #pragma once
 
 #include <cmath>
 
+#include "amx.hpp"
 #include "attention.hpp"
 #include "clock.hpp"
 #include "gemm.hpp"
-#include "lanes.hpp"
+#include "int8.hpp"
 #include "model.hpp"
-#include "octets.hpp"
 #include "rows.hpp"
+#include "simd.hpp"
 #include "step.hpp"
-#include "team.hpp"
+#include "thread_pool.hpp"
 
 class Decoder {
   public:
     virtual ~Decoder() = default;
-    virtual void step(Team& team, const Step& step) = 0;
-    virtual void project(Team& team, const Project& project) = 0;
+    virtual void step(ThreadPool& pool, const Step& step) = 0;
+    virtual void project(ThreadPool& pool, const Project& project) = 0;
 };
 
-// T is the type of rows, keys and values, W that of weights.
 template <typename T, typename W>
 class Transformer : public Decoder {
   public:
     explicit Transformer(const Model& model)
-        : model_(model), attention_(model.heads, model.shared, model.head_width),
-          query_width_(model.heads * model.head_width), key_width_(query_width_ / model.shared),
-          shares_(model.layers * kPartsOfLayer + kOtherParts), roundings_(shares_.size()) {}
+        : model_(model), attention_(model.num_heads, model.heads_per_kv, model.head_dim),
+          query_width_(model.num_heads * model.head_dim), key_width_(query_width_ / model.heads_per_kv),
+          queues_(model.num_layers * kLayerStages + kOtherStages), quantize_queues_(queues_.size()) {}
 
-    void step(Team& team, const Step& step) override {
+    void step(ThreadPool& pool, const Step& step) override {
         reserve(step.rows);
-        attention_.begin(step, team.size());
-        for (auto& share : shares_) share.reset();
-        for (auto& share : roundings_) share.reset();
-        clock_ = Clock(step.spent);
+        attention_.begin(step, pool.size());
+        for (auto& queue : queues_) queue.reset();
+        for (auto& queue : quantize_queues_) queue.reset();
+        clock_ = Clock(step.stage_seconds);
         progress_ = step.progress;
-        team.run([&](int member) {
-            begin_tiles();
+        pool.run([&](int thread) {
+            begin_matmul_tiles();
             embed(step);
-            end_part(member, kOther);
-            for (int layer = 0; layer < model_.layers; layer++) one_layer(step, layer, member);
-            finish(step, member);
+            end_stage(thread, kOther);
+            for (int layer = 0; layer < model_.num_layers; layer++) run_layer(step, layer, thread);
+            finish(step, thread);
             end_tiles();
         });
     }
 
-    // Rows of earlier steps, in the last parts of a step.
-    void project(Team& team, const Project& project) override {
+    // The last stages of a step, for hidden states of earlier steps.
+    void project(ThreadPool& pool, const Project& project) override {
         reserve(project.rows);
-        for (int number : {1, 2}) shares_[other(number)].reset(), roundings_[other(number)].reset();
-        clock_ = Clock(project.spent);
+        for (int stage : {kFinalNorm, kLmHead}) queues_[other(stage)].reset(), quantize_queues_[other(stage)].reset();
+        clock_ = Clock(project.stage_seconds);
         progress_ = project.progress;
-        const int width = model_.width;
-        team.run([&](int member) {
-            begin_tiles();
-            shares_[other(1)].each(project.rows, [&](int i) {
-                const float* hidden = project.hidden + (size_t)project.numbers[i] * width;
-                for (int k = 0; k < width; k += kLanes) store(normal_.at(i, k), load(hidden + k));
+        const int width = model_.hidden_size;
+        pool.run([&](int thread) {
+            begin_matmul_tiles();
+            queues_[other(kFinalNorm)].for_each(project.rows, [&](int i) {
+                const float* hidden = project.hidden + (size_t)project.hidden_rows[i] * width;
+                for (int k = 0; k < width; k += kVecSize) store(normed_.at(i, k), load(hidden + k));
             });
-            end_part(member, kOther);
-            make_logits(project.rows, project.logits, project.stride);
-            end_part(member, kLogits);
+            end_stage(thread, kOther);
+            compute_logits(project.rows, project.logits, project.logit_stride);
+            end_stage(thread, kLogits);
             end_tiles();
         });
     }
 
   private:
-    // The first member looks at the clock, and tells that one more part is done.
-    void end_part(int member, Kind kind) {
-        if (member) return;
+    // Each stage has a work queue: those of a layer, and the others of a step.
+    enum LayerStage { kAttnNorm, kQkv, kRope, kAttend, kAttnOut, kMlpNorm, kMlpUp, kMlpDown, kLayerStages };
+    enum OtherStage { kEmbed, kFinalNorm, kLmHead, kArgMax, kOtherStages };
+
+    // The first thread measures the time, and counts the stage as done.
+    void end_stage(int thread, Stage kind) {
+        if (thread) return;
         clock_.lap(kind);
         __atomic_fetch_add(progress_, 1, __ATOMIC_RELAXED);
     }
@@ -85,235 +93,240 @@ class Transformer : public Decoder {
         const size_t padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
         if (padded <= reserved_) return;
         reserved_ = padded;
-        stream_.resize(padded * model_.width);
+        hidden_.resize(padded * model_.hidden_size);
         queries_.resize(padded * query_width_);
-        const bool in_tiles = !kOctets && tiles_compute<T>();
-        normal_.reserve(padded, model_.width, in_tiles);
-        attended_.reserve(padded, query_width_, in_tiles);
-        widened_.reserve(padded, model_.inner, in_tiles);
-        if (kOctets) octets_.reserve(padded, std::max({model_.width, model_.inner, query_width_}));
-        if (!model_.turns) return;
+        const bool amx_layout = !kInt8 && uses_amx<T>();
+        normed_.reserve(padded, model_.hidden_size, amx_layout);
+        attended_.reserve(padded, query_width_, amx_layout);
+        mlp_.reserve(padded, model_.intermediate_size, amx_layout);
+        if (kInt8) int8_rows_.reserve(padded, std::max({model_.hidden_size, model_.intermediate_size, query_width_}));
+        if (!model_.inv_freq) return;
         keys_.resize(padded * key_width_);
-        turned_.resize(padded * model_.head_width);
+        cos_sin_.resize(padded * model_.head_dim);
     }
 
-    // Each part of a step is shared out by itself.
-    int part(int layer, int number) const { return layer * kPartsOfLayer + number; }
-    int other(int number) const { return model_.layers * kPartsOfLayer + number; }
+    int stage(int layer, int number) const { return layer * kLayerStages + number; }
+    int other(int number) const { return model_.num_layers * kLayerStages + number; }
 
     void embed(const Step& step) {
-        const int width = model_.width;
-        shares_[other(0)].each(step.rows, [&](int row) {
-            const int place = step.places[row];
-            float* to = &stream_[(size_t)row * width];
-            take_token(step.ids[row], to);
-            if (model_.turns) return find_turns(row, place);
-            for (int k = 0; k < width; k += kLanes)
-                store(to + k, load(to + k) + load(model_.positions + (size_t)place * width + k));
+        const int width = model_.hidden_size;
+        queues_[other(kEmbed)].for_each(step.rows, [&](int row) {
+            const int position = step.positions[row];
+            float* to = &hidden_[(size_t)row * width];
+            load_embedding(step.ids[row], to);
+            if (model_.inv_freq) return compute_cos_sin(row, position);
+            for (int k = 0; k < width; k += kVecSize)
+                store(to + k, load(to + k) + load(model_.position_embedding + (size_t)position * width + k));
         });
     }
 
-    // A token's embedding is one output of the matrix that may be the output layer too.
-    void take_token(int id, float* to) const {
-        const int width = model_.width, block = id / kLanes, lane = id % kLanes;
-        constexpr int kTogether = sizeof(float) / sizeof(W);
-        const auto take = [&](const W* packed, int from, int end, float scale) {
+    // A token's embedding is output `id` of the packed matrix, which may be the LM head as well.
+    void load_embedding(int id, float* to) const {
+        const int width = model_.hidden_size, block = id / kVecSize, lane = id % kVecSize;
+        constexpr int kContiguous = sizeof(float) / sizeof(W);
+        const auto unpack = [&](const W* packed, int from, int end, float scale) {
             for (int k = from; k < end; k++)
-                to[k] = value(packed[((k - from) / kTogether * kLanes + lane) * kTogether + k % kTogether]) * scale;
+                to[k] = to_float(packed[((k - from) / kContiguous * kVecSize + lane) * kContiguous + k % kContiguous]) * scale;
         };
-        if constexpr (kOctets) {
-            const W* tokens = static_cast<const W*>(model_.tokens.values);
-            take(tokens + (size_t)block * in_steps(width) * kLanes, 0, width, model_.tokens.scales[id]);
+        if constexpr (kInt8) {
+            const W* tokens = static_cast<const W*>(model_.token_embedding.values);
+            unpack(tokens + (size_t)block * padded_inputs(width) * kVecSize, 0, width, model_.token_embedding.scales[id]);
         } else {
-            const Packed<W> packed = packed_of(model_.tokens);
-            Near<W> weights(packed, width, block, 1, true);
-            weights.begin(0, width);
+            const PackedWeights<W> packed = packed_weights(model_.token_embedding);
+            TileCache<W> weights(packed, width, block, 1, true);
+            weights.begin_chunk(0, width);
             for (int k = 0; k < width; k += kTileInputs) {
-                weights.reach(k);
-                take(weights.block(0) + weights.offset(k), k, k + kTileInputs, 1.0f);
+                weights.prepare(k);
+                unpack(weights.block(0) + weights.offset(k), k, k + kTileInputs, 1.0f);
             }
         }
     }
 
-    static Packed<W> packed_of(const Weights& weights) {
-        return {weights.values, weights.strays, weights.begins, CodeBook(weights.highest)};
+    static PackedWeights<W> packed_weights(const Weights& weights) {
+        return {weights.values, weights.outliers, weights.outlier_offsets, ExponentTable(weights.max_exponent)};
     }
 
-    // The cosines of a place's angles, and then their sines.
-    void find_turns(int row, int place) {
-        const int half = model_.head_width / 2;
-        float* to = &turned_[(size_t)row * model_.head_width];
+    // cos_sin_[row] = [cos(position * inv_freq), sin(position * inv_freq)]
+    void compute_cos_sin(int row, int position) {
+        const int half = model_.head_dim / 2;
+        float* to = &cos_sin_[(size_t)row * model_.head_dim];
         for (int i = 0; i < half; i++) {
-            const float angle = place * model_.turns[i];
+            const float angle = position * model_.inv_freq[i];
             to[i] = std::cos(angle);
             to[half + i] = std::sin(angle);
         }
     }
 
-    // `done(column, sixteen numbers)` takes them.
-    template <typename Done>
-    void normalise(const float* from, int width, const float* scale, const float* shift, Done done) const {
-        Lanes total = {}, squares = {};
-        if (shift)
-            for (int k = 0; k < width; k += kLanes) total += load(from + k);
-        const float mean = sum(total) / width;
-        for (int k = 0; k < width; k += kLanes) {
-            const Lanes apart = load(from + k) - mean;
-            squares += apart * apart;
+    // (x - mean) / sqrt(variance + epsilon) * weight + bias, or without a bias RMSNorm, whose mean is 0. Calls
+    // `output(column, 16 numbers)`.
+    template <typename Output>
+    void normalize(const float* from, int width, const float* weight, const float* bias, Output output) const {
+        Vec16 total = {}, squares = {};
+        if (bias)
+            for (int k = 0; k < width; k += kVecSize) total += load(from + k);
+        const float mean = reduce_add(total) / width;
+        for (int k = 0; k < width; k += kVecSize) {
+            const Vec16 centered = load(from + k) - mean;
+            squares += centered * centered;
         }
-        const float inverse = 1.0f / std::sqrt(sum(squares) / width + model_.epsilon);
-        for (int k = 0; k < width; k += kLanes) {
-            const Lanes found = (load(from + k) - mean) * inverse * load(scale + k);
-            done(k, shift ? found + load(shift + k) : found);
+        const float inverse = 1.0f / std::sqrt(reduce_add(squares) / width + model_.epsilon);
+        for (int k = 0; k < width; k += kVecSize) {
+            const Vec16 scaled = (load(from + k) - mean) * inverse * load(weight + k);
+            output(k, bias ? scaled + load(bias + k) : scaled);
         }
     }
 
-    void normalise_rows(const Step& step, const float* scale, const float* shift, int part) {
-        const size_t width = model_.width;
-        shares_[part].each(step.rows, [&](int row) {
-            normalise(&stream_[row * width], width, scale, shift, [&](int k, Lanes found) { store(normal_.at(row, k), found); });
+    void normalize_rows(const Step& step, const float* weight, const float* bias, int stage) {
+        const size_t width = model_.hidden_size;
+        queues_[stage].for_each(step.rows, [&](int row) {
+            const auto keep = [&](int k, Vec16 values) { store(normed_.at(row, k), values); };
+            normalize(&hidden_[row * width], width, weight, bias, keep);
         });
     }
 
-    void one_layer(const Step& step, int number, int member) {
+    void run_layer(const Step& step, int number, int thread) {
         const Layer& layer = model_.layer[number];
-        normalise_rows(step, layer.first_scale, layer.first_shift, part(number, 0));
-        end_part(member, kOther);
+        normalize_rows(step, layer.attn_norm_weight, layer.attn_norm_bias, stage(number, kAttnNorm));
+        end_stage(thread, kOther);
         T *keys = static_cast<T*>(step.keys[number]), *values = static_cast<T*>(step.values[number]);
-        project_in(step, layer, keys, values, part(number, 1));
-        end_part(member, kProducts);
-        if (model_.turns) {
-            turn(step, layer, keys, part(number, 2));
-            end_part(member, kOther);
+        compute_qkv(step, layer, keys, values, stage(number, kQkv));
+        end_stage(thread, kMatmul);
+        if (model_.inv_freq) {
+            apply_rope(step, layer, keys, stage(number, kRope));
+            end_stage(thread, kOther);
         }
-        attention_.attend(keys, values, queries_.data(), attended_, shares_[part(number, 3)], member);
-        end_part(member, kAttention);
-        add_product(step, attended_, layer.project, part(number, 4));
-        end_part(member, kProducts);
-        normalise_rows(step, layer.second_scale, layer.second_shift, part(number, 5));
-        end_part(member, kOther);
-        widen(step, layer.widen, part(number, 6));
-        end_part(member, kProducts);
-        add_product(step, widened_, layer.narrow, part(number, 7));
-        end_part(member, kProducts);
+        attention_.attend(keys, values, queries_.data(), attended_, queues_[stage(number, kAttend)], thread);
+        end_stage(thread, kAttention);
+        add_matmul(step, attended_, layer.attn_out, stage(number, kAttnOut));
+        end_stage(thread, kMatmul);
+        normalize_rows(step, layer.mlp_norm_weight, layer.mlp_norm_bias, stage(number, kMlpNorm));
+        end_stage(thread, kOther);
+        compute_mlp_up(step, layer.mlp_up, stage(number, kMlpUp));
+        end_stage(thread, kMatmul);
+        add_matmul(step, mlp_, layer.mlp_down, stage(number, kMlpDown));
+        end_stage(thread, kMatmul);
     }
 
-    void project_in(const Step& step, const Layer& layer, T* keys, T* values, int part) {
+    // Queries and, before RoPE, keys go to buffers; other keys and values into the cache.
+    void compute_qkv(const Step& step, const Layer& layer, T* keys, T* values, int stage) {
         const int outputs = query_width_ + 2 * key_width_;
-        times(normal_, step.rows, layer.attend, outputs, part, [&](int row, int column, Lanes found) {
-            if (column < query_width_) return store(&queries_[(size_t)row * query_width_ + column], found);
+        multiply(normed_, step.rows, layer.qkv, outputs, stage, [&](int row, int column, Vec16 sums) {
+            if (column < query_width_) return store(&queries_[(size_t)row * query_width_ + column], sums);
             column -= query_width_;
-            if (column >= key_width_) return attention_.keep_value(values, row, column - key_width_, found);
-            if (model_.turns) return store(&keys_[(size_t)row * key_width_ + column], found);
-            attention_.keep_key(keys, row, column, found);
+            if (column >= key_width_) return attention_.store_value(values, row, column - key_width_, sums);
+            if (model_.inv_freq) return store(&keys_[(size_t)row * key_width_ + column], sums);
+            attention_.store_key(keys, row, column, sums);
         });
     }
 
-    // Queries and keys by their places; the keys go into the cache only then.
-    void turn(const Step& step, const Layer& layer, T* keys, int part) {
-        const int width = model_.head_width, all = (query_width_ + key_width_) / width;
-        shares_[part].each(step.rows * all, [&](int i) {
-            const int row = i / all, head = i % all;
-            if (head < model_.heads) return turn_head(&queries_[(size_t)row * query_width_ + head * width], row, layer.query_scale);
-            const int first = (head - model_.heads) * width;
+    // RoPE of queries, and of keys, which then go into the cache.
+    void apply_rope(const Step& step, const Layer& layer, T* keys, int stage) {
+        const int width = model_.head_dim, all_heads = (query_width_ + key_width_) / width;
+        queues_[stage].for_each(step.rows * all_heads, [&](int i) {
+            const int row = i / all_heads, head = i % all_heads;
+            if (head < model_.num_heads)
+                return rotate_head(&queries_[(size_t)row * query_width_ + head * width], row, layer.q_norm_weight);
+            const int first = (head - model_.num_heads) * width;
             float* key = &keys_[(size_t)row * key_width_ + first];
-            turn_head(key, row, layer.key_scale);
-            for (int k = 0; k < width; k += kLanes) attention_.keep_key(keys, row, first + k, load(key + k));
+            rotate_head(key, row, layer.k_norm_weight);
+            for (int k = 0; k < width; k += kVecSize) attention_.store_key(keys, row, first + k, load(key + k));
         });
     }
 
-    void turn_head(float* head, int row, const float* scale) const {
-        const int width = model_.head_width, half = width / 2;
-        if (scale) normalise(head, width, scale, nullptr, [&](int k, Lanes found) { store(head + k, found); });
-        const float* turned = &turned_[(size_t)row * width];
-        for (int k = 0; k < half; k += kLanes) {
-            const Lanes cosines = load(turned + k), sines = load(turned + half + k);
-            const Lanes first = load(head + k), second = load(head + half + k);
+    // [a, b] -> [a cos - b sin, b cos + a sin], a and b the halves of a head.
+    void rotate_head(float* head, int row, const float* norm_weight) const {
+        const int width = model_.head_dim, half = width / 2;
+        if (norm_weight) normalize(head, width, norm_weight, nullptr, [&](int k, Vec16 values) { store(head + k, values); });
+        const float* cos_sin = &cos_sin_[(size_t)row * width];
+        for (int k = 0; k < half; k += kVecSize) {
+            const Vec16 cosines = load(cos_sin + k), sines = load(cos_sin + half + k);
+            const Vec16 first = load(head + k), second = load(head + half + k);
             store(head + k, first * cosines - second * sines);
             store(head + half + k, second * cosines + first * sines);
         }
     }
 
-    void widen(const Step& step, const Weights& weights, int part) {
-        const size_t inner = model_.inner;
+    void compute_mlp_up(const Step& step, const Weights& weights, int stage) {
+        const size_t inner = model_.intermediate_size;
         if (!model_.gated)
-            return times(normal_, step.rows, weights, inner, part, [&](int row, int column, Lanes found) {
-                store(widened_.at(row, column), gelu(found));
+            return multiply(normed_, step.rows, weights, inner, stage, [&](int row, int column, Vec16 sums) {
+                store(mlp_.at(row, column), gelu(sums));
             });
-        // A row's gate comes just before what it lets through.
-        Lanes gate = {};
-        times(normal_, step.rows, weights, 2 * inner, part, [&](int row, int column, Lanes found) {
-            if (column % (2 * kLanes) == 0) gate = silu(found);
-            else store(widened_.at(row, column / (2 * kLanes) * kLanes), gate * found);
+        // 16 outputs of the gate precede the 16 of `up` that they multiply: both are of one pair of blocks.
+        Vec16 gate = {};
+        multiply(normed_, step.rows, weights, 2 * inner, stage, [&](int row, int column, Vec16 sums) {
+            if (column % (2 * kVecSize) == 0) gate = silu(sums);
+            else store(mlp_.at(row, column / (2 * kVecSize) * kVecSize), gate * sums);
         });
     }
 
-    // Onto the stream that runs through all layers.
-    void add_product(const Step& step, const Rows<T>& rows, const Weights& weights, int part) {
-        const int width = model_.width;
-        times(rows, step.rows, weights, width, part, [&](int row, int column, Lanes found) {
-            float* to = &stream_[(size_t)row * width + column];
-            store(to, load(to) + found);
+    // Adds the matmul's result to the residual stream.
+    void add_matmul(const Step& step, const Rows<T>& rows, const Weights& weights, int stage) {
+        const int width = model_.hidden_size;
+        multiply(rows, step.rows, weights, width, stage, [&](int row, int column, Vec16 sums) {
+            float* to = &hidden_[(size_t)row * width + column];
+            store(to, load(to) + sums);
         });
     }
 
-    // `done(row, column, sixteen numbers)` takes them, the bias added.
-    template <typename Done>
-    void times(const Rows<T>& rows, int count, const Weights& weights, int outputs, int part, Done done) {
-        const auto take = [&](int row, int block, Lanes found) {
-            done(row, block * kLanes, weights.bias ? found + load(weights.bias + block * kLanes) : found);
+    // rows x weights + bias. Calls `output(row, column, 16 numbers)`.
+    template <typename Output>
+    void multiply(const Rows<T>& rows, int count, const Weights& weights, int outputs, int stage, Output output) {
+        const auto biased = [&](int row, int block, Vec16 sums) {
+            output(row, block * kVecSize, weights.bias ? sums + load(weights.bias + block * kVecSize) : sums);
         };
-        if constexpr (kOctets) {
+        if constexpr (kInt8) {
             const int inputs = rows.inputs();
-            roundings_[part].each(count, [&](int row) { octets_.round(rows.at(row), row, inputs); });
+            quantize_queues_[stage].for_each(count, [&](int row) { int8_rows_.quantize(rows.at(row), row, inputs); });
             const W* values = static_cast<const W*>(weights.values);
-            multiply(octets_, count, values, weights.scales, inputs, outputs, shares_[part], take);
-        } else multiply(rows, count, packed_of(weights), outputs, shares_[part], take);
+            matmul(int8_rows_, count, values, weights.scales, inputs, outputs, queues_[stage], biased);
+        } else matmul(rows, count, packed_weights(weights), outputs, queues_[stage], biased);
     }
 
-    void finish(const Step& step, int member) {
-        const int width = model_.width;
-        shares_[other(1)].each(step.logit_count + step.hidden_count, [&](int i) {
+    void finish(const Step& step, int thread) {
+        const int width = model_.hidden_size;
+        queues_[other(kFinalNorm)].for_each(step.logit_count + step.hidden_count, [&](int i) {
             const int n = i - step.logit_count, row = n < 0 ? step.logit_rows[i] : step.hidden_rows[n];
             float* hidden = n < 0 ? nullptr : step.hidden + (size_t)n * width;
-            // One piece of code for both, so that projecting a hidden state gives the same bits as the step.
-            const auto keep = [&](int k, Lanes found) {
-                if (hidden) store(hidden + k, found);
-                else store(normal_.at(i, k), found);
+            // One lambda for both: compiled once, a projected hidden state has the same bits as the step's.
+            const auto keep = [&](int k, Vec16 values) {
+                if (hidden) store(hidden + k, values);
+                else store(normed_.at(i, k), values);
             };
-            normalise(&stream_[(size_t)row * width], width, model_.final_scale, model_.final_shift, keep);
+            normalize(&hidden_[(size_t)row * width], width, model_.final_norm_weight, model_.final_norm_bias, keep);
         });
-        end_part(member, kOther);
-        make_logits(step.logit_count, step.logits, step.stride);
-        shares_[other(3)].each(step.logit_count, [&](int row) {
-            const Best best = best_of(step.logits + (size_t)row * step.stride, model_.vocabulary);
-            step.best[row] = best.value;
-            step.best_ids[row] = best.place;
+        end_stage(thread, kOther);
+        compute_logits(step.logit_count, step.logits, step.logit_stride);
+        queues_[other(kArgMax)].for_each(step.logit_count, [&](int row) {
+            const ArgMax best = argmax(step.logits + (size_t)row * step.logit_stride, model_.vocab_size);
+            step.max_logits[row] = best.value;
+            step.argmax_ids[row] = best.index;
         });
-        end_part(member, kLogits);
+        end_stage(thread, kLogits);
     }
 
-    // Of the first rows in `normal_`.
-    void make_logits(int count, float* logits, int stride) {
-        const int outputs = (model_.vocabulary + kLanes - 1) / kLanes * kLanes;
-        times(normal_, count, model_.output, outputs, other(2), [&](int row, int column, Lanes found) {
-            store(logits + (size_t)row * stride + column, found);
+    // Of the first `count` rows of normed_.
+    void compute_logits(int count, float* logits, int logit_stride) {
+        const int outputs = (model_.vocab_size + kVecSize - 1) / kVecSize * kVecSize;
+        multiply(normed_, count, model_.lm_head, outputs, other(kLmHead), [&](int row, int column, Vec16 sums) {
+            store(logits + (size_t)row * logit_stride + column, sums);
         });
     }
 
-    static constexpr bool kOctets = sizeof(W) == 1;
-    static constexpr int kPartsOfLayer = 8, kOtherParts = 4;
+    static constexpr bool kInt8 = sizeof(W) == 1;
 
     const Model model_;
     Attention<T> attention_;
     const int query_width_, key_width_;
-    // Of each part; and, where it is a product, of the rows that are rounded for it.
-    std::vector<Share> shares_, roundings_;
+    // For each stage; quantize_queues_ for the rows of an int8 matmul.
+    std::vector<WorkQueue> queues_, quantize_queues_;
     size_t reserved_ = 0;
     Clock clock_;
     uint64_t* progress_ = nullptr;
-    Numbers<float> stream_, queries_, keys_, turned_;
-    Rows<T> normal_, attended_, widened_;
-    // The rows of the product that is computed, for weights of eight bits.
-    Octets octets_;
+    // The residual stream; queries and keys before RoPE; the cosines and sines of each row's position.
+    AlignedVector<float> hidden_, queries_, keys_, cos_sin_;
+    // Inputs of the matmuls: qkv, mlp_up and lm_head; attn_out; mlp_down.
+    Rows<T> normed_, attended_, mlp_;
+    // The quantized rows of the current matmul.
+    Int8Rows int8_rows_;
 };

@@ -1,0 +1,40 @@
+"""The objects that the routes of one gateway share, and the FastAPI dependency that passes them to a handler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from tritonlm.client.async_client import AsyncClient
+
+from .admission import AdmissionQueue
+from .history import History
+from .loading import Loader
+from .metrics import LiveValues
+from .quota import Quota
+from .settings import GatewaySettings
+from .training import TrainingService
+
+
+@dataclass(frozen=True)
+class Services:
+    client: AsyncClient
+    settings: GatewaySettings
+    admission: AdmissionQueue
+    history: History
+    live_values: LiveValues
+    loader: Loader
+    quota: Quota
+    training: TrainingService
+
+
+async def services_of(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+# The type of a handler's parameter that receives the services.
+ServicesParameter = Annotated[Services, Depends(services_of)]

@@ -1,0 +1,67 @@
+"""Selects the language models of a server: the bundled ones, the registry's, and checkpoints named at the start.
+
+It determines the model repositories that Triton reads and the models that are loaded at start. It starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import paths
+from .entries import sync_repository
+from .errors import ServingError
+from .registry import Entry, make_entry, read_registry
+from .settings import Settings
+
+BUNDLED = ("abacus", "fable")
+
+
+@dataclass(frozen=True)
+class ModelSelection:
+    repositories: list[Path]
+    # Models that are loaded at start; the others are loaded at their first request.
+    load: list[str]
+    # The model for routes that name none; empty: the first one that is ready.
+    default: str
+
+
+def select_models(settings: Settings) -> ModelSelection:
+    code = paths.model_repository()
+    repositories = list(settings.model_repository)
+    file, registered = _registered(settings.registry)
+    # Included even when it is empty, so that Triton sees models that are added later.
+    repositories.append(sync_repository(str(file), registered, code))
+    named = [_checkpoint_entry(option) for option in settings.checkpoint]
+    _refuse_duplicates([*registered, *named])
+    if named:
+        repositories.append(sync_repository("\0".join(settings.checkpoint), named, code))
+    load = settings.load or [
+        *(entry.name for entry in named),
+        *(entry.name for entry in registered if entry.preload),
+    ]
+    return ModelSelection(repositories, list(dict.fromkeys(load or BUNDLED)), named[0].name if named else "")
+
+
+def _registered(file: Path | None) -> tuple[Path, list[Entry]]:
+    if file is not None and not file.is_file():
+        raise ServingError(f"the registry {file} does not exist; name another with --registry, or tritonlm add one")
+    path = (file or paths.registry()).resolve()
+    return path, read_registry(path) if path.is_file() else []
+
+
+def _checkpoint_entry(option: str) -> Entry:
+    """The entry of `--checkpoint FOLDER` or `--checkpoint NAME=FOLDER`."""
+    name, equals, folder = option.partition("=")
+    if not equals:
+        name, folder = "", option
+    path = Path(folder).expanduser().resolve()
+    return make_entry(name=name or path.name, path=path)
+
+
+def _refuse_duplicates(entries: Sequence[Entry]) -> None:
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1 or name in BUNDLED:
+            raise ServingError(f"two language models are named {name}; name a checkpoint by --checkpoint NAME=FOLDER")

@@ -1,0 +1,156 @@
+"""The thread-safe front of an engine: other threads submit requests and commands here, the engine's thread takes them.
+
+It knows all requests in flight, the lock, and the limits of a request. It does not know how steps are computed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tritonlm.contract import (
+    ContextLengthExceeded,
+    Draining,
+    InvalidRequest,
+    NotOffered,
+    RequestFailedRepeatedly,
+    TritonLMError,
+)
+from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
+
+from .config import EngineConfig
+from .monitoring.metrics import Metrics
+from .monitoring.reports import Reports
+from .monitoring.step_journal import StepJournal, fingerprint
+from .request import Request
+from .runners.interface import Runner
+from .scheduling.admission import AdmissionQueue
+
+
+class Intake:
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        admission: AdmissionQueue,
+        reports: Reports,
+        metrics: Metrics,
+        journal: StepJournal | None,
+        about: Mapping[str, Any],
+    ) -> None:
+        """`about` is the report of the command `about`."""
+        self._runner, self._config, self._admission, self._reports = runner, config, admission, reports
+        self._metrics, self._journal, self._about = metrics, journal, dict(about)
+        self._inbox: deque[Request] = deque()
+        # All requests that have been submitted and have not ended, by number.
+        self._requests: dict[int, Request] = {}
+        self._changed = threading.Condition()
+        self.closed = False
+
+    # Called by other threads.
+
+    def submit(self, request: Request) -> None:
+        """Take a request, or raise the error that refuses it. The end of a request that is taken will be delivered."""
+        self._check_limits(request)
+        self._check_suspect(request)
+        with self._changed:
+            try:
+                self._admission.enter(resumed=bool(request.parameters.resume_token_ids))
+            except TritonLMError:
+                self._metrics.count("refused")
+                raise
+            self._requests[request.number] = request
+            self._inbox.append(request)
+            self._changed.notify()
+
+    def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
+        """Run a command at once on the caller's thread, however long the current step takes."""
+        with self._changed:
+            if self.closed:
+                raise Draining("this model has been stopped")
+            report = self._run_command(command)
+        reply(report)
+
+    def cancel(self, request_id: str) -> int:
+        """Mark the requests with this id as cancelled: they end before the next step. Return their number."""
+        matches = [request for request in self._requests.values() if request.id == request_id and not request.cancelled]
+        for request in matches:
+            request.cancelled = True
+        return len(matches)
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._admission.close()
+            self._changed.notify()
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests that have been submitted and have not ended."""
+        return self._admission.in_flight
+
+    # Called by the engine's thread.
+
+    def take(self) -> Iterator[Request]:
+        """The submitted requests that the engine's thread has not taken yet."""
+        while self._inbox:
+            yield self._inbox.popleft()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a new request or for the end, at most this long."""
+        with self._changed:
+            if not self._inbox and not self.closed:
+                self._changed.wait(seconds)
+
+    def leave(self, request: Request) -> None:
+        """Forget a request that has ended."""
+        with self._changed:
+            self._requests.pop(request.number, None)
+            self._admission.leave()
+
+    def _run_command(self, command: Command) -> dict[str, Any]:
+        if command.name == CANCEL:
+            return {"cancelled": self.cancel(command.request_id)}
+        if command.name == FIND:
+            return {"requests": self._reports.find(command.request_id, self._requests.values())}
+        if command.name == KNOWN:
+            ids = set(command.request_ids)
+            return {"known": [request.id for request in self._requests.values() if request.id in ids]}
+        if command.name == ABOUT:
+            return self._about
+        if command.name == DRAIN:
+            self._admission.drain()
+        elif command.name == RETIRE:
+            self._admission.retire()
+        return self._reports.status()
+
+    def _check_limits(self, request: Request) -> None:
+        params, context, vocab_size = request.parameters, self._runner.context_length, self._runner.vocab_size
+        if request.embeds and not self._config.enable_embeddings:
+            raise NotOffered("embeddings are off; start the server with TRITONLM_ENABLE_EMBEDDINGS=true")
+        if not request.prompt_ids:
+            raise InvalidRequest("prompt_ids must hold at least one token id", "prompt_ids")
+        if max(request.prompt_ids) >= vocab_size or min(request.prompt_ids) < 0:
+            raise InvalidRequest(f"prompt_ids must be from 0 to {vocab_size - 1}", "prompt_ids")
+        if params.max_tokens is None or params.seed is None:
+            raise InvalidRequest("request must name max_tokens and seed", "request")
+        if len(request.prompt_ids) + params.max_tokens > context:
+            raise ContextLengthExceeded.for_lengths(context, len(request.prompt_ids), params.max_tokens)
+        if params.resume_token_ids and len(params.resume_token_ids) >= params.max_tokens:
+            raise InvalidRequest("resume_token_ids must be fewer than max_tokens", "resume_token_ids")
+
+    def _check_suspect(self, request: Request) -> None:
+        """Refuse a request that has killed two processes. Isolate a request that was in a step of a dead process."""
+        if self._journal is None:
+            return
+        request.fingerprint = fingerprint(request)
+        suspect = self._journal.suspect(request)
+        if suspect and suspect.is_killer:
+            self._metrics.count("refused")
+            raise RequestFailedRepeatedly(
+                f"this request was being computed when {suspect.deaths} processes of the model died; "
+                "it is not tried again"
+            )
+        request.isolated_steps = suspect.isolated_steps if suspect else 0

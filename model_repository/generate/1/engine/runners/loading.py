@@ -1,0 +1,92 @@
+"""Loads weights at low priority and reports the progress.
+
+Requests to other models keep their speed meanwhile. This module knows thread priorities and transformers' progress bar,
+not the use of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from safetensors import safe_open
+from tritonlm.contract.load_progress import LoadProgress
+
+T = TypeVar("T")
+# A thread of this niceness gets a tenth of a busy core, and all of an idle one.
+_NICENESS = 10
+
+
+class _Load(threading.Thread, Generic[T]):
+    def __init__(self, load: Callable[[], T]) -> None:
+        super().__init__(name="tritonlm-load")
+        self._load = load
+        self.result: T
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        # Niceness belongs to a thread, and the threads that it starts inherit it: here those of OpenMP, which end with
+        # this thread. Lowering it again needs privileges, so the load runs in a thread of its own.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        try:
+            self.result = self._load()
+        except BaseException as error:  # the caller raises it
+            self.error = error
+
+
+def load_at_low_priority(load: Callable[[], T]) -> T:
+    """The result of `load`, computed by a thread of low priority."""
+    thread = _Load(load)
+    thread.start()
+    thread.join()
+    if thread.error is not None:
+        try:
+            raise thread.error
+        finally:
+            # Break the cycle of error, traceback and thread: it would keep the memory of a failed load.
+            thread.error = None
+    return thread.result
+
+
+@contextlib.contextmanager
+def reported_loading(folder: Path, progress: LoadProgress) -> Iterator[None]:
+    """Report the tensors that transformers loads within this context, by their bytes in the files."""
+    from transformers.utils import logging  # noqa: PLC0415 (the kernels do without transformers)
+
+    sizes = _tensor_bytes(folder)
+
+    def bar(factory: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return _counted(arguments[0], sizes, progress) if arguments else factory(*arguments, **options)
+
+    before = logging.set_tqdm_hook(bar)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+
+
+def _counted(entries: Any, sizes: dict[str, int], progress: LoadProgress) -> Iterator[Any]:
+    for entry in entries:
+        yield entry
+        name = entry[0] if isinstance(entry, tuple) else entry
+        # The model's name of a tensor and the file's may differ in a prefix.
+        progress.add(sizes.get(str(name).rpartition("model.")[2], 0))
+
+
+def _tensor_bytes(folder: Path) -> dict[str, int]:
+    """Each tensor's bytes by its name, without a prefix that ends in `model.`."""
+    sizes = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                part = opened.get_slice(name)
+                width = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}.get(part.get_dtype(), 1)
+                count = width
+                for length in part.get_shape():
+                    count *= length
+                sizes[name.rpartition("model.")[2]] = count
+    return sizes

@@ -1,0 +1,79 @@
+// The layout of the paged KV cache, and the stores of a step's new keys and values.
+//
+// Layout, in a block b of B tokens, for KV head h of width D, token t of the block and dimension d:
+//   key    at b * (H D B) + h * (D B) + d * B + t                              [head][D][B]
+//   value  at b * (H D B) + h * (D B) + t * D + d                              [head][B][D]
+// so that 16 keys, or 16 numbers of a value, are contiguous. For AMX, pairs along the summed dimension are contiguous:
+//   key    at ... + (d / 2) * 2 B + 2 t + d % 2                                [head][D / 2][B][2]
+//   value  at ... + (t / 2) * 2 D + 2 d + t % 2                                [head][B / 2][D][2]
+// ISA variants: the AMX layout where tiles are available (bfloat16) and D % 32 == 0 and B % 16 == 0.
+// Test: tests/inference/test_native.py (its shapes cover both). It knows no attention scores.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "rows.hpp"
+#include "simd.hpp"
+#include "step.hpp"
+
+template <typename T>
+class KVLayout {
+  public:
+    // Stores 16 numbers of a row's key, or of its value. `column` counts through all KV heads.
+    void store_key(T* keys, int row, int column, Vec16 values) const {
+        const int token = step_->positions[row] % block_tokens_;
+        T numbers[kVecSize];
+        store(numbers, values);
+        if (amx_) {
+            T* to = keys + own_block_[row] + (size_t)column * block_tokens_ + 2 * token;
+            for (int i = 0; i < kVecSize; i += 2) memcpy(to + i * block_tokens_, numbers + i, 2 * sizeof(T));
+            return;
+        }
+        T* to = keys + own_block_[row] + (size_t)column * block_tokens_ + token;
+        for (int i = 0; i < kVecSize; i++) to[(size_t)i * block_tokens_] = numbers[i];
+    }
+
+    void store_value(T* values, int row, int column, Vec16 numbers) const {
+        const int token = step_->positions[row] % block_tokens_, head = column / head_dim_, dim = column % head_dim_;
+        T* of_head = values + own_block_[row] + (size_t)head * block_tokens_ * head_dim_;
+        if (!amx_) return store(of_head + (size_t)token * head_dim_ + dim, numbers);
+        T stored[kVecSize];
+        store(stored, numbers);
+        T* to = of_head + ((size_t)(token / 2) * head_dim_ + dim) * 2 + token % 2;
+        for (int i = 0; i < kVecSize; i++) to[2 * i] = stored[i];
+    }
+
+  protected:
+    KVLayout(int num_heads, int heads_per_kv, int head_dim)
+        : num_heads_(num_heads), heads_per_kv_(heads_per_kv), head_dim_(head_dim) {}
+
+    void begin(const Step& step) {
+        step_ = &step;
+        block_tokens_ = step.block_tokens;
+        amx_ = uses_amx<T>() && head_dim_ % kTileColumns == 0 && block_tokens_ % kVecSize == 0;
+        block_size_ = (size_t)num_heads_ / heads_per_kv_ * head_dim_ * block_tokens_;
+        own_block_.resize(step.rows);
+        for (int row = 0; row < step.rows; row++)
+            own_block_[row] = block_table(row)[step.positions[row] / block_tokens_] * block_size_;
+    }
+
+    const int32_t* block_table(int row) const {
+        return step_->block_tables + (size_t)step_->sequences[row] * step_->table_width;
+    }
+
+    // Offset in a block of the keys, or values, that a query head reads.
+    size_t head_offset(int head) const { return (size_t)(head / heads_per_kv_) * head_dim_ * block_tokens_; }
+
+    // GQA: heads_per_kv_ query heads read one KV head.
+    const int num_heads_, heads_per_kv_, head_dim_;
+    const Step* step_ = nullptr;
+    int block_tokens_ = 0;
+    bool amx_ = false;
+    // Numbers in a block of the keys, or of the values.
+    size_t block_size_ = 0;
+
+  private:
+    // Offset of the block that receives each row's key and value.
+    std::vector<size_t> own_block_;
+};

@@ -1,0 +1,200 @@
+// A thread pool for one step of a model: run(task) calls task(thread) on every thread. Within it, a WorkQueue hands out the
+// items [0, count) of a stage, and acts as the barrier at the stage's end.
+//
+// Threads wait for a stage's end by spinning: stages take microseconds, and waking a thread takes longer. Between steps they
+// sleep. The state of item i is states_[i / batch], with at most 2048 states.
+// ISA variants: none. Tests: tests/inference/test_native.py (one thread, several, and more threads than cores give the same
+// bits). It knows no models.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <sched.h>
+#include <thread>
+#include <vector>
+
+// Spins, and then yields the core: the thread that is waited for may need it.
+class SpinWait {
+  public:
+    void wait() {
+        if (spins_++ < kSpins) __builtin_ia32_pause();
+        else sched_yield();
+    }
+
+  private:
+    // Ten to twenty microseconds of `pause`: about a short stage.
+    static constexpr int kSpins = 400;
+    int spins_ = 0;
+};
+
+// An item's result: not published, being published by one thread, or published.
+typedef std::atomic<uint8_t> ItemState;
+enum : uint8_t { kPending, kPublishing, kDone };
+
+// The right to publish an item's result. Several threads may compute the same item; the first to acquire it publishes.
+class Claim {
+  public:
+    explicit Claim(ItemState& state) : state_(state) {}
+
+    // Whether this thread publishes. Call it before the first write that other threads see.
+    bool acquire() {
+        uint8_t pending = kPending;
+        if (!attempted_) acquired_ = state_.compare_exchange_strong(pending, kPublishing, std::memory_order_acq_rel);
+        attempted_ = true;
+        return acquired_;
+    }
+
+    bool lost() const { return attempted_ && !acquired_; }
+
+    void finish() {
+        if (acquire()) state_.store(kDone, std::memory_order_release);
+    }
+
+  private:
+    ItemState& state_;
+    bool attempted_ = false, acquired_ = false;
+};
+
+// The work items of a stage. A thread takes a batch at a time, so that one that loses its core to another process leaves
+// the rest to the others. An item's result does not depend on the thread that computes it.
+class WorkQueue {
+  public:
+    // Calls `task(item)` for each item. Returns when all items are done, by any thread.
+    template <typename Task>
+    void for_each(int count, Task task) {
+        process<false>(count, [&](int item, Claim&) { task(item); });
+    }
+
+    // The same with `task(item, claim)`, and a thread without work repeats the items of a slow one: those that it has taken
+    // and not begun, and after a while those that it has begun. A task reads only what no other task of the stage writes,
+    // and writes to shared memory only after claim.acquire(). A task that is overtaken may read memory that a later stage
+    // has overwritten; its result is discarded.
+    template <typename Task>
+    void for_each_redundant(int count, Task task) {
+        process<true>(count, task);
+    }
+
+    // Between steps, when no thread is inside.
+    void reset() {
+        next_.store(0, std::memory_order_relaxed);
+        complete_.store(false, std::memory_order_relaxed);
+        for (int n = 0; n < used_.load(std::memory_order_relaxed); n++) states_[n].store(kPending, std::memory_order_relaxed);
+    }
+
+  private:
+    typedef std::chrono::steady_clock Time;
+    typedef Time::time_point Moment;
+    // A stage is taken in about 32 batches: few enough that `next_` is not contended, and many enough to balance the load.
+    static constexpr int kBatches = 32, kStates = 2048;
+    // Added to the time after which a begun item is repeated, so that very short items are not.
+    static constexpr std::chrono::microseconds kGrace{20};
+
+    template <bool kRedundant, typename Task>
+    void process(int count, Task task) {
+        if (complete_.load(std::memory_order_acquire)) return;
+        // With more items than states, neighbouring items share a state.
+        const int items_per_state = count / kStates + 1, states = (count + items_per_state - 1) / items_per_state;
+        const auto execute = [&](int n) {
+            Claim claim(states_[n]);
+            for (int i = n * items_per_state; i < std::min((n + 1) * items_per_state, count) && !claim.lost(); i++)
+                task(i, claim);
+            claim.finish();
+        };
+        used_.store(states, std::memory_order_relaxed);
+        const int batch = std::max(1, states / kBatches);
+        const auto is_pending = [&](int n) { return states_[n].load(std::memory_order_relaxed) == kPending; };
+        const Moment start = Time::now();
+        int executed = 0;
+        for (int first; (first = next_.fetch_add(batch, std::memory_order_relaxed)) < states;)
+            for (int n = first; n < std::min(first + batch, states); n++)
+                if (!kRedundant || is_pending(n)) execute(n), executed++;
+        // What is pending now belongs to other threads, which take their batches from the front: it is taken from the back.
+        // An item whose predecessor in the batch is pending is not begun. Repeating a begun one would slow its thread down
+        // where both share a core, so that waits until it has taken more than twice this thread's mean time.
+        const Moment end = Time::now(), deadline = end + 2 * (end - start) / std::max(1, executed) + kGrace;
+        SpinWait spin;
+        for (int n = states - 1; n >= 0;) {
+            if (states_[n].load(std::memory_order_acquire) == kDone) n--;
+            else if (kRedundant && is_pending(n) && ((n % batch && is_pending(n - 1)) || Time::now() > deadline)) execute(n);
+            else spin.wait();
+        }
+        complete_.store(true, std::memory_order_release);
+    }
+
+    std::atomic<int> next_{0}, used_{0};
+    std::atomic<bool> complete_{false};
+    ItemState states_[kStates] = {};
+};
+
+class ThreadPool {
+  public:
+    explicit ThreadPool(int size) : size_(size) {
+        for (int thread = 1; thread < size; thread++) threads_.emplace_back([this, thread] { work(thread); });
+    }
+
+    ~ThreadPool() {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            closed_ = true;
+        }
+        wake_.notify_all();
+        for (auto& thread : threads_) thread.join();
+    }
+
+    int size() const { return size_; }
+
+    // Calls `task(thread)` on each thread; the caller is thread 0. Returns when all have returned.
+    void run(const std::function<void(int)>& task) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            task_ = &task;
+            generation_++;
+        }
+        wake_.notify_all();
+        task(0);
+        barrier();
+    }
+
+  private:
+    void barrier() {
+        if (size_ == 1) return;
+        unsigned round = round_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            round_.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (SpinWait spin; round_.load(std::memory_order_acquire) == round;) spin.wait();
+    }
+
+    void work(int thread) {
+        unsigned done = 0;
+        while (true) {
+            const std::function<void(int)>* task;
+            {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return closed_ || generation_ != done; });
+                if (closed_) return;
+                done = generation_;
+                task = task_;
+            }
+            (*task)(thread);
+            barrier();
+        }
+    }
+
+    const int size_;
+    std::vector<std::thread> threads_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    const std::function<void(int)>* task_ = nullptr;
+    unsigned generation_ = 0;
+    bool closed_ = false;
+    std::atomic<int> arrived_{0};
+    std::atomic<unsigned> round_{0};
+};

@@ -1,0 +1,37 @@
+"""The kernels compiled for several ISA variants, each without one more instruction set.
+
+A background thread compiles them one after the other, before the tests need them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from engine.runners.native import build
+
+# "avx2" is any processor of the last ten years, "plain" any x86-64. -O2 compiles in half the time of -O3.
+_NO_AMX = ("-mno-amx-bf16", "-O2")
+_ALL_VARIANTS = {
+    "all": (), "no_amx": _NO_AMX, "no_bf16": (*_NO_AMX, "-mno-avx512bf16", "-mno-avx512vnni"),
+    "avx2": build.CAPABILITY_FLAGS["avx2"], "plain": build.CAPABILITY_FLAGS["default"],
+}  # fmt: skip
+# A variant is the same as "all" if the processor has none of the instruction sets that it excludes.
+_EXCLUDED = {"no_amx": {"amx_bf16"}, "no_bf16": {"avx512_bf16", "avx512_vnni"}}
+_PROCESSOR = build.processor_flags()
+VARIANTS = {
+    name: flags for name, flags in _ALL_VARIANTS.items() if name not in _EXCLUDED or _EXCLUDED[name] & _PROCESSOR
+}
+
+
+@functools.cache
+def _compilations() -> dict[str, Future[Path]]:
+    # One thread: the tests that run meanwhile need a core too.
+    pool = ThreadPoolExecutor(1)
+    return {name: pool.submit(build.compile_library, flags) for name, flags in VARIANTS.items()}
+
+
+def library_of(variant: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(_compilations()[variant].result()))

@@ -1,0 +1,145 @@
+"""Lossless 12-bit bfloat16: unpacked weights have the same bits, and so do logits computed with packed weights."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from engine.config import EngineConfig
+from engine.runners.native import weights
+from engine.runners.native.runner import NativeRunner
+from engine.runners.native.weights import BLOCK_OUTPUTS, PackedBf16, WeightPacker, pack, pack_bf16
+from engine.scheduling.scheduler import Slice
+from fakes.sequences import Sequence, every_logits
+from fakes.tiny_lm import make_checkpoint
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tritonlm.contract.load_progress import LoadProgress
+
+from .isa_variants import VARIANTS, library_of
+
+INPUTS, TILE_WEIGHTS, ZERO_CODE = 64, 512, 15
+OUTLIER = np.dtype([("index", np.uint32), ("bits", np.uint16), ("padding", np.uint16)])
+
+
+def bits_of(tensor: torch.Tensor) -> npt.NDArray[np.uint16]:
+    return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+
+
+def unpacked(packed: PackedBf16, blocks: int) -> npt.NDArray[np.uint16]:
+    """The layout of bf16_packed.hpp, in numpy."""
+    tiles = packed.tiles.numpy().reshape(-1, TILE_WEIGHTS // 2 * 3).astype(np.uint16)
+    # Of 16 bytes the first 8 belong to one line of 32 weights, and the others to the next line.
+    sign_fraction = tiles[:, :TILE_WEIGHTS].reshape(-1, 8, 4, 2, 8).swapaxes(2, 3).reshape(-1, TILE_WEIGHTS)
+    code_bytes = tiles[:, TILE_WEIGHTS:].reshape(-1, 4, 1, 64)
+    codes = np.concatenate([code_bytes & 15, code_bytes >> 4], 2)
+    codes = codes.reshape(-1, 8, 4, 2, 8).swapaxes(2, 3).reshape(-1, TILE_WEIGHTS)
+    exponents = np.where(codes == ZERO_CODE, 0, packed.max_exponent - codes)
+    bits = (sign_fraction & 128) << 8 | exponents << 7 | sign_fraction & 127
+    result = bits.astype(np.uint16).reshape(blocks, -1)
+    outliers, offsets = packed.outliers.numpy().view(OUTLIER), packed.outlier_offsets.tolist()
+    for block in range(blocks):
+        of_block = outliers[offsets[block] : offsets[block + 1]]
+        result[block, of_block["index"]] = of_block["bits"]
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(-120, 120),
+    st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 2**16 - 1)), max_size=12),
+)  # fmt: skip
+@example(16, 0, 0, [(0, 0), (1, 0x8000), (2, 1), (3, 0x807F), (4, 0x7F80), (5, 0xFF80), (6, 0x7FC0), (1023, 0x7F7F)])
+def test_packing_is_lossless(outputs: int, seed: int, exponent: int, outliers: list[tuple[int, int]]) -> None:
+    """Weights of one magnitude, and among them any bits: signed zeros, subnormals, infinities, NaNs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.empty(outputs, INPUTS).uniform_(1, 7.9, generator=generator) * 2.0**exponent
+    weight *= torch.empty(outputs, INPUTS).bernoulli_(0.5, generator=generator) * 2 - 1
+    blocks = pack(weight, torch.bfloat16)
+    flat = blocks.view(torch.int16).view(-1)
+    for index, bits in outliers:
+        flat[index % len(flat)] = bits - 2**16 if bits >= 2**15 else bits
+    if packed := pack_bf16(blocks, library_of("all")):
+        assert packed.tiles.numel() * 4 == blocks.numel() * 2 * 3
+        assert np.array_equal(unpacked(packed, len(blocks)).ravel(), bits_of(flat))
+    else:
+        # Only with more outliers than are allowed.
+        assert len(outliers) > blocks.numel() // 256
+
+
+def test_weights_of_all_magnitudes_are_not_packed() -> None:
+    bits = torch.randint(-(2**15), 2**15, (4 * BLOCK_OUTPUTS, INPUTS), dtype=torch.int16)
+    assert pack_bf16(pack(bits.view(torch.bfloat16), torch.bfloat16), library_of("all")) is None
+
+
+def test_a_processor_without_byte_lookup_does_not_pack() -> None:
+    assert pack_bf16(pack(torch.randn(BLOCK_OUTPUTS, INPUTS), torch.bfloat16), library_of("plain")) is None
+
+
+def packer_of(folder: Path, dtype: torch.dtype, variant: str) -> WeightPacker:
+    return WeightPacker(folder, "", dtype, False, library_of(variant), LoadProgress())
+
+
+def test_without_avx512_weights_are_not_packed(folder: Path) -> None:
+    packer = packer_of(folder, torch.bfloat16, "avx2")
+    assert not packer.linear(torch.randn(BLOCK_OUTPUTS, INPUTS)).outlier_offsets
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights with zeros and outliers, a matrix with too many outliers to be packed, an odd number of logit blocks."""
+    sizes: dict[str, Any] = {
+        "gpt2": {"n_embd": 416, "n_head": 13, "n_layer": 2, "n_positions": 64},
+        "llama": {"model_type": "llama", "hidden_size": 96, "intermediate_size": 416, "num_hidden_layers": 2,
+                  "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 64},
+    }[request.param]  # fmt: skip
+    folder = make_checkpoint(tmp_path_factory.mktemp("packed"), seed=5, initializer_range=0.2, vocab_size=490, **sizes)
+    tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(6)
+    for name, tensor in ((name, tensor) for name, tensor in tensors.items() if tensor.dim() == 2):
+        outlier_rate = 0.3 if "1.mlp" in name else 0.001
+        tensor.mul_(2.0 ** (-40.0 * (torch.rand(tensor.shape, generator=generator) < outlier_rate)))
+        tensor.mul_(torch.rand(tensor.shape, generator=generator) > 0.01)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "plain"])
+def test_packed_weights_give_the_same_logits_bit_for_bit(
+    folder: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, results = library_of(variant), list[PackedBf16 | None]()
+
+    def recorded(values: torch.Tensor, library: ctypes.CDLL) -> PackedBf16 | None:
+        results.append(pack_bf16(values, library))
+        return results[-1]
+
+    def logits() -> list[torch.Tensor]:
+        config = EngineConfig(device="cpu", dtype="bfloat16", max_sequences=8, threads=2, block_tokens=16)
+        runner = NativeRunner(folder, config, torch.device("cpu"), torch.bfloat16, library)
+        outputs = []
+        for count in (1, 2, 3, 8, 13, 16, 17, 45):
+            sequence = Sequence([7 * n % 490 for n in range(count)], [1, 2, 3])
+            outputs.append(every_logits(runner, [Slice(sequence, 0, count)]))  # type: ignore[arg-type]
+        runner.close()
+        return outputs
+
+    monkeypatch.setattr(weights, "pack_bf16", recorded)
+    monkeypatch.setattr(weights, "bf16_packing_pays", lambda _: True)
+    packed_logits = logits()
+    # Some matrices are packed and some are not, and there are outliers.
+    assert {packed is None for packed in results} == {True, False}
+    assert any(packed is not None and len(packed.outliers) for packed in results)
+    monkeypatch.setattr(weights, "pack_bf16", lambda *_: None)
+    for packed, plain in zip(packed_logits, logits(), strict=True):
+        assert torch.equal(packed, plain)
+
+
+def test_float32_weights_are_not_packed(folder: Path) -> None:
+    packer = packer_of(folder, torch.float32, "all")
+    assert not packer.linear(torch.randn(BLOCK_OUTPUTS, INPUTS)).outlier_offsets

@@ -1,0 +1,201 @@
+"""Restart backoff, log rotation, and the supervisor's restarts of a process that dies or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from tritonlm.serving import ServingError, supervisor
+from tritonlm.serving import backoff as backoff_module
+from tritonlm.serving import child as child_module
+from tritonlm.serving.backoff import RestartBackoff
+from tritonlm.serving.child import Child
+from tritonlm.serving.control import TritonControl
+from tritonlm.serving.restart_counts import RestartCounts, read_restart_counts
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    fake = Clock()
+    monkeypatch.setattr(backoff_module, "time", fake)
+    return fake
+
+
+def test_the_first_restarts_are_immediate_and_later_delays_double(clock: Clock) -> None:
+    backoff, delays = RestartBackoff(), []
+    for _ in range(RestartBackoff.IMMEDIATE_ATTEMPTS + 4):
+        delays.append(backoff.delay)
+        clock.sleep(backoff.delay)
+        backoff.record_attempt()
+    assert delays == [0.0] * RestartBackoff.IMMEDIATE_ATTEMPTS + [1.0, 2.0, 4.0, 8.0]
+    clock.sleep(16.0 + RestartBackoff.HEALTHY_SECONDS + 1)
+    assert backoff.delay == 0.0, "a healthy period resets the backoff"
+
+
+def test_the_backoff_is_exhausted_after_too_many_attempts_in_a_row(clock: Clock) -> None:
+    backoff = RestartBackoff()
+    for _ in range(RestartBackoff.MAX_ATTEMPTS):
+        assert not backoff.is_exhausted
+        clock.sleep(backoff.delay)
+        backoff.record_attempt()
+    assert backoff.is_exhausted
+
+
+def test_occasional_deaths_never_exhaust_the_backoff(clock: Clock) -> None:
+    backoff = RestartBackoff()
+    for _ in range(5 * RestartBackoff.MAX_ATTEMPTS):
+        assert backoff.delay == 0.0
+        backoff.record_attempt()
+        clock.sleep(RestartBackoff.HEALTHY_SECONDS + 1)
+
+
+def test_a_childs_log_is_rotated_while_it_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(child_module, "MAX_LOG_BYTES", 1000)
+    lines = "import time\nfor n in range(400):\n    print(f'line {n:03}', flush=True)\n    time.sleep(0.001)"
+    with Child("the thing", [sys.executable, "-c", lines], {}, tmp_path / "the.log", 1.0) as child:
+        while child.is_running():
+            child.rotate_log()
+    log, before = tmp_path / "the.log", tmp_path / "the.log.1"
+    assert log.stat().st_size < 2000
+    assert b"\0" not in log.read_bytes()
+    assert (before.read_text() + log.read_text()).splitlines()[-1] == "line 399"
+
+
+def test_a_child_that_always_dies_ends_the_service_with_the_end_of_its_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(RestartBackoff, "_delay_after", lambda *_: 0.0)
+    command = [sys.executable, "-c", "print('a reason'); raise SystemExit(7)"]
+    child = Child("the thing", command, {}, tmp_path / "log", 1.0)
+    child.start()
+    monitor = object.__new__(supervisor.Monitor)
+    monitor._backoffs, monitor._restart_counts = {}, RestartCounts(tmp_path / "restarts.json")
+
+    def restart_until_exhausted() -> None:
+        while True:
+            assert child._process is not None
+            child._process.wait(20)
+            monitor._restart(child, "ended")
+
+    with pytest.raises(ServingError, match="exit code 7") as error:
+        restart_until_exhausted()
+    assert "a reason" in error.value.detail
+    assert read_restart_counts(tmp_path / "restarts.json") == {"the thing": RestartBackoff.MAX_ATTEMPTS}
+    assert (tmp_path / "log").read_text().count("a reason") == RestartBackoff.MAX_ATTEMPTS + 1
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 3])
+def test_a_triton_that_dies_while_it_loads_is_restarted_up_to_three_times(tmp_path: Path, deaths: int) -> None:
+    starts = tmp_path / "starts"
+    # The process records each start, and stays alive after the given number of deaths.
+    script = f"""
+import pathlib, time
+with pathlib.Path({str(starts)!r}).open("a+") as file:
+    file.write("x"), file.flush(), file.seek(0)
+    stays = len(file.read()) > {deaths}
+time.sleep(60 if stays else 0)
+raise SystemExit(7)
+"""
+    child: Any = Child("Triton", [sys.executable, "-c", script], {}, tmp_path / "log", 1.0)
+    control: Any = SimpleNamespace(is_live=lambda: True)
+
+    def load_all() -> str:
+        while not (starts.exists() and len(starts.read_text()) > deaths):
+            if not child.is_running():
+                with supervisor.connection_errors_explained(child, "loading"):
+                    raise httpx.ConnectError("connection refused")
+            time.sleep(0.01)
+        return "loaded"
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.stop)
+        if deaths < 3:
+            assert supervisor.start(child, control, load_all) == "loaded"
+        else:
+            with pytest.raises(ServingError, match="exit code 7"):
+                supervisor.start(child, control, load_all)
+    assert len(starts.read_text()) == min(deaths + 1, 3)
+
+
+def test_a_live_triton_that_does_not_load_is_restarted(tmp_path: Path) -> None:
+    """A Triton that is about to abort may still report that it is live."""
+    child: Any = Child("Triton", [sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / "log", 1.0)
+    control: Any = SimpleNamespace(is_live=lambda: True)
+    processes: list[int] = []
+
+    def load_all() -> str:
+        processes.append(child.process_id)
+        if len(processes) == 1:
+            with supervisor.connection_errors_explained(child, "loading"):
+                raise httpx.ReadTimeout("timed out")
+        return "loaded"
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.stop)
+        assert supervisor.start(child, control, load_all) == "loaded"
+    assert len(set(processes)) == 2
+
+
+@pytest.mark.parametrize("timeouts", [1, 4, 5])
+def test_polling_a_load_tolerates_a_few_timeouts(timeouts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tritonlm.serving.control._CALL_SECONDS", 0.2)
+    paths: list[str] = []
+
+    class Triton(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            paths.append(self.path)
+            if len(paths) <= 1 + timeouts:
+                time.sleep(0.5)
+            body = b'[{"name": "tiny", "state": "READY"}]'
+            with contextlib.suppress(ConnectionError):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Triton) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with TritonControl("127.0.0.1", server.server_address[1]) as control, contextlib.ExitStack() as stack:
+            stack.callback(server.shutdown)
+            if timeouts == 5:
+                stack.enter_context(pytest.raises(httpx.ReadTimeout))
+            control.load("tiny", lambda: None)
+    assert paths == ["/v2/repository/models/tiny/load", *["/v2/repository/index"] * min(timeouts + 1, 5)]
+
+
+def test_a_failed_load_in_a_healthy_triton_is_not_retried(tmp_path: Path) -> None:
+    child: Any = Child("Triton", [sys.executable, "-c", "import time; time.sleep(60)"], {}, tmp_path / "log", 1.0)
+    control: Any = SimpleNamespace(is_live=lambda: True)
+    attempts = []
+
+    def load_all() -> None:
+        attempts.append(1)
+        raise ServingError("tiny does not load: no tokenizer")
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(child.stop)
+        with pytest.raises(ServingError, match="no tokenizer"):
+            supervisor.start(child, control, load_all)
+    assert len(attempts) == 1
