@@ -30,10 +30,10 @@ _SOURCES = Path(__file__).parent / "kernels"
 _MAIN = "kernels.cpp"
 _COMPILER_FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
 _THIS_MACHINE = ("-march=native",)
-# ATEN_CPU_CAPABILITY limits torch's instructions, and the kernels' too. Speed does not matter then, and -O2 compiles in
-# half the time of -O3.
+# ATEN_CPU_CAPABILITY limits torch's instructions, and the kernels' too. Speed does not matter then, and -O1 compiles in
+# 0.6 times the time of -O2.
 _CAPABILITY = "ATEN_CPU_CAPABILITY"
-CAPABILITY_FLAGS = {"avx2": ("-march=haswell", "-O2"), "default": ("-march=x86-64", "-O2")}
+CAPABILITY_FLAGS = {"avx2": ("-march=haswell", "-O1"), "default": ("-march=x86-64", "-O1")}
 _COMPILE_TIMEOUT, _LOCK_POLL_SECONDS = 300.0, 0.1
 # The library's folder, and additional compiler flags, for example to exclude an instruction set (-mno-amx-bf16).
 CACHE, FLAGS = "TRITONLM_NATIVE_CACHE", "TRITONLM_NATIVE_FLAGS"
