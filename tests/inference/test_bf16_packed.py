@@ -78,6 +78,7 @@ def test_weights_of_all_magnitudes_are_not_packed() -> None:
     assert pack_bf16(pack(bits.view(torch.bfloat16), torch.bfloat16), library_of("all")) is None
 
 
+@pytest.mark.slow
 def test_a_processor_without_byte_lookup_does_not_pack() -> None:
     assert pack_bf16(pack(torch.randn(BLOCK_OUTPUTS, INPUTS), torch.bfloat16), library_of("plain")) is None
 

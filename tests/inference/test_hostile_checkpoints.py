@@ -76,6 +76,7 @@ def test_code_in_a_checkpoint_is_never_run(folder: Path, tmp_path: Path, model_t
         ({"n_positions": -1}, "must be a positive integer"),
     ],
 )
+@pytest.mark.slow
 def test_absurd_sizes_are_refused_before_they_cost_anything(folder: Path, values: dict[str, int], message: str) -> None:
     change(folder, **values)
     before = resident_memory()

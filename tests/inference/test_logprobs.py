@@ -278,6 +278,7 @@ def wide_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runner", "tokens"), [("native", 2048), ("reference", 512), ("graphs", 512)])
 def test_the_memory_for_scoring_a_prompt_is_bounded(wide_vocabulary: Path, runner: str, tokens: int) -> None:
     memory = measured(_SCORED, wide_vocabulary, runner, "float32", tokens)

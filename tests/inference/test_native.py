@@ -290,6 +290,7 @@ def test_without_a_compiler_the_reference_runner_computes(
         build.kernels.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "isa"), [("avx2", "AVX2"), ("default", "SSE41")])
 def test_without_avx512_all_runners_generate_the_same_tokens(tmp_path: Path, capability: str, isa: str) -> None:
     """One setting limits torch and the kernels. Both choose their instructions once per process."""

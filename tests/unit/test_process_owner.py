@@ -33,6 +33,7 @@ def pytest_configure(config):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_an_ended_run_leaves_no_process(tmp_path: Path, ending: signal.Signals) -> None:
     (tmp_path / "test_stubborn.py").write_text(STUBBORN, encoding="utf-8")

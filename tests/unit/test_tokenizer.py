@@ -163,6 +163,7 @@ assert len(text) > 1000 and len(model._detokenizer.logprobs(chunk, text)) > 1000
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(USE))
 def test_a_process_with_a_large_vocabulary_needs_little_memory(large: Path, model: str) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("tests", "client"))}

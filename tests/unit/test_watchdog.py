@@ -77,6 +77,7 @@ def test_a_part_that_replies_is_not_restarted(process: Any, tmp_path: Path, monk
     assert seconds_until_restart(process, PingResult(replied=True), 1.5, tmp_path, monkeypatch) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("result", [PingResult(replied=False), PingResult(replied=True, stalled_seconds=10.0)])
 @pytest.mark.parametrize("process", [COMPUTES], indirect=True)
 def test_a_part_that_uses_the_processor_is_slow_not_hung(
