@@ -26,6 +26,20 @@ from tritonlm.serving.supervisor import connection_errors_explained, prepare, st
 LM, ENGINE = "tiny", "generate"
 LOAD_SECONDS = 120.0
 WAIT_SECONDS = 60.0
+_PAUSE_BEFORE_STEPS = """
+
+import time
+
+_forward = ReferenceRunner.forward
+
+
+def _forward_after_a_pause(self, plan):
+    time.sleep(0.015)
+    return _forward(self, plan)
+
+
+ReferenceRunner.forward = _forward_after_a_pause
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ def free_ports() -> dict[str, int]:
 def copy_repository(folder: Path, slow: bool = False, **checkpoint: Any) -> Path:
     """The trio as it is in this checkout, tied to an LM `tiny` with a checkpoint made for the test.
 
-    A slow one is computed by the reference runner, so that tests find their requests still running.
+    A slow one pauses before each step, so that tests find their requests still running without keeping a core busy.
     """
     repository = folder / "model_repository"
     for part in PARTS:
@@ -83,6 +97,8 @@ def copy_repository(folder: Path, slow: bool = False, **checkpoint: Any) -> Path
     if slow:
         with (repository / ENGINE / "config.pbtxt").open("a", encoding="utf-8") as config:
             config.write('parameters { key: "runner" value: { string_value: "reference" } }\n')
+        with (repository / ENGINE / "1" / "engine" / "runners" / "reference.py").open("a", encoding="utf-8") as runner:
+            runner.write(_PAUSE_BEFORE_STEPS)
     (repository / LM).mkdir()
     shutil.copy(paths.model_repository() / "abacus" / "config.pbtxt", repository / LM)
     make_checkpoint(repository / LM / "1", **checkpoint)

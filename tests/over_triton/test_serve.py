@@ -58,7 +58,7 @@ class Serve:
 @pytest.fixture(scope="module")
 def slow_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An LM that needs seconds for a full context, so that a signal arrives while it runs."""
-    return copy_repository(tmp_path_factory.mktemp("slow"), slow=True, n_layer=16, n_embd=256)
+    return copy_repository(tmp_path_factory.mktemp("slow"), slow=True)
 
 
 @contextlib.contextmanager

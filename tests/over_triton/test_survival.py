@@ -39,7 +39,7 @@ LONG: dict[str, Any] = {
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     folder = tmp_path_factory.mktemp("survival")
     # Slow enough that a fault occurs while it runs.
-    with serving(copy_repository(folder, slow=True, n_layer=8, n_embd=128), folder) as serve:
+    with serving(copy_repository(folder, slow=True), folder) as serve:
         yield serve
 
 
@@ -105,7 +105,7 @@ def test_a_stream_is_resumed_after_a_fault(served: Serve, name: str, fault: sign
 
 
 def test_a_process_that_dies_during_the_drain_does_not_break_a_stream(tmp_path: Path) -> None:
-    with serving(copy_repository(tmp_path, slow=True, n_layer=8, n_embd=128), tmp_path, *LONG_DRAIN) as serve:
+    with serving(copy_repository(tmp_path, slow=True), tmp_path, *LONG_DRAIN) as serve:
         url = f"http://127.0.0.1:{serve.ports['port']}"
 
         def stop_and_kill() -> None:
