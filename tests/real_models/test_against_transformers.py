@@ -130,6 +130,8 @@ def test_16_concurrent_requests_equal_sequential_ones(engine: Engine, encoder: A
         assert (alone.token_ids, alone.logprobs) == (output.token_ids, output.logprobs)
 
 
+# Two forwards of 4,000 tokens, beside other tests on cores that may be slow.
+@pytest.mark.timeout(1200)
 def test_a_prompt_of_4000_tokens_with_echo_and_log_probabilities(
     engine: Engine, encoder: Any, reference: Reference
 ) -> None:
