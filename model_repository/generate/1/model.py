@@ -29,16 +29,21 @@ from tritonlm.contract.parts import language_model_of
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
 from tritonlm.observability import logs
 
-from .engine.config import EngineConfig
-from .engine.engine import Engine
-from .engine.fleet import combine
-from .engine.monitoring.step_journal import StepJournal, journal_file
-from .engine.request import Item, Request
-from .engine.runners.interface import choose_devices
-from .engine.runners.select import open_runner
-from .engine.scheduling.admission import RETIRED_SECONDS
-from .metrics_exporter import MetricsExporter
-from .request_log import RequestLog
+from .engine.runners.loading import import_torch
+
+# Before the imports that need torch.
+import_torch()
+
+from .engine.config import EngineConfig  # noqa: E402
+from .engine.engine import Engine  # noqa: E402
+from .engine.fleet import combine  # noqa: E402
+from .engine.monitoring.step_journal import StepJournal, journal_file  # noqa: E402
+from .engine.request import Item, Request  # noqa: E402
+from .engine.runners.interface import choose_devices  # noqa: E402
+from .engine.runners.select import open_runner  # noqa: E402
+from .engine.scheduling.admission import RETIRED_SECONDS  # noqa: E402
+from .metrics_exporter import MetricsExporter  # noqa: E402
+from .request_log import RequestLog  # noqa: E402
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 

@@ -7,6 +7,7 @@ not the use of the weights.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -50,6 +51,11 @@ def load_at_low_priority(load: Callable[[], T]) -> T:
             # Break the cycle of error, traceback and thread: it would keep the memory of a failed load.
             thread.error = None
     return thread.result
+
+
+def import_torch() -> None:
+    """Import torch at low priority: it is the largest part of a small model's load."""
+    load_at_low_priority(lambda: importlib.import_module("torch"))
 
 
 @contextlib.contextmanager
