@@ -26,8 +26,8 @@ def own_processes(grace_seconds: float = GRACE_SECONDS) -> None:
     run = f"{os.getpid()}-{secrets.token_hex(8)}"
     cleaner_environment = {name: value for name, value in os.environ.items() if name != MARK}
     os.environ[MARK] = run
-    read_end, write_end = os.pipe()
-    # Only this process holds the write end: Python's pipes are not inherited.
+    # Only this process holds the write end, until it ends: child processes do not inherit it.
+    read_end, _ = os.pipe()
     subprocess.Popen(
         [sys.executable, __file__, run, str(grace_seconds)],
         stdin=read_end,
@@ -37,7 +37,6 @@ def own_processes(grace_seconds: float = GRACE_SECONDS) -> None:
         start_new_session=True,
     )
     os.close(read_end)
-    globals()["_pipe"] = write_end
 
 
 def marked(run: str) -> list[psutil.Process]:

@@ -92,7 +92,7 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
     if mode is GenerationMode.NEGATIVE and not takes_input(label):
         return
 
-    @settings(max_examples=50, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
         case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=mode))

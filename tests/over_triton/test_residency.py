@@ -22,7 +22,7 @@ from .test_serve import Serve, serving
 
 pytestmark = pytest.mark.triton
 
-MODELS, MAX_RESIDENT, REQUESTS = 6, 3, 100
+MODELS, MAX_RESIDENT, REQUESTS = 10, 3, 200
 FEW_SLOTS: dict[str, Any] = {"max_sequences": 16}
 IDLE: dict[int, dict[str, Any]] = {0: {"idle_unload_seconds": 2}}
 
@@ -53,7 +53,7 @@ def engine_memory(serve: Serve) -> int:
     return total
 
 
-def test_six_models_with_memory_for_three(registry: Path, tmp_path: Path) -> None:
+def test_ten_models_with_memory_for_three(registry: Path, tmp_path: Path) -> None:
     rng = random.Random(4)
     requested = [f"lm{rng.randrange(MODELS)}" for _ in range(REQUESTS)]
     options = ["--registry", str(registry), "--load", "lm1"]

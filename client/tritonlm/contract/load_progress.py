@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from .process_files import process_file
+
 _FORMAT = struct.Struct("<qq")
-_PREFIX = f"tritonlm-load-{os.getuid() if hasattr(os, 'getuid') else 0}-"
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,8 @@ class LoadProgress:
 
 
 def load_file(triton_pid: int, model: str) -> Path:
-    """The file for a model of this Triton. Files of Tritons that have ended are removed."""
-    folder = Path(tempfile.gettempdir())
-    for stale in folder.glob(f"{_PREFIX}*"):
-        pid = stale.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            with contextlib.suppress(OSError):
-                stale.unlink()
-    return folder / f"{_PREFIX}{triton_pid}-{model}"
+    """The file in which a model of this Triton reports its load."""
+    return process_file("load", triton_pid, model)
 
 
 def read_progress(file: Path) -> Loaded | None:

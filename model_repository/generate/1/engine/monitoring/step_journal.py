@@ -8,17 +8,17 @@ a file, and not how steps are planned.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import mmap
 import os
-import tempfile
 import time
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tritonlm.contract.process_files import process_file
 
 from ..request import Request
 
@@ -105,15 +105,9 @@ class StepJournal:
 
 
 def journal_file(model: str, number: int, fingerprint: str) -> Path:
-    """The journal of one engine of this model, Triton process and weights. Remove journals of Tritons that are gone."""
-    folder, prefix = Path(tempfile.gettempdir()), f"tritonlm-steps-{os.getuid()}-"
-    for file in folder.glob(f"{prefix}*"):
-        parent = file.name.removeprefix(prefix).split("-")[0]
-        if parent.isdigit() and not Path(f"/proc/{parent}").exists():
-            with contextlib.suppress(OSError):
-                file.unlink()
+    """The journal of one engine of this model, Triton process and weights."""
     weights = hashlib.blake2b(fingerprint.encode(), digest_size=6).hexdigest()
-    return folder / f"{prefix}{os.getppid()}-{model}-{number}-{weights}"
+    return process_file("steps", os.getppid(), f"{model}-{number}-{weights}")
 
 
 def _read(file: Path) -> dict[str, object]:
