@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,15 +15,22 @@ from engine.runners.native import build
 
 # "avx2" is any processor of the last ten years, "plain" any x86-64. Without -O3 they compile in half the time.
 _NO_AMX = ("-mno-amx-bf16", "-O2")
+# The code for AMX, with its instructions in C++. The flags name the header's content: a change compiles anew.
+_EMULATION = Path(__file__).with_name("amx_emulation.hpp")
+_AMX_EMULATED = ("-O2", f"-DTRITONLM_AMX_EMULATION={zlib.crc32(_EMULATION.read_bytes())}", "-include", str(_EMULATION))
 _ALL_VARIANTS = {
     "all": (), "no_amx": _NO_AMX, "no_bf16": (*_NO_AMX, "-mno-avx512bf16", "-mno-avx512vnni"),
-    "avx2": build.CAPABILITY_FLAGS["avx2"], "plain": build.CAPABILITY_FLAGS["default"],
+    "amx_emulated": _AMX_EMULATED, "avx2": build.CAPABILITY_FLAGS["avx2"], "plain": build.CAPABILITY_FLAGS["default"],
 }  # fmt: skip
 # A variant is the same as "all" if the processor has none of the instruction sets that it excludes.
 _EXCLUDED = {"no_amx": {"amx_bf16"}, "no_bf16": {"avx512_bf16", "avx512_vnni"}}
 _PROCESSOR = build.processor_flags()
+# Every processor with AMX has AVX512-BF16, and the kernels for AMX use it.
+_EMULATES_AMX = "avx512_bf16" in _PROCESSOR and "amx_bf16" not in _PROCESSOR
 VARIANTS = {
-    name: flags for name, flags in _ALL_VARIANTS.items() if name not in _EXCLUDED or _EXCLUDED[name] & _PROCESSOR
+    name: flags
+    for name, flags in _ALL_VARIANTS.items()
+    if (_EMULATES_AMX if name == "amx_emulated" else name not in _EXCLUDED or _EXCLUDED[name] & _PROCESSOR)
 }
 
 

@@ -1,4 +1,8 @@
-"""The greedy output of every family equals `generate` of transformers, for all kinds of batches and chunks."""
+"""The greedy output of every family equals `generate` of transformers, for all kinds of batches and chunks.
+
+Families run by Hugging Face's code here, and those that are called wide by the kernels; test_native_families.py has the
+kernels' other families.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from engine.engine import Engine
 from transformers import AutoModelForCausalLM
 
-from .harness import FAMILIES, VOCABULARY, make_engine, run, save_model, step, submit
+from . import harness
+from .harness import FAMILIES, VOCABULARY, run, save_model, step, submit
 
 
 class Family:
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = save_model(name, folder)
+        self.runner = harness.RUNNER if name.endswith("wide") else "reference"
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def engine(self, **settings: Any) -> Engine:
+        return harness.make_engine(self.folder, runner=self.runner, **settings)
 
     def generate(self, prompt: list[int], tokens: int = 12) -> list[int]:
         ids = torch.tensor([prompt])
@@ -38,7 +48,7 @@ def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 
 
 def test_output_is_the_same_alone_and_in_a_mixed_batch(family: Family) -> None:
-    engine = make_engine(family.folder, prefill_tokens=16)
+    engine = family.engine(prefill_tokens=16)
     some = prompts(16, 60)
     expected = [family.generate(prompt) for prompt in some]
 
@@ -52,7 +62,7 @@ def test_output_is_the_same_alone_and_in_a_mixed_batch(family: Family) -> None:
 
 
 def test_prefix_cache_hits_do_not_change_output(family: Family) -> None:
-    engine = make_engine(family.folder, prefill_tokens=32)
+    engine = family.engine(prefill_tokens=32)
     (shared,) = prompts(1, 1, seed=3)
     shared = shared * 30 + list(range(3, 24))
     expected = family.generate(shared)
@@ -65,7 +75,7 @@ def test_prefix_cache_hits_do_not_change_output(family: Family) -> None:
 
 
 def test_preemption_does_not_change_output(family: Family) -> None:
-    engine = make_engine(family.folder, prefill_tokens=16, kv_cache_tokens=96, max_context_tokens=96)
+    engine = family.engine(prefill_tokens=16, kv_cache_tokens=96, max_context_tokens=96)
     some = prompts(6, 30, seed=5)
     outputs = [submit(engine, prompt, max_tokens=40) for prompt in some]
     run(engine)
@@ -74,7 +84,7 @@ def test_preemption_does_not_change_output(family: Family) -> None:
 
 
 def test_log_probabilities_of_prompt_and_output(family: Family) -> None:
-    engine = make_engine(family.folder, prefill_tokens=16)
+    engine = family.engine(prefill_tokens=16)
     (prompt,) = prompts(1, 1, seed=9)
     prompt = prompt + list(range(5, 45))
     output = submit(engine, prompt, logprobs=3, echo=True)
@@ -92,7 +102,7 @@ def test_log_probabilities_of_prompt_and_output(family: Family) -> None:
 
 
 def test_a_cancel_frees_slot_and_blocks_before_the_next_step(family: Family) -> None:
-    engine = make_engine(family.folder, max_sequences=1)
+    engine = family.engine(max_sequences=1)
     running = submit(engine, [5, 6, 7], request_id="running", max_tokens=100)
     waiting = submit(engine, [5, 6, 7], request_id="waiting", max_tokens=100)
     for _ in range(5):

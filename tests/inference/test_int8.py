@@ -70,7 +70,7 @@ def quantize_inputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tup
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("variant", [name for name in ("all", "no_amx", "avx2") if name in VARIANTS])
+@pytest.mark.parametrize("variant", [name for name in ("all", "no_amx", "amx_emulated", "avx2") if name in VARIANTS])
 def test_logits_are_those_of_the_quantized_numbers(tmp_path: Path, dtype: str, variant: str) -> None:
     sizes = {"seed": 5, "n_embd": 96, "n_head": 3, "n_layer": 2, "initializer_range": 0.2}
     folder, rounded = make_checkpoint(tmp_path / "lm", **sizes), make_checkpoint(tmp_path / "rounded", **sizes)
@@ -100,7 +100,7 @@ def test_logits_are_those_of_the_quantized_numbers(tmp_path: Path, dtype: str, v
 
 def test_an_unsupported_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
     narrow = make_checkpoint(tmp_path / "narrow", n_embd=48, n_head=4, n_layer=1)
-    with pytest.raises(CheckpointError, match=r"weights int8 cannot serve .*: its widths are not multiples of 32"):
+    with pytest.raises(CheckpointError, match=r"weights int8 cannot serve .*: its width is not a multiple of 32"):
         open_runner(narrow, config_of("float32", "int8"), CPU)
     with pytest.raises(
         CheckpointError, match=r"weights int8 cannot serve .*runner reference does not support int8 weights"

@@ -231,17 +231,17 @@ def test_unsupported_checkpoints_use_the_reference_runner(tmp_path: Path, folder
     assert isinstance(open_runner(folder, config_of("float32", runner="reference"), CPU), ReferenceRunner)
     unsupported = make_checkpoint(tmp_path / "unsupported", n_embd=48, n_head=4, n_layer=1)
     assert isinstance(open_runner(unsupported, config_of("float32"), CPU), ReferenceRunner)
-    with pytest.raises(CheckpointError, match=r"runner native cannot serve .*: its widths are not multiples of 32"):
+    with pytest.raises(CheckpointError, match=r"runner native cannot serve .*: its width is not a multiple of 32"):
         open_runner(unsupported, config_of("float32", runner="native"), CPU)
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"model_type": "opt"}, "model_type is none of gpt2, llama,"), ({"activation_function": "relu"}, "activation"),
-        ({"n_head": 8}, "head size is not"), ({"scale_attn_weights": False}, "attention scale is not"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "attention scale is not"), ({"n_inner": 100}, "multiples of 32"),
-        ({"tie_word_embeddings": False}, "not tied"), ({"add_cross_attention": True}, "cross-attention"),
+        ({"model_type": "mamba"}, "model_type is none of"), ({"activation_function": "softplus"}, "activation"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"), ({"n_embd": 72}, "not a multiple of 32"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings"), ({"add_cross_attention": True}, "add_cross_attention"),
     ],
 )  # fmt: skip
 def test_gpt2_reports_why_it_is_unsupported(tmp_path: Path, changed: dict[str, Any], reason: str) -> None:
@@ -256,12 +256,14 @@ def test_gpt2_reports_why_it_is_unsupported(tmp_path: Path, changed: dict[str, A
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"hidden_act": "gelu"}, "not SiLU"), ({"hidden_size": 100}, "multiples of 32"), ({"head_dim": 48}, "size"),
-        ({"num_key_value_heads": 3}, "1 to 16"), ({"sliding_window": 8}, "window"), ({"hidden_size": None}, "has no"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "RoPE"), ({"partial_rotary_factor": 0.5}, "RoPE"),
+        ({"hidden_act": "softplus"}, "activation"), ({"hidden_size": 100}, "multiple of 32"),
+        ({"head_dim": 300}, "size"), ({"num_key_value_heads": 3}, "KV heads"),
+        ({"hidden_size": None}, "has no hidden_size"),
+        ({"sliding_window": "all"}, "wrong type"), ({"layer_types": ["linear_attention"]}, "layer_types"),
+        ({"rope_scaling": {"type": "own", "factor": 2.0}}, "RoPE"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "RoPE"),
         ({"num_key_value_heads": "two"}, "wrong type"), ({"rope_scaling": [2.0]}, "wrong type"),
-        ({"rope_parameters": {"rope_type": ["default"]}}, "wrong type"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, "RoPE"),
     ],
 )  # fmt: skip
 def test_the_llama_family_reports_why_it_is_unsupported(tmp_path: Path, changed: dict[str, Any], reason: str) -> None:

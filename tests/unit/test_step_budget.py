@@ -57,6 +57,20 @@ def test_a_slow_step_lowers_the_budget_even_if_it_was_not_full() -> None:
     assert budget.tokens(False) > BLOCK, "steps with prompts only have a separate target"
 
 
+def test_a_prompt_slows_fast_streams_less_than_the_target_allows() -> None:
+    budget = make_budget()
+    for _ in range(40):
+        budget.record(True, 0, 0.05)
+        tokens = budget.tokens(True)
+        budget.record(True, tokens, 0.05 + tokens * 0.001)
+    assert 0.05 + budget.tokens(True) * 0.001 <= 2 * 0.05, "less than twice a step without prompts"
+    for _ in range(40):
+        budget.record(True, 0, 0.001)
+        tokens = budget.tokens(True)
+        budget.record(True, tokens, 0.001 + tokens * 0.001)
+    assert 0.07 < 0.001 + budget.tokens(True) * 0.001 < 0.08, "a pause that nobody notices"
+
+
 def test_without_a_target_the_budget_is_the_setting() -> None:
     budget = make_budget(0, 0)
     budget.record(False, MOST, 100.0)

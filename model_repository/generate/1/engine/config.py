@@ -77,7 +77,7 @@ class EngineConfig:
     prefill_tokens: int = _number(512, "most prompt tokens in one step: a long prompt must not delay the others", 1)
     decode_step_milliseconds: float = _number(
         150.0,
-        "target time of a step with decoding sequences; prompts get the rest of it, at least one block; 0: no limit",
+        "target time of a step with decoding sequences, less where these are fast; prompts get the rest; 0: no limit",
     )
     prefill_step_milliseconds: float = _number(500.0, "target time of a step with prompts only; 0: no limit")
     speculative_tokens: int = _number(

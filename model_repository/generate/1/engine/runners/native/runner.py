@@ -1,6 +1,6 @@
 """A model on a CPU, computed by the C++ kernels: one call for a whole step, behind the runner's interface.
 
-It passes pointers to the kernels. It knows neither requests' parameters nor text nor checkpoints (gpt2.py, llama.py).
+It passes pointers to the kernels. It knows neither requests' parameters nor text nor families (families/).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ...scheduling.scheduler import Slice
 from ..interface import ForwardOutput, engine_memory, weights_on_disk
 from ..kv_cache import KVCache, LayerShape, cache_size
 from ..loading import load_at_low_priority
-from . import gpt2, llama
+from . import families
 from .structures import POINTER, Project, Sample, Score, Step
+from .unsupported import Unsupported
 from .weights import BLOCK_OUTPUTS, WeightPacker
 
-_FAMILIES = {model_type: family for family in (gpt2, llama) for model_type in family.MODEL_TYPES}
 # Attention reads 16 keys at a time: up to 15 tokens beyond the last block's end.
 _READ_BEYOND = 16
 # The kinds of stages whose seconds the kernels measure, in the order of clock.hpp.
@@ -40,16 +40,13 @@ STAGES = ("matmul", "attention", "logits", "other")
 
 def unsupported_reason(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
     """Why the kernels do not support this checkpoint; empty if they do."""
-    if checkpoint.config.get("model_type") not in _FAMILIES:
-        return f"its model_type is none of {', '.join(_FAMILIES)}"
     if dtype not in (torch.float32, torch.bfloat16):
         return "its dtype is neither float32 nor bfloat16"
     try:
-        reason: str = _FAMILIES[checkpoint.config["model_type"]].unsupported_reason(checkpoint.config)
-    except (TypeError, ValueError, AttributeError):
-        # The reference runner loads it then, and reports the value that is wrong.
-        return "its config.json has a value of the wrong type"
-    return reason
+        families.write(checkpoint)
+    except Unsupported as error:
+        return str(error)
+    return ""
 
 
 class NativeRunner:
@@ -71,10 +68,10 @@ class NativeRunner:
         self.memory.reserve_weights(weights_on_disk(checkpoint, torch.int8 if is_int8 else dtype))
         self._progress = Progress()
         self.stage_seconds: ctypes.Array[ctypes.c_double] | None = None
-        family = _FAMILIES[checkpoint.config["model_type"]]
+        prefix = families.prefix_of(checkpoint)
         # Owns the memory that the kernels point to.
-        self._packer = WeightPacker(folder, family.PREFIX, dtype, is_int8, library, load_progress or LoadProgress())
-        self._model = load_at_low_priority(lambda: family.read(checkpoint, self._packer))
+        self._packer = WeightPacker(folder, prefix, dtype, is_int8, library, load_progress or LoadProgress())
+        self._model = load_at_low_priority(lambda: families.write(checkpoint, self._packer).finish())
         self._packer.close_files()
         trim_heap()
         self._open_cache(checkpoint, config)

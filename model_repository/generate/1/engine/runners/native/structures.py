@@ -1,36 +1,97 @@
-"""The kernels' structures, field by field as in model.hpp, step.hpp, sample.hpp and score.hpp."""
+"""The kernels' structures, field by field as in program.hpp, step.hpp, sample.hpp and score.hpp."""
 
 from __future__ import annotations
 
 import ctypes
+from enum import IntEnum
 
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
+
+
+class Buffer(IntEnum):
+    RESIDUAL, BRANCH, QUERIES, KEYS, NORMED, SECOND_NORMED, ATTENDED, INNER = range(8)
+
+
+class NormKind(IntEnum):
+    NONE, RMS, LAYER = range(3)
+
+
+class Activation(IntEnum):
+    NONE, SILU, GELU_TANH, GELU_ERF, RELU, RELU_SQUARED, CLAMPED_SILU = range(7)
 
 
 class Weights(ctypes.Structure):
     _fields_ = [
         *((name, POINTER) for name in ("values", "scales", "bias", "outliers", "outlier_offsets")),
-        ("max_exponent", INT),
+        *((name, INT) for name in ("max_exponent", "inputs", "outputs")),
     ]
 
 
-class Layer(ctypes.Structure):
+class Norm(ctypes.Structure):
+    _fields_ = [("kind", INT), ("epsilon", FLOAT), ("weight", POINTER), ("bias", POINTER)]
+
+
+class EmbedOp(ctypes.Structure):
+    _fields_ = [("tokens", Weights), ("positions", POINTER), ("scale", FLOAT)]
+
+
+class NormOp(ctypes.Structure):
+    _fields_ = [*((name, INT) for name in ("source", "to", "add")), ("scale", FLOAT), ("norm", Norm)]
+
+
+class QkvOp(ctypes.Structure):
+    _fields_ = [("layer", INT), ("keys_follow", INT), ("clip", FLOAT), ("weights", Weights)]
+
+
+class RopeOp(ctypes.Structure):
     _fields_ = [
-        *((name, POINTER) for name in ("attn_norm_weight", "attn_norm_bias", "mlp_norm_weight", "mlp_norm_bias")),
-        *((name, POINTER) for name in ("q_norm_weight", "k_norm_weight")),
-        *((name, Weights) for name in ("qkv", "attn_out", "mlp_up", "mlp_down")),
+        *((name, INT) for name in ("layer", "table", "norm_stride")),
+        *((name, Norm) for name in ("query_norm", "key_norm")),
     ]
 
 
-class Model(ctypes.Structure):
+class AttendOp(ctypes.Structure):
     _fields_ = [
-        *((name, INT) for name in ("num_layers", "hidden_size", "num_heads", "heads_per_kv", "head_dim")),
-        *((name, INT) for name in ("intermediate_size", "gated", "vocab_size")),
-        ("epsilon", FLOAT),
-        *((name, Weights) for name in ("token_embedding", "lm_head")),
-        *((name, POINTER) for name in ("position_embedding", "inv_freq")),
-        *((name, POINTER) for name in ("final_norm_weight", "final_norm_bias", "layer")),
+        *((name, INT) for name in ("layer", "window")),
+        *((name, FLOAT) for name in ("scale", "softcap")),
+        *((name, POINTER) for name in ("sinks", "slopes")),
     ]
+
+
+class MatmulOp(ctypes.Structure):
+    _fields_ = [
+        *((name, INT) for name in ("source", "to", "activation", "gated", "add", "row_scaled")),
+        ("scale", FLOAT), ("weights", Weights),
+    ]  # fmt: skip
+
+
+class ExpertsOp(ctypes.Structure):
+    _fields_ = [
+        *((name, INT) for name in ("experts", "top_k", "softmax_after", "renormalize", "to", "add", "activation")),
+        ("scale", FLOAT),
+        *((name, POINTER) for name in ("router", "router_bias", "shared_gate", "up", "down")),
+    ]
+
+
+# In the order of OpKind.
+OPERATIONS = (EmbedOp, NormOp, QkvOp, RopeOp, AttendOp, MatmulOp, ExpertsOp)
+
+
+class Op(ctypes.Structure):
+    _fields_ = [("kind", INT), ("arguments", POINTER)]
+
+
+class RopeTable(ctypes.Structure):
+    _fields_ = [("inv_freq", POINTER), ("half", INT), ("factor", FLOAT)]
+
+
+class Program(ctypes.Structure):
+    _fields_ = [
+        *((name, INT) for name in ("hidden_size", "num_layers", "num_heads", "heads_per_kv", "head_dim", "vocab_size")),
+        *((name, INT) for name in ("op_count", "table_count")),
+        *((name, POINTER) for name in ("ops", "tables")),
+        ("final_norm", Norm), ("lm_head", Weights), ("logits_scale", FLOAT), ("logits_softcap", FLOAT),
+    ]  # fmt: skip
 
 
 class Step(ctypes.Structure):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch.nn import functional
 from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
 from .structures import INT, POINTER, Weights
+from .tensor_source import open_tensors
 
 # kVecSize in simd.hpp: the outputs of a block.
 BLOCK_OUTPUTS = 16
@@ -43,49 +43,55 @@ class WeightPacker:
         self._folder, self._dtype, self._is_int8, self._library = folder, dtype, is_int8, library
         self._load_progress = progress
         self._held: list[Any] = []
-        self._files: dict[str, tuple[Any, str]] = {}
-        try:
-            for file in sorted(folder.glob("*.safetensors")):
-                opened = safe_open(file, framework="pt")
-                self._files |= {name.removeprefix(prefix): (opened, name) for name in opened.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
-        except Exception as error:  # safetensors' errors have no common base class
-            raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
+        self._source = open_tensors(folder)
+        self._full_names = {name.removeprefix(prefix): name for name in self._source.names()}
 
     def has(self, name: str) -> bool:
-        return name in self._files
+        return name in self._full_names
 
-    def get(self, name: str, *shape: int) -> torch.Tensor:
-        """A copy of the tensor: overwriting the file later does not change it."""
-        if name not in self._files:
-            raise CheckpointError(f"{self._folder} cannot be loaded: its weights have no {name}")
-        opened, full_name = self._files[name]
-        tensor: torch.Tensor = opened.get_tensor(full_name)
-        if tensor.shape != shape:
+    def get(self, name: str, *shape: int, index: int | None = None) -> torch.Tensor:
+        """A copy of the tensor, or of tensor[index]: overwriting the file later does not change it."""
+        full_name = self._full_name(name)
+        if (found := self._source.shape(full_name)) != shape:
             raise CheckpointError(
-                f"{self._folder} cannot be loaded: {name} has the shape {tuple(tensor.shape)}, config.json says {shape}"
+                f"{self._folder} cannot be loaded: {name} has the shape {found}, config.json says {shape}"
             )
+        tensor = self._source.get(full_name, index)
         self._load_progress.add(tensor.nbytes)
         return tensor.clone()
 
-    def close_files(self) -> None:
-        """Unmap the files."""
-        self._files.clear()
+    def get_rows(self, name: str, width: int) -> torch.Tensor:
+        """The same for a table (rows, width) of as many rows as the file holds."""
+        return self.get(name, self._source.shape(self._full_name(name))[0], width)
 
-    def vector(self, name: str, *shape: int) -> int:
-        return self.hold(self.get(name, *shape).float())
+    def _full_name(self, name: str) -> str:
+        if name not in self._full_names:
+            raise CheckpointError(f"{self._folder} cannot be loaded: its weights have no {name}")
+        return self._full_names[name]
+
+    def close_files(self) -> None:
+        self._source.close()
+        self._full_names.clear()
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Weights:
         """A linear layer; `weight` is (outputs, inputs)."""
-        bias_pointer = None if bias is None else self.hold(bias.float())
+        outputs, inputs = weight.shape
+        padding = -outputs % BLOCK_OUTPUTS
+        packed = self._packed(weight)
+        packed.inputs, packed.outputs = inputs, outputs + padding
+        packed.bias = None if bias is None else self.hold(functional.pad(bias.float(), (0, padding)))
+        return packed
+
+    def _packed(self, weight: torch.Tensor) -> Weights:
         if self._is_int8:
             values, scales = quantize_int8(weight)
-            return Weights(self.hold(pack(values, torch.int8)), self.hold(scales), bias_pointer)
+            return Weights(values=self.hold(pack(values, torch.int8)), scales=self.hold(scales))
         blocks = pack(weight, self._dtype)
         pays = self._dtype == torch.bfloat16 and bf16_packing_pays(self._library)
         if pays and (packed := pack_bf16(blocks, self._library)):
             tiles, outliers, offsets = (self.hold(tensor) for tensor in packed[:3])
-            return Weights(tiles, None, bias_pointer, outliers, offsets, packed.max_exponent)
-        return Weights(self.hold(blocks), None, bias_pointer)
+            return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=packed.max_exponent)
+        return Weights(values=self.hold(blocks))
 
     def hold(self, tensor: torch.Tensor) -> int:
         tensor = tensor.contiguous()

@@ -2,7 +2,8 @@
 //
 // Layout: a tile is 16 rows of 64 bytes: 16 x 32 bfloat16, 16 x 64 int8, or 16 x 16 float32 or int32.
 // ISA variants: __AMX_BF16__, and at run time the system's permission; otherwise amx_available() is false and the rest is
-// empty. Tests: tests/inference/test_native.py and test_int8.py on a processor with AMX (variants `all` and `no_amx`).
+// empty. TRITONLM_AMX_EMULATION: tiles are those of tests/inference/amx_emulation.hpp. Tests: tests/inference/test_native.py
+// and test_int8.py, with the variants `all` and `no_amx` on a processor with AMX, and `amx_emulated` on others.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,9 @@ constexpr int kTileRows = 16, kTileColumns = 32;
 #ifdef __AMX_BF16__
 // Linux grants the registers' large state to a process that asks for it: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
 inline bool amx_available() {
+#ifdef TRITONLM_AMX_EMULATION
+    return true;
+#endif
     constexpr int kRequestPermission = 0x1023, kTileData = 18;
     static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     return granted;

@@ -1,18 +1,22 @@
 // Causal attention over the paged KV cache, GQA included. For row r at position p and query head h with KV head h / g:
-//   s[t] = q[r][h] . k[t] / sqrt(head_dim),  t = 0..p;  y[r][h] = sum over t of exp(s[t] - max s) * v[t] / sum of exp
-// g = heads_per_kv. A row is summed in one order, whichever rows share its group: its result is the same bits.
+//   s[t] = scale * q[r][h] . k[t], t from max(0, p - window + 1) to p;  y[r][h] = sum over t of softmax(s)[t] * v[t]
+// g = heads_per_kv; softcap, ALiBi and sinks: online_softmax.hpp. Tokens are read in tiles of kTileTokens, which begin at
+// multiples of it. A row is summed in one order, whichever rows share its group: its result is the same bits.
 //
 // Layout: queries and y are [row][head][head_dim]; keys and values: kv_layout.hpp.
-// ISA variants: __AMX_BF16__ (and KVLayout's conditions at run time) multiplies tiles; otherwise Reg16, with the head's width
-// known to the compiler. Test: tests/inference/test_native.py. It knows no layers or weights.
+// ISA variants: attention_simd.hpp, and attention_amx.hpp where KVLayout uses AMX. Test: tests/inference/test_native.py. It
+// knows no layers or weights.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "amx.hpp"
+#include "attention_amx.hpp"
+#include "attention_simd.hpp"
 #include "kv_layout.hpp"
+#include "online_softmax.hpp"
+#include "program.hpp"
 #include "rows.hpp"
 #include "shared_prefix.hpp"
 #include "simd.hpp"
@@ -28,307 +32,165 @@ class Attention : public KVLayout<T> {
     void begin(const Step& step, int threads) {
         KVLayout<T>::begin(step);
         scratch_.resize(threads);
-        // At most 16 queries, a tile's rows, and at least two work items for each thread.
-        const int queries = std::clamp(step.rows * num_heads_ / (2 * threads), 1, kTileRows);
-        const int max_sequences = amx_ ? std::max(1, queries / heads_per_kv_) : queries;
-        groups_.build(step, amx_ ? kTileRows / heads_per_kv_ : kChunkRows, max_sequences);
+        for (Scratch& scratch : scratch_) scratch.reserve(head_dim_);
+        const int all_queries = step.rows * num_heads_, items = kItemsPerThread * threads;
+        // An item is several query heads of a KV head: all, or fewer if there are more than a tile's rows, or few items.
+        heads_per_item_ = std::min(heads_per_kv_, kTileRows);
+        while (heads_per_kv_ % heads_per_item_ || (!amx_ && heads_per_item_ > 1 && all_queries / heads_per_item_ < items))
+            heads_per_item_--;
+        const int rows = std::max(1, std::clamp(all_queries / items, 1, kMaxQueries) / heads_per_item_);
+        groups_.build(step, rows, rows);
     }
 
     // This thread's share of all rows and heads.
-    void attend(const T* keys, const T* values, const float* queries, Rows<T>& output, WorkQueue& queue, int thread) {
-        dispatch_head_dim<1>([&](auto vecs) {
-            Scratch& scratch = scratch_[thread];
-            scratch.tile_queries = 0;
-            // With AMX an item is all query heads of a KV head.
-            const int heads_per_item = amx_ ? heads_per_kv_ : 1, items_per_group = num_heads_ / heads_per_item;
-            queue.for_each_redundant(groups_.size() * items_per_group, [&](int i, Claim& claim) {
-                const RowGroup& group = groups_[i / items_per_group];
-                const int* rows = groups_.rows(group);
-                const Item item{i % items_per_group * heads_per_item, keys, values, queries, &output, &claim};
-#ifdef __AMX_BF16__
-                if constexpr (sizeof(T) == sizeof(bf16))
-                    if (amx_) return amx_attend<vecs()>(item, group, rows, scratch);
-#endif
-                if (group.one_sequence && group.count == kChunkRows)
-                    return attend_rows<vecs(), kChunkRows>(item, rows[0], scratch);
-                // One after the other: the blocks that they share stay in the cache.
-                for (int n = 0; n < group.count; n++) attend_rows<vecs(), 1>(item, rows[n], scratch);
-            });
-            if (scratch.tile_queries) begin_matmul_tiles();
+    void attend(
+        const AttendOp& op, const T* keys, const T* values, const float* queries, Rows<T>& output, WorkQueue& queue, int thread
+    ) {
+        Scratch& scratch = scratch_[thread];
+        const int items_per_group = num_heads_ / heads_per_item_;
+        queue.for_each_redundant(groups_.size() * items_per_group, [&](int i, Claim& claim) {
+            const RowGroup& group = groups_[i / items_per_group];
+            const int head = i % items_per_group * heads_per_item_;
+            const Item item{op, group, groups_.rows(group), head, group.count * heads_per_item_, keys, values};
+            if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
+            else attend_item<false>(item, queries, scratch);
+            for (int n = 0; n < item.count && claim.acquire(); n++)
+                for (int k = 0; k < head_dim_; k += kVecSize) {
+                    const Vec16 sums = load(&scratch.sums[(size_t)n * head_dim_ + k]);
+                    store(output.at(row_of(item, n), head_of(item, n) * head_dim_ + k), sums / scratch.softmax[n].denominator());
+                }
         });
+        if (scratch.configured) begin_matmul_tiles();
+        scratch.configured = 0;
     }
-
-    // Vectors of the widest head: head_dim 128.
-    static constexpr int kMaxVecs = 8;
 
   private:
     using KVLayout<T>::amx_, KVLayout<T>::block_size_, KVLayout<T>::block_table, KVLayout<T>::block_tokens_;
     using KVLayout<T>::head_dim_, KVLayout<T>::head_offset, KVLayout<T>::heads_per_kv_, KVLayout<T>::num_heads_;
-    using KVLayout<T>::step_;
+    using KVLayout<T>::pairs_, KVLayout<T>::step_;
 
+    // Queries of an item at most: each key that is loaded is multiplied with all of them. Tokens of a tile: its scores, 52
+    // KiB, stay in the second-level cache, and so do its keys and values.
+    static constexpr int kMaxQueries = 48, kTileTokens = 256, kItemsPerThread = 2;
+    // Room for a vector beyond the tile.
+    static constexpr size_t kScoreStride = kTileTokens + kVecSize;
+
+    // Query n is that of row rows[n / heads_per_item_] and head `head` + n % heads_per_item_.
     struct Item {
-        int head;
+        const AttendOp& op;
+        const RowGroup& group;
+        const int* rows;
+        int head, count;
         const T *keys, *values;
-        const float* queries;
-        Rows<T>* output;
-        Claim* claim;
     };
 
     struct Scratch {
-        AlignedVector<float> scores;
-        AlignedVector<bf16> weights;
-        // The number of queries that the tiles are configured for; 0: for matmuls.
-        int tile_queries = 0;
+        AlignedVector<float> queries, scores, sums;
+        AlignedVector<OnlineSoftmax> softmax;
+        // See AmxAttention.
+        int configured = 0;
+
+        void reserve(int head_dim) {
+            queries.resize(kMaxQueries * head_dim);
+            scores.resize(kMaxQueries * kScoreStride);
+            sums.resize(kMaxQueries * head_dim);
+            softmax.resize(kMaxQueries);
+        }
     };
 
-    // Calls `task` with head_dim / 16 as a constant.
-    template <int kVecs, typename Task>
-    void dispatch_head_dim(Task task) {
-        if constexpr (kVecs < kMaxVecs)
-            if (head_dim_ != kVecs * kVecSize) return dispatch_head_dim<kVecs + 1>(task);
-        task(std::integral_constant<int, kVecs>());
+    int row_of(const Item& item, int n) const { return item.rows[n / heads_per_item_]; }
+    int head_of(const Item& item, int n) const { return item.head + n % heads_per_item_; }
+
+    // The tokens that a row attends to are [first_token(row), end_token(row)).
+    int end_token(int row) const { return step_->positions[row] + 1; }
+    int first_token(const AttendOp& op, int row) const {
+        return op.window ? std::max(0, end_token(row) - op.window) : 0;
     }
 
-    // Rows row to row + kRows - 1 of one sequence, one head. `shortest` and `longest` are the tokens that the first and the
-    // last row attend to.
-    template <int kVecs, int kRows>
-    void attend_rows(const Item& item, int row, Scratch& scratch) {
-        const int shortest = step_->positions[row] + 1, longest = shortest + kRows - 1;
-        // Room for a vector beyond the end: see softmax.
-        const size_t query_stride = (size_t)num_heads_ * head_dim_;
-        const size_t score_stride = (longest + 2 * kVecSize) / kVecSize * kVecSize;
-        if (scratch.scores.size() < kRows * score_stride) scratch.scores.resize(2 * kRows * score_stride);
-        float* const scores = scratch.scores.data();
-        const float scale = 1.0f / std::sqrt((float)head_dim_);
-        const float* query = item.queries + row * query_stride + item.head * head_dim_;
-        const int32_t* const table = block_table(row);
-        for (int first = 0; first < longest; first += block_tokens_) {
-            const T* block = item.keys + table[first / block_tokens_] * block_size_ + head_offset(item.head);
-            for (int token = 0; token < std::min(block_tokens_, longest - first); token += kVecSize) {
-                // Four partial sums for each row: an addition does not wait for the one before.
-                Reg16 partial[kRows][4];
-                constexpr int kCount = std::min(kAccumulatorsPerRow<kRows>, 4);
-                for (int i = 0; i < 4; i += kCount)
-                    score_partial<kVecs, kRows, kCount>(
-                        query + i, query_stride, block + token + (size_t)i * block_tokens_, &partial[0][i]
-                    );
-                for (int n = 0; n < kRows; n++)
-                    store(
-                        scores + n * score_stride + first + token,
-                        (partial[n][0] + partial[n][1]) + (partial[n][2] + partial[n][3])
-                    );
+    template <bool kPairs>
+    void attend_item(const Item& item, const float* queries, Scratch& scratch) const {
+        typedef SimdAttention<T, kPairs> Simd;
+        auto* const numbers = reinterpret_cast<typename Simd::Number*>(scratch.queries.data());
+        begin_queries(item, queries, numbers, scratch);
+#ifdef __AMX_BF16__
+        if constexpr (kPairs)
+            if (amx_) return attend_tiles(item, numbers, AmxAttention(head_dim_, kScoreStride, scratch.configured), scratch);
+#endif
+        attend_tiles(item, numbers, Simd(head_dim_, kScoreStride), scratch);
+    }
+
+    template <typename Number>
+    void begin_queries(const Item& item, const float* queries, Number* to, Scratch& scratch) const {
+        for (int n = 0; n < item.count; n++) {
+            const float* query = queries + ((size_t)row_of(item, n) * num_heads_ + head_of(item, n)) * head_dim_;
+            for (int k = 0; k < head_dim_; k += kVecSize) {
+                store_weights(to + (size_t)n * head_dim_ + k, load(query + k) * item.op.scale);
+                store(&scratch.sums[(size_t)n * head_dim_ + k], Vec16{});
             }
+            scratch.softmax[n].begin(item.op.sinks ? item.op.sinks + head_of(item, n) : nullptr);
         }
-        float denominators[kRows];
-        for (int n = 0; n < kRows; n++)
-            denominators[n] = softmax(scores + n * score_stride, shortest + n, scale, scores + n * score_stride);
-        weigh_values<kVecs, kRows, 0>(item, row, scores, score_stride, denominators);
     }
 
-    template <int kRows>
-    static constexpr int kAccumulatorsPerRow = std::max(kAccumulators / kRows, 1);
-
-    // partial[n][i] = sum over d = 0, 4, 8, … of q[n][d + i] * k[16 tokens][d + i], for i in [0, kCount).
-    template <int kVecs, int kRows, int kCount>
-    void score_partial(const float* query, size_t query_stride, const T* key, Reg16* partial) const {
-        Reg16 sums[kRows][kCount] = {};
-        for (int k = 0; k < kVecs * kVecSize; k += 4)
-#pragma GCC unroll 4
-            for (int i = 0; i < kCount; i++) {
-                const Reg16 keys = load_regs(key + (size_t)(k + i) * block_tokens_);
-#pragma GCC unroll 4
-                for (int n = 0; n < kRows; n++) sums[n][i] += query[n * query_stride + k + i] * keys;
-            }
-        for (int n = 0; n < kRows; n++)
-            for (int i = 0; i < kCount; i++) partial[n * 4 + i] = sums[n][i];
-    }
-
-    // y = sum over tokens of weight * value: as many vectors of the head as fit the registers for all tokens, from vector
-    // kFirst on, and then the next ones.
-    template <int kVecs, int kRows, int kFirst>
-    void weigh_values(const Item& item, int row, const float* weights, size_t score_stride, const float* denominators) const {
-        constexpr int kCount = std::min(kVecs - kFirst, kAccumulatorsPerRow<kRows>);
-        const int shortest = step_->positions[row] + 1, longest = shortest + kRows - 1;
-        const int32_t* const table = block_table(row);
-        Reg16 total[kRows][kCount] = {};
-        for (int first = 0; first < longest; first += block_tokens_) {
-            const T* block =
-                item.values + table[first / block_tokens_] * block_size_ + head_offset(item.head) + kFirst * kVecSize;
-            const int count = std::min(block_tokens_, longest - first), common = std::min(block_tokens_, shortest - first);
-            const auto add = [&](int token, int first_row) {
-#pragma GCC unroll 8
-                for (int vec = 0; vec < kCount; vec++) {
-                    const Reg16 values = load_regs(block + (size_t)token * kVecs * kVecSize + vec * kVecSize);
-#pragma GCC unroll 4
-                    for (int n = 0; n < kRows; n++)
-                        if (n >= first_row) total[n][vec] += weights[n * score_stride + first + token] * values;
+    // All queries over the tokens that their rows share, and each row's queries over its own tokens: tile by tile.
+    template <typename Number, typename Matmuls>
+    void attend_tiles(const Item& item, const Number* queries, Matmuls matmuls, Scratch& scratch) const {
+        int first = end_token(item.rows[0]), end = 0;
+        for (int n = 0; n < item.group.count; n++) {
+            first = std::min(first, first_token(item.op, item.rows[n]));
+            end = std::max(end, end_token(item.rows[n]));
+        }
+        first = first / kVecSize * kVecSize;
+        const int shared = item.group.one_sequence ? end : item.group.shared_blocks * block_tokens_;
+        for (int tile = first / kTileTokens * kTileTokens; tile < end; tile += kTileTokens) {
+            const int begin = std::max(tile, first), tile_end = std::min(tile + kTileTokens, end);
+            // `task(first query, queries, row, first token, last token + 1)`
+            const auto for_each_range = [&](auto task) {
+                if (begin < shared) task(0, item.count, item.rows[0], begin, std::min(tile_end, shared));
+                for (int n = 0; n < item.group.count && !item.group.one_sequence; n++) {
+                    const int row = item.rows[n], to = std::min(tile_end, end_token(row));
+                    const int own = std::max({begin, shared, first_token(item.op, row) / kVecSize * kVecSize});
+                    if (own < to) task(n * heads_per_item_, heads_per_item_, row, own, to);
                 }
             };
-            for (int token = 0; token < common; token++) add(token, 0);
-            // Tokens that only the later rows attend to.
-            for (int token = std::max(common, 0); token < count; token++) add(token, first + token + 1 - shortest);
-        }
-        for (int n = 0; n < kRows && item.claim->acquire(); n++)
-            for (int vec = 0; vec < kCount; vec++) {
-                const Vec16 sums = total[n][vec];
-                store(item.output->at(row + n, item.head * head_dim_ + (kFirst + vec) * kVecSize), sums / denominators[n]);
-            }
-        if constexpr (kFirst + kCount < kVecs)
-            weigh_values<kVecs, kRows, kFirst + kCount>(item, row, weights, score_stride, denominators);
-    }
-
-#ifdef __AMX_BF16__
-    // Up to 16 queries, query n of row rows[n / g] and head item.head + n % g: all of them over the blocks that the rows
-    // share, then each row's queries over its own blocks. Tokens are read 16 at a time, a tile. A query's tokens beyond its
-    // end weigh 0, which changes no sum.
-    template <int kVecs>
-    void amx_attend(const Item& item, const RowGroup& group, const int* rows, Scratch& scratch) {
-        const int count = group.count * heads_per_kv_;
-        int tiles[kTileRows], longest = 0;
-        for (int n = 0; n < count; n++)
-            longest = std::max(longest, tiles[n] = step_->positions[rows[n / heads_per_kv_]] / kVecSize + 1);
-        const int common = group.one_sequence ? longest : group.shared_blocks * (block_tokens_ / kVecSize);
-        const size_t score_stride = (size_t)(longest + 1) * kVecSize;
-        if (scratch.scores.size() < kTileRows * score_stride) {
-            scratch.scores.resize(2 * kTileRows * score_stride);
-            scratch.weights.resize(2 * kTileRows * score_stride);
-        }
-        // `task(first query, queries, first tile, last tile + 1)`
-        const auto for_each_range = [&](auto task) {
-            task(0, count, 0, common);
-            for (int n = 0; n < count && !group.one_sequence; n += heads_per_kv_) task(n, heads_per_kv_, common, tiles[n]);
-        };
-        for_each_range([&](int n, int queries, int from, int to) {
-            configure(scratch, queries);
-            amx_scores<kVecs>(item, rows, n, queries, from, to, scratch.scores.data() + n * score_stride, score_stride);
-        });
-        float denominators[kTileRows];
-        for (int n = 0; n < count; n++) {
-            bf16* weights = scratch.weights.data() + n * score_stride;
-            const float scale = 1.0f / std::sqrt((float)head_dim_);
-            const int length = step_->positions[rows[n / heads_per_kv_]] + 1;
-            denominators[n] = softmax(scratch.scores.data() + n * score_stride, length, scale, weights);
-            for (int tile = tiles[n]; tile < common; tile++) store(weights + tile * kVecSize, Vec16{});
-        }
-        for (int vec = 0; vec < kVecs; vec += kAmxVecs) {
-            alignas(64) float sums[kAmxVecs][kTileRows][kVecSize];
-            for_each_range([&](int n, int queries, int from, int to) {
-                configure(scratch, queries);
-                const bf16* weights = scratch.weights.data() + n * score_stride;
-                amx_weigh_values<std::min(kVecs, kAmxVecs)>(
-                    item, rows[n / heads_per_kv_], vec, from, to, weights, score_stride, &sums[0][n]
-                );
+            for_each_range([&](int n, int count, int row, int from, int to) {
+                float* scores = &scratch.scores[n * kScoreStride + from - tile];
+                matmuls.score(queries + (size_t)n * head_dim_, count, tokens_of(item.keys, item, row), from, to, scores);
             });
-            for (int n = 0; n < count && item.claim->acquire(); n++) {
-                const int row = rows[n / heads_per_kv_], column = (item.head + n % heads_per_kv_) * head_dim_;
-                for (int i = 0; i < std::min(kVecs - vec, kAmxVecs); i++)
-                    store(item.output->at(row, column + (vec + i) * kVecSize), load(sums[i][n]) / denominators[n]);
-            }
+            weigh_scores<Number>(item, tile, begin, tile_end, scratch);
+            for_each_range([&](int n, int count, int row, int from, int to) {
+                const Number* weights = reinterpret_cast<const Number*>(&scratch.scores[n * kScoreStride]) + from - tile;
+                // Beyond the end weights are 0, up to a multiple of 16.
+                const int padded = pairs_ ? (to + 1) / 2 * 2 : to;
+                float* sums = &scratch.sums[(size_t)n * head_dim_];
+                matmuls.weigh(weights, count, tokens_of(item.values, item, row), from, padded, sums);
+            });
         }
     }
 
-    static void configure(Scratch& scratch, int queries) {
-        if (scratch.tile_queries != queries) begin_attention_tiles(queries);
-        scratch.tile_queries = queries;
+    PagedTokens<T> tokens_of(const T* cache, const Item& item, int row) const {
+        return {cache + head_offset(item.head), block_table(row), block_size_, block_tokens_};
     }
 
-    // Offset of query n of an item.
-    size_t query_offset(const Item& item, const int* rows, int n) const {
-        return ((size_t)rows[n / heads_per_kv_] * num_heads_ + item.head + n % heads_per_kv_) * head_dim_;
-    }
-
-    // The keys, or values, of 16 tokens of a head; `token_stride` is the offset from one token to the next.
-    const T* tile_of(const T* cache, int head, int row, int tile, size_t token_stride) const {
-        const int token = tile * kVecSize;
-        return cache + block_table(row)[token / block_tokens_] * block_size_ + head_offset(head) +
-            token % block_tokens_ * token_stride;
-    }
-
-    template <int kVecs>
-    void amx_scores(
-        const Item& item, const int* rows, int first, int count, int from, int to, float* scores, size_t score_stride
-    ) const {
-        alignas(64) bf16 queries[kTileRows][kVecs * kVecSize];
-        for (int n = 0; n < count; n++)
-            for (int k = 0; k < head_dim_; k += kVecSize)
-                store(&queries[n][k], load(item.queries + query_offset(item, rows, first + n) + k));
-        compiler_fence();
-        const int row = rows[first / heads_per_kv_];
-        for (int tile = from; tile < to; tile++) {
-            const T* keys = tile_of(item.keys, item.head, row, tile, 2);
-            // The values are read next, and after them the next head's keys (amx_weigh_values).
-            prefetch(tile_of(item.values, item.head, row, tile, head_dim_));
-            _tile_zero(0);
-            for (int k = 0; k < kVecs * kVecSize; k += 2 * kVecSize) {
-                _tile_loadd(1, &queries[0][k], kVecs * kVecSize * sizeof(bf16));
-                _tile_loadd(3, keys + (size_t)k * block_tokens_, block_tokens_ * 2 * sizeof(bf16));
-                _tile_dpbf16ps(0, 1, 3);
-            }
-            _tile_stored(0, scores + tile * kVecSize, score_stride * sizeof(float));
+    // Scores of a tile's tokens [begin, end) become weights, and the sums so far are multiplied by the softmax's factor.
+    template <typename Number>
+    void weigh_scores(const Item& item, int tile, int begin, int end, Scratch& scratch) const {
+        const int padded_end = (end - tile + kVecSize - 1) / kVecSize * kVecSize;
+        for (int n = 0; n < item.count; n++) {
+            const int row = row_of(item, n);
+            const TileRange range = {
+                begin - tile, std::max(begin, first_token(item.op, row)) - tile, std::min(end, end_token(row)) - tile, padded_end
+            };
+            const ScoreOptions options = {item.op.softcap, item.op.slopes ? item.op.slopes[head_of(item, n)] : 0.0f};
+            const int position = step_->positions[row] - tile;
+            const float factor =
+                scratch.softmax[n].template weigh<Number>(&scratch.scores[n * kScoreStride], range, options, position);
+            if (factor == 1.0f) continue;
+            float* sums = &scratch.sums[(size_t)n * head_dim_];
+            for (int k = 0; k < head_dim_; k += kVecSize) store(sums + k, load(sums + k) * factor);
         }
     }
 
-    // Prefetches 16 tokens into the second-level cache: all of them if a block holds 16 tokens, the default; with other
-    // sizes it is a hint without effect on the result.
-    void prefetch(const T* from) const {
-        for (int i = 0; i < head_dim_ * kVecSize; i += kCacheLine / sizeof(T))
-            _mm_prefetch((const char*)(from + i), _MM_HINT_T1);
-    }
-
-    // sums[i][n] += weights[n] * values, for kCount vectors of the head from `vec` on. From tile 0 on the sums begin at 0.
-    template <int kCount>
-    void amx_weigh_values(
-        const Item& item, int row, int vec, int from, int to, const bf16* weights, size_t score_stride, float (*sums)[kVecSize]
-    ) const {
-        const size_t pair_bytes = 2 * head_dim_ * sizeof(bf16);
-        const int next_head = item.head + heads_per_kv_;
-        compiler_fence();
-        if (from == 0) {
-            zero_accumulators();
-        } else {
-            _tile_loadd(0, sums, 64);
-            if (kCount > 1) _tile_loadd(1, sums + kTileRows, 64);
-        }
-        for (int tile = from; tile < to; tile++) {
-            const T* values = tile_of(item.values, item.head, row, tile, head_dim_) + vec * 2 * kVecSize;
-            if (vec == 0 && next_head < num_heads_) prefetch(tile_of(item.keys, next_head, row, tile, 2));
-            _tile_loadd(2, weights + tile * kVecSize, score_stride * sizeof(bf16));
-            _tile_loadd(4, values, pair_bytes);
-            _tile_dpbf16ps(0, 2, 4);
-            if constexpr (kCount > 1) {
-                _tile_loadd(4, values + 2 * kVecSize, pair_bytes);
-                _tile_dpbf16ps(1, 2, 4);
-            }
-        }
-        _tile_stored(0, sums, 64);
-        if (kCount > 1) _tile_stored(1, sums + kTileRows, 64);
-    }
-#endif
-
-    // weights[t] = exp(scale * (scores[t] - max)), up to the next multiple of 16. Returns their sum.
-    template <typename Out>
-    static float softmax(float* scores, int length, float scale, Out* weights) {
-        // Scores beyond the end, computed with the last 16 keys, weigh 0.
-        store(scores + length, splat(-INFINITY));
-        const int padded = (length + kVecSize - 1) / kVecSize * kVecSize;
-        Vec16 maxima = load(scores), sums = {};
-        for (int token = kVecSize; token < padded; token += kVecSize) {
-            const Vec16 values = load(scores + token);
-            maxima = values > maxima ? values : maxima;
-        }
-        const float max = reduce_max(maxima) * scale;
-        for (int token = 0; token < padded; token += kVecSize) {
-            const Vec16 shifted = load(scores + token) * scale - max;
-            const Vec16 weight = shifted == splat(-INFINITY) ? Vec16{} : exp(shifted);
-            store(weights + token, weight);
-            sums += weight;
-        }
-        return reduce_add(sums);
-    }
-
-    // Rows of a prompt's chunk that are attended together, and vectors of a head that AMX accumulates at once (tiles 0, 1).
-    static constexpr int kChunkRows = 4, kAmxVecs = 2;
-
+    int heads_per_item_ = 1;
     RowGroups groups_;
     std::vector<Scratch> scratch_;
 };

@@ -1,18 +1,18 @@
 // The C interface that structures.py and runner.py call: open_model, then step_model, project_rows, sample_tokens and
 // score_rows, then close_model; and pack_bf16_weights while weights are loaded.
-// Layout of the structures: model.hpp, step.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles this file once
+// Layout of the structures: program.hpp, step.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles this file once
 // for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
 
 #include <memory>
 #include <vector>
 
 #include "bf16_packed.hpp"
-#include "model.hpp"
+#include "interpreter.hpp"
+#include "program.hpp"
 #include "sample.hpp"
 #include "score.hpp"
 #include "step.hpp"
 #include "thread_pool.hpp"
-#include "transformer.hpp"
 
 namespace {
 
@@ -24,11 +24,11 @@ struct Handle {
     std::vector<Scorer> scorers;
 };
 
-std::unique_ptr<Decoder> make_decoder(const Model& model, bool is_bf16, bool is_int8) {
-    if (is_bf16 && is_int8) return std::make_unique<Transformer<bf16, int8_t>>(model);
-    if (is_bf16) return std::make_unique<Transformer<bf16, bf16>>(model);
-    if (is_int8) return std::make_unique<Transformer<float, int8_t>>(model);
-    return std::make_unique<Transformer<float, float>>(model);
+std::unique_ptr<Decoder> make_decoder(const Program& program, bool is_bf16, bool is_int8) {
+    if (is_bf16 && is_int8) return std::make_unique<Interpreter<bf16, int8_t>>(program);
+    if (is_bf16) return std::make_unique<Interpreter<bf16, bf16>>(program);
+    if (is_int8) return std::make_unique<Interpreter<float, int8_t>>(program);
+    return std::make_unique<Interpreter<float, float>>(program);
 }
 
 }  // namespace
@@ -36,9 +36,9 @@ std::unique_ptr<Decoder> make_decoder(const Model& model, bool is_bf16, bool is_
 extern "C" {
 
 // is_bf16: the type of activations and of the KV cache; is_int8: that of the weights.
-void* open_model(const Model* model, int is_bf16, int is_int8, int threads) {
+void* open_model(const Program* program, int is_bf16, int is_int8, int threads) {
     return new Handle{
-        ThreadPool(threads), make_decoder(*model, is_bf16, is_int8), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
+        ThreadPool(threads), make_decoder(*program, is_bf16, is_int8), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
 }
 
 void step_model(void* model, const Step* step) {

@@ -3,10 +3,11 @@
 // Layout, in a block b of B tokens, for KV head h of width D, token t of the block and dimension d:
 //   key    at b * (H D B) + h * (D B) + d * B + t                              [head][D][B]
 //   value  at b * (H D B) + h * (D B) + t * D + d                              [head][B][D]
-// so that 16 keys, or 16 numbers of a value, are contiguous. For AMX, pairs along the summed dimension are contiguous:
+// so that 16 keys, or 16 numbers of a value, are contiguous. In bfloat16, pairs along the summed dimension are contiguous:
 //   key    at ... + (d / 2) * 2 B + 2 t + d % 2                                [head][D / 2][B][2]
 //   value  at ... + (t / 2) * 2 D + 2 d + t % 2                                [head][B / 2][D][2]
-// ISA variants: the AMX layout where tiles are available (bfloat16) and D % 32 == 0 and B % 16 == 0.
+// as AMX and AVX512-BF16 multiply them, and as float32 is extracted with one instruction each, if B % 16 == 0.
+// ISA variants: AMX where tiles are available, and there are pairs, and D % 32 == 0.
 // Test: tests/inference/test_native.py (its shapes cover both). It knows no attention scores.
 #pragma once
 
@@ -25,7 +26,7 @@ class KVLayout {
         const int token = step_->positions[row] % block_tokens_;
         T numbers[kVecSize];
         store(numbers, values);
-        if (amx_) {
+        if (pairs_) {
             T* to = keys + own_block_[row] + (size_t)column * block_tokens_ + 2 * token;
             for (int i = 0; i < kVecSize; i += 2) memcpy(to + i * block_tokens_, numbers + i, 2 * sizeof(T));
             return;
@@ -37,7 +38,7 @@ class KVLayout {
     void store_value(T* values, int row, int column, Vec16 numbers) const {
         const int token = step_->positions[row] % block_tokens_, head = column / head_dim_, dim = column % head_dim_;
         T* of_head = values + own_block_[row] + (size_t)head * block_tokens_ * head_dim_;
-        if (!amx_) return store(of_head + (size_t)token * head_dim_ + dim, numbers);
+        if (!pairs_) return store(of_head + (size_t)token * head_dim_ + dim, numbers);
         T stored[kVecSize];
         store(stored, numbers);
         T* to = of_head + ((size_t)(token / 2) * head_dim_ + dim) * 2 + token % 2;
@@ -51,7 +52,8 @@ class KVLayout {
     void begin(const Step& step) {
         step_ = &step;
         block_tokens_ = step.block_tokens;
-        amx_ = uses_amx<T>() && head_dim_ % kTileColumns == 0 && block_tokens_ % kVecSize == 0;
+        pairs_ = sizeof(T) == sizeof(bf16) && block_tokens_ % kVecSize == 0;
+        amx_ = pairs_ && uses_amx<T>() && head_dim_ % kTileColumns == 0;
         block_size_ = (size_t)num_heads_ / heads_per_kv_ * head_dim_ * block_tokens_;
         own_block_.resize(step.rows);
         for (int row = 0; row < step.rows; row++)
@@ -69,7 +71,7 @@ class KVLayout {
     const int num_heads_, heads_per_kv_, head_dim_;
     const Step* step_ = nullptr;
     int block_tokens_ = 0;
-    bool amx_ = false;
+    bool pairs_ = false, amx_ = false;
     // Numbers in a block of the keys, or of the values.
     size_t block_size_ = 0;
 

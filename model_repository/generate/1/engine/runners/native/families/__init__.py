@@ -1,0 +1,91 @@
+"""The families that the kernels compute: each writes its program down, from config.json and the names of its tensors.
+
+A family's module has MODEL_TYPES, PREFIX (of its tensors' names) and write().
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from tritonlm.contract import Checkpoint
+
+from ..family_config import FamilyConfig
+from ..program import Program
+from ..unsupported import Unsupported
+from ..weights import WeightPacker
+from . import (
+    bloom,
+    cohere,
+    falcon,
+    gemma,
+    gemma2,
+    gpt2,
+    gpt_bigcode,
+    gpt_neo,
+    gpt_neox,
+    gpt_oss,
+    gptj,
+    granite,
+    llama,
+    mixtral,
+    olmo,
+    olmo2,
+    olmoe,
+    opt,
+    phi,
+    phi3,
+    qwen_moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
+
+_MODULES: tuple[ModuleType, ...] = (
+    bloom,
+    cohere,
+    falcon,
+    gemma,
+    gemma2,
+    gpt2,
+    gpt_bigcode,
+    gpt_neo,
+    gpt_neox,
+    gpt_oss,
+    gptj,
+    granite,
+    llama,
+    mixtral,
+    olmo,
+    olmo2,
+    olmoe,
+    opt,
+    phi,
+    phi3,
+    qwen_moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
+FAMILIES: dict[str, ModuleType] = {model_type: module for module in _MODULES for model_type in module.MODEL_TYPES}
+
+
+def prefix_of(checkpoint: Checkpoint) -> str:
+    prefix: str = FAMILIES[checkpoint.config["model_type"]].PREFIX
+    return prefix
+
+
+def write(checkpoint: Checkpoint, weights: WeightPacker | None = None) -> Program:
+    """The checkpoint's program; without weights only to find out whether it can be written. Raises Unsupported."""
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in FAMILIES:
+        raise Unsupported(f"its model_type is none of {', '.join(FAMILIES)}")
+    if isinstance(checkpoint.config.get("text_config"), dict):
+        raise Unsupported("it is a multimodal model")
+    if (quantization := checkpoint.config.get("quantization_config")) is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise Unsupported(f"its weights are quantized ({method})")
+    try:
+        program: Program = FAMILIES[model_type].write(FamilyConfig(checkpoint), weights)
+    except ArithmeticError as error:
+        raise Unsupported(f"its config.json has a number that cannot be computed with: {error}") from None
+    return program

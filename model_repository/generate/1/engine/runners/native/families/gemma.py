@@ -1,0 +1,37 @@
+"""Gemma: scaled embeddings, norms by 1 + weight, an MLP of GELU."""
+
+from __future__ import annotations
+
+from ..family_config import FamilyConfig
+from ..linear import Qkv, Rows
+from ..program import NormStyle, Program, Shape, activation_of
+from ..structures import NormKind
+from ..weights import WeightPacker
+
+MODEL_TYPES = ("gemma",)
+PREFIX = "model."
+
+
+def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
+    width, heads, layers = (config.size(n) for n in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    inner, head_dim = config.size("intermediate_size"), config.size("head_dim", 256)
+    config.expect("use_bidirectional_attention", False)
+    shape = Shape(width, layers, heads, config.size("num_key_value_heads"), head_dim)
+    style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6), offset=1.0)
+    name = config.text("hidden_act", "gelu_pytorch_tanh")
+    # The first files say "gelu" and mean its approximation.
+    activation = activation_of("gelu_pytorch_tanh" if name == "gelu" else name)
+
+    program = Program(shape, config.vocab_size, [config.rope(head_dim)], weights)
+    program.embed("embed_tokens.weight", scale=width**0.5)
+    for _ in program.layers("layers"):
+        program.norm("input_layernorm", style)
+        program.qkv(Qkv.separate("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+        program.rope(0)
+        program.attend()
+        program.project(Rows("self_attn.o_proj"))
+        program.norm("post_attention_layernorm", style)
+        program.up((Rows("mlp.gate_proj"), Rows("mlp.up_proj")), inner, activation)
+        program.down(Rows("mlp.down_proj"), inner)
+    program.output("norm", style, "" if config.flag("tie_word_embeddings", True) else "lm_head")
+    return program

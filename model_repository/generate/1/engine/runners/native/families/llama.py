@@ -1,0 +1,48 @@
+"""Llama and its kin by another name: Mistral, Qwen 2 (biases of queries, keys and values) and Qwen 3 (their norms)."""
+
+from __future__ import annotations
+
+from ..family_config import FULL, SLIDING, FamilyConfig
+from ..linear import Qkv, Rows
+from ..program import NormStyle, Program, Shape, activation_of
+from ..structures import NormKind
+from ..weights import WeightPacker
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+PREFIX = "model."
+
+
+def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
+    width, heads, layers = (config.size(n) for n in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    inner, head_dim = config.size("intermediate_size"), config.head_dim(width, heads)
+    shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
+    style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6))
+    activation = activation_of(config.text("hidden_act", "silu"))
+    windows = _windows(config, layers)
+
+    program = Program(shape, config.vocab_size, [config.rope(head_dim)], weights)
+    program.embed("embed_tokens.weight")
+    for layer in program.layers("layers"):
+        program.norm("input_layernorm", style)
+        program.qkv(Qkv.separate("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+        if config.model_type == "qwen3":
+            program.rope(0, "self_attn.q_norm", "self_attn.k_norm", style)
+        else:
+            program.rope(0)
+        program.attend(window=windows[layer])
+        program.project(Rows("self_attn.o_proj"))
+        program.norm("post_attention_layernorm", style)
+        program.up((Rows("mlp.gate_proj"), Rows("mlp.up_proj")), inner, activation)
+        program.down(Rows("mlp.down_proj"), inner)
+    program.output("norm", style, "" if config.flag("tie_word_embeddings", False) else "lm_head")
+    return program
+
+
+def _windows(config: FamilyConfig, layers: int) -> list[int | None]:
+    if config.model_type == "mistral":
+        return config.windows(layers, [SLIDING] * layers, config.optional("sliding_window", 4096))
+    if config.model_type == "llama" or not config.flag("use_sliding_window", False):
+        return [None] * layers
+    full = int(config.number("max_window_layers", 28))
+    default = [SLIDING if layer >= full else FULL for layer in range(layers)]
+    return config.windows(layers, default, config.optional("sliding_window", 4096))

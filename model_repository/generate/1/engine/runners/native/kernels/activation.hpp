@@ -1,0 +1,48 @@
+// The activations of an MLP, for 16 numbers: y[i] = f(x[i]), or gated f(gate[i]) * up[i].
+//   silu(x) = x / (1 + exp(-x));  relu(x) = max(x, 0)
+//   gelu(x) = x / 2 * (1 + erf(x / sqrt 2)), exact, or with tanh(sqrt(2 / pi) * (x + 0.044715 x^3)) in place of erf
+//   clamped silu (gpt-oss): (min(max(up, -7), 7) + 1) * g / (1 + exp(-1.702 g)), g = min(gate, 7)
+// ISA variants: those of simd.hpp. Test: tests/inference/test_native_families.py, each against transformers.
+#pragma once
+
+#include "program.hpp"
+#include "simd.hpp"
+
+inline Vec16 min(Vec16 x, float most) { return x > splat(most) ? splat(most) : x; }
+inline Vec16 max(Vec16 x, float least) { return x < splat(least) ? splat(least) : x; }
+
+// tanh(x) = 1 - 2 / (1 + exp(2 x))
+inline Vec16 tanh(Vec16 x) { return 1.0f - 2.0f * reciprocal(1.0f + exp(2.0f * x)); }
+
+// Abramowitz and Stegun 7.1.26: erf(x) = 1 - (a1 t + … + a5 t^5) exp(-x^2), t = 1 / (1 + p x), for x >= 0; absolute error 1.5e-7.
+inline Vec16 gelu_erf(Vec16 x) {
+    constexpr float kInverseSqrtTwo = 0.70710678f, kP = 0.3275911f;
+    const Vec16 scaled = x * kInverseSqrtTwo, magnitude = scaled < 0.0f ? -scaled : scaled;
+    const Vec16 t = reciprocal(1.0f + kP * magnitude);
+    Vec16 polynomial = splat(1.061405429f);
+    polynomial = polynomial * t - 1.453152027f;
+    polynomial = polynomial * t + 1.421413741f;
+    polynomial = polynomial * t - 0.284496736f;
+    polynomial = polynomial * t + 0.254829592f;
+    const Vec16 tail = polynomial * t * exp(-magnitude * magnitude);
+    // 1 + erf(x): of a negative x that is the tail itself, without cancellation.
+    return 0.5f * x * (x < 0.0f ? tail : 2.0f - tail);
+}
+
+inline Vec16 activate(Activation activation, Vec16 x) {
+    switch (activation) {
+        case Activation::kSilu: return silu(x);
+        case Activation::kGeluTanh: return gelu(x);
+        case Activation::kGeluErf: return gelu_erf(x);
+        case Activation::kRelu: return x < 0.0f ? Vec16{} : x;
+        case Activation::kReluSquared: return x < 0.0f ? Vec16{} : x * x;
+        default: return x;
+    }
+}
+
+inline Vec16 activate_gated(Activation activation, Vec16 gate, Vec16 up) {
+    if (activation != Activation::kClampedSilu) return activate(activation, gate) * up;
+    constexpr float kLimit = 7.0f, kSlope = 1.702f;
+    const Vec16 clamped = min(gate, kLimit);
+    return (max(min(up, kLimit), -kLimit) + 1.0f) * clamped * reciprocal(1.0f + exp(-kSlope * clamped));
+}

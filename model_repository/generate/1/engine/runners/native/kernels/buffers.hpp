@@ -1,0 +1,77 @@
+// The buffers that operations read and write (Buffer in program.hpp), for all rows of a step.
+//
+// Layout: float32 buffers are [rows][width]; the inputs of matmuls are Rows<T>. The rows that a matmul reads are as wide as its
+// inputs, so there is a kInner for each width that the program uses.
+// ISA variants: none. Test: tests/inference/test_native_families.py. It knows no operations but their sizes.
+#pragma once
+
+#include <algorithm>
+#include <list>
+
+#include "amx.hpp"
+#include "program.hpp"
+#include "rows.hpp"
+#include "simd.hpp"
+
+template <typename T>
+class Buffers {
+  public:
+    // `amx_layout`: that of the Rows.
+    Buffers(const Program& program, bool amx_layout)
+        : hidden_size_(program.hidden_size), query_width_(program.num_heads * program.head_dim),
+          key_width_(query_width_ / program.heads_per_kv), amx_layout_(amx_layout) {
+        for (int n = 0; n < program.op_count; n++)
+            if (program.ops[n].kind == OpKind::kMatmul) add_inner(*static_cast<const MatmulOp*>(program.ops[n].arguments));
+    }
+
+    // Room for this many rows, a multiple of 16.
+    void reserve(size_t count) {
+        for (auto* buffer : {&residual_, &branch_}) buffer->resize(count * hidden_size_);
+        queries_.resize(count * query_width_);
+        keys_.resize(count * key_width_);
+        for (Rows<T>* buffer : {&normed_, &second_normed_}) buffer->reserve(count, hidden_size_, amx_layout_);
+        attended_.reserve(count, query_width_, amx_layout_);
+        for (Rows<T>& buffer : inner_) buffer.reserve(count, buffer.inputs(), amx_layout_);
+    }
+
+    float* floats(Buffer buffer, size_t row = 0) {
+        const size_t first = row * width(buffer);
+        switch (buffer) {
+            case Buffer::kBranch: return &branch_[first];
+            case Buffer::kQueries: return &queries_[first];
+            case Buffer::kKeys: return &keys_[first];
+            default: return &residual_[first];
+        }
+    }
+
+    // `width` distinguishes the kInner.
+    Rows<T>& rows(Buffer buffer, int width) {
+        switch (buffer) {
+            case Buffer::kSecondNormed: return second_normed_;
+            case Buffer::kAttended: return attended_;
+            case Buffer::kInner: return *find_inner(width);
+            default: return normed_;
+        }
+    }
+
+    int width(Buffer buffer) const {
+        if (buffer == Buffer::kQueries || buffer == Buffer::kAttended) return query_width_;
+        return buffer == Buffer::kKeys ? key_width_ : hidden_size_;
+    }
+
+  private:
+    void add_inner(const MatmulOp& op) {
+        const int width = op.weights.outputs / (1 + op.gated);
+        if (op.to == Buffer::kInner && find_inner(width) == inner_.end()) inner_.emplace_back().reserve(0, width, amx_layout_);
+    }
+
+    typename std::list<Rows<T>>::iterator find_inner(int width) {
+        return std::find_if(inner_.begin(), inner_.end(), [&](const Rows<T>& rows) { return rows.inputs() == width; });
+    }
+
+    const int hidden_size_, query_width_, key_width_;
+    const bool amx_layout_;
+    AlignedVector<float> residual_, branch_, queries_, keys_;
+    Rows<T> normed_, second_normed_, attended_;
+    std::list<Rows<T>> inner_;
+};

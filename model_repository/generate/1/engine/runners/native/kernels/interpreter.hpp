@@ -1,0 +1,281 @@
+// One step of a decoder on a CPU: from the token ids of all rows (prompt chunks and decoding sequences) to logits. It runs a
+// family's program (program.hpp), one operation after the other; all threads share an operation's work items.
+//
+// Layout: buffers.hpp; the KV cache is KVLayout<T>. T is the type of rows, keys and values; W that of weights: T itself, or
+// int8, for which rows are quantized. Each row is computed in an order that does not depend on other rows.
+// ISA variants: those of gemm.hpp, int8.hpp and attention.hpp. Tests: tests/inference/test_native.py, test_native_families.py.
+// It knows pointers and sizes. The caller owns the memory, and knows what the rows mean.
+#pragma once
+
+#include <algorithm>
+#include <list>
+#include <vector>
+
+#include "amx.hpp"
+#include "attention.hpp"
+#include "buffers.hpp"
+#include "clock.hpp"
+#include "matmul_output.hpp"
+#include "mixture.hpp"
+#include "multiply.hpp"
+#include "normalize.hpp"
+#include "program.hpp"
+#include "rope.hpp"
+#include "simd.hpp"
+#include "step.hpp"
+#include "thread_pool.hpp"
+
+class Decoder {
+  public:
+    virtual ~Decoder() = default;
+    virtual void step(ThreadPool& pool, const Step& step) = 0;
+    virtual void project(ThreadPool& pool, const Project& project) = 0;
+};
+
+template <typename T, typename W>
+class Interpreter : public Decoder {
+  public:
+    explicit Interpreter(const Program& program)
+        : program_(program), buffers_(program, Multiplier<T, W>::uses_amx_layout()), rope_(program),
+          attention_(program.num_heads, program.heads_per_kv, program.head_dim) {
+        int queues = 0;
+        max_inputs_ = buffers_.width(Buffer::kResidual);
+        for (int n = 0; n < program.op_count; n++) {
+            const Op& op = program.ops[n];
+            first_queue_.push_back(queues);
+            if (op.kind == OpKind::kExperts) mixtures_.emplace_back(arguments<ExpertsOp>(op), program.hidden_size);
+            if (op.kind == OpKind::kExperts) max_inputs_ = std::max(max_inputs_, mixtures_.back().inner_size());
+            if (op.kind == OpKind::kMatmul) max_inputs_ = std::max(max_inputs_, arguments<MatmulOp>(op).weights.inputs);
+            mixture_of_.push_back(mixtures_.empty() ? nullptr : &mixtures_.back());
+            queues += op.kind == OpKind::kExperts ? Mixture<T, W>::kStages : 1;
+        }
+        last_queue_ = queues;
+        queues_ = std::vector<MatmulQueues>(queues + kLastStages);
+    }
+
+    void step(ThreadPool& pool, const Step& step) override {
+        reserve(step.rows);
+        attention_.begin(step, pool.size());
+        for (auto& queues : queues_) queues.reset();
+        clock_ = Clock(step.stage_seconds);
+        progress_ = step.progress;
+        pool.run([&](int thread) {
+            begin_matmul_tiles();
+            for (int n = 0; n < program_.op_count; n++) end_stage(thread, run(step, n, thread));
+            finish(step, thread);
+            end_tiles();
+        });
+    }
+
+    // The last stages of a step, for hidden states of earlier steps.
+    void project(ThreadPool& pool, const Project& project) override {
+        reserve(project.rows);
+        for (LastStage stage : {kFinalNorm, kLmHead}) last(stage).reset();
+        clock_ = Clock(project.stage_seconds);
+        progress_ = project.progress;
+        const int width = program_.hidden_size;
+        pool.run([&](int thread) {
+            begin_matmul_tiles();
+            Rows<T>& rows = buffers_.rows(Buffer::kNormed, width);
+            last(kFinalNorm).items.for_each(project.rows, [&](int i) {
+                const float* hidden = project.hidden + (size_t)project.hidden_rows[i] * width;
+                for (int k = 0; k < width; k += kVecSize) store(rows.at(i, k), load(hidden + k));
+            });
+            end_stage(thread, kOther);
+            compute_logits(project.rows, project.logits, project.logit_stride);
+            end_stage(thread, kLogits);
+            end_tiles();
+        });
+    }
+
+  private:
+    // The stages after the operations.
+    enum LastStage { kFinalNorm, kLmHead, kArgMax, kLastStages };
+
+    template <typename Arguments>
+    static const Arguments& arguments(const Op& op) {
+        return *static_cast<const Arguments*>(op.arguments);
+    }
+
+    MatmulQueues& last(LastStage stage) { return queues_[last_queue_ + stage]; }
+
+    // The first thread measures the time, and counts the stage as done.
+    void end_stage(int thread, Stage kind) {
+        if (thread) return;
+        clock_.lap(kind);
+        __atomic_fetch_add(progress_, 1, __ATOMIC_RELAXED);
+    }
+
+    void reserve(int rows) {
+        const size_t padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
+        if (padded <= reserved_) return;
+        reserved_ = padded;
+        buffers_.reserve(padded);
+        rope_.reserve(padded);
+        size_t slots = 0;
+        for (auto& mixture : mixtures_) {
+            mixture.reserve(padded);
+            slots = std::max(slots, mixture.slots(padded));
+        }
+        if (slots) scratch_.reserve(slots, program_.hidden_size, mixtures_.front().inner_size());
+        multiplier_.reserve(std::max(padded, slots), max_inputs_);
+    }
+
+    Stage run(const Step& step, int number, int thread) {
+        const Op& op = program_.ops[number];
+        MatmulQueues& queues = queues_[first_queue_[number]];
+        switch (op.kind) {
+            case OpKind::kEmbed: return embed(step, arguments<EmbedOp>(op), queues.items);
+            case OpKind::kNorm: return norm(step, arguments<NormOp>(op), queues.items);
+            case OpKind::kQkv: return compute_qkv(step, arguments<QkvOp>(op), queues);
+            case OpKind::kRope: return apply_rope(step, arguments<RopeOp>(op), queues.items);
+            case OpKind::kAttend: return attend(step, arguments<AttendOp>(op), queues.items, thread);
+            case OpKind::kMatmul: return compute_matmul(step, arguments<MatmulOp>(op), mixture_of_[number], queues);
+            case OpKind::kExperts: return mix_experts(step, arguments<ExpertsOp>(op), *mixture_of_[number], &queues);
+        }
+        return kOther;
+    }
+
+    Stage embed(const Step& step, const EmbedOp& op, WorkQueue& queue) {
+        queue.for_each(step.rows, [&](int row) {
+            const int position = step.positions[row], width = program_.hidden_size;
+            float* to = buffers_.floats(Buffer::kResidual, row);
+            multiplier_.load_embedding(op.tokens, step.ids[row], op.scale, to);
+            rope_.compute(row, position);
+            for (int k = 0; op.positions && k < width; k += kVecSize)
+                store(to + k, load(to + k) + load(op.positions + (size_t)position * width + k));
+        });
+        return kOther;
+    }
+
+    Stage norm(const Step& step, const NormOp& op, WorkQueue& queue) {
+        const int width = buffers_.width(op.from);
+        const bool to_rows = op.to >= Buffer::kNormed;
+        Rows<T>* const rows = to_rows ? &buffers_.rows(op.to, width) : nullptr;
+        queue.for_each(step.rows, [&](int row) {
+            const float* from = buffers_.floats(op.from, row);
+            if (to_rows) return normalize(op.norm, from, width, [&](int k, Vec16 values) { store(rows->at(row, k), values); });
+            float* to = buffers_.floats(op.to, row);
+            normalize(op.norm, from, width, [&](int k, Vec16 values) {
+                store(to + k, op.add ? load(to + k) + op.scale * values : values);
+            });
+        });
+        return kOther;
+    }
+
+    Stage compute_qkv(const Step& step, const QkvOp& op, MatmulQueues& queues) {
+        MatmulOutput<T> output{OutputKind::kQkv, op.weights.bias};
+        output.stride = buffers_.width(Buffer::kQueries);
+        output.key_stride = buffers_.width(Buffer::kKeys);
+        output.to = buffers_.floats(Buffer::kQueries);
+        output.keys = op.keys_follow ? buffers_.floats(Buffer::kKeys) : nullptr;
+        output.clip = op.clip;
+        output.attention = &attention_;
+        output.key_cache = static_cast<T*>(step.keys[op.layer]);
+        output.value_cache = static_cast<T*>(step.values[op.layer]);
+        multiplier_.multiply(buffers_.rows(Buffer::kNormed, op.weights.inputs), step.rows, op.weights, queues, output);
+        return kMatmul;
+    }
+
+    Stage apply_rope(const Step& step, const RopeOp& op, WorkQueue& queue) {
+        const int dim = program_.head_dim, heads = program_.num_heads, all_heads = heads + heads / program_.heads_per_kv;
+        T* const cache = static_cast<T*>(step.keys[op.layer]);
+        queue.for_each(step.rows * all_heads, [&](int i) {
+            const int row = i / all_heads, head = i % all_heads, first = (head - heads) * dim;
+            if (head < heads) return rotate(op, op.query_norm, head, row, buffers_.floats(Buffer::kQueries, row) + head * dim);
+            float* key = buffers_.floats(Buffer::kKeys, row) + first;
+            rotate(op, op.key_norm, head - heads, row, key);
+            for (int k = 0; k < dim; k += kVecSize) attention_.store_key(cache, row, first + k, load(key + k));
+        });
+        return kOther;
+    }
+
+    void rotate(const RopeOp& op, Norm norm, int number, int row, float* head) const {
+        if (norm.kind != NormKind::kNone) {
+            if (norm.weight) norm.weight += number * op.norm_stride;
+            if (norm.bias) norm.bias += number * op.norm_stride;
+            normalize(norm, head, program_.head_dim, [&](int k, Vec16 values) { store(head + k, values); });
+        }
+        if (op.table >= 0) rope_.rotate(op.table, row, head);
+    }
+
+    Stage attend(const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
+        const T *keys = static_cast<const T*>(step.keys[op.layer]), *values = static_cast<const T*>(step.values[op.layer]);
+        Rows<T>& output = buffers_.rows(Buffer::kAttended, 0);
+        attention_.attend(op, keys, values, buffers_.floats(Buffer::kQueries), output, queue, thread);
+        return kAttention;
+    }
+
+    Stage compute_matmul(const Step& step, const MatmulOp& op, const Mixture<T, W>* mixture, MatmulQueues& queues) {
+        MatmulOutput<T> output{OutputKind::kStore, op.weights.bias};
+        if (op.to >= Buffer::kNormed) {
+            output.kind = op.gated ? OutputKind::kGate : OutputKind::kActivate;
+            output.rows = &buffers_.rows(op.to, op.weights.outputs / (1 + op.gated));
+            output.activation = op.activation;
+        } else {
+            output.kind = op.add ? OutputKind::kAdd : OutputKind::kStore;
+            output.to = buffers_.floats(op.to);
+            output.stride = buffers_.width(op.to);
+            output.scale = op.scale;
+            output.row_scales = op.row_scaled ? mixture->shared_gates() : nullptr;
+        }
+        multiplier_.multiply(buffers_.rows(op.from, op.weights.inputs), step.rows, op.weights, queues, output);
+        return kMatmul;
+    }
+
+    Stage mix_experts(const Step& step, const ExpertsOp& op, Mixture<T, W>& mixture, MatmulQueues* queues) {
+        const Rows<T>& rows = buffers_.rows(Buffer::kNormed, program_.hidden_size);
+        mixture.run(rows, step.rows, buffers_.floats(op.to), scratch_, multiplier_, queues);
+        return kMatmul;
+    }
+
+    void finish(const Step& step, int thread) {
+        const int width = program_.hidden_size;
+        Rows<T>& rows = buffers_.rows(Buffer::kNormed, width);
+        last(kFinalNorm).items.for_each(step.logit_count + step.hidden_count, [&](int i) {
+            const int n = i - step.logit_count, row = n < 0 ? step.logit_rows[i] : step.hidden_rows[n];
+            float* hidden = n < 0 ? nullptr : step.hidden + (size_t)n * width;
+            // One lambda for both: compiled once, a projected hidden state has the same bits as the step's.
+            const auto keep = [&](int k, Vec16 values) {
+                if (hidden) store(hidden + k, values);
+                else store(rows.at(i, k), values);
+            };
+            normalize(program_.final_norm, buffers_.floats(Buffer::kResidual, row), width, keep);
+        });
+        end_stage(thread, kOther);
+        compute_logits(step.logit_count, step.logits, step.logit_stride);
+        last(kArgMax).items.for_each(step.logit_count, [&](int row) {
+            const ArgMax best = argmax(step.logits + (size_t)row * step.logit_stride, program_.vocab_size);
+            step.max_logits[row] = best.value;
+            step.argmax_ids[row] = best.index;
+        });
+        end_stage(thread, kLogits);
+    }
+
+    // Of the first `count` rows of kNormed.
+    void compute_logits(int count, float* logits, int logit_stride) {
+        MatmulOutput<T> output{OutputKind::kLogits, program_.lm_head.bias};
+        output.to = logits;
+        output.stride = logit_stride;
+        output.scale = program_.logits_scale;
+        output.softcap = program_.logits_softcap;
+        const Rows<T>& rows = buffers_.rows(Buffer::kNormed, program_.hidden_size);
+        multiplier_.multiply(rows, count, program_.lm_head, last(kLmHead), output);
+    }
+
+    const Program program_;
+    Buffers<T> buffers_;
+    Multiplier<T, W> multiplier_;
+    Rope rope_;
+    Attention<T> attention_;
+    std::list<Mixture<T, W>> mixtures_;
+    typename Mixture<T, W>::Scratch scratch_;
+    // For each operation its first queues, and the mixture that it is or that precedes it.
+    std::vector<int> first_queue_;
+    std::vector<Mixture<T, W>*> mixture_of_;
+    std::vector<MatmulQueues> queues_;
+    int last_queue_ = 0, max_inputs_ = 0;
+    size_t reserved_ = 0;
+    Clock clock_;
+    uint64_t* progress_ = nullptr;
+};

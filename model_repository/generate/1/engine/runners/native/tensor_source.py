@@ -1,0 +1,53 @@
+"""The tensors of a checkpoint's files, by name. This module knows file formats, not what a tensor is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from tritonlm.contract import CheckpointError
+
+
+
+class TensorSource(Protocol):
+    def names(self) -> Iterable[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def get(self, name: str, index: int | None = None) -> torch.Tensor:
+        """The tensor, or tensor[index]; it may lie in the mapped file."""
+
+    def close(self) -> None:
+        """Unmap the files."""
+
+
+class SafetensorsSource:
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Any] = {}
+        try:
+            for file in sorted(folder.glob("*.safetensors")):
+                opened = safe_open(file, framework="pt")
+                self._files |= dict.fromkeys(opened.keys(), opened)  # type: ignore[no-untyped-call]
+        except Exception as error:  # safetensors' errors have no common base class
+            raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
+
+    def names(self) -> Iterable[str]:
+        return self._files.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def get(self, name: str, index: int | None = None) -> torch.Tensor:
+        opened = self._files[name]
+        tensor: torch.Tensor = opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
+        return tensor
+
+    def close(self) -> None:
+        self._files.clear()
+
+
+def open_tensors(folder: Path) -> TensorSource:
+    return SafetensorsSource(folder)

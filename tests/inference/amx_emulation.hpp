@@ -1,0 +1,137 @@
+// AMX tile instructions in plain C++, so that the code for AMX is tested on any processor with AVX512-BF16: included before
+// the kernels (-include), this header defines the macros of AMX and replaces its intrinsics. Of tiles A (m x k), B (k x n):
+//   dpbf16ps: c[m][n] += (sum over k of a[m][k][0] * b[k][n][0]) + (sum over k of a[m][k][1] * b[k][n][1]), as fused
+//             multiply-adds in float32, where denormal operands and results are 0
+//   dpbssd:   c[m][n] += sum over k and i < 4 of a[m][k][i] * b[k][n][i], in int32
+//
+// Layout: a tile is 16 rows of 64 bytes, of which an instruction uses as many as the configuration has. The others read as 0.
+// ISA variants: AVX512F for the sums. Used by: isa_variants.py (the variant `amx_emulated`). It knows no kernels.
+#pragma once
+
+#ifdef __AMX_TILE__
+#error "This processor has AMX: its instructions need no emulation."
+#endif
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <immintrin.h>
+
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_zero
+#undef _tile_dpbf16ps
+#undef _tile_dpbssd
+
+namespace amx_emulation {
+
+constexpr int kTiles = 8, kRows = 16, kRowBytes = 64;
+
+struct Config {
+    uint8_t palette, start, unused[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+
+struct Tile {
+    alignas(64) uint8_t row[kRows][kRowBytes];
+};
+
+inline thread_local Config config;
+inline thread_local Tile tiles[kTiles];
+
+// What a processor answers with an exception.
+inline void require(bool condition) {
+    if (condition) return;
+    fputs("amx_emulation: the configuration of the tiles forbids this instruction\n", stderr);
+    abort();
+}
+
+inline void load_config(const void* from) {
+    memcpy(&config, from, sizeof config);
+    require(config.palette == 1);
+    for (int tile = 0; tile < kTiles; tile++) require(config.rows[tile] <= kRows && config.bytes[tile] <= kRowBytes);
+    memset(tiles, 0, sizeof tiles);
+}
+
+inline void release() { memset(&config, 0, sizeof config); }
+
+inline void zero(int tile) {
+    require(config.rows[tile]);
+    tiles[tile] = {};
+}
+
+inline void load(int tile, const void* from, long stride) {
+    zero(tile);
+    for (int m = 0; m < config.rows[tile]; m++)
+        memcpy(tiles[tile].row[m], static_cast<const char*>(from) + m * stride, config.bytes[tile]);
+}
+
+inline void store(int tile, void* to, long stride) {
+    require(config.rows[tile]);
+    for (int m = 0; m < config.rows[tile]; m++)
+        memcpy(static_cast<char*>(to) + m * stride, tiles[tile].row[m], config.bytes[tile]);
+}
+
+// The rows of `to` and `a`, the rows of `b` and the columns of `to` and `b` are the same.
+inline void require_shapes(int to, int a, int b) {
+    require(config.rows[to] && config.rows[to] == config.rows[a] && config.bytes[a] == 4 * config.rows[b]);
+    require(config.bytes[to] == config.bytes[b]);
+}
+
+inline __m512 flush_denormals(__m512 x) {
+    constexpr int kSubnormal = 0x20;
+    const __m512 signed_zero = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
+    return _mm512_mask_mov_ps(x, _mm512_fpclass_ps_mask(x, kSubnormal), signed_zero);
+}
+
+// Number i of each pair, as float32.
+inline __m512 of_pairs(__m512i pairs, int i) {
+    const __m512i bits = i ? _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)) : _mm512_slli_epi32(pairs, 16);
+    return flush_denormals(_mm512_castsi512_ps(bits));
+}
+
+inline void dpbf16ps(int to, int a, int b) {
+    require_shapes(to, a, b);
+    for (int m = 0; m < config.rows[to]; m++) {
+        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int k = 0; k < config.rows[b]; k++) {
+            int32_t pair;
+            memcpy(&pair, tiles[a].row[m] + 4 * k, sizeof pair);
+            const __m512i row = _mm512_load_si512(tiles[b].row[k]);
+            for (int i = 0; i < 2; i++)
+                sums[i] = flush_denormals(_mm512_fmadd_ps(of_pairs(_mm512_set1_epi32(pair), i), of_pairs(row, i), sums[i]));
+        }
+        const __m512 before = flush_denormals(_mm512_load_ps(tiles[to].row[m]));
+        const __m512 sum = flush_denormals(_mm512_add_ps(sums[0], sums[1]));
+        const __mmask16 columns = (__mmask16)((1u << config.bytes[to] / 4) - 1);
+        _mm512_store_ps(tiles[to].row[m], _mm512_maskz_mov_ps(columns, flush_denormals(_mm512_add_ps(before, sum))));
+    }
+}
+
+inline void dpbssd(int to, int a, int b) {
+    require_shapes(to, a, b);
+    for (int m = 0; m < config.rows[to]; m++)
+        for (int k = 0; k < config.rows[b]; k++)
+            for (int n = 0; n < config.bytes[to] / 4; n++) {
+                int32_t sum;
+                memcpy(&sum, tiles[to].row[m] + 4 * n, sizeof sum);
+                for (int i = 0; i < 4; i++)
+                    sum += (int8_t)tiles[a].row[m][4 * k + i] * (int8_t)tiles[b].row[k][4 * n + i];
+                memcpy(tiles[to].row[m] + 4 * n, &sum, sizeof sum);
+            }
+}
+
+}  // namespace amx_emulation
+
+#define __AMX_TILE__ 1
+#define __AMX_BF16__ 1
+#define __AMX_INT8__ 1
+#define _tile_loadconfig amx_emulation::load_config
+#define _tile_release amx_emulation::release
+#define _tile_zero amx_emulation::zero
+#define _tile_loadd amx_emulation::load
+#define _tile_stored amx_emulation::store
+#define _tile_dpbf16ps amx_emulation::dpbf16ps
+#define _tile_dpbssd amx_emulation::dpbssd
