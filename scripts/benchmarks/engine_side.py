@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from tritonlm.contract import GenerationRequest, SamplingParameters
+from tritonlm.contract import Checkpoint, GenerationRequest, SamplingParameters
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 
-from engine.config import EngineConfig  # noqa: E402
+from engine.config import INT8, EngineConfig  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.request import Request  # noqa: E402
+from engine.runners.native import build  # noqa: E402
+from engine.runners.native.runner import unsupported_reason  # noqa: E402
+from engine.runners.native.weights import bf16_packing_pays  # noqa: E402
 from engine.runners.select import open_runner  # noqa: E402
 
 # The engine makes MKL's sums independent of alignment, which costs some speed. The transformers side runs without it.
@@ -30,6 +33,15 @@ Prompts = list[list[int]]
 class Seconds:
     prefill: float
     decode: float
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype, weights: str = "full") -> float:
+    """Bytes that the engine reads for one weight on a CPU: bfloat16 takes twelve bits where the kernels pack it."""
+    if unsupported_reason(Checkpoint(folder), dtype) or (library := build.kernels()) is None:
+        return dtype.itemsize
+    if weights == INT8:
+        return 1.0
+    return 1.5 if dtype == torch.bfloat16 and bf16_packing_pays(library) else dtype.itemsize
 
 
 class EngineSide:
@@ -83,7 +95,8 @@ class EngineSide:
         remaining = sum(new_tokens - request.generated for request in requests)
         while len(finished) < len(requests):
             self._step()
-        scale = len(prompts) * (new_tokens - 1) / remaining
+        # None are left where each sequence gets one token.
+        scale = len(prompts) * (new_tokens - 1) / remaining if remaining else 0.0
         return Seconds(middle - start, (time.perf_counter() - middle) * scale)
 
     def _step(self) -> None:

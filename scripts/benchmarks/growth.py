@@ -19,10 +19,12 @@ from pathlib import Path
 # As in the models' processes: spinning OpenMP threads slow down other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import serving
+import checkpoints
+import processor
+import servers
 import serving_report
 from engine_side import EngineSide
-from load import Workload, measure, prompts_of
+from load import Workload, prompts_of
 from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer
@@ -48,10 +50,10 @@ def engine_throughput(side: EngineSide, batch_sizes: list[int]) -> list[float]:
 def http_throughput(folder: Path, dtype: str, batch_sizes: list[int]) -> list[float]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     speeds = []
-    with serving.running(serving.OURS, folder, dtype, ("--max-sequences", str(max(batch_sizes)))) as server:
+    with servers.running(servers.OURS, folder, dtype, ("--max-sequences", str(max(batch_sizes)))) as server:
         for batch in track(batch_sizes, "through HTTP, by concurrent requests", console=stderr, transient=True):
             work = Workload(f"growth {batch}", batch, ROUNDS * batch, PROMPT_TOKENS, NEW_TOKENS)
-            speeds.append(measure(server.url, server.model, work, prompts_of(work, tokenizer, 0)).speed)
+            speeds.append(server.measure(work, prompts_of(work, tokenizer, 0)).speed)
     return speeds
 
 
@@ -76,7 +78,7 @@ def report(
     def row(name: str, cells: list[str]) -> str:
         return f"| {name} | {' | '.join(cells)} |"
 
-    description = f"GPT-2 124M, random weights, {serving_report.machine()}."
+    description = f"GPT-2 124M, random weights, {processor.machine()}."
     return "\n".join(
         [
             description,
@@ -119,7 +121,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="number of runs; the median counts")
     parser.add_argument("--write", action="store_true", help="put the table and the plot into docs/performance.md")
     options = parser.parse_args()
-    folder = serving.make_checkpoint(options.dtype)
+    folder = checkpoints.gpt2(options.dtype)
     batch_sizes = powers_of_two(1, options.max_concurrency)
     lengths = list(range(128, MAX_CONTEXT + 1, 128))
     side = EngineSide(folder, options.dtype, options.max_concurrency, "auto")

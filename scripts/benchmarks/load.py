@@ -1,17 +1,18 @@
 """A closed-loop load client for OpenAI-style completions: concurrent greedy streams of exact length.
 
 It knows HTTP only and measures every server alike: the tokens that `usage` reports, over the time from the first
-request to the last byte.
+request to the last byte. A workload of one output token measures the prompt: its tokens count instead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -28,6 +29,11 @@ class Workload:
     prompt_tokens: int
     max_tokens: int
     shared_tokens: int = 0
+
+    @property
+    def counted_tokens(self) -> int:
+        """The tokens of a request that count for the speed."""
+        return self.max_tokens if self.max_tokens > 1 else self.prompt_tokens + self.shared_tokens
 
 
 @dataclass
@@ -48,8 +54,7 @@ class Measurement:
 
 def prompts_of(work: Workload, tokenizer: Tokenizer, seed: int) -> list[str]:
     """Texts of one-token words, so that every server gets the same number of tokens."""
-    words = sorted(f" {word[1:]}" for word in tokenizer.get_vocab() if word.startswith("Ġ") and word[1:].isalpha())
-    words = [word for word in words if word.isascii() and len(tokenizer.encode(word).ids) == 1]
+    words = _one_token_words(tokenizer)
     rng = random.Random(f"{work.name} {seed}")
 
     def text(count: int) -> str:
@@ -59,11 +64,27 @@ def prompts_of(work: Workload, tokenizer: Tokenizer, seed: int) -> list[str]:
     return [shared + text(work.prompt_tokens) for _ in range(work.requests)]
 
 
-def measure(url: str, model: str, work: Workload, prompts: Sequence[str]) -> Measurement:
-    return asyncio.run(_measure(url, model, work, iter(prompts)))
+@functools.cache
+def _one_token_words(tokenizer: Tokenizer) -> list[str]:
+    """Words of letters after a space, which byte-level tokenizers write as Ġ and the others as ▁."""
+    words = sorted(f" {word[1:]}" for word in tokenizer.get_vocab() if word[:1] in ("Ġ", "▁") and word[1:].isalpha())
+    words = [word for word in words if word.isascii()]
+    encodings = tokenizer.encode_batch(words, add_special_tokens=False)
+    return [word for word, encoding in zip(words, encodings, strict=True) if len(encoding.ids) == 1]
 
 
-async def _measure(url: str, model: str, work: Workload, prompts: Iterator[str]) -> Measurement:
+def measure(
+    url: str, model: str, work: Workload, prompts: Sequence[str], options: Mapping[str, object] | None = None
+) -> Measurement:
+    """`options` are further fields of each request."""
+    body = {
+        "model": model, "max_tokens": work.max_tokens, "temperature": 0, "stream": True,
+        "stream_options": {"include_usage": True}, **(options or {}),
+    }  # fmt: skip
+    return asyncio.run(_measure(f"{url}/v1/completions", body, work, iter(prompts)))
+
+
+async def _measure(url: str, body: dict[str, object], work: Workload, prompts: Iterator[str]) -> Measurement:
     result = Measurement()
     timeout = aiohttp.ClientTimeout(total=SECONDS)
     # One connection per request: one of the servers closes connections after a response without notice.
@@ -72,11 +93,8 @@ async def _measure(url: str, model: str, work: Workload, prompts: Iterator[str])
 
         async def worker() -> None:
             for prompt in prompts:
-                body = {
-                    "model": model, "prompt": prompt, "max_tokens": work.max_tokens, "temperature": 0, "stream": True,
-                    "stream_options": {"include_usage": True},
-                }  # fmt: skip
-                await _send(session, f"{url}/v1/completions", body, result)
+                await _send(session, url, {**body, "prompt": prompt}, result)
+                result.tokens += work.counted_tokens
 
         start = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(work.concurrency)))
@@ -99,4 +117,3 @@ async def _send(session: aiohttp.ClientSession, url: str, body: dict[str, object
                 last = now
     if tokens != body["max_tokens"]:
         raise RuntimeError(f"{url} generated {tokens} tokens instead of {body['max_tokens']}")
-    result.tokens += tokens

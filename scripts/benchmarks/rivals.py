@@ -1,11 +1,13 @@
 """The servers of the comparison: installs each in its own folder and builds its start command.
 
 It knows packages, builds and command lines, not what is measured. Each server gets the fastest configuration that its
-documentation and our measurements show.
+documentation and our measurements show. On a restricted kind of processor, llama.cpp is built for that kind, and
+torch's own code is restricted alike; compiled kernels of vLLM are not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -15,6 +17,8 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from processor import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".cache" / "rivals"
@@ -29,25 +33,34 @@ _SLOTS, _CONTEXT = 32, 1024
 
 @dataclass(frozen=True)
 class Launch:
-    """The command and environment of a server, and its name for the model."""
+    """The command and environment of a server, its name for the model, and the fields that each request needs."""
 
     command: Sequence[str]
     model: str
     environment: dict[str, str] = field(default_factory=dict)
+    request: dict[str, object] = field(default_factory=dict)
 
 
-def launch(name: str, folder: Path, dtype: str, port: int) -> Launch:
-    """The start command of a server; installs, builds and converts first what is missing."""
-    address = ["--host", "127.0.0.1", "--port", str(port)]
+# Ends of text come from the tokenizer, too, and in llama.cpp from the names of tokens.
+ENDLESS: dict[str, object] = {"ignore_eos": True}
+
+
+def launch(name: str, folder: Path, dtype: str, port: int, kind: Kind) -> Launch:
+    """The start command of a server on a kind of processor; installs, builds and converts first what is missing."""
+    start = _start(name, folder, dtype, ["--host", "127.0.0.1", "--port", str(port)], kind)
+    return dataclasses.replace(start, environment={**kind.rival_environment, **start.environment})
+
+
+def _start(name: str, folder: Path, dtype: str, address: Sequence[str], kind: Kind) -> Launch:
     if name == "vllm":
         return _vllm(folder, dtype, address)
     if name == "llama.cpp":
-        return _llama_cpp(folder, dtype, address)
+        return _llama_cpp(folder, dtype, address, kind.rival_compiler_flags)
     if dtype == "int8":
         raise SystemExit(f"{name} is not compared with int8 weights here: only llama.cpp is (its q8_0)")
     if name == "naive":
         script = Path(__file__).with_name("naive_server.py")
-        return Launch([sys.executable, str(script), str(folder), "--port", str(port), "--dtype", dtype], str(folder))
+        return Launch([sys.executable, str(script), str(folder), *address[2:], "--dtype", dtype], str(folder))
     transformers = str(Path(sys.executable).with_name("transformers"))
     options = ["--device", "cpu", "--dtype", dtype, "--continuous-batching"]
     return Launch([transformers, "serve", str(folder), *address, *options], str(folder))
@@ -77,7 +90,9 @@ def _vllm(folder: Path, dtype: str, address: Sequence[str]) -> Launch:
         "VLLM_NO_USAGE_STATS": "1",
     }
     options = ["--served-model-name", "model", "--dtype", dtype, "--max-num-seqs", str(_SLOTS)]
-    return Launch([str(home / "bin" / "vllm"), "serve", str(folder), *options, *address], "model", environment)
+    # A longer context of the checkpoint would not fit into the cache's 2 GB.
+    options += ["--max-model-len", str(_CONTEXT)]
+    return Launch([str(home / "bin" / "vllm"), "serve", str(folder), *options, *address], "model", environment, ENDLESS)
 
 
 def _rename_distribution(home: Path) -> None:
@@ -101,48 +116,52 @@ def _fetch_allocator(home: Path) -> None:
             _run("dpkg", "-x", str(package), str(folder))
 
 
-def _llama_cpp(folder: Path, dtype: str, address: Sequence[str]) -> Launch:
+def _llama_cpp(folder: Path, dtype: str, address: Sequence[str], flags: Sequence[str]) -> Launch:
     home = FOLDER / "llama.cpp"
-    server = home / "build" / "bin" / "llama-server"
     source = home / _LLAMA_CPP.replace("-", "_").replace("==", "-") / "vendor" / "llama.cpp"
+    # A build for each set of flags.
+    build = home / "".join(["build", *flags])
+    server = build / "bin" / "llama-server"
     if not server.exists():
-        pip = _environment(home)
-        _run(*pip, "install", "cmake", "ninja")
-        _run(*pip, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(home), _LLAMA_CPP)
-        (archive,) = home.glob("llama_cpp_python-*.tar.gz")
-        with tarfile.open(archive) as opened:
-            opened.extractall(home, filter="data")
-        options = [
-            "CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF",
-            "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_BUILD_UI=OFF",
-            # Its int8 matmul with AMX tiles raises an illegal instruction (seen on a virtual Sapphire Rapids machine);
-            # the AVX512-VNNI version works.
-            *(f"CMAKE_{language}_FLAGS=-mno-amx-int8 -mno-amx-tile" for language in ("C", "CXX")),
-        ]  # fmt: skip
-        path = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
-        build = str(home / "build")
-        _run(
-            "cmake",
-            "-S",
-            str(source),
-            "-B",
-            build,
-            "-G",
-            "Ninja",
-            *(f"-D{option}" for option in options),
-            environment=path,
-        )
-        _run("cmake", "--build", build, "--target", "llama-server", "--parallel", str(_CORES), environment=path)
+        if not source.exists():
+            _fetch_llama_cpp(home)
+        _build_llama_cpp(home, source, build, flags)
     kind = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}[dtype]
     model = home / f"{folder.name}-{kind}.gguf"
     if not model.exists():
         converter = str(Path(__file__).with_name("to_gguf.py"))
-        _run(sys.executable, converter, str(source), str(folder), "--outtype", kind, "--outfile", str(model))
+        partial = model.with_suffix(".partial")
+        _run(sys.executable, converter, str(source), str(folder), "--outtype", kind, "--outfile", str(partial))
+        partial.rename(model)
     options = [
         *("-m", str(model), "-c", str(_SLOTS * _CONTEXT), "-np", str(_SLOTS), "-t", str(_CORES), "--no-slots"),
         *("--cache-ram", "0", "--poll", "100"),
     ]
-    return Launch([str(server), *options, *address], "model")
+    return Launch([str(server), *options, *address], "model", request=ENDLESS)
+
+
+def _fetch_llama_cpp(home: Path) -> None:
+    pip = _environment(home)
+    _run(*pip, "install", "cmake", "ninja")
+    _run(*pip, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(home), _LLAMA_CPP)
+    (archive,) = home.glob("llama_cpp_python-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(home, filter="data")
+
+
+def _build_llama_cpp(home: Path, source: Path, build: Path, flags: Sequence[str]) -> None:
+    # Its int8 matmul with AMX tiles raises an illegal instruction (seen on a virtual Sapphire Rapids machine); the
+    # AVX512-VNNI version works.
+    all_flags = " ".join(dict.fromkeys(("-mno-amx-int8", "-mno-amx-tile", *flags)))
+    options = [
+        "CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF",
+        "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_BUILD_UI=OFF",
+        *(f"CMAKE_{language}_FLAGS={all_flags}" for language in ("C", "CXX")),
+    ]  # fmt: skip
+    path = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
+    configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", *(f"-D{option}" for option in options)]
+    _run(*configure, environment=path)
+    _run("cmake", "--build", str(build), "--target", "llama-server", "--parallel", str(_CORES), environment=path)
 
 
 def _environment(home: Path) -> list[str]:

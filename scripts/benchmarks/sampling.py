@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import checkpoints
 import numpy as np
-import serving
 import torch
 from engine_side import EngineSide
 from rich.console import Console
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args()
-    runner = EngineSide(serving.make_checkpoint("bfloat16"), "bfloat16", 1, "native").runner
+    runner = EngineSide(checkpoints.gpt2("bfloat16"), "bfloat16", 1, "native").runner
     table = Table(title=f"milliseconds to sample a token for each row, {torch.get_num_threads()} threads")
     for name in ("rows", "settings", "kernels", "torch", "ratio"):
         table.add_column(name, justify="left" if name == "settings" else "right")

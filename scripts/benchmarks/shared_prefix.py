@@ -14,7 +14,7 @@ import random
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import serving
+import checkpoints
 from engine_side import EngineSide, Prompts
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--shared-tokens", type=int, default=512)
     options = parser.parse_args()
-    side = EngineSide(serving.make_checkpoint(options.dtype), options.dtype, max(options.batch), "auto")
+    side = EngineSide(checkpoints.gpt2(options.dtype), options.dtype, max(options.batch), "auto")
     table = Table(title=f"milliseconds per decoding step after {options.shared_tokens} tokens, {options.dtype}")
     for name in ("batch", "not shared", "shared", "ratio"):
         table.add_column(name, justify="right")

@@ -1,6 +1,7 @@
-"""Profiles the time of a decoding step by stage, in the engine alone, and CPU time per token by process, through HTTP.
+"""Profiles the time of a step by stage, in the engine alone, and CPU time per token by process, through HTTP.
 
-It reads the engine's timers and the processes' CPU times. `engine` and `serving` define workloads and servers.
+It reads the engine's timers and the processes' CPU times, and sets them beside the machine's limits. `engine`,
+`checkpoints` and `servers` define models, workloads and servers.
 """
 
 from __future__ import annotations
@@ -9,19 +10,38 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
-import serving
+import servers
+import torch
+from checkpoints import Model
 from engine.output import step_output
 from engine.runners.native.runner import STAGES, NativeRunner
-from load import measure, prompts_of
+from load import prompts_of
+from machine_limits import Limits
+from reads import Cost
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-PROMPT_TOKENS, NEW_TOKENS = 32, 97
+PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 32, 97, 512
 WORKS = ("W1-1", "W1-8", "W1-32")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is profiled; `side` is an engine_side.EngineSide."""
+
+    title: str
+    side: Any
+    cost: Cost
+    bytes_per_weight: float
+
+    @property
+    def stages(self) -> list[str]:
+        return [*(STAGES if isinstance(self.side.runner, NativeRunner) else ["model"]), "sampling", "Python"]
 
 
 class TimedFunction:
@@ -38,24 +58,49 @@ class TimedFunction:
             self.seconds += time.perf_counter() - start
 
 
-def engine_table(side: Any, batches: list[int], dtype: str) -> Table:
-    """`side` is an engine_side.EngineSide."""
-    table = Table(title=f"one decoding step of the engine alone, {dtype}: milliseconds (share)")
-    names = [*(STAGES if isinstance(side.runner, NativeRunner) else ["model"]), "sampling", "Python"]
-    for name in ("batch", "step", *names):
+def engine_table(profile: Profile, batches: list[int], dtype: torch.dtype) -> Table:
+    table = Table(title=f"{profile.title}: one step of the engine alone, milliseconds (share)")
+    for name in ("step", "total", *profile.stages, "of bandwidth", "of matmul peak"):
         table.add_column(name, justify="right")
-    generator = random.Random(0)
-    for batch in batches:
-        seconds_by_stage = dict.fromkeys(names, 0.0)
-        prompts = [[generator.randrange(50_000) for _ in range(PROMPT_TOKENS)] for _ in range(batch)]
-        for sign, new_tokens in ((-1, 2), (1, NEW_TOKENS)):
-            # Both runs include the prompts and the first step: the difference is decoding alone.
-            for name, seconds in _measure(side, prompts, new_tokens).items():
-                seconds_by_stage[name] += sign * seconds
-        total, steps = sum(seconds_by_stage.values()), NEW_TOKENS - 2
-        cells = [f"{1000 * seconds / steps:.2f} ({seconds / total:.0%})" for seconds in seconds_by_stage.values()]
-        table.add_row(str(batch), f"{1000 * total / steps:.2f}", *cells)
+    profile.side.measure(_prompts(1, PROMPT_TOKENS), 4)
+    before = Limits.measured(dtype)
+    measured = [(batch, _decoding_step(profile, batch)) for batch in batches]
+    # One token out: the prompt alone.
+    prefill = _measure(profile.side, _prompts(1, PREFILL_TOKENS), 1)
+    limits = before.between(Limits.measured(dtype))
+    for batch, stages in measured:
+        seconds = sum(stages.values())
+        context = PROMPT_TOKENS + NEW_TOKENS / 2
+        read = profile.cost.step_bytes(batch, context, profile.bytes_per_weight, dtype.itemsize)
+        shares = (read / seconds / limits.read, profile.cost.operations(batch, batch) / seconds / limits.matmul)
+        table.add_row(str(batch), *_cells(stages), *(f"{share:.0%}" for share in shares))
+    share = profile.cost.operations(PREFILL_TOKENS, 1) / sum(prefill.values()) / limits.matmul
+    table.add_row(f"prefill of {PREFILL_TOKENS}", *_cells(prefill), "", f"{share:.0%}")
+    table.caption = (
+        f"{limits.read / 1e9:.1f} GB/s read, {limits.matmul / 1e9:,.0f} GFLOP/s matmul, "
+        f"{8 * profile.bytes_per_weight:g} bits for each weight"
+    )
     return table
+
+
+def _cells(stages: dict[str, float]) -> list[str]:
+    total = sum(stages.values())
+    return [f"{1000 * total:.2f}", *(f"{1000 * seconds:.2f} ({seconds / total:.0%})" for seconds in stages.values())]
+
+
+def _decoding_step(profile: Profile, batch: int) -> dict[str, float]:
+    """Seconds by stage."""
+    prompts, stages = _prompts(batch, PROMPT_TOKENS), dict.fromkeys(profile.stages, 0.0)
+    for sign, new_tokens in ((-1, 2), (1, NEW_TOKENS)):
+        # Both runs include the prompts and the first step: the difference is decoding alone.
+        for name, seconds in _measure(profile.side, prompts, new_tokens).items():
+            stages[name] += sign * seconds / (NEW_TOKENS - 2)
+    return stages
+
+
+def _prompts(batch: int, tokens: int) -> list[list[int]]:
+    generator = random.Random(f"{batch} {tokens}")
+    return [[generator.randrange(49_000) for _ in range(tokens)] for _ in range(batch)]
 
 
 def _measure(side: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
@@ -76,37 +121,37 @@ def _measure(side: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, 
     return {**computed, "sampling": sample.seconds, "Python": rest + forward.seconds - sum(computed.values())}
 
 
-def path_table(dtype: str) -> Table:
-    folder = serving.make_checkpoint(dtype)
+def path_table(model: Model, dtype: str) -> Table:
+    folder = model.checkpoint(dtype)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    title = f"through HTTP, {dtype}: microseconds of CPU time per token ({os.cpu_count()} cores)"
+    title = f"{model.title}, through HTTP, {dtype}: microseconds of CPU time per token ({os.cpu_count()} cores)"
     table = Table(title=title)
-    for name in ("", "tokens/s", *serving.ROLES.values(), "client"):
+    for name in ("", "tokens/s", *servers.ROLES.values(), "client"):
         table.add_column(name, justify="right")
-    with serving.running(serving.OURS, folder, dtype) as server:
-        for name in WORKS:
-            work = serving.WORKLOADS[name]
+    with servers.running(servers.OURS, folder, dtype) as server:
+        for work in model.workloads(WORKS):
             before = dict(_cpu_seconds(server.pid))
-            measured = measure(server.url, server.model, work, prompts_of(work, tokenizer, 0))
+            measured = server.measure(work, prompts_of(work, tokenizer, 0))
             after = dict(_cpu_seconds(server.pid))
             cells = [
-                1e6 * (after[role] - before[role]) / measured.tokens for role in (*serving.ROLES.values(), "client")
+                1e6 * (after[role] - before[role]) / measured.tokens for role in (*servers.ROLES.values(), "client")
             ]
-            table.add_row(name, f"{measured.speed:,.0f}", *(f"{cell:,.0f}" for cell in cells))
+            table.add_row(work.name, f"{measured.speed:,.0f}", *(f"{cell:,.0f}" for cell in cells))
     return table
 
 
 def _cpu_seconds(server_pid: int) -> Iterator[tuple[str, float]]:
-    seconds = dict.fromkeys((*serving.ROLES.values(), "client"), 0.0)
+    seconds = dict.fromkeys((*servers.ROLES.values(), "client"), 0.0)
     for process in [psutil.Process(), *psutil.Process(server_pid).children(recursive=True)]:
-        role = "client" if process.pid == os.getpid() else serving.role_of(process)
+        role = "client" if process.pid == os.getpid() else servers.role_of(process)
         if role:
             times = process.cpu_times()
             seconds[role] += times.user + times.system
     yield from seconds.items()
 
 
-def show(side: Any, batches: list[int], dtype: str) -> None:
+def show(profile: Profile, batches: list[int], dtype: torch.dtype, served: Model) -> None:
+    """`served` is the model that goes through HTTP."""
     console = Console(width=160)
-    console.print(engine_table(side, batches, dtype))
-    console.print(path_table(dtype))
+    console.print(engine_table(profile, batches, dtype))
+    console.print(path_table(served, str(dtype).removeprefix("torch.")))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import serving
+import checkpoints
 from engine_side import ROOT, EngineSide
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +75,7 @@ def main() -> None:
     table = Table(title=f"decoding, tokens/s, bfloat16, at most {SPECULATIVE_TOKENS} draft tokens")
     for name in ("text", "batch", "without", "with", "ratio", "accepted draft tokens"):
         table.add_column(name, justify="left" if name == "text" else "right")
-    random_weights = serving.make_checkpoint("bfloat16")
+    random_weights = checkpoints.gpt2("bfloat16")
     for folder, text, make_prompt, temperature in (
         (random_weights, "repetitive", random_prompt, 0.0), (random_weights, "random", random_prompt, 1.0),
         (FABLE, "fable, greedy", story_prompt, 0.0), (FABLE, "fable, sampled", story_prompt, 1.0),

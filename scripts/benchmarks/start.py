@@ -17,10 +17,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import checkpoints
 import httpx
 import psutil
-import serving
-from load import Workload, measure, prompts_of
+import servers
+from load import Workload, prompts_of
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
@@ -30,11 +31,11 @@ PROMPT_TOKENS, NEW_TOKENS = 992, 32
 
 def memory(server: int) -> dict[str, float]:
     """Megabytes by role."""
-    megabytes = dict.fromkeys((*serving.ROLES.values(), "supervisor", "others"), 0.0)
+    megabytes = dict.fromkeys((*servers.ROLES.values(), "supervisor", "others"), 0.0)
     main = psutil.Process(server)
     for process in [main, *main.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            role = "supervisor" if process == main else serving.role_of(process) or "others"
+            role = "supervisor" if process == main else servers.role_of(process) or "others"
             megabytes[role] += process.memory_full_info().pss / 1e6
     return megabytes
 
@@ -50,7 +51,7 @@ def start_times(url: str, started_at: float) -> Iterator[float]:
     """Seconds until the first response, and until the server is ready."""
     for accepted in ((200, 503), (200,)):
         while status(url) not in accepted:
-            if time.monotonic() > started_at + serving.START_SECONDS:
+            if time.monotonic() > started_at + servers.START_SECONDS:
                 raise RuntimeError("the server does not start")
             time.sleep(0.01)
         yield time.monotonic() - started_at
@@ -58,14 +59,14 @@ def start_times(url: str, started_at: float) -> Iterator[float]:
 
 def run_round(folder: Path, dtype: str, slots: int) -> tuple[list[float], dict[str, float], dict[str, float]]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    with serving.started(serving.OURS, folder, dtype, ("--max-sequences", str(slots))) as server:
+    with servers.started(servers.OURS, folder, dtype, ("--max-sequences", str(slots))) as server:
         seconds = list(start_times(server.url, server.started_at))
         first = Workload("first token", 1, 1, 8, 1)
-        measure(server.url, server.model, first, prompts_of(first, tokenizer, 0))
+        server.measure(first, prompts_of(first, tokenizer, 0))
         seconds.append(time.monotonic() - server.started_at)
         before = memory(server.pid)
         full = Workload("full", slots, slots, PROMPT_TOKENS, NEW_TOKENS)
-        measure(server.url, server.model, full, prompts_of(full, tokenizer, 0))
+        server.measure(full, prompts_of(full, tokenizer, 0))
         return seconds, before, memory(server.pid)
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--slots", "--places", type=int, default=32)
     parser.add_argument("--rounds", "--turns", type=int, default=3)
     options = parser.parse_args()
-    folder = serving.make_checkpoint(options.dtype)
+    folder = checkpoints.gpt2(options.dtype)
     rounds = [run_round(folder, options.dtype, options.slots) for _ in range(options.rounds)]
     response, ready, first = (statistics.median(times) for times in zip(*(row[0] for row in rounds), strict=True))
     console = Console()

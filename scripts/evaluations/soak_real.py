@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import math
 import os
@@ -34,7 +33,8 @@ from typing import Any
 
 import httpx
 import psutil
-from real_checkpoints import CACHE, MODELS, SMOLLM2, Unavailable, checkpoint
+from random_checkpoints import SHAPES, random_checkpoint
+from real_checkpoints import CACHE, MODELS, Unavailable, checkpoint
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
@@ -51,25 +51,11 @@ ECHO_TOLERANCE = 1e-3
 MAX_ERROR_CHARACTERS = 200
 # The total number of chunks of the four streams after which the process is killed.
 CHUNKS_BEFORE_KILL = 20
-CONTEXT = 8192
 PROSE = (
     "The lighthouse stood at the end of the pier, and at dusk its keeper climbed the 142 steps to light the lamp. "
     "He had done so for thirty-one years; only once, in the winter of 1962, had the storm kept him below. "
 )
-ROPE = {"rope_type": "default", "rope_theta": 500_000.0}
-LLAMA = {"max_position_embeddings": CONTEXT, "rope_parameters": ROPE, "tie_word_embeddings": True}
-# Models with random weights, made here; the tokenizer is SmolLM2's.
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-1b": ("llama", {**LLAMA, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-                           "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}),
-    "qwen3-1b": ("qwen3", {**LLAMA, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 20,
-                           "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}),
-    "llama-3b": ("llama", {**LLAMA, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
-                           "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128}),
-    "qwen3-3b": ("qwen3", {**LLAMA, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 28,
-                           "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}),
-}  # fmt: skip
-DEFAULT = ("gemma3-270m", *SHAPES)
+DEFAULT = ("gemma3-270m", "llama-1b", "qwen3-1b", "llama-3b", "qwen3-3b")
 stderr = Console(stderr=True)
 
 
@@ -95,34 +81,7 @@ class CheckFailed(Exception):
 
 
 def checkpoint_folder(name: str) -> Path:
-    if name in MODELS:
-        return checkpoint(MODELS[name])
-    folder = CACHE / name
-    if not (folder / "config.json").exists():
-        make_checkpoint(name, folder)
-    return folder
-
-
-def make_checkpoint(name: str, folder: Path) -> None:
-    """Write a checkpoint with random bfloat16 weights."""
-    # Slow to import, and most runs find the checkpoint in the cache.
-    import torch  # noqa: PLC0415
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
-    stderr.print(f"{name}: making the checkpoint")
-    family, shape = SHAPES[name]
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint(SMOLLM2))
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **shape, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2)
-    with tempfile.TemporaryDirectory(dir=CACHE) as work:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.save_pretrained(work)
-        tokenizer.save_pretrained(work)
-        del model
-        gc.collect()
-        Path(work).rename(folder)
-        # TemporaryDirectory removes this folder at exit.
-        Path(work).mkdir()
+    return checkpoint(MODELS[name]) if name in MODELS else random_checkpoint(name)
 
 
 @dataclass
