@@ -15,9 +15,10 @@ from pydantic_settings import BaseSettings
 from typer.core import TyperGroup
 
 from tritonlm import __version__
+from tritonlm.access.exposure import exposure_problem
 from tritonlm.contract import TritonLMError
 from tritonlm.gateway.settings import GatewaySettings
-from tritonlm.serving import ServingError, Settings, read_settings, terminal
+from tritonlm.serving import ServingError, Settings, paths, read_settings, terminal
 from tritonlm.serving.placeholder import PlaceholderListener
 from tritonlm.serving.ports import check_port
 from tritonlm.serving.settings import env_name, option_name, read_settings_of
@@ -30,6 +31,8 @@ _LAZY_COMMANDS = {
     "unload": ("models", "unload"),
     "add": ("registry", "add"),
     "remove": ("registry", "remove"),
+    "pull": ("checkpoints", "pull"),
+    "inspect": ("inspect", "inspect"),
     "generate": ("text", "generate"),
     "complete": ("text", "complete"),
     "embed": ("text", "embed"),
@@ -101,6 +104,15 @@ def main(
 # Options are strings: the settings parse and validate them, as they do for environment variables.
 @app.command()
 def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, a GGUF file, or a model of the Hugging Face Hub (ORG/NAME, ORG/NAME@REVISION, "
+            "ORG/NAME:Q4_K_M). NAME=MODEL serves it under this name. Default: the bundled models.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     host: Annotated[str | None, _setting("host", "ADDRESS")] = None,
     port: Annotated[str | None, _setting("port", "PORT")] = None,
@@ -115,7 +127,7 @@ def serve(
     weights: Annotated[str | None, _setting("weights", "full|int8")] = None,
     model_repository: Annotated[list[Path] | None, _setting("model_repository", "FOLDER")] = None,
     registry: Annotated[Path | None, _setting("registry", "FILE")] = None,
-    checkpoint: Annotated[list[str] | None, _setting("checkpoint", "[NAME=]FOLDER")] = None,
+    checkpoint: Annotated[list[str] | None, _setting("checkpoint", "[NAME=]MODEL")] = None,
     load: Annotated[list[str] | None, _setting("load", "NAME")] = None,
     reload: Annotated[bool | None, _setting("reload", None, "--reload/--no-reload")] = None,
     max_context_tokens: Annotated[str | None, _setting("max_context_tokens", "N")] = None,
@@ -135,8 +147,10 @@ def serve(
 ) -> None:
     """Start a local Triton and the gateway, load language models and serve until Ctrl-C or SIGTERM."""
     options = dict(locals())
+    options["checkpoint"] = [*(options.pop("models") or []), *(checkpoint or [])]
     try:
         settings = read_settings(options)
+        check_gateway(settings)
     except ServingError as error:
         terminal.print_error(error)
         raise typer.Exit(2) from None
@@ -148,6 +162,16 @@ def serve(
     except (ServingError, TritonLMError, OSError) as error:
         terminal.print_error(error)
         raise typer.Exit(1) from None
+
+
+def check_gateway(settings: Settings) -> None:
+    """Refuse what the gateway, a child process, would refuse: its settings, and an open address without a key."""
+    if not settings.gateway:
+        return
+    own = read_settings_of(GatewaySettings, {"host": settings.host, "port": settings.port})
+    secret = own.api_key.get_secret_value() if own.api_key else None
+    if problem := exposure_problem(own.host, own.keys or paths.keys(), secret, own.allow_anonymous):
+        raise ServingError(problem)
 
 
 @app.command("gateway")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ from tritonlm.gateway.protocol import BoundedProtocol
 from tritonlm.gateway.settings import GatewaySettings
 
 WAIT_SECONDS = 20.0
+# A fuzzed name may look like a model of the Hub; no test asks the real one.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @dataclass

@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from fakes.fake_transport import LM
+from tritonlm.access.exposure import is_loopback
 from tritonlm.access.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
 from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
-from tritonlm.gateway.serve import check_settings, is_loopback
+from tritonlm.gateway.serve import check_settings
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError
 

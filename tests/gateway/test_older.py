@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fakes.checkpoints import write_checkpoint
 from fakes.fake_transport import ABOUT_LM, LM
+from tritonlm.serving.registry import read_registry
 
 from .conftest import Gateway, running_gateway
 
@@ -176,3 +179,24 @@ def test_tokenizer_info_has_the_fields_of_evaluation_tools(gateway: Gateway) -> 
     tokenizer = gateway.http.get("/tokenizer_info").json()
     assert tokenizer["eos_token"] == "<end>"
     assert "chat_template" in tokenizer
+
+
+def test_load_model_registers_a_folder_that_the_server_does_not_know(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "runs" / "mine")
+    registry = tmp_path / "models.yaml"
+    with running_gateway(registry=registry) as gateway:
+        refused = gateway.post("/api/load_model", model_path=str(folder))
+        assert refused.status_code == 400
+        assert "has no *.safetensors weights" in refused.json()["error"]["message"]
+        assert not registry.exists()
+        (folder / "model.safetensors").write_bytes(b"")
+        # The fake Triton knows no other model; this one is registered, and then asked for.
+        assert gateway.post("/api/load_model", model_path=str(folder)).status_code == 404
+        assert [entry.path for entry in read_registry(registry)] == [folder]
+        other = write_checkpoint(tmp_path / "others" / "mine")
+        (other / "model.safetensors").write_bytes(b"")
+        taken = gateway.post("/api/load_model", model_path=str(other))
+        assert taken.status_code == 400
+        assert "another model is registered as mine" in taken.json()["error"]["message"]
+        for nowhere in ("/no/where", "no where", "a\0b", "x" * 5000, "y" * 300, "../" * 100 + "nowhere"):
+            assert gateway.post("/api/load_model", model_path=nowhere).status_code in (400, 404)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import shutil
 import subprocess
 import sys
@@ -16,12 +14,15 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from fakes.gguf_writer import write_gguf
+from fakes.hub_server import HubServer, hub_server
 from fakes.tiny_lm import make_checkpoint
 from tritonlm import Client
 from tritonlm.contract.control import STATUS, Command
+from tritonlm.contract.parts import PARTS
 from tritonlm.serving.control import TritonControl, deadline_check
 from tritonlm.serving.paths import model_repository
-from tritonlm.serving.registry import add_entry, make_entry
+from tritonlm.serving.registry import add_entry, make_entry, read_registry
 
 from .servers import LM, LOAD_SECONDS, copy_repository, running, wait_until
 from .test_serve import Serve, serving
@@ -137,68 +138,87 @@ def test_a_broken_new_checkpoint_keeps_the_old_one_serving(runs: Path, tmp_path:
         assert text_of(http, "mine") == before
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the Hub's protocol that a download needs, for one private repository and one token."""
-
-    folder: Path
-
-    def do_HEAD(self) -> None:
-        self._respond(body=False)
-
-    def do_GET(self) -> None:
-        self._respond(body=True)
-
-    def _respond(self, body: bool) -> None:
-        path = self.path.partition("?")[0]
-        content, headers = b"", {"X-Repo-Commit": "c" * 40}
-        if self.headers.get("Authorization") != "Bearer hf_secret":
-            status, content = 401, b'{"error": "Invalid credentials"}'
-        elif path.startswith("/api/models/org/private/revision/v1"):
-            files = [{"rfilename": file.name} for file in self.folder.iterdir()]
-            status, content = 200, json.dumps({"id": "org/private", "sha": "c" * 40, "siblings": files}).encode()
-        elif path.startswith(f"/api/models/org/private/tree/{'c' * 40}"):
-            tree = [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
-                     for file in self.folder.iterdir()]  # fmt: skip
-            status, content = 200, json.dumps(tree).encode()
-        elif path.startswith("/org/private/resolve/") and (self.folder / path.rpartition("/")[2]).is_file():
-            status, content = 200, (self.folder / path.rpartition("/")[2]).read_bytes()
-            headers["ETag"] = f'"{path.rpartition("/")[2]}-{len(content)}"'
-        else:
-            status = 404
-            headers["X-Error-Code"] = "RepoNotFound"
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(runs: Path) -> Iterator[str]:
-    handler = type("Served", (Hub,), {"folder": runs / "step_2920"})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+def hub(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with two models, of which all need a token."""
+    with hub_server(private=runs / "step_2920", other=runs / "step_3650") as server:
+        server.token = "hf_secret"
+        variables = {"HF_ENDPOINT": server.endpoint, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "hub")}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 def test_a_hub_model_is_downloaded_at_its_first_request(
-    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry = tmp_path / "models.json"
     add_entry(registry, make_entry(name="private", hf_repo="org/private", revision="v1"))
     add_entry(registry, make_entry(name="missing", hf_repo="org/missing"))
-    for name, value in {"HF_ENDPOINT": hub, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "hub")}.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("MODEL_REGISTRY_PATH", str(registry))
     with serving(model_repository(), tmp_path) as serve, http_of(serve) as http:
         assert len(text_of(http, "private")) > 0
         answer = http.post("/v1/completions", json={"model": "missing", "prompt": "a"})
         assert answer.status_code == 500
-        assert "the Hugging Face Hub refuses org/missing at main (HTTP status 404)" in answer.text
+        assert "the Hugging Face Hub has no model org/missing; check the name, and the token" in answer.text
         assert "Traceback" not in answer.text
+        # Three processes read the checkpoint, and one download serves them.
+        assert hub.downloads("model.safetensors") == [""]
+
+
+@pytest.mark.slow
+def test_serve_takes_a_folder_and_a_hub_model_and_others_are_added_by_a_caller(
+    hub: HubServer, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_REGISTRY_PATH", str(tmp_path / "models.yaml"))
+    add_entry(tmp_path / "models.yaml", make_entry(name="unused", path=runs / "step_3650"))
+    # The first argument names the default model.
+    models = ["org/private@v1", f"local={runs / 'step_3650'}"]
+    with serving(model_repository(), tmp_path, *models) as serve, http_of(serve) as http:
+        states = {model["id"]: model["state"] for model in http.get("/v1/models").json()["data"]}
+        assert (states["private"], states["local"]) == ("ready", "ready")
+        assert "downloading org/private@v1" in serve.output.read_text()
+        first, second = text_of(http, "private"), text_of(http, "local")
+        assert first != second
+        for model, text in (("org/other", second), (str(runs / "step_2920"), first)):
+            answer = http.post("/api/load_model", json={"model_path": model})
+            assert answer.status_code == 200, answer.text
+            assert text_of(http, model.rpartition("/")[2]) == text
+        for model, status in (("org/missing", 400), ("/nowhere/lm", 404)):
+            answer = http.post("/api/load_model", json={"model_path": model})
+            assert answer.status_code == status, answer.text
+            assert "Traceback" not in answer.text
+    registered = [entry.name for entry in read_registry(tmp_path / "models.yaml")]
+    assert registered == ["unused", "other", "step_2920"]
+    assert hub.downloads("model.safetensors") == ["", ""]
+
+
+def test_the_parameter_checkpoint_of_a_plain_triton_takes_a_hub_model(hub: HubServer, tmp_path: Path) -> None:
+    repository = copy_repository(tmp_path)
+    for part in PARTS:
+        config = repository / part / "config.pbtxt"
+        config.write_text(config.read_text().replace(f"../{LM}/1", "org/private"))
+    shutil.rmtree(repository / LM / "1")
+    (repository / LM / "1").mkdir()
+    with running(repository) as server:
+        assert server.generate(text_input="Once upon", max_tokens=5).status_code == 200
+
+
+@pytest.mark.slow
+def test_serve_takes_gguf_files_from_disk_and_from_the_hub(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_gguf(runs / "step_2920", tmp_path / "lm-F32.gguf")
+    (tmp_path / "repository").mkdir()
+    shutil.copy(file, tmp_path / "repository")
+    with hub_server(lm_gguf=tmp_path / "repository") as hub:
+        for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub")}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        names = ["lm-F32", "downloaded", "original"]
+        models = [str(file), "downloaded=org/lm-gguf:F32", f"original={runs / 'step_2920'}"]
+        with serving(model_repository(), tmp_path, *models, "--dtype", "float32") as serve, http_of(serve) as http:
+            ready = {model["id"] for model in http.get("/v1/models").json()["data"] if model["state"] == "ready"}
+            assert ready == set(names)
+            assert len({text_of(http, name) for name in names}) == 1
+        assert hub.downloads("lm-F32.gguf") == [""]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fakes import fake_pb_utils
 from fakes.fake_pb_utils import InferenceRequest, Logger, TritonError
-from tritonlm.checkpoints.hub import checkpoint_folder
+from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.contract import CheckpointError, ContextLengthExceeded, InvalidRequest, NotOffered, TritonLMError
 from tritonlm.contract.adapter import (
     checkpoint_reference,
@@ -111,6 +111,7 @@ def test_the_models_parameters_and_its_checkpoint(tmp_path: Path) -> None:
     arguments = args({"parameters": {"checkpoint": {"string_value": "../tiny/1"}, "threads": {"string_value": "2"}}})
     assert model_parameters(arguments) == {"checkpoint": "../tiny/1", "threads": "2"}
     assert checkpoint_reference(arguments) == "../tiny/1"
+    (tmp_path / "tiny" / "1").mkdir(parents=True)
     assert checkpoint_folder(arguments) == (tmp_path / "tiny" / "1").resolve()
     nothing_named: list[dict[str, object]] = [
         {},

@@ -19,6 +19,7 @@ from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
+ENGINE = ROOT / "model_repository" / "generate" / "1" / "engine"
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("docs/**/*.md")])
 # The README is one page; details are in the other documents.
 MAX_README_LINES = 150
@@ -134,8 +135,17 @@ def test_every_script_is_listed() -> None:
 
 def test_every_module_of_the_engine_is_documented() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    engine = ROOT / "model_repository" / "generate" / "1" / "engine"
-    assert [path.name for path in engine.glob("**/[a-z]*.py") if f"`{path.stem}`" not in page] == []
+    modules = [path for path in ENGINE.glob("**/[a-z]*.py") if path.parent.name != "families"]
+    assert [path.name for path in modules if f"`{path.stem}`" not in page] == []
+
+
+def test_every_family_is_documented() -> None:
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    for path in (ENGINE / "runners" / "native" / "families").glob("[a-z]*.py"):
+        text = path.read_text(encoding="utf-8")
+        types = re.findall(r'"(\w+)"', re.findall(r"^MODEL_TYPES = \((.*)\)$", text, flags=re.MULTILINE)[0])
+        row = f"| {', '.join(f'`{name}`' for name in types)} | [{path.name}]"
+        assert f"{row}(../{path.relative_to(ROOT)}) | {len(text.splitlines())} |" in page
 
 
 HOPS = re.findall(

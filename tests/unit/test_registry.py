@@ -10,14 +10,15 @@ import pytest
 from fakes.checkpoints import write_checkpoint
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+from tritonlm.checkpoints.reference import HubModel, parse
 from tritonlm.cli import app
 from tritonlm.contract import CheckpointError
-from tritonlm.serving import ServingError, Settings
+from tritonlm.serving import ServingError, Settings, preflight
 from tritonlm.serving.entries import remove_entry as remove_models
 from tritonlm.serving.entries import sync_repository, write_entry
 from tritonlm.serving.model_selection import select_models
 from tritonlm.serving.paths import model_repository
-from tritonlm.serving.registry import Entry, add_entry, make_entry, read_registry, remove_entry
+from tritonlm.serving.registry import Entry, add_entry, entry_of, make_entry, read_registry, remove_entry
 from tritonlm.serving.repository import find_language_model
 from typer.testing import CliRunner, Result
 
@@ -90,6 +91,9 @@ def test_the_first_entry_creates_the_registry_file(tmp_path: Path) -> None:
         ('[{"name": "a", "path": "x", "max_sequences": 0}]', "a: max_sequences: Input should be greater"),
         ('[{"name": "a", "hf_repo": "../../x"}]', "a: hf_repo: String should match pattern"),
         ('[{"name": "a", "path": "x", "revision": "main"}]', "revision is for hf_repo"),
+        ('[{"name": "a", "path": "x", "hf_file": "Q4_K_M"}]', "hf_file is for hf_repo"),
+        ('[{"name": "a", "path": "x", "model": "org/x"}]', "a: model: Extra inputs are not permitted"),
+        ('[{"name": "a", "model": "hf://x y"}]', "a: x y is not a model of the Hugging Face Hub"),
         ('[{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]', "two entries are named a"),
         ('["a"]', "entry 1: Input should be"),
         ('{"model": []}', "must be a list of entries"),
@@ -124,7 +128,7 @@ def test_an_entry_is_written_as_an_ensemble_and_its_parts(tmp_path: Path, checkp
     )
     model = find_language_model("mine", [repository])
     assert model.generate == "mine-generate"
-    assert [checkpoint.folder for checkpoint in model.checkpoints] == [checkpoint]
+    assert model.sources == (checkpoint,)
     steps = [step.model_name for step in config_of(repository / "mine").ensemble_scheduling.step]
     assert steps == ["mine-tokenize", "mine-generate", "mine-detokenize"]
     parameters = config_of(repository / "mine-generate").parameters
@@ -152,7 +156,39 @@ def test_all_parts_of_a_hub_entry_name_the_hub_repository(tmp_path: Path) -> Non
     for part in ("tokenize", "generate", "detokenize"):
         reference = config_of(tmp_path / "models" / f"lm-{part}").parameters["checkpoint"].string_value
         assert reference == "hf://org/lm@v1"
-    assert find_language_model("lm", [tmp_path / "models"]).checkpoints == ()
+    assert find_language_model("lm", [tmp_path / "models"]).sources == (HubModel("org/lm", "v1"),)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "reference"),
+    [
+        ("org/lm", {"hf_repo": "org/lm"}, "hf://org/lm"),
+        ("org/lm@v1:Q4_K_M", {"hf_repo": "org/lm", "revision": "v1", "hf_file": "Q4_K_M"}, "hf://org/lm@v1:Q4_K_M"),
+        ("q4.gguf", {"path": "q4.gguf"}, "FOLDER/q4.gguf"),
+        ("runs/step_2920", {"path": "runs/step_2920"}, "../lm/1"),
+    ],
+)
+def test_the_registrys_field_model_takes_any_model(
+    tmp_path: Path, checkpoint: Path, model: str, fields: dict[str, str], reference: str
+) -> None:
+    """It is short for the fields of one kind, and all parts of the model name the same."""
+    (tmp_path / "q4.gguf").write_bytes(b"GGUF")
+    for name, content in (("short", {"model": model}), ("long", fields)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"name": "lm", **content}]), encoding="utf-8")
+    (entry,), (long,) = (read_registry(tmp_path / f"{name}.json") for name in ("short", "long"))
+    assert entry == long == entry_of(parse(model, tmp_path), "lm")
+    write_entry(entry, tmp_path / "models", model_repository())
+    for part in ("tokenize", "generate", "detokenize"):
+        parameters = config_of(tmp_path / "models" / f"lm-{part}").parameters
+        assert parameters["checkpoint"].string_value == reference.replace("FOLDER", str(tmp_path))
+    assert find_language_model("lm", [tmp_path / "models"]).sources == (entry.source,)
+
+
+def test_a_gguf_file_whose_name_breaks_config_pbtxt_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / 'a"b.gguf'
+    file.write_bytes(b"GGUF")
+    with pytest.raises(ServingError, match="a quotation mark, a backslash or a line break; rename it"):
+        write_entry(Entry(name="lm", path=file), tmp_path / "models", model_repository())
 
 
 def test_a_synced_repository_holds_exactly_the_entries(
@@ -175,9 +211,9 @@ def test_a_missing_checkpoint_does_not_affect_other_entries(
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
     entries = [Entry(name="gone", path=tmp_path / "nowhere"), Entry(name="here", path=checkpoint)]
     folder = sync_repository("x", entries, model_repository())
-    find_language_model("here", [folder]).checkpoints[0].check()
+    preflight.check_language_models(["here"], [folder])
     with pytest.raises(CheckpointError, match="does not exist"):
-        find_language_model("gone", [folder]).checkpoints[0].check()
+        preflight.check_language_models(["gone"], [folder])
 
 
 def test_models_loaded_at_start(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +270,8 @@ def test_add_and_remove_edit_the_registry_and_report_errors(
     for words, message in (
         (("add", "mine", "--model", str(checkpoint)), "is in"),
         (("add", "other", "--model", str(tmp_path)), "has no config.json"),
-        (("add", "other", "--model", "no/such/hub/id"), "hf_repo"),
+        (("add", "other", "--model", "no/such/hub/id"), "there is no folder or GGUF file no/such/hub/id"),
+        (("add", "other", "--model", str(checkpoint), "--revision", "v1"), "--revision is for a model of the Hub"),
         (("add", "other", "--model", str(checkpoint), "--dtype", "int3"), "dtype"),
         (("add", "other", "--model", str(checkpoint), "--copy"), "--copy needs --repository"),
         (("remove", "other"), "registered are: mine"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from pathlib import Path
@@ -35,6 +36,13 @@ def one_line_message(error: pytest.ExceptionInfo[Exception]) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def test_a_busy_port_error_names_the_option() -> None:
@@ -126,7 +134,7 @@ def test_a_configured_secret_is_used_by_triton_and_its_callers(monkeypatch: pyte
 def test_find_language_model_returns_the_engine_and_the_checkpoint(repository: Path) -> None:
     model = find_language_model("abacus", [repository.parent / "models"])
     assert model.generate == "generate"
-    assert [checkpoint.folder for checkpoint in model.checkpoints] == [repository / "abacus" / "1"]
+    assert model.sources == (repository / "abacus" / "1",)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +173,66 @@ def test_a_broken_checkpoint_ends_the_command_with_one_line_and_code_1(repositor
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert "abacus/1" in line
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            "notes.txt",
+            "notes.txt is neither a folder in Hugging Face format nor a GGUF file; give the folder that holds",
+        ),
+        ("nowhere.gguf", "there is no folder or GGUF file nowhere.gguf"),
+        ("nowhere", "there is no folder or GGUF file nowhere; a model of the Hugging Face Hub is named ORG/NAME"),
+        ("empty", "has no config.json; save it with save_pretrained()"),
+        ("pickled", "has no *.safetensors weights; pickled weights are not loaded"),
+        ("sharded", "has no model-00002-of-00002.safetensors, which model.safetensors.index.json lists"),
+        ("quantized", "quantized cannot be served: its weights are quantized by awq, which is not read"),
+        ("several", "several holds several GGUF files (a.gguf, b.gguf); name one"),
+        ("x-generate=pickled", "a name must not end in tokenize, generate, detokenize"),
+        ("abacus=pickled", "two language models are named abacus; name one as NAME=MODEL"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+) -> None:
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
+    for folder in ("empty", "several"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / "several" / name).write_bytes(b"GGUF")
+    (write_checkpoint(tmp_path / "pickled") / "pytorch_model.bin").write_bytes(b"pickle")
+    (write_checkpoint(tmp_path / "sharded") / "model-00001-of-00002.safetensors").write_bytes(b"")
+    quantized = write_checkpoint(tmp_path / "quantized", config={"quantization_config": {"quant_method": "awq"}})
+    (quantized / "model.safetensors").write_bytes(b"")
+    shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(shards), encoding="utf-8")
+    result = CliRunner().invoke(app, ["serve", "--port", str(free_port()), model])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_an_open_address_without_a_key_is_refused_before_any_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITONLM_KEYS", str(tmp_path / "keys.json"))
+    monkeypatch.setattr("tritonlm.serving.supervisor.serve", lambda *_: None)
+
+    def serve(**variables: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--port", str(free_port())], env=variables)
+        return result.exit_code, result.stderr
+
+    code, text = serve()
+    assert code == 2
+    assert text.startswith("error: listening on 0.0.0.0 without a key would give everybody access; create one with")
+    assert text.count("\n") == 1
+    assert serve(TRITONLM_ALLOW_ANONYMOUS="true") == (0, "")
+    assert serve(TRITONLM_API_KEY="a long secret") == (0, "")
+    assert serve(TRITONLM_MAX_RUNNING="none")[0] == 2
 
 
 def test_a_bad_option_ends_the_command_with_code_2() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tritonlm.checkpoints.reference import Source, parse
+from tritonlm.checkpoints.resolve import folder_of
 from tritonlm.contract import Checkpoint, CheckpointError
-from tritonlm.contract.checkpoint import HUB
 from tritonlm.serving import ServingError, paths, terminal
+from tritonlm.serving.downloads import downloaded
 from tritonlm.serving.entries import sync_repository, write_entry
-from tritonlm.serving.registry import Entry, add_entry, make_entry, read_registry, remove_entry
+from tritonlm.serving.registry import add_entry, entry_of, read_registry, remove_entry
 
-from .common import FAILED, MISUSED, console, err_console
+from .common import FAILED, MISUSED, console
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the language model's name in every API")]
 File = Annotated[
@@ -31,7 +34,9 @@ File = Annotated[
 
 def add(
     name: Name,
-    model: Annotated[str, typer.Option(metavar="FOLDER|HUB-ID", help="a checkpoint's folder, or its id on the Hub")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="a folder, a GGUF file, or ORG/NAME, ORG/NAME:Q4_K_M of the Hub")
+    ],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the Hub")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or devices: cuda:0,cuda:1")] = None,
@@ -51,19 +56,20 @@ def add(
     registry: File = None,
 ) -> None:
     """Register a language model and write the files that Triton needs to serve it."""
-    folder = Path(model).expanduser()
     settings: dict[str, Any] = {
-        "revision": revision, "dtype": dtype, "device": device, "max_context_tokens": max_context_tokens,
+        "dtype": dtype, "device": device, "max_context_tokens": max_context_tokens,
         "max_sequences": max_sequences, "kv_cache_tokens": kv_cache_tokens, "max_queue_size": max_queue_size,
         "queue_seconds": queue_seconds, "idle_unload_seconds": idle_unload_seconds,
     }  # fmt: skip
     with _errors_printed():
-        source: dict[str, Any] = {"path": folder.resolve()} if folder.exists() else {"hf_repo": model}
-        entry = make_entry(name=name, preload=preload, **source, **settings)
+        source = parse(model)
+        entry = entry_of(_at_revision(source, revision), name, preload=preload, **settings)
         if entry.path is not None:
-            Checkpoint(entry.path).check()
+            Checkpoint(folder_of(entry.path)).check()
         if repository is not None:
-            write_entry(_downloaded(entry) if copy else entry, repository, paths.model_repository(), copy)
+            # A copy holds a folder: a GGUF file's prepared one, or what the Hub's cache has.
+            complete = entry.at(folder_of(downloaded(entry.source))) if copy else entry
+            write_entry(complete, repository, paths.model_repository(), copy)
             console.print(f"{name} is in {repository}")
             return
         if copy:
@@ -88,14 +94,12 @@ def _sync(file: Path) -> None:
     sync_repository(str(file.resolve()), read_registry(file), paths.model_repository())
 
 
-def _downloaded(entry: Entry) -> Entry:
-    if entry.hf_repo is None:
-        return entry
-    from tritonlm.checkpoints.hub import fetch  # noqa: PLC0415 (slow to import)
-
-    with err_console.status(f"downloading {entry.hf_repo} …"):
-        folder = fetch(f"{HUB}{entry.hf_repo}@{entry.revision or 'main'}")
-    return entry.model_copy(update={"path": folder, "hf_repo": None, "revision": None})
+def _at_revision(source: Source, revision: str | None) -> Source:
+    if revision is None:
+        return source
+    if isinstance(source, Path):
+        raise ServingError(f"--revision is for a model of the Hub; {source} is on this machine")
+    return replace(source, revision=revision)
 
 
 @contextlib.contextmanager

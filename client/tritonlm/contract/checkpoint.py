@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import gguf_tensors
 from .errors import CheckpointError
 
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
@@ -21,6 +22,10 @@ HUB = "hf://"
 # Larger sizes are treated as a damaged file: building such a model would take hours and all memory.
 _MAX_SIZES = {"layers": 1000, "width": 1_000_000, "vocab_size": 100_000_000}
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+# The files of weights: the first kind of which there are some. A folder of `checkpoints.gguf` has the second.
+_WEIGHTS = ("*.safetensors", "*.gguf")
+_SHARDS = "model.safetensors.index.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,25 @@ class Checkpoint:
     def check(self, weights: bool = True) -> None:
         """Raise CheckpointError, in one line with the remedy, unless this folder can be served."""
         if not self.folder.is_dir():
-            raise CheckpointError(f"checkpoint folder {self.folder} does not exist")
+            problem = "is a file, not a folder" if self.folder.exists() else "does not exist"
+            raise CheckpointError(f"checkpoint folder {self.folder} {problem}")
         for name in ("config.json", "tokenizer.json"):
             if not (self.folder / name).is_file():
                 raise CheckpointError(f"checkpoint {self.folder} has no {name}; save it with save_pretrained()")
-        if weights and not any(self.folder.glob("*.safetensors")):
+        if weights and not self.weight_files():
+            pickled = any(file for pattern in _PICKLED for file in self.folder.glob(pattern))
             raise CheckpointError(
-                f"checkpoint {self.folder} has no *.safetensors weights; pickled weights are not loaded: "
-                "save it with save_pretrained(safe_serialization=True)"
+                f"checkpoint {self.folder} has no *.safetensors weights"
+                + ("; pickled weights are not loaded" if pickled else "")
+                + ": save it with save_pretrained(safe_serialization=True)"
+            )
+        if weights and self.weight_files()[0].suffix == ".gguf" and not self._has_gguf_tensors():
+            raise CheckpointError(
+                f"checkpoint {self.folder} has its weights in a GGUF file: give {self.weight_files()[0]} itself"
+            )
+        if weights and (missing := self._missing_shards()):
+            raise CheckpointError(
+                f"checkpoint {self.folder} has no {missing[0]}, which {_SHARDS} lists; copy or download it again"
             )
         _ = self.config, self.vocab_size, self.context_length
         for name, limit in _MAX_SIZES.items():
@@ -46,9 +62,22 @@ class Checkpoint:
                     f"{self.folder}/config.json: {name} is {size:,}, above the limit of {limit:,}; is the file damaged?"
                 )
 
+    def _has_gguf_tensors(self) -> bool:
+        return (self.folder / gguf_tensors.FILE_NAME).is_file()
+
+    def weight_files(self) -> list[Path]:
+        return next(filter(None, (sorted(self.folder.glob(pattern)) for pattern in _WEIGHTS)), [])
+
+    def _missing_shards(self) -> list[str]:
+        shards = self._json(_SHARDS).get("weight_map")
+        names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
+        return sorted(name for name in names if not (self.folder / name).is_file())
+
     def weight_bytes(self) -> int:
-        """The size of the weights' files."""
-        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        """The size of the weights' files; of GGUF files that of their numbers in bfloat16, which they become."""
+        if self._has_gguf_tensors():
+            return 2 * gguf_tensors.parameter_count(gguf_tensors.read(self.folder).values())
+        return sum(file.stat().st_size for file in self.weight_files())
 
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times; it changes when a file changes, and reads no content."""
@@ -70,6 +99,11 @@ class Checkpoint:
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} must hold a JSON object")
         return content
+
+    @property
+    def model_type(self) -> Any:
+        """The architecture of the whole model, not of its text part."""
+        return self._json("config.json").get("model_type")
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -8,10 +8,15 @@ TOKENIZE, GENERATE, DETOKENIZE = PARTS = ("tokenize", "generate", "detokenize")
 
 
 def language_model_of(model: str, checkpoint: Path) -> str:
-    """The LM that this part belongs to. For a plain name it is taken from the checkpoint's folder."""
+    """The LM that this part belongs to. For a plain name it is taken from the checkpoint's folder.
+
+    In the Hub's cache that is models--ORG--NAME/snapshots/COMMIT.
+    """
     name, _, _ = model.rpartition("-")
     if name:
         return name
+    if checkpoint.parent.name == "snapshots":
+        return checkpoint.parent.parent.name.rpartition("--")[2]
     return checkpoint.parent.name if checkpoint.name.isdecimal() else checkpoint.name
 
 

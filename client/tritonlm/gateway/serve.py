@@ -7,7 +7,6 @@ request has ended, after the drain time, or at a second signal.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import signal
 import socket
@@ -18,13 +17,14 @@ from fastapi import FastAPI
 from limits.errors import ConfigurationError
 from sse_starlette.sse import AppStatus
 
+from tritonlm.access.exposure import exposure_problem
 from tritonlm.client.async_client import AsyncClient
 from tritonlm.contract.priority import lower_thread_priority
 from tritonlm.observability import logs, tracing
 from tritonlm.serving import ServingError, paths
 
 from .admission import AdmissionQueue
-from .app import create_app, key_ring
+from .app import create_app
 from .metrics import MetricsObserver
 from .protocol import BoundedProtocol
 from .quota import Quota
@@ -55,23 +55,9 @@ def check_settings(settings: GatewaySettings) -> None:
         ) from None
     if settings.otlp_endpoint and not tracing.is_available():
         raise ServingError("--otlp-endpoint needs the OpenTelemetry library (pip install 'tritonlm[otel]')")
-    ring = key_ring(settings)
-    if ring.problem:
-        raise ServingError(ring.problem)
-    if ring.is_empty and not settings.allow_anonymous and not is_loopback(settings.host):
-        raise ServingError(
-            f"listening on {settings.host} without a key would give everybody access; create one with tritonlm keys "
-            "create NAME, or use --allow-anonymous"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether every address of this host is a loopback address."""
-    try:
-        addresses = {ipaddress.ip_address(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except OSError:
-        return False
-    return all(address.is_loopback for address in addresses)
+    secret = settings.api_key.get_secret_value() if settings.api_key else None
+    if problem := exposure_problem(settings.host, settings.keys, secret, settings.allow_anonymous):
+        raise ServingError(problem)
 
 
 async def _serve(settings: GatewaySettings) -> None:

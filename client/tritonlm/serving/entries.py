@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tritonlm.contract.checkpoint import HUB
+from tritonlm.checkpoints.reference import HubModel
 from tritonlm.contract.parts import PARTS
 
 from . import paths
@@ -49,8 +49,13 @@ def write_entry(entry: Entry, repository: Path, code: Path, copy: bool = False) 
     """Write an entry's four models, each atomically. The checkpoint is not checked here."""
     for model, part in zip(model_names(entry), (_TEMPLATE, *PARTS), strict=True):
         config = _config(entry, code / part / "config.pbtxt", part)
-        content = entry.path if part == _TEMPLATE else code / part / "1"
+        content = _folder(entry) if part == _TEMPLATE else code / part / "1"
         _write_model(repository / model, config, content, copy)
+
+
+def _folder(entry: Entry) -> Path | None:
+    """The folder that becomes version 1 of the ensemble. GGUF files and models of the Hub have none."""
+    return None if entry.path is None or entry.path.is_file() else entry.path
 
 
 def remove_entry(name: str, repository: Path) -> None:
@@ -64,8 +69,8 @@ def _config(entry: Entry, file: Path, part: str) -> str:
     text = file.read_text(encoding="utf-8")
     if part == _TEMPLATE:
         return _STEP.sub(rf"\g<1>{entry.name}-\g<2>\g<3>", text)
-    hub = f"{HUB}{entry.hf_repo}@{entry.revision or 'main'}"
-    text, count = _CHECKPOINT.subn(rf"\g<1>{hub if entry.hf_repo else f'../{entry.name}/1'}\g<2>", text)
+    reference = _reference(entry)
+    text, count = _CHECKPOINT.subn(lambda match: f"{match[1]}{reference}{match[2]}", text)
     assert count == 1, f"{file} names one checkpoint"
     if part == "detokenize":
         return text
@@ -76,6 +81,18 @@ def _config(entry: Entry, file: Path, part: str) -> str:
         f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}\n' for name, value in parameters.items()
     ]
     return text + "".join(lines)
+
+
+def _reference(entry: Entry) -> str:
+    """The parameter `checkpoint`, which `checkpoints.resolve` reads."""
+    source = entry.source
+    if isinstance(source, HubModel):
+        return source.reference
+    if not source.is_file():
+        return f"../{entry.name}/1"
+    if re.search(r'["\\\n]', str(source)):
+        raise ServingError(f"the name of {source} has a quotation mark, a backslash or a line break; rename it")
+    return str(source)
 
 
 def _write_model(folder: Path, config: str, content: Path | None, copy: bool) -> None:

@@ -1,6 +1,7 @@
 """Selects the language models of a server: the bundled ones, the registry's, and checkpoints named at the start.
 
-It determines the model repositories that Triton reads and the models that are loaded at start. It starts nothing.
+It determines the model repositories that Triton reads and the models that are loaded at start. It starts nothing,
+but models of the Hub are downloaded.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritonlm.checkpoints.reference import parse, split_name
+
 from . import paths
+from .downloads import downloaded
 from .entries import sync_repository
 from .errors import ServingError
-from .registry import Entry, make_entry, read_registry
+from .registry import Entry, entry_of, read_registry
 from .settings import Settings
 
 BUNDLED = ("abacus", "fable")
@@ -33,7 +37,7 @@ def select_models(settings: Settings) -> ModelSelection:
     file, registered = _registered(settings.registry)
     # Included even when it is empty, so that Triton sees models that are added later.
     repositories.append(sync_repository(str(file), registered, code))
-    named = [_checkpoint_entry(option) for option in settings.checkpoint]
+    named = [_entry_of_option(option) for option in settings.checkpoint]
     _refuse_duplicates([*registered, *named])
     if named:
         repositories.append(sync_repository("\0".join(settings.checkpoint), named, code))
@@ -51,17 +55,15 @@ def _registered(file: Path | None) -> tuple[Path, list[Entry]]:
     return path, read_registry(path) if path.is_file() else []
 
 
-def _checkpoint_entry(option: str) -> Entry:
-    """The entry of `--checkpoint FOLDER` or `--checkpoint NAME=FOLDER`."""
-    name, equals, folder = option.partition("=")
-    if not equals:
-        name, folder = "", option
-    path = Path(folder).expanduser().resolve()
-    return make_entry(name=name or path.name, path=path)
+def _entry_of_option(option: str) -> Entry:
+    """The entry of MODEL or NAME=MODEL. A model of the Hub is downloaded, so that its processes need no network."""
+    name, model = split_name(option)
+    source = parse(model)
+    return entry_of(source, name).at(downloaded(source))
 
 
 def _refuse_duplicates(entries: Sequence[Entry]) -> None:
     names = [entry.name for entry in entries]
     for name in names:
         if names.count(name) > 1 or name in BUNDLED:
-            raise ServingError(f"two language models are named {name}; name a checkpoint by --checkpoint NAME=FOLDER")
+            raise ServingError(f"two language models are named {name}; name one as NAME=MODEL")

@@ -1,15 +1,21 @@
 """Checks before Triton starts: ports, shared memory, libraries, checkpoints. Each error names its remedy.
 
-It reads this machine's state and files. It starts nothing and changes nothing.
+It reads this machine's state and files, and downloads checkpoints from the Hub. It starts nothing.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from tritonlm.checkpoints.report import problems
+from tritonlm.checkpoints.resolve import folder_of
+from tritonlm.contract import Checkpoint, CheckpointError
+
 from .backend import PYTHON, STUB, Installation, missing_libraries
+from .downloads import downloaded
 from .errors import ServingError
 from .ports import check_port
 from .repository import LanguageModel, find_language_model
@@ -52,8 +58,14 @@ def check_libraries(installation: Installation, backend: Path, environment: dict
 
 
 def check_language_models(names: Sequence[str], repositories: Sequence[Path]) -> list[LanguageModel]:
-    models = [find_language_model(name, repositories) for name in names]
-    for model in models:
-        for checkpoint in model.checkpoints:
-            checkpoint.check()
-    return models
+    return [_checked(find_language_model(name, repositories)) for name in names]
+
+
+def _checked(model: LanguageModel) -> LanguageModel:
+    """The model, if its checkpoints can be served; those of the Hub are downloaded."""
+    checkpoints = [Checkpoint(folder_of(downloaded(source))) for source in model.sources]
+    for checkpoint in checkpoints:
+        checkpoint.check()
+        for problem in problems(checkpoint):
+            raise CheckpointError(f"{checkpoint.folder} cannot be served: {problem}")
+    return replace(model, has_chats=any(checkpoint.chat_template for checkpoint in checkpoints))

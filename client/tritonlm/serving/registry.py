@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tritonlm.contract import devices
+from tritonlm.checkpoints.reference import HubModel, Source, absolute, default_name, source_of
+from tritonlm.contract import CheckpointError, devices
 from tritonlm.contract.parts import PARTS, part_of
 
 from .errors import ServingError
@@ -28,6 +29,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 # The length is bounded by max_length: a bound inside a Unicode pattern costs 20 MB and a slow import.
 _REVISION = r"^[\w./-]+$"
+_HUB_FILE = r"^\w[\w .+()/-]*$"
 
 
 class Entry(BaseModel):
@@ -36,10 +38,16 @@ class Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=NAME, description="the language model's name in every API")
-    path: Path | None = Field(None, description="its checkpoint's folder, relative to the registry file")
+    path: Path | None = Field(None, description="its folder or GGUF file, relative to the registry file")
     hf_repo: str | None = Field(None, pattern=_HUB_ID, description="or its id on the Hugging Face Hub")
     revision: str | None = Field(
         None, pattern=_REVISION, max_length=200, description="branch, tag or commit of hf_repo"
+    )
+    hf_file: str | None = Field(
+        None,
+        pattern=_HUB_FILE,
+        max_length=300,
+        description="a GGUF file of hf_repo, or its quantization: Q4_K_M",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description="number type")
     device: Device | None = Field(None, description=f"where it computes: {devices.ALLOWED}, with an engine on each")
@@ -59,9 +67,22 @@ class Entry(BaseModel):
             raise ValueError("exactly one of path and hf_repo is needed")
         if self.revision is not None and self.hf_repo is None:
             raise ValueError("revision is for hf_repo; a path has none")
+        if self.hf_file is not None and self.hf_repo is None:
+            raise ValueError("hf_file is for hf_repo; a GGUF file is named by path")
         if part_of(self.name):
             raise ValueError(f"a name must not end in {', '.join(PARTS)}: the parts of a language model are named so")
         return self
+
+    @property
+    def source(self) -> Source:
+        if self.path is not None:
+            return self.path
+        assert self.hf_repo is not None
+        return HubModel(self.hf_repo, self.revision or "", self.hf_file or "")
+
+    def at(self, path: Path) -> Entry:
+        """The same for a source that is on this machine now."""
+        return self.model_copy(update={"path": path, "hf_repo": None, "revision": None, "hf_file": None})
 
     def engine_parameters(self) -> dict[str, str]:
         """The parameters for its models' config.pbtxt."""
@@ -79,22 +100,45 @@ def make_entry(**values: Any) -> Entry:
         raise ServingError(_first_problem(error)) from None
 
 
+def entry_of(source: Source, name: str = "", **values: Any) -> Entry:
+    """The entry of a source; without a name it is called like its folder, file or repository."""
+    return make_entry(name=name or default_name(source), **source_fields(source), **values)
+
+
+def source_fields(source: Source) -> dict[str, Any]:
+    """The fields of an entry that name this source."""
+    if isinstance(source, Path):
+        return {"path": source}
+    fields = {"hf_repo": source.repo, "revision": source.revision or None, "hf_file": source.file or None}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def read_registry(file: Path) -> list[Entry]:
     """The entries with absolute paths; ServingError names the invalid entry and field."""
     rows = _rows(_load(file), file)
     entries: list[Entry] = []
     for number, row in enumerate(rows):
         try:
-            entry = Entry.model_validate(dict(row) if isinstance(row, dict) else row)
+            entry = Entry.model_validate(_with_source(row, file.parent) if isinstance(row, dict) else row)
         except ValidationError as error:
             name = row.get("name", f"entry {number + 1}") if isinstance(row, dict) else f"entry {number + 1}"
             raise ServingError(f"{file}: {name}: {_first_problem(error)}") from None
+        except CheckpointError as error:
+            raise ServingError(f"{file}: {row.get('name')}: {error}") from None
         if any(entry.name == other.name for other in entries):
             raise ServingError(f"{file}: two entries are named {entry.name}; rename one")
         if entry.path is not None:
-            entry = entry.model_copy(update={"path": (file.parent / entry.path.expanduser()).resolve()})
+            entry = entry.model_copy(update={"path": absolute(file.parent / entry.path.expanduser())})
         entries.append(entry)
     return entries
+
+
+def _with_source(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The row, with the field `model`, which takes any MODEL, as the fields that it stands for."""
+    fields = dict(row)
+    if not {"path", "hf_repo"} & fields.keys() and isinstance(fields.get("model"), str):
+        fields |= source_fields(source_of(fields.pop("model"), folder))
+    return fields
 
 
 def add_entry(file: Path, entry: Entry) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonlm.contract import Checkpoint
-from tritonlm.contract.checkpoint import HUB
+from tritonlm.checkpoints.reference import Source, source_of
+from tritonlm.contract import CheckpointError
 from tritonlm.contract.tensors import CONTROL
 
 from .errors import ServingError
@@ -27,7 +27,10 @@ _CONTROL_INPUT = re.compile(rf'name:\s*"{CONTROL.name}"')
 class LanguageModel:
     name: str
     generate: str  # the part that holds the engine
-    checkpoints: tuple[Checkpoint, ...]
+    # What its parts name as their checkpoint, usually the same. It need not exist.
+    sources: tuple[Source, ...]
+    # Known when its checkpoint has been checked.
+    has_chats: bool = False
 
 
 def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageModel:
@@ -36,25 +39,30 @@ def find_language_model(name: str, repositories: Sequence[Path]) -> LanguageMode
     parts = list(dict.fromkeys(_STEP.findall(config)))
     if not parts:
         raise ServingError(f"{name} is not a language model: its config.pbtxt has no ensemble steps")
-    engines, checkpoints = [], {}
+    engines, sources = [], []
     for part in parts:
         part_config = _config(part, repositories)
         if _CONTROL_INPUT.search(part_config):
             engines.append(part)
         parameter = _CHECKPOINT.search(part_config)
-        # The model itself downloads and checks a checkpoint from the Hub.
-        if parameter and not parameter[1].startswith(HUB):
-            # The path is relative to the model's folder, which may be a link.
-            folder = _folder(part, repositories) / parameter[1]
-            checkpoints[folder.resolve()] = Checkpoint(folder.resolve())
+        if parameter:
+            sources.append(_source(part, parameter[1], repositories))
     if len(engines) != 1:
         raise ServingError(
             f"{name} is not a language model: one of its parts ({', '.join(parts)}) must have the input "
             f"{CONTROL.name!r}, and {len(engines)} have it"
         )
-    if not checkpoints and not any(_CHECKPOINT.search(_config(part, repositories)) for part in parts):
+    if not sources:
         raise ServingError(f"none of {name}'s parts ({', '.join(parts)}) names a checkpoint in its config.pbtxt")
-    return LanguageModel(name, engines[0], tuple(checkpoints.values()))
+    return LanguageModel(name, engines[0], tuple(dict.fromkeys(sources)))
+
+
+def _source(part: str, reference: str, repositories: Sequence[Path]) -> Source:
+    """A path is relative to the model's folder, which may be a link."""
+    try:
+        return source_of(reference, _folder(part, repositories))
+    except CheckpointError as error:
+        raise ServingError(f"{part}: {error}") from None
 
 
 def compile_code(repositories: Sequence[Path]) -> None:

@@ -101,12 +101,12 @@ class Settings(ObservabilitySettings):
     )
     checkpoint: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
-        description="Checkpoint folder to serve under its own name, or NAME=FOLDER; may be repeated.",
+        description="The same as MODEL: what to serve, under its own name or as NAME=MODEL; may be repeated.",
     )
     load: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="Language model to load at start, the others at their first request; may be repeated. Default: "
-        "each --checkpoint and the registry's entries with preload, else the bundled ones.",
+        "each MODEL and the registry's entries with preload, else the bundled ones.",
     )
     reload: bool = Field(False, description="Whether to reload a language model when its checkpoint changes on disk.")
     max_sequences: int | None = Field(

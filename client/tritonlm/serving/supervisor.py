@@ -71,7 +71,8 @@ def serve(settings: Settings, placeholder: PlaceholderListener | None) -> None:
             reports = start(triton, control, load_all)
             if gateway:
                 gateway.wait_until_live()
-            print(terminal.banner(settings, reports, triton.log), flush=True)
+            chats = [model.name for model in models if model.has_chats]
+            print(terminal.banner(settings, reports, chats, triton.log), flush=True)
             monitor = Monitor(settings, models, triton, control, gateway)
             try:
                 monitor.run()

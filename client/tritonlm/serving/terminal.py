@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ _stderr = Console(stderr=True)
 _UPDATE_SECONDS = 2.0
 # The bundled language models: sums and stories.
 _ADDER, _STORYTELLER = "abacus", "fable"
+_CHAT_PROMPT = "What is the capital of France?"
 _STORY_PROMPT = "Tell me a story about a fox and a lantern"
 
 
@@ -55,14 +56,21 @@ def load_progress(name: str, loaded: Loaded) -> str:
     return f"loading {name}: {loaded.done / 1e6:,.0f} of {loaded.total / 1e6:,.0f} MB"
 
 
+def download_progress(name: str, done: int, total: int) -> str:
+    return f"downloading {name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+
+
 def print_error(error: Exception) -> None:
     say(f"error: {error}")
     if isinstance(error, ServingError) and error.detail:
         say("\n".join(f"  {line}" for line in error.detail.splitlines()))
 
 
-def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Path | None) -> str:
-    """The served models and addresses, with two commands to copy; `reports` holds each LM's engine status."""
+def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], chats: Sequence[str], log: Path | None) -> str:
+    """The served models and addresses, with two commands to copy; `reports` holds each LM's engine status.
+
+    `chats` are the models that have a chat template.
+    """
     triton = reachable_host(settings.triton_host)
     lines = ["", "tritonlm is serving"]
     for name, report in reports.items():
@@ -89,7 +97,8 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], log: Pa
         "",
         "Try it (Ctrl-C stops the server):",
     ]
-    lines += (_gateway_examples if settings.gateway else _triton_examples)(list(reports), settings)
+    names = list(reports)
+    lines += _gateway_examples(names, chats, settings) if settings.gateway else _triton_examples(names, settings)
     return "\n".join(lines) + "\n"
 
 
@@ -97,18 +106,19 @@ def _size(count: int | None) -> str:
     return "?" if count is None else f"{count / 2**20:,.0f} MiB"
 
 
-def _gateway_examples(names: list[str], settings: Settings) -> Iterator[str]:
+def _gateway_examples(names: Sequence[str], chats: Sequence[str], settings: Settings) -> Iterator[str]:
     url = f"{reachable_host(settings.host)}:{settings.port}/v1"
     text = {"model": names[0], "prompt": _prompt_for(names[0]), "max_tokens": 20, "temperature": 0}
     yield f"  curl {url}/completions -d '{json.dumps(text)}'"
-    if _STORYTELLER in names:
-        chat = {"model": _STORYTELLER, "messages": [{"role": "user", "content": _STORY_PROMPT}], "stream": True}
+    if chats:
+        prompt = _STORY_PROMPT if chats[0] == _STORYTELLER else _CHAT_PROMPT
+        chat = {"model": chats[0], "messages": [{"role": "user", "content": prompt}], "stream": True}
         yield f"  curl -N {url}/chat/completions -d '{json.dumps(chat)}'"
     else:
         yield f"  curl -N {url}/completions -d '{json.dumps({**text, 'stream': True})}'"
 
 
-def _triton_examples(names: list[str], settings: Settings) -> Iterator[str]:
+def _triton_examples(names: Sequence[str], settings: Settings) -> Iterator[str]:
     url = f"{reachable_host(settings.triton_host)}:{settings.http_port}/v2/models/{names[0]}"
     text = {"text_input": _prompt_for(names[0]), "max_tokens": 20, "temperature": 0}
     yield f"  curl -N {url}/generate_stream -d '{json.dumps({**text, 'stream': True})}'"

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from tritonlm.checkpoints.hub import checkpoint_folder
+from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.checkpoints.tokenizer import load_decoder
 from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, TritonLMError
 from tritonlm.contract.adapter import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from tritonlm.checkpoints.hub import checkpoint_folder
+from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.contract import Checkpoint
 from tritonlm.contract.adapter import (
     error_response,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tritonlm.client.types import Completion, Model
-from tritonlm.contract import InvalidRequest
+from tritonlm.contract import InvalidRequest, ModelNotFound
 from tritonlm.jobs.store import RUNNING
 
 from ...middleware import RequestContext
+from ...registration import register
 from ...responses import ResponseFormat
 from ...schemas import Body, Integer
 from ...services import ServicesParameter
@@ -46,7 +48,12 @@ class Generated(BaseModel):
 class LoadRequest(Body):
     model_config = ConfigDict(protected_namespaces=())
 
-    model_path: str | None = Field(None, description="the language model's name, or a path that ends in it")
+    model_path: str | None = Field(
+        None,
+        max_length=4096,
+        description="the language model's name or a path that ends in it; else a folder, a GGUF file or a Hub id "
+        "(ORG/NAME, ORG/NAME:Q4_K_M), which is downloaded and registered",
+    )
     model_type: str | None = Field(None, description="the language model's name")
 
 
@@ -119,11 +126,17 @@ async def models(services: ServicesParameter) -> Models:
 
 @router.post("/api/load_model")
 async def load_model(body: LoadRequest, services: ServicesParameter) -> Message:
-    """Load a language model by its name."""
+    """Load a language model by its name; one that this server does not know is registered first."""
     if (body.model_path is None) == (body.model_type is None):
         raise InvalidRequest("send exactly one of model_path and model_type", "model_path")
     name = (body.model_type or body.model_path or "").rstrip("/").rpartition("/")[2]
-    await services.loader.load(name)
+    try:
+        await services.loader.load(name)
+    except ModelNotFound:
+        if body.model_path is None:
+            raise
+        registered = await asyncio.to_thread(register, body.model_path, services.settings.registry)
+        await services.loader.load(registered)
     return Message(message="Model loaded successfully")
 
 

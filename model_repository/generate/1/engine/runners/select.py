@@ -12,6 +12,7 @@ from ..config import INT8, EngineConfig
 from .graph_runner import GraphRunner
 from .interface import Runner, choose_dtype
 from .native import build
+from .native.gguf_source import holds_gguf
 from .native.runner import NativeRunner, unsupported_reason
 from .reference import ReferenceRunner
 
@@ -23,21 +24,28 @@ def open_runner(
     folder: Path, config: EngineConfig, device: torch.device, load_progress: LoadProgress | None = None
 ) -> Runner:
     if config.runner in _HUGGING_FACE and config.weights != INT8:
+        _refuse_gguf(folder, f"runner {config.runner} does not read it; set runner to auto")
         return _HUGGING_FACE[config.runner](folder, config, device, load_progress)
     checkpoint = Checkpoint(folder)
     checkpoint.check()
     dtype = choose_dtype(config.dtype, checkpoint, device)
-    reason = _why_not(checkpoint, config, device, dtype)
+    reason = why_not_native(checkpoint, config, device, dtype)
     library = None if reason else build.kernels()
     if library is not None:
         return NativeRunner(folder, config, device, dtype, library, load_progress)
     setting = "weights int8" if config.weights == INT8 else "runner native" if config.runner == NATIVE else ""
     if setting:
         raise CheckpointError(f"{setting} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
+    _refuse_gguf(folder, f"only the kernels read it, and {reason or 'they cannot be compiled here'}")
     return _HUGGING_FACE[REFERENCE if device.type == "cpu" else GRAPHS](folder, config, device, load_progress)
 
 
-def _why_not(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
+def _refuse_gguf(folder: Path, reason: str) -> None:
+    if holds_gguf(folder):
+        raise CheckpointError(f"the GGUF file of {folder} cannot be served: {reason}")
+
+
+def why_not_native(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
     """Why the native kernels do not support it; empty if they do."""
     if config.runner in _HUGGING_FACE:
         return f"runner {config.runner} does not support int8 weights; set runner to auto"
