@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,22 @@ def packer_of(folder: Path, dtype: torch.dtype, variant: str) -> WeightPacker:
     return WeightPacker(folder, "", dtype, False, library_of(variant), LoadProgress())
 
 
-def test_without_avx512_weights_are_not_packed(folder: Path) -> None:
-    packer = packer_of(folder, torch.bfloat16, "avx2")
-    assert not packer.linear(torch.randn(BLOCK_OUTPUTS, INPUTS)).outlier_offsets
+@pytest.mark.parametrize(("bits", "packed"), [("12", True), ("16", False)])
+def test_the_environment_decides_the_form(
+    bits: str, packed: bool, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv(weights.BF16_BITS, bits)
+    packer = packer_of(folder, torch.bfloat16, "all")
+    assert bool(packer.linear(torch.randn(BLOCK_OUTPUTS, INPUTS)).outlier_offsets) == packed
+
+
+def test_the_faster_form_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(weights.BF16_BITS, raising=False)
+    library = library_of("all")
+    first = weights.bf16_packing_pays(library)
+    start = time.perf_counter()
+    assert weights.bf16_packing_pays(library) == first
+    assert time.perf_counter() - start < 0.001
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -124,14 +138,14 @@ def test_packed_weights_give_the_same_logits_bit_for_bit(
         config = EngineConfig(device="cpu", dtype="bfloat16", max_sequences=8, threads=2, block_tokens=16)
         runner = NativeRunner(folder, config, torch.device("cpu"), torch.bfloat16, library)
         outputs = []
-        for count in (1, 2, 3, 8, 13, 16, 17, 45):
-            sequence = Sequence([7 * n % 490 for n in range(count)], [1, 2, 3])
+        for count in (1, 2, 3, 8, 13, 16, 17, 45, 61):
+            sequence = Sequence([7 * n % 490 for n in range(count)], [1, 2, 3, 4])
             outputs.append(every_logits(runner, [Slice(sequence, 0, count)]))  # type: ignore[arg-type]
         runner.close()
         return outputs
 
     monkeypatch.setattr(weights, "pack_bf16", recorded)
-    monkeypatch.setattr(weights, "bf16_packing_pays", lambda _: True)
+    monkeypatch.setenv(weights.BF16_BITS, "12")
     packed_logits = logits()
     # Some matrices are packed and some are not, and there are outliers.
     assert {packed is None for packed in results} == {True, False}

@@ -41,16 +41,12 @@ _LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
-_LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0}
 SHAPES: dict[str, dict[str, Any]] = {
     "narrow": {"n_embd": 32, "n_head": 2, "n_layer": 2}, "odd": {"n_embd": 96, "n_head": 2, "n_layer": 3},
     "inner": {"n_embd": 64, "n_head": 1, "n_layer": 1, "n_inner": 96},
     "tiles": {"n_embd": 128, "n_head": 2, "n_layer": 2}, "wide": {"n_embd": 192, "n_head": 2, "n_layer": 1},
     "llama": {"model_type": "llama", **_LLAMA, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True,
               "rope_parameters": _LLAMA3_ROPE},
-    "mistral": {"model_type": "mistral", **_LLAMA, "num_key_value_heads": 1, "sliding_window": None,
-                "rope_parameters": _LINEAR_ROPE},
-    "qwen2": {"model_type": "qwen2", **_LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", **_LLAMA, "head_dim": 64, "num_key_value_heads": 2},
 }  # fmt: skip
 # AMX attends heads of a multiple of 32 in blocks of a multiple of 16 tokens.

@@ -29,6 +29,12 @@ LENGTHS = (1, 5, 17, 33, 60)
 # The blocks of a sequence: enough for any block size.
 _BLOCKS = 16
 
+# test_native.py tries the others: what they add does not depend on the family.
+CASES = [
+    ("all", "float32", "full"), ("all", "bfloat16", "int8"),
+    *((name, "bfloat16", "full") for name in VARIANTS if name != "plain"),
+]  # fmt: skip
+
 
 class Family:
     """A checkpoint of random weights, and what transformers computes with it."""
@@ -101,11 +107,11 @@ def test_logits_equal_those_of_transformers(family: Family, library: ctypes.CDLL
     runner.close()
 
 
-@pytest.mark.parametrize(("dtype", "weights"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "int8")])
+@pytest.mark.parametrize(("variant", "dtype", "weights"), CASES)
 def test_a_row_is_the_same_alone_in_a_batch_and_with_any_prompt_chunks(
-    family: Family, library: ctypes.CDLL, dtype: str, weights: str
+    family: Family, variant: str, dtype: str, weights: str
 ) -> None:
-    runner = family.runner(dtype, library, weights=weights)
+    runner = family.runner(dtype, library_of(variant), weights=weights)
     batch = every_logits(runner, family.plan()).split(LENGTHS)
     for number, (sequence, expected) in enumerate(zip(family.sequences, batch, strict=True)):
         length = len(sequence.ids)

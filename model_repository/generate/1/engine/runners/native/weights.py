@@ -1,12 +1,15 @@
 """A checkpoint's tensors in the kernels' layout, and the memory that the kernels point to.
 
-bfloat16 weights are packed to 12 bits each, without loss, where the kernels say that it pays (bf16_packed.hpp). This
-module knows files and layouts, not which family a tensor belongs to.
+bfloat16 weights are packed to 12 bits each, without loss (bf16_packed.hpp), where that is faster: the kernels measure
+it once. TRITONLM_NATIVE_BF16_BITS=12 or 16 decides instead; results are the same bits. This module knows files and
+layouts, not which family a tensor belongs to.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +27,8 @@ BLOCK_OUTPUTS = 16
 # Contiguous inputs of one output, and the multiple to which int8 inputs are padded.
 _CONTIGUOUS_INPUTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 _INT8_PADDING = 64
+# The bits of a bfloat16 weight in memory, 12 or 16, in place of a measurement.
+BF16_BITS = "TRITONLM_NATIVE_BF16_BITS"
 # One weight in this many may be an outlier, which costs 8 bytes and time.
 _WEIGHTS_PER_OUTLIER = 256
 
@@ -122,7 +127,14 @@ class PackedBf16(NamedTuple):
 
 
 def bf16_packing_pays(library: ctypes.CDLL) -> bool:
-    return bool(library.bf16_packed_pays())
+    bits = os.environ.get(BF16_BITS)
+    return bits == "12" if bits else _measured_packing_pays(library)
+
+
+@functools.cache
+def _measured_packing_pays(library: ctypes.CDLL) -> bool:
+    """Takes some milliseconds, and all of the process's processors."""
+    return bool(library.bf16_packed_pays(len(os.sched_getaffinity(0))))
 
 
 def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL) -> PackedBf16 | None:

@@ -10,8 +10,8 @@
 // bytes) give weights in order.
 // exponent(code) = max_exponent - code for code < 15, and 0 for code 15.
 //
-// ISA variants: __AVX512BW__ unpacks 64 weights at a time; otherwise compiler vectors unpack 16. Without __SSSE3__ (pshufb,
-// a byte table lookup) nothing is packed. The runner packs with AVX-512 only (bf16_packed_pays in kernels.cpp).
+// ISA variants: __AVX512BW__ unpacks 64 weights at a time, __AVX2__ unpacks 32; without a byte table lookup in whole registers
+// nothing is packed. Where packing pays is measured (packing_pays.hpp).
 // Test: tests/inference/test_bf16_packed.py, bit for bit. It knows weights, not activations.
 #pragma once
 
@@ -20,7 +20,9 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512BW__
+// AVX512F without AVX512BW has no byte instructions for its registers.
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#define TRITONLM_UNPACKS
 #include <immintrin.h>
 #endif
 
@@ -51,55 +53,103 @@ struct ExponentTable {
     }
 };
 
+// A line in registers: 32 weights, two inputs of 16 outputs, as they lie in memory.
+#ifdef __AVX512F__
+typedef Vec16u Line;
+#else
+typedef RegGroup<RegUint, Vec16u> Line;
+#endif
+constexpr int kLineWeights = 2 * kVecSize, kTileLines = kTileWeights / kLineWeights;
+
+inline Line load_line(const bf16* from) {
+    Line line;
+#ifdef __AVX512F__
+    memcpy(&line, from, sizeof line);
+#else
+    for (int i = 0; i < kRegsPerVec; i++) memcpy(&line.regs[i], from + 2 * i * kRegSize, sizeof line.regs[i]);
+#endif
+    return line;
+}
+
+// Prefetches kBytes bytes into the first-level cache, or the second-level one. always_inline: GCC takes a function that only
+// prefetches for one without effects, and drops its calls.
+template <int kBytes, int kLevel>
+__attribute__((always_inline)) inline void prefetch(const void* from) {
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch((const char*)from + line, 0, 4 - kLevel);
+}
+
+// Bytes between weights that are read and those that are prefetched, where the processor's own prefetching does not suffice:
+// it stops at the end of a page.
+constexpr int kPrefetchAhead = 6144;
+
+#ifdef TRITONLM_UNPACKS
+constexpr bool kCanUnpack = true;
+
+// Unpacks lines 4 * i + 2 * half and the next one of a packed tile into registers.
 #ifdef __AVX512BW__
-// Tiles from the one that is unpacked to the one that is prefetched, to hide the memory's latency.
-constexpr int kPrefetchTiles = 3;
+struct LineUnpacker {
+    __m512i high_table, low_table;
 
-inline __m512i broadcast_table(const uint8_t* table) {
-    return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table));
-}
+    explicit LineUnpacker(const ExponentTable& table)
+        : high_table(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table.high))),
+          low_table(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table.low))) {}
 
-// mask ? one : other, bit by bit.
-inline __m512i select_bits(__m512i mask, __m512i one, __m512i other) {
-    constexpr int kMux = 0xca;
-    return _mm512_ternarylogic_epi32(mask, one, other, kMux);
-}
+    void unpack(const uint8_t* tile, int i, int half, Line& first, Line& second) const {
+        // mask ? one : other, bit by bit.
+        constexpr int kSelect = 0xca;
+        const __m512i sign = _mm512_set1_epi8(-128), nibble = _mm512_set1_epi8(15);
+        const __m512i two_codes = _mm512_loadu_si512(tile + kTileWeights + i * 64);
+        const __m512i codes = _mm512_and_si512(half ? _mm512_srli_epi16(two_codes, 4) : two_codes, nibble);
+        const __m512i sign_fraction = _mm512_loadu_si512(tile + i * 128 + half * 64);
+        const __m512i high = _mm512_ternarylogic_epi32(
+            sign, sign_fraction, _mm512_shuffle_epi8(high_table, codes), kSelect);
+        const __m512i low = _mm512_ternarylogic_epi32(
+            sign, _mm512_shuffle_epi8(low_table, codes), sign_fraction, kSelect);
+        first = (Line)_mm512_unpacklo_epi8(low, high);
+        second = (Line)_mm512_unpackhi_epi8(low, high);
+    }
+};
+#else
+struct LineUnpacker {
+    __m256i high_table, low_table;
+
+    explicit LineUnpacker(const ExponentTable& table)
+        : high_table(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.high))),
+          low_table(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.low))) {}
+
+    void unpack(const uint8_t* tile, int i, int half, Line& first, Line& second) const {
+        const __m256i sign = _mm256_set1_epi8(-128), nibble = _mm256_set1_epi8(15);
+#pragma GCC unroll 2
+        for (int n = 0; n < kRegsPerVec; n++) {
+            const __m256i two_codes = _mm256_loadu_si256((const __m256i*)(tile + kTileWeights + i * 64 + n * 32));
+            const __m256i codes = _mm256_and_si256(half ? _mm256_srli_epi16(two_codes, 4) : two_codes, nibble);
+            const __m256i sign_fraction = _mm256_loadu_si256((const __m256i*)(tile + i * 128 + half * 64 + n * 32));
+            const __m256i high = _mm256_or_si256(
+                _mm256_and_si256(sign, sign_fraction), _mm256_shuffle_epi8(high_table, codes));
+            const __m256i low = _mm256_or_si256(
+                _mm256_andnot_si256(sign, sign_fraction), _mm256_shuffle_epi8(low_table, codes));
+            first.regs[n] = (RegUint)_mm256_unpacklo_epi8(low, high);
+            second.regs[n] = (RegUint)_mm256_unpackhi_epi8(low, high);
+        }
+    }
+};
+#endif
 
 inline void unpack_tile(const uint8_t* from, const ExponentTable& table, bf16* to) {
-    const __m512i high_table = broadcast_table(table.high), low_table = broadcast_table(table.low);
-    const __m512i sign = _mm512_set1_epi8(-128), nibble = _mm512_set1_epi8(15);
-    const char* later = (const char*)from + kPrefetchTiles * kPackedTileBytes;
-    for (int line = 0; line < kPackedTileBytes; line += 64) _mm_prefetch(later + line, _MM_HINT_T0);
-    for (int i = 0; i < kTileWeights; i += 64) {
-        const __m512i two_codes = _mm512_loadu_si512(from + kTileWeights + i / 128 * 64);
-        const __m512i codes = _mm512_and_si512(i % 128 ? _mm512_srli_epi16(two_codes, 4) : two_codes, nibble);
-        const __m512i sign_fraction = _mm512_loadu_si512(from + i);
-        const __m512i high = select_bits(sign, sign_fraction, _mm512_shuffle_epi8(high_table, codes));
-        const __m512i low = select_bits(sign, _mm512_shuffle_epi8(low_table, codes), sign_fraction);
-        _mm512_storeu_si512(to + i, _mm512_unpacklo_epi8(low, high));
-        _mm512_storeu_si512(to + i + 32, _mm512_unpackhi_epi8(low, high));
-    }
+    const LineUnpacker unpacker(table);
+    prefetch<kPackedTileBytes, 1>(from + kPrefetchAhead);
+    for (int i = 0; i < kTileLines / 4; i++)
+        for (int half = 0; half < 2; half++) {
+            Line first, second;
+            bf16* target = to + (4 * i + 2 * half) * kLineWeights;
+            unpacker.unpack(from, i, half, first, second);
+            memcpy(target, &first, sizeof first);
+            memcpy(target + kLineWeights, &second, sizeof second);
+        }
 }
 #else
-inline void unpack_tile(const uint8_t* from, const ExponentTable& table, bf16* to) {
-    typedef uint8_t Bytes16 __attribute__((vector_size(16)));
-    const Bytes16 low_halves = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high_halves = low_halves + 8;
-    Bytes16 high_table, low_table;
-    memcpy(&high_table, table.high, sizeof high_table);
-    memcpy(&low_table, table.low, sizeof low_table);
-    for (int i = 0; i < kTileWeights; i += 16) {
-        Bytes16 two_codes, sign_fraction;
-        memcpy(&two_codes, from + kTileWeights + i / 128 * 64 + i % 64, sizeof two_codes);
-        memcpy(&sign_fraction, from + i, sizeof sign_fraction);
-        const Bytes16 codes = i % 128 < 64 ? two_codes & 15 : two_codes >> 4;
-        const Bytes16 high = (sign_fraction & kSignBit) | __builtin_shuffle(high_table, codes);
-        const Bytes16 low = (sign_fraction & kFractionMask) | __builtin_shuffle(low_table, codes);
-        const Bytes16 first = __builtin_shuffle(low, high, low_halves), second = __builtin_shuffle(low, high, high_halves);
-        bf16* target = to + i / 64 * 64 + i % 64 / 2;
-        memcpy(target, &first, sizeof first);
-        memcpy(target + 32, &second, sizeof second);
-    }
-}
+constexpr bool kCanUnpack = false;
+inline void unpack_tile(const uint8_t*, const ExponentTable&, bf16*) {}
 #endif
 
 // The highest of 15 neighbouring exponents that cover the most weights of a sample. Any choice is lossless.

@@ -16,10 +16,10 @@
 template <typename T>
 class Buffers {
   public:
-    // `amx_layout`: that of the Rows.
-    Buffers(const Program& program, bool amx_layout)
+    // `layout`: that of the Rows.
+    Buffers(const Program& program, RowLayout layout)
         : hidden_size_(program.hidden_size), query_width_(program.num_heads * program.head_dim),
-          key_width_(query_width_ / program.heads_per_kv), amx_layout_(amx_layout) {
+          key_width_(query_width_ / program.heads_per_kv), layout_(layout) {
         for (int n = 0; n < program.op_count; n++)
             if (program.ops[n].kind == OpKind::kMatmul) add_inner(*static_cast<const MatmulOp*>(program.ops[n].arguments));
     }
@@ -29,9 +29,13 @@ class Buffers {
         for (auto* buffer : {&residual_, &branch_}) buffer->resize(count * hidden_size_);
         queries_.resize(count * query_width_);
         keys_.resize(count * key_width_);
-        for (Rows<T>* buffer : {&normed_, &second_normed_}) buffer->reserve(count, hidden_size_, amx_layout_);
-        attended_.reserve(count, query_width_, amx_layout_);
-        for (Rows<T>& buffer : inner_) buffer.reserve(count, buffer.inputs(), amx_layout_);
+    }
+
+    // Lays out the Rows for a step of this many rows.
+    void begin(int count) {
+        for (Rows<T>* buffer : {&normed_, &second_normed_}) buffer->begin(count, hidden_size_, layout_);
+        attended_.begin(count, query_width_, layout_);
+        for (Rows<T>& buffer : inner_) buffer.begin(count, buffer.inputs(), layout_);
     }
 
     float* floats(Buffer buffer, size_t row = 0) {
@@ -62,7 +66,7 @@ class Buffers {
   private:
     void add_inner(const MatmulOp& op) {
         const int width = op.weights.outputs / (1 + op.gated);
-        if (op.to == Buffer::kInner && find_inner(width) == inner_.end()) inner_.emplace_back().reserve(0, width, amx_layout_);
+        if (op.to == Buffer::kInner && find_inner(width) == inner_.end()) inner_.emplace_back().begin(0, width, layout_);
     }
 
     typename std::list<Rows<T>>::iterator find_inner(int width) {
@@ -70,7 +74,7 @@ class Buffers {
     }
 
     const int hidden_size_, query_width_, key_width_;
-    const bool amx_layout_;
+    const RowLayout layout_;
     AlignedVector<float> residual_, branch_, queries_, keys_;
     Rows<T> normed_, second_normed_, attended_;
     std::list<Rows<T>> inner_;

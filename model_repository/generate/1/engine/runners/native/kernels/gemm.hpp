@@ -4,18 +4,16 @@
 // Layout of w: blocks of 16 outputs, [outputs / 16][inputs / s][16][s], s = 1 in float32 and 2 in bfloat16:
 //   w[o][k] at ((o / 16) * inputs / s + k / s) * 16 s + (o % 16) * s + k % s
 // as AMX and AVX512-BF16 read bfloat16. bf16_packed.hpp compresses its tiles.
-// ISA variants: __AMX_BF16__ (and amx_available() at run time) multiplies tiles of 16 x 32; __AVX512BF16__ uses vdpbf16ps;
-// otherwise bfloat16 is converted and accumulated as float32 in Reg16. Test: tests/inference/test_native.py.
+// ISA variants: __AMX_BF16__ (and amx_available() at run time) multiplies tiles of 16 x 32; otherwise those of fma.hpp.
+// Test: tests/inference/test_native.py.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
-
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include <type_traits>
 
 #include "amx.hpp"
+#include "gemv.hpp"
 #include "rows.hpp"
 #include "thread_pool.hpp"
 #include "tile_cache.hpp"
@@ -23,21 +21,12 @@
 // Rows of one work item at most: bounds the accumulators on the stack (24 KiB).
 constexpr int kMaxRows = 192;
 
-// Partial sums of 16 rows: of one block of outputs, and of a second one.
-typedef float TileSums[2][kTileRows][kVecSize];
-
 #ifdef __AMX_BF16__
-// Tiles 0 and 1 accumulate 16 rows: of one block of outputs, and of a second one.
+// Tiles 0 and 1 accumulate 16 rows: of one block of outputs, and of a second one. Their rows are `stride` bytes apart.
 template <bool kPair, typename Number>
-void load_accumulators(const Number (*from)[kTileRows][kVecSize]) {
-    _tile_loadd(0, from[0], 64);
-    if (kPair) _tile_loadd(1, from[1], 64);
-}
-
-template <bool kPair, typename Number>
-void store_accumulators(Number (*to)[kTileRows][kVecSize]) {
-    _tile_stored(0, to[0], 64);
-    if (kPair) _tile_stored(1, to[1], 64);
+void store_accumulators(Number* to, Number* second, int stride) {
+    _tile_stored(0, to, stride);
+    if (kPair) _tile_stored(1, second, stride);
     compiler_fence();
 }
 
@@ -47,21 +36,18 @@ inline void zero_second_accumulators() {
     _tile_zero(5);
 }
 
-template <bool kPair>
-void store_second_accumulators(float (*to)[kTileRows][kVecSize]) {
-    _tile_stored(4, to[0], 64);
-    if (kPair) _tile_stored(5, to[1], 64);
-    compiler_fence();
-}
-
 // 16 rows use four of the eight tile registers, 32 rows six. Measured beside a neighbour that also uses AMX on the core's
 // other thread: eight registers take several times as long as alone, four take twice as long; alone, four are as fast.
 template <bool kPair, bool kTwice>
-void amx_accumulate(const Rows<bf16>& rows, int m, TileCache<bf16>& weights, int from, int to, TileSums* sums) {
+void amx_accumulate(const Rows<bf16>& rows, int m, TileCache<bf16>& weights, int from, int to, RowSums* sums) {
     const bf16 *row = rows.at(m, from), *second_row = rows.at(m + kTileRows * kTwice, from);
     const bf16 *block = weights.block(0), *second_block = weights.block(kPair);
-    if (from) load_accumulators<kPair>(sums[0]);
-    else zero_accumulators();
+    constexpr int kStride = sizeof(RowSums);
+    zero_accumulators();
+    if (from) {
+        _tile_loadd(0, sums[0][0], kStride);
+        if (kPair) _tile_loadd(1, sums[0][1], kStride);
+    }
     if (kTwice) zero_second_accumulators();
     for (int k = from, ready = from; k < to; k += kTileInputs) {
         if (k == ready) ready = weights.prepare(k);
@@ -82,148 +68,140 @@ void amx_accumulate(const Rows<bf16>& rows, int m, TileCache<bf16>& weights, int
         }
         _tile_dpbf16ps(4, 2, 3);
     }
-    store_accumulators<kPair>(sums[0]);
-    if (kTwice) store_second_accumulators<kPair>(sums[1]);
+    store_accumulators<kPair>(sums[0][0], sums[0][1], kStride);
+    if (!kTwice) return;
+    _tile_stored(4, sums[kTileRows][0], kStride);
+    if (kPair) _tile_stored(5, sums[kTileRows][1], kStride);
+    compiler_fence();
 }
 #endif
 
-// One step of the sum: the weights of 16 outputs for kInputs inputs, from input k on, and add(total, &x[r][k]).
-struct Float32Fma {
-    typedef float Type;
-    static constexpr int kInputs = 1;
-    Reg16 weights;
-    explicit Float32Fma(const float* from) : weights(load_regs(from)) {}
-    void add(Reg16& total, const float* row) const { total += *row * weights; }
-};
+// Blocks of outputs that a pass accumulates at once, as many as fit the registers.
+constexpr int kPassBlocks = kAccumulators == 16 ? 2 : 1;
 
-#ifdef __AVX512BF16__
-struct Bf16Fma {
-    typedef bf16 Type;
-    static constexpr int kInputs = 2;
-    __m512i weights;
-    explicit Bf16Fma(const bf16* from) : weights(_mm512_loadu_si512(from)) {}
-    void add(Vec16& total, const bf16* row) const {
-        int32_t pair;
-        memcpy(&pair, row, sizeof pair);
-        total = (Vec16)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
+// Calls `pass(m, number of rows as a constant)` for rows first + m on: passes of at most kMost rows, each within a tile of rows
+// (rows.hpp). A pass has 1, 2, 4, 8 or kMost rows; a tile is whole in memory, and results of rows beyond `count` are discarded.
+template <int kTile, int kMost, typename Pass>
+void for_each_pass(int first, int count, Pass pass) {
+    for (int m = 0, some; m < count; m += some) {
+        some = std::min({count - m, kMost, kTile - (first + m) % kTile});
+        if (some == 1) pass(m, std::integral_constant<int, 1>());
+        else if (some == 2) pass(m, std::integral_constant<int, 2>());
+        else if (some <= 4) pass(m, std::integral_constant<int, 4>());
+        else if (some <= 8 && kMost > 8) pass(m, std::integral_constant<int, 8>());
+        else pass(m, std::integral_constant<int, kMost>());
     }
-};
-#else
-struct Bf16Fma {
-    typedef bf16 Type;
-    static constexpr int kInputs = 2;
-    Reg16 even, odd;
-    explicit Bf16Fma(const bf16* from) { split_pairs(from, even, odd); }
-    void add(Reg16& total, const float* row) const {
-        total += row[0] * even;
-        total += row[1] * odd;
-    }
-};
-#endif
-
-// Rows that accumulate two blocks at once, so that the accumulators fit the registers; more rows accumulate one block after
-// the other. A pass is 8 rows, or 6 where kAccumulators is 4: with one block's weights, 6 accumulators fit.
-constexpr int kRowsPerPair = kAccumulators / 2, kRowsPerPass = kAccumulators == 4 ? 6 : 8;
-
-// Accumulates rows m + first to m + first + kRows - 1, for blocks `block` to block + kBlocks - 1.
-template <typename Fma, int kRows, int kBlocks, typename T = typename Fma::Type>
-void simd_accumulate(const Rows<T>& rows, int m, TileCache<T>& weights, int from, int to, TileSums& sums, int first, int block) {
-    Reg16 totals[kRows][kBlocks] = {};
-    const RowType<T>* row[kRows];
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; i++) {
-        row[i] = rows.at(m + first + i);
-#pragma GCC unroll 8
-        for (int n = 0; from && n < kBlocks; n++) totals[i][n] = load_regs(sums[block + n][first + i]);
-    }
-    for (int begin = from, end; begin < to; begin = end) {
-        end = weights.prepare(begin);
-        const T* tiles[kBlocks];
-#pragma GCC unroll 8
-        for (int n = 0; n < kBlocks; n++) tiles[n] = weights.block(block + n) + weights.offset(begin);
-        for (int k = 0; k < end - begin; k += Fma::kInputs)
-#pragma GCC unroll 8
-            for (int n = 0; n < kBlocks; n++) {
-                const Fma step(tiles[n] + (size_t)k * kVecSize);
-#pragma GCC unroll 8
-                for (int i = 0; i < kRows; i++) step.add(totals[i][n], row[i] + begin + k);
-            }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 8
-        for (int n = 0; n < kBlocks; n++) store(sums[block + n][first + i], totals[i][n]);
 }
 
-template <typename Fma, int kRows, bool kPair, typename T = typename Fma::Type>
-void accumulate_pass(const Rows<T>& rows, int m, TileCache<T>& weights, int from, int to, TileSums& sums, int first) {
-    if constexpr (kPair && kRows > kRowsPerPair)
-        for (int block = 0; block < 2; block++)
-            simd_accumulate<Fma, kRows, 1>(rows, m, weights, from, to, sums, first, block);
-    else simd_accumulate<Fma, kRows, 1 + kPair>(rows, m, weights, from, to, sums, first, 0);
-}
-
-template <typename Fma, bool kPair, typename T = typename Fma::Type>
-void simd_accumulate(const Rows<T>& rows, int m, int count, TileCache<T>& weights, int from, int to, TileSums& sums) {
-    int i = 0;
-    for (; i + kRowsPerPass <= count; i += kRowsPerPass)
-        accumulate_pass<Fma, kRowsPerPass, kPair>(rows, m, weights, from, to, sums, i);
-    if (count - i >= 4) accumulate_pass<Fma, 4, kPair>(rows, m, weights, from, to, sums, i), i += 4;
-    if (count - i >= 2) accumulate_pass<Fma, 2, kPair>(rows, m, weights, from, to, sums, i), i += 2;
-    if (count - i >= 1) accumulate_pass<Fma, 1, kPair>(rows, m, weights, from, to, sums, i);
-}
-
-// Adds the inputs [from, to) to the sums of rows m to m + count - 1: at most 16 rows, or with AMX 32 of them, if [from, to)
-// is all inputs.
-template <bool kPair>
-void accumulate(const Rows<float>& rows, int m, int count, TileCache<float>& weights, int from, int to, TileSums* sums) {
-    simd_accumulate<Float32Fma, kPair>(rows, m, count, weights, from, to, *sums);
-}
-
-template <bool kPair>
-void accumulate(const Rows<bf16>& rows, int m, int count, TileCache<bf16>& weights, int from, int to, TileSums* sums) {
-#ifdef __AMX_BF16__
-    if (amx_available() && count > kTileRows) return amx_accumulate<kPair, true>(rows, m, weights, from, to, sums);
-    if (amx_available()) return amx_accumulate<kPair, false>(rows, m, weights, from, to, sums);
-#endif
-    simd_accumulate<Bf16Fma, kPair>(rows, m, count, weights, from, to, *sums);
-}
-
-// Whether `count` rows read each weight once: they fit one AMX call, or one pass over two blocks (a power of two).
+// Each pass of rows goes over all inputs. The first one reads the weights from memory, and the others from the second-level
+// cache.
 template <typename T>
-bool is_single_pass(int count) {
-    return uses_amx<T>() ? count <= 2 * kTileRows : count <= kRowsPerPair && (count & (count - 1)) == 0;
+void direct_passes(
+    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, int blocks, RowSums* sums
+) {
+    const int last = block + blocks - 1;
+    for_each_pass<kRowTile<T>, kRowsPerPass<T>>(first, count, [&](int m, auto number) {
+        constexpr int kRows = decltype(number)::value;
+        const bool from_memory = m == 0;
+        if constexpr (2 * kRows <= kAccumulators || kPassBlocks == 2)
+            gemv<kRows, 2>(rows, first + m, weights, {block, last}, from_memory, sums + m, 0);
+        else
+            for (int n = 0; n < blocks; n++) gemv<kRows, 1>(rows, first + m, weights, {block + n}, from_memory, sums + m, n);
+    });
 }
 
-// One or two blocks of outputs, for rows first to first + count - 1: a chunk of the inputs for all rows, then the next chunk.
-// noinline: inlined twice in its caller it was a sixth slower.
-template <bool kPair, typename T, typename Output>
-__attribute__((noinline)) void gemm_blocks(
-    const Rows<T>& rows, int first, int count, const PackedWeights<T>& packed, int block, Claim& claim, Output output
+// The sums before the first input.
+alignas(kCacheLine) constexpr RowSums kZeros[kPassRows] = {};
+
+// Adds the inputs [from, to), a chunk in the cache, to the sums of a pass.
+template <int kRows>
+__attribute__((noinline)) void accumulate_chunk(
+    const Rows<bf16>& rows, int m, TileCache<bf16>& weights, int from, int to, RowSums* sums
 ) {
-    const bool single_pass = is_single_pass<T>(count);
-    const int inputs = rows.inputs(), rows_per_pass = single_pass ? count : kTileRows;
-    TileCache<T> weights(packed, inputs, block, 1 + kPair, single_pass);
-    alignas(kCacheLine) TileSums sums[kMaxRows / kTileRows];
-    for (int from = 0; from < inputs; from += weights.chunk_inputs()) {
-        const int to = std::min(from + weights.chunk_inputs(), inputs);
-        weights.begin_chunk(from, to);
-        for (int m = 0; m < count; m += rows_per_pass) {
-            const int pass = std::min(rows_per_pass, count - m);
-            accumulate<kPair>(rows, first + m, pass, weights, from, to, sums + m / kTileRows);
-            if (to < inputs || !claim.acquire()) continue;
-            for (int i = m; i < m + pass; i++)
-                for (int n = 0; n <= kPair; n++) output(first + i, block + n, load(sums[i / kTileRows][n][i % kTileRows]));
+    typedef RowType<bf16> Number;
+    for (int block = 0; block < 2; block += kPassBlocks) {
+        Accumulators<Number, kRows, kPassBlocks> totals;
+        totals.load(from ? sums : kZeros, block);
+        const Number* numbers = rows.at(m, from);
+        for (int k = from, ready = from; k < to; k += kTileInputs, numbers += kTileInputs * rows.tile()) {
+            if (k == ready) ready = weights.prepare(k);
+            const bf16* tiles[kPassBlocks];
+            for (int n = 0; n < kPassBlocks; n++) tiles[n] = weights.block(block + n) + weights.offset(k);
+            accumulate_tile(totals, numbers, rows.tile(), tiles);
         }
+        totals.save(sums, block);
     }
 }
 
-// Rows that stay in the second-level cache while the weights pass, 1 MiB of them: a multiple of 16, at most `limit`.
+// Many rows and bf16_packed weights, which are unpacked once: a chunk of the inputs for all rows, then the next one.
+inline void chunked_passes(
+    const Rows<bf16>& rows, int first, int count, const PackedWeights<bf16>& packed, int block, int blocks, RowSums* sums
+) {
+    TileCache<bf16> weights(packed, rows.inputs(), block, blocks, false);
+    for (int from = 0; from < rows.inputs(); from += weights.chunk_inputs()) {
+        const int to = std::min(from + weights.chunk_inputs(), rows.inputs());
+        weights.begin_chunk(from, to);
+        for_each_pass<kRowTile<bf16>, kRowsPerPass<bf16>>(first, count, [&](int m, auto number) {
+            accumulate_chunk<decltype(number)::value>(rows, first + m, weights, from, to, sums + m);
+        });
+    }
+}
+
+#ifdef __AMX_BF16__
+// At most 32 rows: one pass. More: a chunk of the inputs for all rows, then the next one.
+template <bool kPair>
+void amx_passes(const Rows<bf16>& rows, int first, int count, const PackedWeights<bf16>& packed, int block, RowSums* sums) {
+    const bool single_pass = count <= 2 * kTileRows;
+    TileCache<bf16> weights(packed, rows.inputs(), block, 1 + kPair, single_pass);
+    for (int from = 0; from < rows.inputs(); from += weights.chunk_inputs()) {
+        const int to = std::min(from + weights.chunk_inputs(), rows.inputs());
+        weights.begin_chunk(from, to);
+        if (single_pass && count > kTileRows) amx_accumulate<kPair, true>(rows, first, weights, from, to, sums);
+        else
+            for (int m = 0; m < count; m += kTileRows)
+                amx_accumulate<kPair, false>(rows, first + m, weights, from, to, sums + m);
+    }
+}
+#endif
+
+// sums[i][n] = row first + i times block + n, for one or two blocks.
+template <typename T>
+__attribute__((noinline)) void multiply_blocks(
+    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, int blocks, RowSums* sums
+) {
+#ifdef __AMX_BF16__
+    if constexpr (sizeof(T) == sizeof(bf16)) {
+        if (amx_available() && blocks == 2) return amx_passes<true>(rows, first, count, weights, block, sums);
+        if (amx_available()) return amx_passes<false>(rows, first, count, weights, block, sums);
+    }
+#endif
+    // Unpacking weights again for each pass of a few takes less time than keeping them.
+    constexpr int kDirectRows = 48;
+    if constexpr (sizeof(T) == sizeof(bf16))
+        if (weights.packed() && count > kDirectRows) return chunked_passes(rows, first, count, weights, block, blocks, sums);
+    direct_passes(rows, first, count, weights, block, blocks, sums);
+}
+
+// The same, and calls `output(row, block, 16 numbers)` with the results.
+template <bool kPair, typename T, typename Output>
+void gemm_blocks(
+    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, Claim& claim, Output output
+) {
+    // A pass of few rows stores the sums of more.
+    alignas(kCacheLine) RowSums sums[kMaxRows + kPassRows];
+    multiply_blocks(rows, first, count, weights, block, 1 + kPair, sums);
+    if (!claim.acquire()) return;
+    for (int i = 0; i < count; i++)
+        for (int n = 0; n <= kPair; n++) output(first + i, block + n, load(sums[i][n]));
+}
+
+// Rows that stay in the second-level cache while the weights pass, 1 MiB of them: whole tiles of 6, 12 or 16 rows, at most
+// `limit`.
 template <typename T>
 int rows_per_item(int inputs, int limit) {
-    constexpr size_t kBytes = 1 << 20;
-    const size_t fitting = kBytes / (inputs * sizeof(T)) / kTileRows * kTileRows;
-    return std::clamp<size_t>(fitting, kTileRows, limit);
+    constexpr size_t kBytes = 1 << 20, kWholeTiles = 48;
+    const size_t fitting = kBytes / (inputs * sizeof(T)) / kWholeTiles * kWholeTiles;
+    return std::clamp<size_t>(fitting, kWholeTiles, limit);
 }
 
 // Work items of `rows_per_item` rows and two blocks of outputs: `task(first row, row count, first block, whether there is a

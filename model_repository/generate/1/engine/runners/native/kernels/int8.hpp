@@ -4,12 +4,14 @@
 // any machine; the outer sums are float32 in the order of the groups.
 //
 // Layout: wq [outputs / 16][inputs / 4][16][4], with inputs padded by zeros to a multiple of 64:
-//   wq[o][k] at ((o / 16) * padded / 4 + k / 4) * 64 + (o % 16) * 4 + k % 4;  xq[r][k] at r * padded + k
-// ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles; __AVX512VNNI__ uses vpdpbusd; __AVX2__ uses
-// vpmaddubsw; otherwise compiler vectors. Test: tests/inference/test_int8.py.
+//   wq[o][k] at ((o / 16) * padded / 4 + k / 4) * 64 + (o % 16) * 4 + k % 4
+// xq: int8_rows.hpp.
+// ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles; __AVX512VNNI__ uses vpdpbusd; __AVX512BW__
+// and __AVX2__ use vpmaddubsw; otherwise compiler vectors. Test: tests/inference/test_int8.py.
 #pragma once
 
 #include <algorithm>
+#include <climits>
 #include <cstddef>
 
 #ifdef __AVX2__
@@ -18,74 +20,13 @@
 
 #include "amx.hpp"
 #include "gemm.hpp"
+#include "int8_rows.hpp"
 #include "simd.hpp"
 #include "thread_pool.hpp"
 
-// Inputs are padded to the row of a tile, 64 bytes. A scale covers 256 inputs: four such rows.
-constexpr int kInt8Padding = 64, kGroupInputs = 256;
-// Rows of one work item at most: bounds the totals on the stack (64 KiB). Groups of two blocks of weights that stay in the
+// Rows of one work item at most: bounds the totals on the stack (60 KiB). Groups of two blocks of weights that stay in the
 // first-level cache while rows pass: 3 * 256 inputs * 32 outputs = 24 KiB.
-constexpr int kMaxInt8Rows = 512, kCachedGroups = 3;
-// Quantized numbers are -127 to 127.
-constexpr float kInt8Max = 127.0f;
-
-inline int padded_inputs(int inputs) { return (inputs + kInt8Padding - 1) / kInt8Padding * kInt8Padding; }
-inline int group_count(int inputs) { return (inputs + kGroupInputs - 1) / kGroupInputs; }
-
-// The quantized rows of one matmul.
-class Int8Rows {
-  public:
-    void reserve(size_t rows, int inputs) {
-        numbers_.resize(std::max(numbers_.size(), rows * padded_inputs(inputs)));
-        scales_.resize(std::max(scales_.size(), rows * group_count(inputs)));
-        sums_.resize(scales_.size());
-    }
-
-    template <typename T>
-    void quantize(const T* from, int row, int inputs) {
-        const int groups = group_count(inputs);
-        int8_t* to = &numbers_[(size_t)row * padded_inputs(inputs)];
-        for (int group = 0; group < groups; group++) {
-            const int first = group * kGroupInputs, count = std::min(kGroupInputs, inputs - first);
-            quantize_group(from + first, count, to + first, (size_t)row * groups + group);
-        }
-        std::fill(to + inputs, to + padded_inputs(inputs), 0);
-    }
-
-    const int8_t* row(int row, int inputs) const { return &numbers_[(size_t)row * padded_inputs(inputs)]; }
-    float scale(int row, int inputs, int group) const { return scales_[(size_t)row * group_count(inputs) + group]; }
-    int32_t sum(int row, int inputs, int group) const { return sums_[(size_t)row * group_count(inputs) + group]; }
-
-  private:
-    // A group with a NaN gets the scale NaN, and so do its results.
-    template <typename T>
-    void quantize_group(const T* from, int count, int8_t* to, size_t group) {
-        Vec16 maxima = {};
-        Vec16i nan_mask = {}, total = {};
-        for (int k = 0; k < count; k += kVecSize) {
-            const Vec16 values = load(from + k), magnitudes = values < 0.0f ? -values : values;
-            maxima = magnitudes > maxima ? magnitudes : maxima;
-            nan_mask |= values != values;
-        }
-        const float max = reduce_max(maxima), inverse_scale = max > 0.0f ? kInt8Max / max : 0.0f;
-        for (int k = 0; k < count; k += kVecSize) {
-            const Vec16i rounded = (Vec16i)(load(from + k) * inverse_scale + kRoundToInt) - kRoundToIntBits;
-            const Vec16b bytes = __builtin_convertvector(rounded, Vec16b);
-            memcpy(to + k, &bytes, sizeof bytes);
-            total += rounded;
-        }
-        int32_t sum = 0, has_nan = 0;
-        for (int i = 0; i < kVecSize; i++) sum += total[i], has_nan |= nan_mask[i];
-        scales_[group] = has_nan ? __builtin_nanf("") : max / kInt8Max;
-        sums_[group] = sum;
-    }
-
-    AlignedVector<int8_t> numbers_;
-    AlignedVector<float> scales_;
-    // The sum of a group's numbers, for kWeightOffset.
-    AlignedVector<int32_t> sums_;
-};
-
+constexpr int kMaxInt8Rows = 480, kCachedGroups = 3;
 // One step of the sum: the weights of 16 outputs for four inputs, and add(total, &xq[r][k]). The sums are of
 // (weight + kWeightOffset) * xq.
 #ifdef __AVX512VNNI__
@@ -100,11 +41,31 @@ struct Int8Dot {
         total = (Vec16i)_mm512_dpbusd_epi32((__m512i)total, weights, _mm512_set1_epi32(four));
     }
 };
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX512BW__)
 struct Int8Dot {
     static constexpr int kWeightOffset = 0;
     // vpmaddubsw multiplies unsigned by signed bytes: |w| * (x with the sign of w). Its sums of two products, at most
     // 2 * 127 * 127 = 32258, do not saturate 16 bits.
+    __m512i magnitudes;
+    __mmask64 negative;
+    explicit Int8Dot(const int8_t* from) {
+        const __m512i weights = _mm512_loadu_si512(from);
+        magnitudes = _mm512_abs_epi8(weights);
+        negative = _mm512_movepi8_mask(weights);
+    }
+    void add(Reg16i& total, const int8_t* row) const {
+        int32_t four;
+        memcpy(&four, row, sizeof four);
+        const __m512i numbers = _mm512_set1_epi32(four);
+        const __m512i with_sign = _mm512_mask_sub_epi8(numbers, negative, _mm512_setzero_si512(), numbers);
+        const __m512i pairs = _mm512_maddubs_epi16(magnitudes, with_sign);
+        total += (Vec16i)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    }
+};
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+struct Int8Dot {
+    static constexpr int kWeightOffset = 0;
+    // As above, with vpsignb.
     __m256i weights[2], magnitudes[2];
     explicit Int8Dot(const int8_t* from) {
         for (int i = 0; i < 2; i++) {
@@ -140,58 +101,96 @@ struct Int8Dot {
 };
 #endif
 
-// Rows m to m + kRows - 1, for blocks `first` to first + kBlocks - 1 of kAllBlocks.
-template <int kRows, int kBlocks, int kAllBlocks>
-void int8_accumulate(
-    const Int8Rows& rows, const int8_t* weights, int inputs, int m, int first, Vec16 (*totals)[kAllBlocks]
+// The exact sums of one group of a row's inputs, for two blocks of outputs.
+typedef int32_t GroupSums[2][kVecSize];
+
+// Register by register, and inlined early: GCC keeps sums in memory that are copied otherwise.
+TRITONLM_INLINE void store_regs(int32_t* to, const Reg16i& v) {
+#ifdef __AVX512F__
+    memcpy(to, &v, sizeof v);
+#else
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegsPerVec; i++) memcpy(to + i * kRegSize, &v.regs[i], sizeof(RegInt));
+#endif
+}
+
+// totals[i][n] += scale * (exact[i][n] - offset) for rows m to m + count - 1 and blocks first to last. noinline: compiled once,
+// it rounds alike for any number of rows.
+__attribute__((noinline)) inline void add_group(
+    const Int8Rows& rows, int m, int count, int group, int inputs, int weight_offset, const GroupSums* exact, int first,
+    int last, RowSums* totals
 ) {
-    const int stride = padded_inputs(inputs);
+    for (int i = 0; i < count; i++)
+        for (int n = first; n <= last; n++) {
+            Vec16i sums;
+            memcpy(&sums, exact[i][n], sizeof sums);
+            sums -= weight_offset * rows.sum(m + i, inputs, group);
+            const Vec16 before = group ? load(totals[i][n]) : Vec16{};
+            store(totals[i][n], before + rows.scale(m + i, inputs, group) * __builtin_convertvector(sums, Vec16));
+        }
+}
+
+// Adds rows m to m + kRows - 1, for kBlocks blocks of outputs, whose weights begin at `weights`.
+template <int kRows, int kBlocks>
+__attribute__((noinline)) void int8_accumulate(
+    const Int8Rows& rows, int m, const int8_t* const (&weights)[kBlocks], int inputs, bool from_memory, RowSums* totals,
+    int first
+) {
+    const int stride = padded_inputs(inputs), row_distance = kInt8Tile == 1 ? stride : kInt8Padding;
     for (int group = 0; group < group_count(inputs); group++) {
-        Reg16i sums[kRows][kBlocks] = {};
-        for (int k = group * kGroupInputs; k < std::min((group + 1) * kGroupInputs, stride); k += 4)
-#pragma GCC unroll 2
-            for (int n = 0; n < kBlocks; n++) {
-                const Int8Dot step(weights + ((size_t)(first + n) * stride + k) * kVecSize);
-#pragma GCC unroll 8
-                for (int i = 0; i < kRows; i++) step.add(sums[i][n], rows.row(m + i, inputs) + k);
-            }
+        Reg16i sums[kRows][kBlocks];
+#pragma GCC unroll 16
         for (int i = 0; i < kRows; i++)
+#pragma GCC unroll 2
+            for (int n = 0; n < kBlocks; n++) sums[i][n] = Reg16i{};
+        const int end = std::min((group + 1) * kGroupInputs, stride);
+        for (int line = group * kGroupInputs; line < end; line += kInt8Padding) {
+            const int8_t* row = rows.at(m, line, inputs);
+            const int8_t* tiles[kBlocks];
             for (int n = 0; n < kBlocks; n++) {
-                const Vec16i exact = (Vec16i)sums[i][n] - Int8Dot::kWeightOffset * rows.sum(m + i, inputs, group);
-                totals[i][first + n] += rows.scale(m + i, inputs, group) * __builtin_convertvector(exact, Vec16);
+                tiles[n] = weights[n] + (size_t)line * kVecSize;
+                if (kRows > 2 && from_memory) prefetch<kInt8Padding * kVecSize, 1>(tiles[n] + kPrefetchAhead);
             }
+            for (int k = 0; k < kInt8Padding; k += 4) {
+                const Int8Dot step(tiles[0] + k * kVecSize), last_step(tiles[kBlocks - 1] + k * kVecSize);
+#pragma GCC unroll 16
+                for (int i = 0; i < kRows; i++) {
+                    step.add(sums[i][0], row + i * row_distance + k);
+                    if (kBlocks == 2) last_step.add(sums[i][kBlocks - 1], row + i * row_distance + k);
+                }
+            }
+        }
+        alignas(kCacheLine) GroupSums exact[kRows];
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; i++)
+#pragma GCC unroll 2
+            for (int n = 0; n < kBlocks; n++) store_regs(exact[i][first + n], sums[i][n]);
+        add_group(rows, m, kRows, group, inputs, Int8Dot::kWeightOffset, exact, first, first + kBlocks - 1, totals);
     }
 }
 
-template <int kRows, int kBlocks, typename Output>
-void int8_pass(const Int8Rows& rows, const int8_t* weights, int inputs, int m, Claim& claim, Output output) {
-    Vec16 totals[kRows][kBlocks] = {};
-    constexpr int kBlocksPerPass = kRows * kBlocks > kAccumulators ? 1 : kBlocks;
-    for (int n = 0; n < kBlocks; n += kBlocksPerPass) int8_accumulate<kRows, kBlocksPerPass>(rows, weights, inputs, m, n, totals);
-    if (!claim.acquire()) return;
-    for (int i = 0; i < kRows; i++)
-        for (int n = 0; n < kBlocks; n++) output(m + i, n, totals[i][n]);
-}
-
-template <int kBlocks, typename Output>
-void simd_int8_blocks(
-    const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Output output
+// One or two blocks of outputs: each pass of rows goes over all inputs.
+inline void simd_int8_blocks(
+    const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, int blocks, RowSums* totals
 ) {
-    int m = first;
-    const int end = first + count;
-    for (; m + kRowsPerPass <= end; m += kRowsPerPass)
-        int8_pass<kRowsPerPass, kBlocks>(rows, weights, inputs, m, claim, output);
-    if (end - m >= 4) int8_pass<4, kBlocks>(rows, weights, inputs, m, claim, output), m += 4;
-    if (end - m >= 2) int8_pass<2, kBlocks>(rows, weights, inputs, m, claim, output), m += 2;
-    if (end - m >= 1) int8_pass<1, kBlocks>(rows, weights, inputs, m, claim, output);
+    const int8_t* const second = weights + (size_t)(blocks - 1) * padded_inputs(inputs) * kVecSize;
+    // Contiguous rows are one tile.
+    constexpr int kTile = kInt8Tile == 1 ? INT_MAX : kInt8Tile;
+    for_each_pass<kTile, kPassRows>(first, count, [&](int m, auto number) {
+        constexpr int kRows = decltype(number)::value;
+        if constexpr (2 * kRows <= kAccumulators || kPassBlocks == 2)
+            int8_accumulate<kRows, 2>(rows, first + m, {weights, second}, inputs, m == 0, totals + m, 0);
+        else {
+            int8_accumulate<kRows, 1>(rows, first + m, {weights}, inputs, m == 0, totals + m, 0);
+            if (blocks == 2) int8_accumulate<kRows, 1>(rows, first + m, {second}, inputs, m == 0, totals + m, 1);
+        }
+    });
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
 // The exact sums of inputs [from, to), at most a group, of 16 rows and one or two blocks of outputs.
 template <bool kPair>
-void amx_int8_group(
-    const int8_t* rows, int stride, const int8_t* weights, int from, int to, int32_t (*exact)[kTileRows][kVecSize]
-) {
+void amx_int8_group(const int8_t* rows, int stride, const int8_t* weights, int from, int to, GroupSums* exact) {
     zero_accumulators();
     for (int k = from; k < to; k += kInt8Padding) {
         _tile_loadd(2, rows + k, stride);
@@ -201,48 +200,47 @@ void amx_int8_group(
         _tile_loadd(3, weights + (size_t)(stride + k) * kVecSize, 64);
         _tile_dpbssd(1, 2, 3);
     }
-    store_accumulators<kPair>(exact);
+    store_accumulators<kPair>(exact[0][0], exact[0][1], sizeof(GroupSums));
 }
 
 // One or two blocks of outputs for all rows: kCachedGroups groups of the inputs for all rows, then the next ones.
-template <bool kPair, typename Output>
+template <bool kPair>
 __attribute__((noinline)) void amx_int8_blocks(
-    const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Output output
+    const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, RowSums* totals
 ) {
     const int stride = padded_inputs(inputs), groups = group_count(inputs);
-    alignas(64) int32_t exact[2][kTileRows][kVecSize];
-    alignas(64) float totals[kMaxInt8Rows][2][kVecSize];
+    alignas(kCacheLine) GroupSums exact[kTileRows];
     compiler_fence();
-    for (int begin = 0; begin < groups; begin += kCachedGroups) {
-        const int end = std::min(begin + kCachedGroups, groups);
-        for (int m = 0; m < count; m += kTileRows) {
-            const int some = std::min(kTileRows, count - m);
-            for (int group = begin; group < end; group++) {
+    for (int begin = 0; begin < groups; begin += kCachedGroups)
+        for (int m = 0; m < count; m += kTileRows)
+            for (int group = begin; group < std::min(begin + kCachedGroups, groups); group++) {
                 const int from = group * kGroupInputs, to = std::min(from + kGroupInputs, stride);
-                amx_int8_group<kPair>(rows.row(first + m, inputs), stride, weights, from, to, exact);
-                for (int i = 0; i < some; i++)
-                    for (int n = 0; n <= kPair; n++) {
-                        Vec16i sums;
-                        memcpy(&sums, exact[n][i], sizeof sums);
-                        const Vec16 before = group ? load(totals[m + i][n]) : Vec16{};
-                        const float scale = rows.scale(first + m + i, inputs, group);
-                        store(totals[m + i][n], before + scale * __builtin_convertvector(sums, Vec16));
-                    }
+                amx_int8_group<kPair>(rows.at(first + m, 0, inputs), stride, weights, from, to, exact);
+                const int some = std::min(kTileRows, count - m);
+                add_group(rows, first + m, some, group, inputs, 0, exact, 0, kPair, totals + m);
             }
-            if (end < groups || !claim.acquire()) continue;
-            for (int i = 0; i < some; i++)
-                for (int n = 0; n <= kPair; n++) output(first + m + i, n, load(totals[m + i][n]));
-        }
-    }
 }
 #endif
 
+// totals[i][n] = row first + i times block n, for one or two blocks.
+inline void multiply_int8_blocks(
+    const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, int blocks, RowSums* totals
+) {
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+    if (amx_available() && blocks == 2) return amx_int8_blocks<true>(rows, first, count, weights, inputs, totals);
+    if (amx_available()) return amx_int8_blocks<false>(rows, first, count, weights, inputs, totals);
+#endif
+    simd_int8_blocks(rows, first, count, weights, inputs, blocks, totals);
+}
+
+// The same, and calls `output(row, n, 16 numbers)` with the results.
 template <bool kPair, typename Output>
 void int8_blocks(const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Output output) {
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-    if (amx_available()) return amx_int8_blocks<kPair>(rows, first, count, weights, inputs, claim, output);
-#endif
-    simd_int8_blocks<1 + kPair>(rows, first, count, weights, inputs, claim, output);
+    alignas(kCacheLine) RowSums totals[kMaxInt8Rows + kPassRows];
+    multiply_int8_blocks(rows, first, count, weights, inputs, 1 + kPair, totals);
+    if (!claim.acquire()) return;
+    for (int i = 0; i < count; i++)
+        for (int n = 0; n <= kPair; n++) output(first + i, n, load(totals[i][n]));
 }
 
 // Calls `output(row, block, 16 numbers)` with the results.
@@ -251,9 +249,9 @@ void matmul(
     const Int8Rows& rows, int count, const int8_t* weights, const float* scales, int inputs, int outputs, WorkQueue& queue,
     Output output
 ) {
-    const int blocks = outputs / kVecSize, limit = rows_per_item<int8_t>(inputs, kMaxInt8Rows);
+    const int limit = rows_per_item<int8_t>(inputs, kMaxInt8Rows);
     const size_t block_size = (size_t)padded_inputs(inputs) * kVecSize;
-    for_each_block_pair(count, limit, blocks, queue, [&](int first, int some, int block, bool pair, Claim& claim) {
+    for_each_block_pair(count, limit, outputs / kVecSize, queue, [&](int first, int some, int block, bool pair, Claim& claim) {
         const auto scaled = [&](int row, int n, Vec16 sums) {
             output(row, block + n, sums * load(scales + (block + n) * kVecSize));
         };

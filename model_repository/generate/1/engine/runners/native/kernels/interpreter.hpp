@@ -36,7 +36,7 @@ template <typename T, typename W>
 class Interpreter : public Decoder {
   public:
     explicit Interpreter(const Program& program)
-        : program_(program), buffers_(program, Multiplier<T, W>::uses_amx_layout()), rope_(program),
+        : program_(program), buffers_(program, Multiplier<T, W>::kLayout), rope_(program),
           attention_(program.num_heads, program.heads_per_kv, program.head_dim) {
         int queues = 0;
         max_inputs_ = buffers_.width(Buffer::kResidual);
@@ -107,6 +107,7 @@ class Interpreter : public Decoder {
     }
 
     void reserve(int rows) {
+        buffers_.begin(rows);
         const size_t padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
         if (padded <= reserved_) return;
         reserved_ = padded;

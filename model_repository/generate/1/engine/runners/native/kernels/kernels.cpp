@@ -8,6 +8,7 @@
 
 #include "bf16_packed.hpp"
 #include "interpreter.hpp"
+#include "packing_pays.hpp"
 #include "program.hpp"
 #include "sample.hpp"
 #include "score.hpp"
@@ -67,27 +68,18 @@ void score_rows(void* model, const Score* score) {
     });
 }
 
-// Whether packed weights are faster. Without AVX-512, unpacking takes longer than reading the quarter that it saves.
-int bf16_packed_pays() {
-#ifdef __AVX512BW__
-    return 1;
-#else
-    return 0;
-#endif
-}
+// Whether packed weights are faster here, for this number of threads.
+int bf16_packed_pays(int threads) { return packing_pays(threads); }
 
 // Returns the number of outliers, or -1 if the weights are not packed: there are more than `limit` outliers, or the processor
-// has no byte table lookup (pshufb).
+// does not unpack them.
 int64_t pack_bf16_weights(
     const uint16_t* weights, int blocks, int inputs, uint8_t* tiles, Outlier* outliers, int64_t* outlier_offsets, int64_t limit,
     int* max_exponent
 ) {
-#ifdef __SSSE3__
+    if (!kCanUnpack) return -1;
     *max_exponent = choose_max_exponent(weights, (size_t)blocks * inputs * kVecSize);
     return pack_bf16(weights, blocks, inputs, *max_exponent, tiles, outliers, outlier_offsets, limit);
-#else
-    return -1;
-#endif
 }
 
 void close_model(void* model) { delete static_cast<Handle*>(model); }

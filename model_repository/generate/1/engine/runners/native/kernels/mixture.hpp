@@ -27,8 +27,8 @@ class Mixture {
         AlignedVector<float> outputs;
 
         void reserve(size_t slots, int hidden_size, int inner_size) {
-            gathered.reserve(slots, hidden_size, Multiplier<T, W>::uses_amx_layout());
-            inner.reserve(slots, inner_size, Multiplier<T, W>::uses_amx_layout());
+            gathered.begin((int)slots, hidden_size, Multiplier<T, W>::kLayout);
+            inner.begin((int)slots, inner_size, Multiplier<T, W>::kLayout);
             outputs.resize(slots * hidden_size);
         }
     };

@@ -31,8 +31,8 @@ class Multiplier {
   public:
     static constexpr bool kInt8 = sizeof(W) == 1;
 
-    // Whether the rows are in the layout of AMX.
-    static bool uses_amx_layout() { return !kInt8 && uses_amx<T>(); }
+    // Rows that are quantized are contiguous.
+    static constexpr RowLayout kLayout = kInt8 ? RowLayout::kContiguous : RowLayout::kTiles;
 
     void reserve(size_t rows, int max_inputs) {
         if (kInt8) int8_rows_.reserve(rows, max_inputs);

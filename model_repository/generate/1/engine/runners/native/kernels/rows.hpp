@@ -1,12 +1,15 @@
 // The activation rows that go into a matmul: Rows<T>, a matrix [rows][inputs].
 //
-// Layout: x[r][k] lies at r * inputs + k; for AMX at [r / 16][k / 32][r % 16][k % 32] in bfloat16, so that a tile is 1 KiB of
-// contiguous memory, which the hardware prefetcher follows.
-// ISA variants: AMX layout where __AMX_BF16__ is defined and the system grants tiles. Without __AVX512BF16__ no instruction
-// reads bfloat16, and rows of bfloat16 are stored as float32: they are converted once, not in each matmul.
-// Test: tests/inference/test_native.py. It knows no weights.
+// Layout: tiles of the rows that are multiplied together, as in AMX's registers: x[r][k] lies at
+//   [r / tile][k / line][r % tile][k % line], a line being 64 bytes: 32 inputs in bfloat16, 16 in float32.
+// A tile is contiguous memory, which the hardware prefetcher follows, and its rows lie at constant distances from each other.
+// Rows that are only quantized (int8.hpp) are contiguous: x[r][k] at r * inputs + k.
+// ISA variants: tiles of 16 rows for AMX; of 12 rows with AVX-512, and of 6 rows otherwise (gemm.hpp), or of few rows. Without
+// __AVX512BF16__ no instruction reads bfloat16, and rows of bfloat16 are stored as float32: they are converted once, not in
+// each matmul. Test: tests/inference/test_native.py. It knows no weights.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "amx.hpp"
@@ -25,33 +28,63 @@ template <typename T>
 using RowType = float;
 #endif
 
+// Rows that one pass without AMX accumulates at most: their sums fit the registers, beside their operands.
+constexpr int kPassRows = kAccumulators == 16 ? 12 : 6;
+
+// Rows of a tile, and those of a pass within it.
+#ifdef __AMX_BF16__
+template <typename T>
+constexpr int kRowTile = sizeof(T) == sizeof(bf16) ? kTileRows : kPassRows;
+#else
+template <typename T>
+constexpr int kRowTile = kPassRows;
+#endif
+template <typename T>
+constexpr int kRowsPerPass = kRowTile<T> == kPassRows ? kPassRows : kRowTile<T> / 2;
+
+// Numbers of a line.
+template <typename Number>
+constexpr int kRowLine = kCacheLine / sizeof(Number);
+
+// The rows of the smallest pass for `count` rows: 1, 2, 4, 8, or `most`. A tile holds all rows of a pass, of which those
+// beyond `count` are undefined.
+inline int pass_rows(int count, int most) {
+    int rows = 1;
+    while (rows < count && rows < most) rows *= 2;
+    return std::min(rows, most);
+}
+
+enum class RowLayout { kTiles, kContiguous };
+
 template <typename T>
 class Rows {
   public:
     typedef RowType<T> Number;
 
-    // With `amx_layout`, `rows` is a multiple of 16.
-    void reserve(size_t rows, int inputs, bool amx_layout) {
+    // Lays out this many rows, whose numbers are undefined then. Few rows have a smaller tile: a row's lines are closer.
+    void begin(int rows, int inputs, RowLayout layout) {
         inputs_ = inputs;
-        row_stride_ = amx_layout ? kLine : inputs;
-        line_stride_ = amx_layout ? kLine * kTileRows : kLine;
-        numbers_.resize(rows * inputs);
+        layout_ = layout;
+        tile_ = kTile == kTileRows ? kTile : pass_rows(rows, kTile);
+        numbers_.resize(std::max(numbers_.size(), (rows + kTile - 1) / kTile * kTile * inputs));
     }
 
-    // 16 numbers from here are contiguous; without the AMX layout, the whole row is.
+    // Numbers of a line are contiguous from here; in the contiguous layout, those of the whole row are.
     Number* at(size_t row, size_t column = 0) { return &numbers_[index_of(row, column)]; }
     const Number* at(size_t row, size_t column = 0) const { return &numbers_[index_of(row, column)]; }
     int inputs() const { return (int)inputs_; }
+    int tile() const { return tile_; }
 
   private:
-    // Numbers in a cache line, which is a tile's row.
-    static constexpr size_t kLine = kCacheLine / sizeof(Number);
+    static constexpr size_t kTile = kRowTile<T>, kLine = kRowLine<Number>;
 
     size_t index_of(size_t row, size_t column) const {
-        const size_t tile = row / kTileRows * kTileRows * inputs_ + column / kLine * line_stride_;
-        return tile + row % kTileRows * row_stride_ + column % kLine;
+        if (layout_ == RowLayout::kContiguous) return row * inputs_ + column;
+        return row / kTile * kTile * inputs_ + column / kLine * kLine * tile_ + row % kTile * kLine + column % kLine;
     }
 
-    size_t inputs_ = 0, row_stride_ = 0, line_stride_ = 0;
+    size_t inputs_ = 0;
+    int tile_ = kTile;
+    RowLayout layout_ = RowLayout::kTiles;
     AlignedVector<Number> numbers_;
 };

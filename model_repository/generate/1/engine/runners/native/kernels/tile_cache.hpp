@@ -1,5 +1,5 @@
-// The weight tiles of one or two blocks of 16 outputs, a chunk of inputs at a time: prefetched and unpacked where they are
-// bf16_packed, and small enough to stay in the first-level cache while the activation rows pass.
+// The weight tiles of one or two blocks of 16 outputs, a chunk of inputs at a time: unpacked where they are bf16_packed, and
+// small enough to stay in the first-level cache while the activation rows pass.
 //
 // Layout: weight k of output o of block n lies at block(n)[offset(k) + ...], in gemm.hpp's order [inputs/s][16][s], s = 1
 // (float32) or 2 (bfloat16); the chunk is [from, to) of the inputs. Unpacked tiles lie in unpacked_[n][384 * 16].
@@ -14,7 +14,7 @@
 #include "bf16_packed.hpp"
 #include "simd.hpp"
 
-// Inputs of a chunk that several passes of rows read: 2 blocks * 384 inputs * 16 outputs * 2 bytes = 24 KiB of a 32 or
+// Inputs of a chunk that several passes of rows read: two blocks * 384 inputs * 16 outputs * 2 bytes = 24 KiB of a 32 or
 // 48 KiB cache. Where one pass reads each weight once, nothing has to stay, and the unpacked tiles are a ring of 128 inputs.
 constexpr int kChunkInputs = 384, kRingInputs = 128;
 
@@ -25,6 +25,32 @@ struct PackedWeights {
     const Outlier* outliers;
     const int64_t* outlier_offsets;
     ExponentTable exponents;
+
+    bool packed() const { return kCanUnpack && sizeof(T) == sizeof(bf16) && outlier_offsets; }
+};
+
+// The tiles of one bf16_packed block of outputs, read from the first to the last.
+class PackedBlock {
+  public:
+    PackedBlock() = default;
+    PackedBlock(const PackedWeights<bf16>& weights, int inputs, int block)
+        : tiles_(static_cast<const uint8_t*>(weights.values) + (size_t)block * inputs / kTileInputs * kPackedTileBytes),
+          next_(weights.outliers + weights.outlier_offsets[block]),
+          end_(weights.outliers + weights.outlier_offsets[block + 1]) {}
+
+    const uint8_t* tile(int input) const { return tiles_ + (size_t)input / kTileInputs * kPackedTileBytes; }
+
+    // Whether the tile at `input`, the next one, has outliers.
+    bool has_outliers(int input) const { return next_ < end_ && next_->index < (uint32_t)(input + kTileInputs) * kVecSize; }
+
+    void unpack(int input, const ExponentTable& exponents, bf16* to) {
+        unpack_tile(tile(input), exponents, to);
+        for (; has_outliers(input); next_++) to[next_->index - input * kVecSize].bits = next_->bits;
+    }
+
+  private:
+    const uint8_t* tiles_;
+    const Outlier *next_, *end_;
 };
 
 template <typename T>
@@ -32,9 +58,11 @@ class TileCache {
   public:
     // `single_pass`: whether each weight is read once only.
     TileCache(const PackedWeights<T>& weights, int inputs, int block, int blocks, bool single_pass)
-        : weights_(weights), inputs_(inputs), block_(block), blocks_(blocks), chunk_inputs_(single_pass ? inputs : kChunkInputs),
+        : weights_(weights), inputs_(inputs), block_(block), blocks_(blocks),
+          chunk_inputs_(single_pass ? inputs : kChunkInputs),
           ring_mask_(single_pass && packed() ? kRingInputs - 1 : kNoRing) {
-        for (int n = 0; packed() && n < blocks; n++) outliers_[n] = weights.outliers + weights.outlier_offsets[block + n];
+        if constexpr (kPackable)
+            for (int n = 0; weights.packed() && n < blocks; n++) packed_[n] = PackedBlock(weights, inputs, block + n);
     }
 
     int chunk_inputs() const { return chunk_inputs_; }
@@ -43,8 +71,10 @@ class TileCache {
     void begin_chunk(int from, int to) {
         from_ = unpacked_end_ = from;
         to_ = to;
-        for (int n = 0; n < blocks_; n++)
-            base_[n] = packed() ? unpacked_[n] : static_cast<const T*>(weights_.values) + index_of(n, from);
+        for (int n = 0; n < 2; n++) {
+            const int own = std::min(n, blocks_ - 1);
+            base_[n] = packed() ? unpacked_[own] : values(own, from);
+        }
     }
 
     // Makes the tile at this input ready, and unpacks a little ahead: the processor reads memory and accumulates at the same
@@ -58,7 +88,7 @@ class TileCache {
         return std::min(ready, ring_end);
     }
 
-    // The chunk's weights of a block, and an input's offset in them.
+    // The chunk's weights of a block (the first one's again, if there is no second), and an input's offset in them.
     const T* block(int n) const { return base_[n]; }
     size_t offset(int input) const { return (size_t)((input - from_) & ring_mask_) * kVecSize; }
 
@@ -69,19 +99,13 @@ class TileCache {
     // Tiles that are unpacked before they are read, so that their stores are complete.
     static constexpr int kUnpackAhead = 3 * kTileInputs;
 
-    bool packed() const { return kPackable && weights_.outlier_offsets; }
-    size_t index_of(int n, int input) const { return ((size_t)(block_ + n) * inputs_ + input) * kVecSize; }
+    bool packed() const { return weights_.packed(); }
+    const T* values(int n, int input) const {
+        return static_cast<const T*>(weights_.values) + ((size_t)(block_ + n) * inputs_ + input) * kVecSize;
+    }
 
     void unpack(int n) {
-        if constexpr (kPackable) {
-            T* to = unpacked_[n] + offset(unpacked_end_);
-            const uint8_t* tile = static_cast<const uint8_t*>(weights_.values) + index_of(n, unpacked_end_) / 2 * 3;
-            unpack_tile(tile, weights_.exponents, to);
-            const uint32_t first = unpacked_end_ * kVecSize;
-            const Outlier* end = weights_.outliers + weights_.outlier_offsets[block_ + n + 1];
-            for (; outliers_[n] < end && outliers_[n]->index < first + kTileWeights; outliers_[n]++)
-                to[outliers_[n]->index - first].bits = outliers_[n]->bits;
-        }
+        if constexpr (kPackable) packed_[n].unpack(unpacked_end_, weights_.exponents, unpacked_[n] + offset(unpacked_end_));
     }
 
     const PackedWeights<T>& weights_;
@@ -90,7 +114,6 @@ class TileCache {
     const int ring_mask_;
     int from_ = 0, to_ = 0, unpacked_end_ = 0;
     const T* base_[2];
-    // The next outlier of each block.
-    const Outlier* outliers_[2];
+    PackedBlock packed_[2];
     alignas(kCacheLine) T unpacked_[2][kPackable ? kChunkInputs * kVecSize : 1];
 };

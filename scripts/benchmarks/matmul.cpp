@@ -1,0 +1,251 @@
+// Times the kernels' matmul: y[r][o] = sum over k of x[r][k] * w[o][k], for several forms of weights and numbers of rows,
+// beside the read bandwidth and the peak of products of the same run. matmul.py compiles it with the kernels' flags and
+// prints a table.
+//
+// Weights: kMatrices matrices of kOutputs x kInputs, read one after the other: together more than a last-level cache.
+// Output, a line for each measurement: name, rows, seconds for one matrix, bytes of its weights, operations.
+// ISA variants: those of gemm.hpp and int8.hpp.
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+
+#include "gemm.hpp"
+#include "int8.hpp"
+
+namespace {
+
+constexpr int kInputs = 2048, kOutputs = 8192, kMatrices = 6, kAllRows = 512;
+constexpr int kBlocks = kOutputs / kVecSize;
+constexpr size_t kWeights = (size_t)kInputs * kOutputs;
+double seconds_each = 0.4;
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// The least seconds of a run, of runs that fill `seconds_each`: other processes only add to them.
+double least_seconds(const std::function<void()>& run) {
+    run();
+    double least = 1e9;
+    const double deadline = now() + seconds_each;
+    for (int runs = 0; now() < deadline || runs < 3; runs++) {
+        const double start = now();
+        run();
+        least = std::min(least, now() - start);
+    }
+    return least;
+}
+
+void report(const char* name, int rows, double seconds, size_t bytes, double operations) {
+    std::printf("%s %d %.9f %zu %.0f\n", name, rows, seconds, bytes, operations);
+    std::fflush(stdout);
+}
+
+void store_output(AlignedVector<float>& outputs, int row, int block, Vec16 sums) {
+    store(&outputs[(size_t)row * kOutputs + block * kVecSize], sums);
+}
+
+// For each number of rows, calls `prepare(rows)`, and `multiply(matrix, rows, queue, output)` on each thread.
+template <typename Prepare, typename Multiply>
+void time_form(
+    const char* name, ThreadPool& pool, size_t bytes, const std::vector<int>& row_counts, Prepare prepare, Multiply multiply
+) {
+    AlignedVector<float> outputs((size_t)kAllRows * kOutputs);
+    std::vector<WorkQueue> queues(kMatrices);
+    for (const int rows : row_counts) {
+        prepare(rows);
+        const double seconds = least_seconds([&] {
+            for (auto& queue : queues) queue.reset();
+            pool.run([&](int) {
+                begin_matmul_tiles();
+                for (int matrix = 0; matrix < kMatrices; matrix++)
+                    multiply(matrix, rows, queues[matrix], [&](int row, int block, Vec16 sums) {
+                        store_output(outputs, row, block, sums);
+                    });
+                end_tiles();
+            });
+        });
+        report(name, rows, seconds / kMatrices, bytes, 2.0 * rows * kWeights);
+    }
+}
+
+template <typename T>
+void fill_random(T* to, size_t count) {
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal;
+    AlignedVector<float> sample(1 << 16);
+    for (float& x : sample) x = normal(generator);
+    for (size_t i = 0; i < count; i += kVecSize) store(to + i, load(&sample[i * 17 % (sample.size() - kVecSize)]));
+}
+
+template <typename T>
+void set_rows(Rows<T>& rows, int count) {
+    rows.begin(count, kInputs, RowLayout::kTiles);
+    AlignedVector<float> numbers(kInputs);
+    fill_random(numbers.data(), kInputs);
+    for (int row = 0; row < count; row++)
+        for (int k = 0; k < kInputs; k += kVecSize) store(rows.at(row, k), load(&numbers[k]));
+}
+
+// Times a form of weights whose matrices are `weights(matrix)`.
+template <typename T, typename Weights>
+void time_packed_form(const char* name, ThreadPool& pool, size_t bytes, const std::vector<int>& row_counts, Weights weights) {
+    Rows<T> rows;
+    const auto prepare = [&](int count) { set_rows(rows, count); };
+    time_form(name, pool, bytes, row_counts, prepare, [&](int matrix, int count, WorkQueue& queue, auto output) {
+        matmul(rows, count, weights(matrix), kOutputs, queue, output);
+    });
+}
+
+template <typename T>
+void time_full(const char* name, ThreadPool& pool, const std::vector<int>& row_counts) {
+    AlignedVector<T> weights(kMatrices * kWeights);
+    fill_random(weights.data(), weights.size());
+    time_packed_form<T>(name, pool, kWeights * sizeof(T), row_counts, [&](int matrix) -> PackedWeights<T> {
+        return {&weights[matrix * kWeights], nullptr, nullptr, ExponentTable(0)};
+    });
+}
+
+void time_packed(ThreadPool& pool, const std::vector<int>& row_counts) {
+    AlignedVector<bf16> weights(kWeights);
+    fill_random(weights.data(), weights.size());
+    const auto* bits = reinterpret_cast<const uint16_t*>(weights.data());
+    const size_t bytes = kWeights / 2 * 3;
+    AlignedVector<uint8_t> tiles(kMatrices * bytes);
+    std::vector<Outlier> outliers(kWeights / 64);
+    std::vector<int64_t> offsets(kBlocks + 1);
+    const int max_exponent = choose_max_exponent(bits, kWeights);
+    const int64_t count = pack_bf16(
+        bits, kBlocks, kInputs, max_exponent, tiles.data(), outliers.data(), offsets.data(), outliers.size());
+    if (count < 0 || !kCanUnpack) return;
+    for (int matrix = 1; matrix < kMatrices; matrix++) memcpy(&tiles[matrix * bytes], tiles.data(), bytes);
+    const size_t all_bytes = bytes + count * sizeof(Outlier);
+    time_packed_form<bf16>("12-bit", pool, all_bytes, row_counts, [&](int matrix) -> PackedWeights<bf16> {
+        return {&tiles[matrix * bytes], outliers.data(), offsets.data(), ExponentTable(max_exponent)};
+    });
+}
+
+void time_int8(ThreadPool& pool, const std::vector<int>& row_counts) {
+    AlignedVector<int8_t> weights(kMatrices * kWeights);
+    for (size_t i = 0; i < weights.size(); i++) weights[i] = (int8_t)((int)(i * 2654435761u >> 24) / 2);
+    AlignedVector<float> scales(kOutputs, 1.0f), numbers(kInputs);
+    fill_random(numbers.data(), kInputs);
+    Int8Rows rows;
+    rows.reserve(kAllRows, kInputs);
+    const auto prepare = [&](int count) {
+        for (int row = 0; row < count; row++) rows.quantize(numbers.data(), row, kInputs);
+    };
+    time_form("int8", pool, kWeights, row_counts, prepare, [&](int matrix, int count, WorkQueue& queue, auto output) {
+        matmul(rows, count, &weights[matrix * kWeights], scales.data(), kInputs, kOutputs, queue, output);
+    });
+}
+
+// Bytes that all threads read in a pass, each a contiguous part.
+void time_read(ThreadPool& pool) {
+    AlignedVector<float> numbers((size_t)1 << 27);
+    fill_random(numbers.data(), numbers.size());
+    std::vector<float> sums(pool.size());
+    const size_t part = numbers.size() / pool.size() / 256 * 256;
+    const double seconds = least_seconds([&] {
+        pool.run([&](int thread) {
+            Reg16 totals[8] = {};
+            const float* from = &numbers[thread * part];
+            for (size_t i = 0; i < part; i += 8 * kVecSize)
+                for (int n = 0; n < 8; n++) totals[n] += load_regs(from + i + n * kVecSize);
+            Vec16 total = {};
+            for (const Reg16& each : totals) total += (Vec16)each;
+            sums[thread] = reduce_add(total);
+        });
+    });
+    if (std::isnan(sums[0])) std::abort();
+    report("read", 0, seconds, part * pool.size() * sizeof(float), 0);
+}
+
+// The peak of products: independent accumulators in registers, which are kRegisters together. `add` adds to one of them.
+template <typename Register, typename Add>
+void time_peak(const char* name, ThreadPool& pool, int products, Add add) {
+    constexpr int kRepeats = 1 << 20, kSums = 12;
+    std::vector<Register> results(pool.size());
+    const double seconds = least_seconds([&] {
+        pool.run([&](int thread) {
+            Register totals[kSums] = {};
+            for (int i = 0; i < kRepeats; i++)
+#pragma GCC unroll 16
+                for (int n = 0; n < kSums; n++) {
+                    add(totals[n]);
+                    asm volatile("" : "+v"(totals[n]));
+                }
+            results[thread] = totals[0];
+        });
+    });
+    report(name, 0, seconds, 0, 2.0 * products * kSums * kRepeats * pool.size());
+}
+
+#ifdef __AVX512F__
+typedef Vec16 PeakRegister;
+#else
+typedef Reg PeakRegister;
+#endif
+constexpr int kPeakLanes = sizeof(PeakRegister) / sizeof(float);
+
+void time_float_peak(const char* name, ThreadPool& pool) {
+    PeakRegister weights = {}, numbers = {};
+    asm volatile("" : "+v"(weights), "+v"(numbers));
+    time_peak<PeakRegister>(name, pool, kPeakLanes, [=](PeakRegister& total) { total += numbers * weights; });
+}
+
+void time_bf16_peak(ThreadPool& pool) {
+#ifdef __AVX512BF16__
+    time_peak<Vec16>("bf16-peak", pool, 32, [](Vec16& total) {
+        total = (Vec16)_mm512_dpbf16_ps((__m512)total, __m512bh{}, __m512bh{});
+    });
+#else
+    time_float_peak("bf16-peak", pool);
+#endif
+}
+
+void time_int8_peak(ThreadPool& pool) {
+    alignas(64) int8_t weights[64] = {}, numbers[64] = {};
+    // Hides the zeros from the compiler.
+    asm volatile("" : : "r"(weights), "r"(numbers) : "memory");
+    const Int8Dot step(weights);
+#ifdef __AVX512F__
+    time_peak<Vec16i>("int8-peak", pool, 64, [=](Vec16i& total) { step.add(total, numbers); });
+#else
+    const __m256i ones = _mm256_set1_epi16(1);
+    time_peak<RegInt>("int8-peak", pool, 32, [&](RegInt& total) {
+        __m256i row = {};
+        asm volatile("" : "+v"(row));
+        total += (RegInt)_mm256_madd_epi16(_mm256_maddubs_epi16(step.weights[0], row), ones);
+    });
+#endif
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const int threads = std::atoi(argv[1]);
+    seconds_each = std::atof(argv[2]);
+    const std::string forms = argv[3];
+    std::vector<int> row_counts;
+    for (int i = 4; i < argc; i++) row_counts.push_back(std::atoi(argv[i]));
+    ThreadPool pool(threads);
+    time_read(pool);
+    if (forms.find('f') != std::string::npos) {
+        time_float_peak("float32-peak", pool);
+        time_full<float>("float32", pool, row_counts);
+    }
+    if (forms.find('b') != std::string::npos || forms.find('p') != std::string::npos)
+        time_bf16_peak(pool);
+    if (forms.find('b') != std::string::npos) time_full<bf16>("bf16", pool, row_counts);
+    if (forms.find('p') != std::string::npos) time_packed(pool, row_counts);
+    if (forms.find('i') != std::string::npos) {
+        time_int8_peak(pool);
+        time_int8(pool, row_counts);
+    }
+    time_read(pool);
+}
