@@ -209,19 +209,24 @@ void time_bf16_peak(ThreadPool& pool) {
 }
 
 void time_int8_peak(ThreadPool& pool) {
-    alignas(64) int8_t weights[64] = {}, numbers[64] = {};
-    // Hides the zeros from the compiler.
-    asm volatile("" : : "r"(weights), "r"(numbers) : "memory");
-    const Int8Dot step(weights);
-#ifdef __AVX512F__
-    time_peak<Vec16i>("int8-peak", pool, 64, [=](Vec16i& total) { step.add(total, numbers); });
-#else
-    const __m256i ones = _mm256_set1_epi16(1);
-    time_peak<RegInt>("int8-peak", pool, 32, [&](RegInt& total) {
+#if defined(__AVX512VNNI__)
+    time_peak<Vec16i>("int8-peak", pool, 64, [](Vec16i& total) {
+        total = (Vec16i)_mm512_dpbusd_epi32((__m512i)total, __m512i{}, __m512i{});
+    });
+#elif defined(__AVX512BW__)
+    time_peak<Vec16i>("int8-peak", pool, 64, [](Vec16i& total) {
+        __m512i row = {};
+        asm volatile("" : "+v"(row));
+        total += (Vec16i)_mm512_madd_epi16(_mm512_maddubs_epi16(row, row), _mm512_set1_epi16(1));
+    });
+#elif defined(__AVX2__)
+    time_peak<RegInt>("int8-peak", pool, 32, [](RegInt& total) {
         __m256i row = {};
         asm volatile("" : "+v"(row));
-        total += (RegInt)_mm256_madd_epi16(_mm256_maddubs_epi16(step.weights[0], row), ones);
+        total += (RegInt)_mm256_madd_epi16(_mm256_maddubs_epi16(row, row), _mm256_set1_epi16(1));
     });
+#else
+    time_float_peak("int8-peak", pool);
 #endif
 }
 

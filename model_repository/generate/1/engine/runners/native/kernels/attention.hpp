@@ -33,32 +33,33 @@ class Attention : public KVLayout<T> {
         KVLayout<T>::begin(step);
         scratch_.resize(threads);
         for (Scratch& scratch : scratch_) scratch.reserve(head_dim_);
-        const int all_queries = step.rows * num_heads_, items = kItemsPerThread * threads;
-        // An item is several query heads of a KV head: all, or fewer if there are more than a tile's rows, or few items.
-        heads_per_item_ = std::min(heads_per_kv_, kTileRows);
-        while (heads_per_kv_ % heads_per_item_ || (!amx_ && heads_per_item_ > 1 && all_queries / heads_per_item_ < items))
-            heads_per_item_--;
-        const int rows = std::max(1, std::clamp(all_queries / items, 1, kMaxQueries) / heads_per_item_);
+        const int items = kItemsPerThread * threads, queries = step.rows * num_heads_ / items;
+        split_heads(step.rows * num_heads_ / heads_per_kv_, amx_ ? 1 : items);
+        const int rows = std::max(1, std::min(queries, kMaxQueries) / heads_per_item_);
         groups_.build(step, rows, rows);
     }
 
     // This thread's share of all rows and heads.
     void attend(
-        const AttendOp& op, const T* keys, const T* values, const float* queries, Rows<T>& output, WorkQueue& queue, int thread
+        const AttendOp& op, const T* keys, const T* values, const float* queries, Rows<T>& output, WorkQueue& queue,
+        int thread
     ) {
         Scratch& scratch = scratch_[thread];
-        const int items_per_group = num_heads_ / heads_per_item_;
+        const int items_per_group = num_heads_ / heads_per_kv_ * items_per_kv_;
         queue.for_each_redundant(groups_.size() * items_per_group, [&](int i, Claim& claim) {
             const RowGroup& group = groups_[i / items_per_group];
-            const int head = i % items_per_group * heads_per_item_;
-            const Item item{op, group, groups_.rows(group), head, group.count * heads_per_item_, keys, values};
+            const int kv_head = i % items_per_group / items_per_kv_, first = i % items_per_kv_ * heads_per_item_;
+            const int heads = std::min(heads_per_item_, heads_per_kv_ - first), head = kv_head * heads_per_kv_ + first;
+            const Item item{op, group, groups_.rows(group), head, heads, group.count * heads, keys, values};
             if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
             else attend_item<false>(item, queries, scratch);
-            for (int n = 0; n < item.count && claim.acquire(); n++)
+            for (int n = 0; n < item.count && claim.acquire(); n++) {
+                const float denominator = scratch.softmax[n].denominator();
                 for (int k = 0; k < head_dim_; k += kVecSize) {
                     const Vec16 sums = load(&scratch.sums[(size_t)n * head_dim_ + k]);
-                    store(output.at(row_of(item, n), head_of(item, n) * head_dim_ + k), sums / scratch.softmax[n].denominator());
+                    store(output.at(row_of(item, n), head_of(item, n) * head_dim_ + k), sums / denominator);
                 }
+            }
         });
         if (scratch.configured) begin_matmul_tiles();
         scratch.configured = 0;
@@ -75,12 +76,12 @@ class Attention : public KVLayout<T> {
     // Room for a vector beyond the tile.
     static constexpr size_t kScoreStride = kTileTokens + kVecSize;
 
-    // Query n is that of row rows[n / heads_per_item_] and head `head` + n % heads_per_item_.
+    // Query n of `count` is that of row rows[n / heads] and head `head` + n % heads: of one KV head.
     struct Item {
         const AttendOp& op;
         const RowGroup& group;
         const int* rows;
-        int head, count;
+        int head, heads, count;
         const T *keys, *values;
     };
 
@@ -98,14 +99,21 @@ class Attention : public KVLayout<T> {
         }
     };
 
-    int row_of(const Item& item, int n) const { return item.rows[n / heads_per_item_]; }
-    int head_of(const Item& item, int n) const { return item.head + n % heads_per_item_; }
+    // An item is the query heads of a KV head: all of them, but at most a tile's rows, and fewer if `groups` of rows and KV
+    // heads would be less than `items`.
+    void split_heads(int groups, int items) {
+        items_per_kv_ = (heads_per_kv_ + kTileRows - 1) / kTileRows;
+        while (items_per_kv_ < heads_per_kv_ && groups * items_per_kv_ < items) items_per_kv_++;
+        heads_per_item_ = (heads_per_kv_ + items_per_kv_ - 1) / items_per_kv_;
+        items_per_kv_ = (heads_per_kv_ + heads_per_item_ - 1) / heads_per_item_;
+    }
+
+    static int row_of(const Item& item, int n) { return item.rows[n / item.heads]; }
+    static int head_of(const Item& item, int n) { return item.head + n % item.heads; }
 
     // The tokens that a row attends to are [first_token(row), end_token(row)).
     int end_token(int row) const { return step_->positions[row] + 1; }
-    int first_token(const AttendOp& op, int row) const {
-        return op.window ? std::max(0, end_token(row) - op.window) : 0;
-    }
+    int first_token(const AttendOp& op, int row) const { return op.window ? std::max(0, end_token(row) - op.window) : 0; }
 
     template <bool kPairs>
     void attend_item(const Item& item, const float* queries, Scratch& scratch) const {
@@ -122,12 +130,13 @@ class Attention : public KVLayout<T> {
     template <typename Number>
     void begin_queries(const Item& item, const float* queries, Number* to, Scratch& scratch) const {
         for (int n = 0; n < item.count; n++) {
+            const ScoreOptions options(item.op, head_of(item, n));
             const float* query = queries + ((size_t)row_of(item, n) * num_heads_ + head_of(item, n)) * head_dim_;
             for (int k = 0; k < head_dim_; k += kVecSize) {
-                store_weights(to + (size_t)n * head_dim_ + k, load(query + k) * item.op.scale);
+                store_rounded(to + (size_t)n * head_dim_ + k, load(query + k) * options.scale);
                 store(&scratch.sums[(size_t)n * head_dim_ + k], Vec16{});
             }
-            scratch.softmax[n].begin(item.op.sinks ? item.op.sinks + head_of(item, n) : nullptr);
+            scratch.softmax[n].begin(options);
         }
     }
 
@@ -149,12 +158,14 @@ class Attention : public KVLayout<T> {
                 for (int n = 0; n < item.group.count && !item.group.one_sequence; n++) {
                     const int row = item.rows[n], to = std::min(tile_end, end_token(row));
                     const int own = std::max({begin, shared, first_token(item.op, row) / kVecSize * kVecSize});
-                    if (own < to) task(n * heads_per_item_, heads_per_item_, row, own, to);
+                    if (own < to) task(n * item.heads, item.heads, row, own, to);
                 }
             };
             for_each_range([&](int n, int count, int row, int from, int to) {
                 float* scores = &scratch.scores[n * kScoreStride + from - tile];
-                matmuls.score(queries + (size_t)n * head_dim_, count, tokens_of(item.keys, item, row), from, to, scores);
+                const PagedTokens<T> keys = tokens_of(item.keys, item, row), values = tokens_of(item.values, item, row);
+                const UpcomingKV<T> kv{keys, values, kTileTokens, count == item.count ? shared : end_token(row)};
+                matmuls.score(queries + (size_t)n * head_dim_, count, kv, from, to, scores);
             });
             weigh_scores<Number>(item, tile, begin, tile_end, scratch);
             for_each_range([&](int n, int count, int row, int from, int to) {
@@ -174,23 +185,24 @@ class Attention : public KVLayout<T> {
     // Scores of a tile's tokens [begin, end) become weights, and the sums so far are multiplied by the softmax's factor.
     template <typename Number>
     void weigh_scores(const Item& item, int tile, int begin, int end, Scratch& scratch) const {
+        TileRange ranges[kMaxQueries];
         const int padded_end = (end - tile + kVecSize - 1) / kVecSize * kVecSize;
         for (int n = 0; n < item.count; n++) {
-            const int row = row_of(item, n);
-            const TileRange range = {
-                begin - tile, std::max(begin, first_token(item.op, row)) - tile, std::min(end, end_token(row)) - tile, padded_end
-            };
-            const ScoreOptions options = {item.op.softcap, item.op.slopes ? item.op.slopes[head_of(item, n)] : 0.0f};
+            const int row = row_of(item, n), from = std::max(begin, first_token(item.op, row));
+            ranges[n] = {begin - tile, from - tile, std::min(end, end_token(row)) - tile, padded_end};
+            const ScoreOptions options(item.op, head_of(item, n));
             const int position = step_->positions[row] - tile;
-            const float factor =
-                scratch.softmax[n].template weigh<Number>(&scratch.scores[n * kScoreStride], range, options, position);
+            scratch.softmax[n].raise_max(&scratch.scores[n * kScoreStride], ranges[n], options, position);
+        }
+        for (int n = 0; n < item.count; n++) {
+            const float factor = scratch.softmax[n].template weigh<Number>(&scratch.scores[n * kScoreStride], ranges[n]);
             if (factor == 1.0f) continue;
             float* sums = &scratch.sums[(size_t)n * head_dim_];
             for (int k = 0; k < head_dim_; k += kVecSize) store(sums + k, load(sums + k) * factor);
         }
     }
 
-    int heads_per_item_ = 1;
+    int items_per_kv_ = 1, heads_per_item_ = 1;
     RowGroups groups_;
     std::vector<Scratch> scratch_;
 };

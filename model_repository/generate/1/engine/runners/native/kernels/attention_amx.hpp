@@ -11,7 +11,7 @@
 #include <algorithm>
 
 #include "amx.hpp"
-#include "attention_simd.hpp"
+#include "kv_layout.hpp"
 
 class AmxAttention {
   public:
@@ -19,11 +19,13 @@ class AmxAttention {
     AmxAttention(int head_dim, size_t score_stride, int& configured)
         : head_dim_(head_dim), score_stride_(score_stride), configured_(configured) {}
 
-    void score(const bf16* queries, int count, const PagedTokens<bf16>& keys, int from, int to, float* scores) {
+    void score(const bf16* queries, int count, const UpcomingKV<bf16>& kv, int from, int to, float* scores) {
+        const PagedTokens<bf16>& keys = kv.keys;
         for_each_tile_of_queries(count, [&](int n) {
             const bf16* first = queries + (size_t)n * head_dim_;
             for (int token = from; token < to; token += kVecSize) {
                 const bf16* key = keys.block(token) + token % keys.block_tokens * 2;
+                if (count <= kTileRows) kv.prefetch(token, head_dim_);
                 _tile_zero(0);
                 for (int k = 0; k < head_dim_; k += kTileColumns) {
                     _tile_loadd(1, first + k, head_dim_ * sizeof(bf16));

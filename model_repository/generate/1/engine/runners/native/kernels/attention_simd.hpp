@@ -14,22 +14,10 @@
 #include <immintrin.h>
 #endif
 
+#include "kv_layout.hpp"
 #include "simd.hpp"
 
-// The keys, or values, of one KV head of a sequence: its block of token t begins at cache + table[t / B] * block_size.
-template <typename T>
-struct PagedTokens {
-    const T* cache;
-    const int32_t* table;
-    size_t block_size;
-    int block_tokens;
-
-    const T* block(int token) const { return cache + table[token / block_tokens] * block_size; }
-    // The end of the tokens from here that lie in one block, at most `to`.
-    int block_end(int token, int to) const { return std::min(token / block_tokens * block_tokens + block_tokens, to); }
-};
-
-// 16 numbers of a vector, or with kPairs of two vectors that alternate: total[i] += sum over j < kInputs of by[j] * from[i][j].
+// 16 sums: total[i] += by[0] * from[i], or with pairs by[0] * from[2 i] + by[1] * from[2 i + 1].
 template <typename T, bool kPairs>
 struct KVFma {
     typedef float Number;
@@ -73,7 +61,8 @@ class SimdAttention {
         : head_dim_(head_dim), score_stride_(score_stride), weight_stride_(score_stride * sizeof(float) / sizeof(Number)) {}
 
     // Tokens [from, to), and up to 15 more if `to` is not a multiple of 16. scores[0] is that of token `from`.
-    void score(const Number* queries, int count, const PagedTokens<T>& keys, int from, int to, float* scores) const {
+    void score(const Number* queries, int count, const UpcomingKV<T>& kv, int from, int to, float* scores) const {
+        const PagedTokens<T>& keys = kv.keys;
         for (int token = from; token < to;) {
             KeyVectors vectors;
             for (; vectors.count < kKeyVectors && token < to; vectors.count++) {

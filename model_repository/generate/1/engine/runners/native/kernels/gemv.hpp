@@ -1,5 +1,5 @@
-// One pass of a matmul: 1 to 12 rows of a tile and one or two blocks of outputs, over all inputs, with the sums in registers. Few
-// rows wait for weights to be read from memory. bf16_packed weights are unpacked into registers and multiplied at once.
+// One pass of a matmul: 1 to 12 rows of a tile and one or two blocks of outputs, over all inputs, with the sums in registers.
+// Few rows wait for weights to be read from memory. bf16_packed weights are unpacked into registers and multiplied at once.
 //
 // Layout: gemm.hpp's. Sums go to sums[row][block][16].
 // ISA variants: those of fma.hpp and of LineUnpacker (bf16_packed.hpp). Tests: tests/inference/test_native.py and

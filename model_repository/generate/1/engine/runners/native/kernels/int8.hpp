@@ -27,6 +27,9 @@
 // Rows of one work item at most: bounds the totals on the stack (60 KiB). Groups of two blocks of weights that stay in the
 // first-level cache while rows pass: 3 * 256 inputs * 32 outputs = 24 KiB.
 constexpr int kMaxInt8Rows = 480, kCachedGroups = 3;
+// Rows of one pass, at most.
+constexpr int kInt8PassRows = kAccumulators == 16 ? 8 : 6;
+
 // One step of the sum: the weights of 16 outputs for four inputs, and add(total, &xq[r][k]). The sums are of
 // (weight + kWeightOffset) * xq.
 #ifdef __AVX512VNNI__
@@ -101,94 +104,53 @@ struct Int8Dot {
 };
 #endif
 
-// The exact sums of one group of a row's inputs, for two blocks of outputs.
-typedef int32_t GroupSums[2][kVecSize];
-
-// Register by register, and inlined early: GCC keeps sums in memory that are copied otherwise.
-TRITONLM_INLINE void store_regs(int32_t* to, const Reg16i& v) {
-#ifdef __AVX512F__
-    memcpy(to, &v, sizeof v);
-#else
-#pragma GCC unroll 4
-    for (int i = 0; i < kRegsPerVec; i++) memcpy(to + i * kRegSize, &v.regs[i], sizeof(RegInt));
-#endif
-}
-
-// totals[i][n] += scale * (exact[i][n] - offset) for rows m to m + count - 1 and blocks first to last. noinline: compiled once,
-// it rounds alike for any number of rows.
-__attribute__((noinline)) inline void add_group(
-    const Int8Rows& rows, int m, int count, int group, int inputs, int weight_offset, const GroupSums* exact, int first,
-    int last, RowSums* totals
-) {
-    for (int i = 0; i < count; i++)
-        for (int n = first; n <= last; n++) {
-            Vec16i sums;
-            memcpy(&sums, exact[i][n], sizeof sums);
-            sums -= weight_offset * rows.sum(m + i, inputs, group);
-            const Vec16 before = group ? load(totals[i][n]) : Vec16{};
-            store(totals[i][n], before + rows.scale(m + i, inputs, group) * __builtin_convertvector(sums, Vec16));
-        }
-}
-
-// Adds rows m to m + kRows - 1, for kBlocks blocks of outputs, whose weights begin at `weights`.
+// Rows m to m + kRows - 1, for kBlocks blocks of outputs, whose weights begin at weights[n].
 template <int kRows, int kBlocks>
 __attribute__((noinline)) void int8_accumulate(
-    const Int8Rows& rows, int m, const int8_t* const (&weights)[kBlocks], int inputs, bool from_memory, RowSums* totals,
-    int first
+    const Int8Rows& rows, int m, const int8_t* const (&weights)[kBlocks], int inputs, RowSums* to, int first
 ) {
-    const int stride = padded_inputs(inputs), row_distance = kInt8Tile == 1 ? stride : kInt8Padding;
+    const int stride = padded_inputs(inputs);
+    Vec16 totals[kRows][kBlocks] = {};
     for (int group = 0; group < group_count(inputs); group++) {
-        Reg16i sums[kRows][kBlocks];
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++)
+        Reg16i sums[kRows][kBlocks] = {};
+        for (int k = group * kGroupInputs; k < std::min((group + 1) * kGroupInputs, stride); k += 4)
 #pragma GCC unroll 2
-            for (int n = 0; n < kBlocks; n++) sums[i][n] = Reg16i{};
-        const int end = std::min((group + 1) * kGroupInputs, stride);
-        for (int line = group * kGroupInputs; line < end; line += kInt8Padding) {
-            const int8_t* row = rows.at(m, line, inputs);
-            const int8_t* tiles[kBlocks];
             for (int n = 0; n < kBlocks; n++) {
-                tiles[n] = weights[n] + (size_t)line * kVecSize;
-                if (kRows > 2 && from_memory) prefetch<kInt8Padding * kVecSize, 1>(tiles[n] + kPrefetchAhead);
+                const Int8Dot step(weights[n] + (size_t)k * kVecSize);
+#pragma GCC unroll 8
+                for (int i = 0; i < kRows; i++) step.add(sums[i][n], rows.row(m + i, inputs) + k);
             }
-            for (int k = 0; k < kInt8Padding; k += 4) {
-                const Int8Dot step(tiles[0] + k * kVecSize), last_step(tiles[kBlocks - 1] + k * kVecSize);
-#pragma GCC unroll 16
-                for (int i = 0; i < kRows; i++) {
-                    step.add(sums[i][0], row + i * row_distance + k);
-                    if (kBlocks == 2) last_step.add(sums[i][kBlocks - 1], row + i * row_distance + k);
-                }
-            }
-        }
-        alignas(kCacheLine) GroupSums exact[kRows];
-#pragma GCC unroll 16
         for (int i = 0; i < kRows; i++)
-#pragma GCC unroll 2
-            for (int n = 0; n < kBlocks; n++) store_regs(exact[i][first + n], sums[i][n]);
-        add_group(rows, m, kRows, group, inputs, Int8Dot::kWeightOffset, exact, first, first + kBlocks - 1, totals);
+            for (int n = 0; n < kBlocks; n++) {
+                const Vec16i exact = (Vec16i)sums[i][n] - Int8Dot::kWeightOffset * rows.sum(m + i, inputs, group);
+                totals[i][n] += rows.scale(m + i, inputs, group) * __builtin_convertvector(exact, Vec16);
+            }
     }
+    for (int i = 0; i < kRows; i++)
+        for (int n = 0; n < kBlocks; n++) store(to[i][first + n], totals[i][n]);
 }
 
-// One or two blocks of outputs: each pass of rows goes over all inputs.
+// One or two blocks of outputs: each pass of rows goes over all inputs. Rows are contiguous, not in tiles.
 inline void simd_int8_blocks(
     const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, int blocks, RowSums* totals
 ) {
     const int8_t* const second = weights + (size_t)(blocks - 1) * padded_inputs(inputs) * kVecSize;
-    // Contiguous rows are one tile.
-    constexpr int kTile = kInt8Tile == 1 ? INT_MAX : kInt8Tile;
-    for_each_pass<kTile, kPassRows>(first, count, [&](int m, auto number) {
+    for_each_pass<INT_MAX, kInt8PassRows>(first, count, [&](int m, auto number) {
         constexpr int kRows = decltype(number)::value;
-        if constexpr (2 * kRows <= kAccumulators || kPassBlocks == 2)
-            int8_accumulate<kRows, 2>(rows, first + m, {weights, second}, inputs, m == 0, totals + m, 0);
+        if constexpr (2 * kRows <= kAccumulators)
+            int8_accumulate<kRows, 2>(rows, first + m, {weights, second}, inputs, totals + m, 0);
         else {
-            int8_accumulate<kRows, 1>(rows, first + m, {weights}, inputs, m == 0, totals + m, 0);
-            if (blocks == 2) int8_accumulate<kRows, 1>(rows, first + m, {second}, inputs, m == 0, totals + m, 1);
+            int8_accumulate<kRows, 1>(rows, first + m, {weights}, inputs, totals + m, 0);
+            if (blocks == 2) int8_accumulate<kRows, 1>(rows, first + m, {second}, inputs, totals + m, 1);
         }
     });
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-// The exact sums of inputs [from, to), at most a group, of 16 rows and one or two blocks of outputs.
+// The exact sums of one group of a row's inputs, for two blocks of outputs.
+typedef int32_t GroupSums[2][kVecSize];
+
+// Those of inputs [from, to), at most a group, of 16 rows and one or two blocks of outputs.
 template <bool kPair>
 void amx_int8_group(const int8_t* rows, int stride, const int8_t* weights, int from, int to, GroupSums* exact) {
     zero_accumulators();
@@ -215,9 +177,15 @@ __attribute__((noinline)) void amx_int8_blocks(
         for (int m = 0; m < count; m += kTileRows)
             for (int group = begin; group < std::min(begin + kCachedGroups, groups); group++) {
                 const int from = group * kGroupInputs, to = std::min(from + kGroupInputs, stride);
-                amx_int8_group<kPair>(rows.at(first + m, 0, inputs), stride, weights, from, to, exact);
-                const int some = std::min(kTileRows, count - m);
-                add_group(rows, first + m, some, group, inputs, 0, exact, 0, kPair, totals + m);
+                amx_int8_group<kPair>(rows.row(first + m, inputs), stride, weights, from, to, exact);
+                for (int i = 0; i < std::min(kTileRows, count - m); i++)
+                    for (int n = 0; n <= kPair; n++) {
+                        Vec16i sums;
+                        memcpy(&sums, exact[i][n], sizeof sums);
+                        const Vec16 before = group ? load(totals[m + i][n]) : Vec16{};
+                        const float scale = rows.scale(first + m + i, inputs, group);
+                        store(totals[m + i][n], before + scale * __builtin_convertvector(sums, Vec16));
+                    }
             }
 }
 #endif

@@ -11,12 +11,46 @@
 // Test: tests/inference/test_native.py (its shapes cover both). It knows no attention scores.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "rows.hpp"
 #include "simd.hpp"
 #include "step.hpp"
+
+// The keys, or values, of one KV head of a sequence: its block of token t begins at cache + table[t / B] * block_size.
+template <typename T>
+struct PagedTokens {
+    const T* cache;
+    const int32_t* table;
+    size_t block_size;
+    int block_tokens;
+
+    const T* block(int token) const { return cache + table[token / block_tokens] * block_size; }
+    // The end of the tokens from here that lie in one block, at most `to`.
+    int block_end(int token, int to) const { return std::min(token / block_tokens * block_tokens + block_tokens, to); }
+};
+
+// Keys that are read now, and what is read after them: their values, and the keys of `shift` tokens later, before `end`.
+template <typename T>
+struct UpcomingKV {
+    PagedTokens<T> keys, values;
+    int shift, end;
+
+    // Into the second-level cache, for 16 tokens: all of them if a block holds 16 tokens, the default; with other sizes it
+    // is a hint without effect on the result. AMX multiplies a block in less time than memory takes; without AMX a prefetch
+    // gained nothing.
+    void prefetch(int token, int head_dim) const {
+        prefetch_block(values.block(token), head_dim);
+        if (token + shift < end) prefetch_block(keys.block(token + shift), head_dim);
+    }
+
+  private:
+    static void prefetch_block(const T* from, int head_dim) {
+        for (int i = 0; i < head_dim * kVecSize; i += kCacheLine / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
+    }
+};
 
 template <typename T>
 class KVLayout {

@@ -1,72 +1,120 @@
 // The softmax of a query's scores, a tile of tokens at a time: with m the maximum so far,
-//   weights[t] = exp(s[t] - m);  denominator = sum of weights, and of exp(sink - m) with a sink
-// A new maximum multiplies what is summed so far by exp(old m - m). A score may first be changed:
-//   s[t] = softcap * tanh(s[t] / softcap) with a softcap;  s[t] += slope * (t - p) with ALiBi, at position p
-// The order of additions depends on the positions of tokens alone: tokens that a query does not attend to weigh exactly 0.
+//   weights[t] = 2^(s[t] - m);  denominator = sum of weights, and of 2^(sink - m) with a sink
+// A new maximum multiplies what is summed so far by 2^(old m - m). Scores are in base 2: s[t] = log2(e) * scale * q . k[t],
+// or with a softcap softcap * log2(e) * tanh(scale / softcap * q . k[t]), and with ALiBi slope * log2(e) * (t - p) is added,
+// at position p. The order of additions depends on the positions of tokens alone: tokens that a query does not attend to
+// weigh exactly 0.
 //
 // Layout: weights take the place of scores: Number w of token t lies at its index t, from the same address.
-// ISA variants: __AVX512BF16__ rounds weights by one instruction; otherwise those of simd.hpp.
-// Test: tests/inference/test_native.py. It knows no keys or values.
+// ISA variants: __AVX512F__ has instructions for 2^x, and __AVX512BF16__ one that rounds weights; otherwise registers of
+// simd.hpp. Test: tests/inference/test_native.py. It knows no keys or values.
 #pragma once
 
 #include <cmath>
 
 #include "activation.hpp"
+#include "program.hpp"
 #include "simd.hpp"
 
-inline void store_weights(float* to, Vec16 weights) { store(to, weights); }
+constexpr float kLog2E = 1.44269504f;
 
-inline void store_weights(bf16* to, Vec16 weights) {
-#ifdef __AVX512BF16__
-    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)weights);
-    memcpy(to, &rounded, sizeof rounded);
+// A register of floats: what is carried from one iteration to the next stays in registers (see Reg16).
+#ifdef __AVX512F__
+typedef Vec16 Floats;
 #else
-    store(to, weights);
+typedef Reg Floats;
+#endif
+constexpr int kFloats = sizeof(Floats) / sizeof(float);
+
+// Operands of a matmul: to bfloat16 only where an instruction multiplies it.
+inline void store_rounded(float* to, Vec16 numbers) { store(to, numbers); }
+
+#ifdef __AVX512BF16__
+inline void store_rounded(bf16* to, Vec16 numbers) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)numbers);
+    memcpy(to, &rounded, sizeof rounded);
+}
+#endif
+
+// p(r) = 2^r for |r| <= 1/2, relative error 1e-7: a polynomial fitted with p(0) = 1.
+inline Floats exp2_fraction(Floats r) {
+    Floats p = Floats{} + 1.326472033e-3f;
+    p = p * r + 9.671513923e-3f;
+    p = p * r + 5.550733954e-2f;
+    p = p * r + 2.402224243e-1f;
+    p = p * r + 6.931470037e-1f;
+    return p * r + 1.0f;
+}
+
+// 2^x for x <= 0: 2^n * p(x - n), n = round(x).
+inline Floats exp2_nonpositive(Floats x) {
+#ifdef __AVX512F__
+    const __m512 n = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+    return (Floats)_mm512_scalef_ps((__m512)exp2_fraction(x - (Floats)n), n);
+#else
+    // Of x + kShift the lowest bits are n + 127, the exponent of 2^n: see kRoundToInt. Less than 2^-126 is 2^-126.
+    constexpr float kLowest = -126.0f, kShift = kRoundToInt + 127;
+    constexpr int kFractionBits = 23;
+    x = x < kLowest ? Floats{} + kLowest : x;
+    const Floats shifted = x + kShift;
+    return exp2_fraction(x - (shifted - kShift)) * (Floats)((RegUint)shifted << kFractionBits);
 #endif
 }
 
 // Of the tokens of a tile, a query attends to [begin, end); weights are written in [from, to), multiples of 16.
 struct TileRange {
     int from, begin, end, to;
+
+    // The vectors that hold [begin, end).
+    int first() const { return begin / kVecSize * kVecSize; }
+    int last() const { return (end + kVecSize - 1) / kVecSize * kVecSize; }
 };
 
+// What is done to the scores of one head.
 struct ScoreOptions {
-    float softcap, slope;
+    // The factor of queries, by which scores come in base 2, or before the softcap.
+    float scale, softcap, slope;
+    const float* sink;
+
+    ScoreOptions(const AttendOp& op, int head)
+        : scale(op.softcap ? op.scale / op.softcap : op.scale * kLog2E), softcap(op.softcap * kLog2E),
+          slope(op.slopes ? op.slopes[head] * kLog2E : 0.0f), sink(op.sinks ? op.sinks + head : nullptr) {}
 };
 
 class OnlineSoftmax {
   public:
-    // `sink` is a further logit, or null.
-    void begin(const float* sink) {
-        max_ = sink ? *sink : -INFINITY;
+    void begin(const ScoreOptions& options) {
+        max_ = options.sink ? *options.sink * kLog2E : -INFINITY;
         sums_ = Vec16{};
-        if (sink) sums_[0] = 1.0f;
+        if (options.sink) sums_[0] = 1.0f;
     }
 
-    // Scores of token t, relative to the query's position at `position`, become weights. Returns the factor of earlier sums.
-    // There is room for 16 scores beyond the tile.
+    // The first half of a tile: changes scores of token t, relative to the query's position at `position`, and takes their
+    // maximum. There is room for 16 scores beyond the tile. Two halves, so that all queries' maxima are computed before the
+    // first exponential waits for one.
+    void raise_max(float* scores, const TileRange& tile, const ScoreOptions& options, int position) {
+        before_ = max_;
+        if (tile.begin >= tile.end) return;
+        const int first = tile.first(), last = tile.last();
+        if (options.softcap || options.slope) change_scores(scores, first, last, options, position);
+        for (int t = first; t < tile.begin; t++) scores[t] = -INFINITY;
+        store(scores + tile.end, splat(-INFINITY));
+        const float max = max_of(scores, first, last);
+        max_ = max > max_ ? max : max_;
+    }
+
+    // The second half: scores become weights. Returns the factor of earlier sums.
     template <typename Number>
-    float weigh(float* scores, const TileRange& tile, const ScoreOptions& options, int position) {
+    float weigh(float* scores, const TileRange& tile) {
         Number* const weights = reinterpret_cast<Number*>(scores);
-        const int first = tile.begin / kVecSize * kVecSize, last = (tile.end + kVecSize - 1) / kVecSize * kVecSize;
         if (tile.begin >= tile.end) {
             clear(weights, tile.from, tile.to);
             return 1.0f;
         }
-        if (options.softcap || options.slope) change_scores(scores, first, last, options, position);
-        for (int t = first; t < tile.begin; t++) scores[t] = -INFINITY;
-        store(scores + tile.end, splat(-INFINITY));
-        const float before = max_;
-        raise_max(scores, first, last);
-        clear(weights, tile.from, first);
-        Vec16 sums = {};
-        for (int t = first; t < last; t += kVecSize) {
-            const Vec16 weight = exp_to_zero(load(scores + t) - max_);
-            store_weights(weights + t, weight);
-            sums += weight;
-        }
-        clear(weights, last, tile.to);
-        const float factor = before == max_ ? 1.0f : exp_to_zero(splat(before - max_))[0];
+        clear(weights, tile.from, tile.first());
+        const Vec16 sums = exponentiate(scores, weights, tile);
+        clear(weights, tile.last(), tile.to);
+        const float factor = before_ == max_ ? 1.0f : exp2_nonpositive(Floats{} + (before_ - max_))[0];
         sums_ = sums_ * factor + sums;
         return factor;
     }
@@ -76,40 +124,67 @@ class OnlineSoftmax {
   private:
     template <typename Number>
     static void clear(Number* weights, int from, int to) {
-        for (int t = from; t < to; t += kVecSize) store_weights(weights + t, Vec16{});
+        for (int t = from; t < to; t += kVecSize) store_rounded(weights + t, Vec16{});
     }
 
     static void change_scores(float* scores, int first, int last, const ScoreOptions& options, int position) {
         const Vec16 indices = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int t = first; t < last; t += kVecSize) {
             Vec16 score = load(scores + t);
-            if (options.softcap) score = options.softcap * tanh(score / options.softcap);
+            if (options.softcap) score = options.softcap * tanh(score);
             if (options.slope) score += options.slope * (indices + (float)(t - position));
             store(scores + t, score);
         }
     }
 
-    void raise_max(const float* scores, int first, int last) {
-        Vec16 maxima = load(scores + first);
-        for (int t = first + kVecSize; t < last; t += kVecSize) {
-            const Vec16 values = load(scores + t);
+    static Floats load_floats(const float* from) {
+        Floats floats;
+        memcpy(&floats, from, sizeof floats);
+        return floats;
+    }
+
+    static float max_of(const float* scores, int first, int last) {
+        Floats maxima = load_floats(scores + first);
+        for (int t = first + kFloats; t < last; t += kFloats) {
+            const Floats values = load_floats(scores + t);
             maxima = values > maxima ? values : maxima;
         }
 #ifdef __AVX512F__
-        const float max = _mm512_reduce_max_ps((__m512)maxima);
+        return _mm512_reduce_max_ps((__m512)maxima);
 #else
-        const float max = reduce_max(maxima);
+        float max = maxima[0];
+        for (int i = 1; i < kFloats; i++) max = maxima[i] > max ? maxima[i] : max;
+        return max;
 #endif
-        max_ = max > max_ ? max : max_;
     }
 
-    // exp(x) for x <= 0, and 0 where it is less than the smallest normal number: -infinity gives 0.
-    static Vec16 exp_to_zero(Vec16 x) {
-        const Vec16 result = exp(x);
-        return x < -87.0f ? Vec16{} : result;
+    // weights[t] = 2^(scores[t] - max_). Returns the sums of those with the same t % 16.
+    template <typename Number>
+    Vec16 exponentiate(const float* scores, Number* weights, const TileRange& tile) const {
+        constexpr int kParts = kVecSize / kFloats;
+        // Not the member: the compiler would load it again after each store of weights.
+        const float max = max_;
+        Floats sums[kParts] = {};
+        for (int t = tile.first(); t < tile.last(); t += kVecSize) {
+            Floats parts[kParts];
+            const bool masked = t < tile.begin || t + kVecSize > tile.end;
+            for (int i = 0; i < kParts; i++) {
+                const Floats score = load_floats(scores + t + i * kFloats);
+                parts[i] = exp2_nonpositive(score - max);
+                // Of scores that are masked the exponential function above is no number, or not 0.
+                if (masked) parts[i] = score == -INFINITY ? Floats{} : parts[i];
+                sums[i] += parts[i];
+            }
+            Vec16 of_tokens;
+            memcpy(&of_tokens, parts, sizeof of_tokens);
+            store_rounded(weights + t, of_tokens);
+        }
+        Vec16 all;
+        memcpy(&all, sums, sizeof all);
+        return all;
     }
 
-    float max_;
+    float max_, before_;
     // The denominator, of tokens t by t % 16.
     Vec16 sums_;
 };
