@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from tritonlm.contract import CheckpointError
 
+from .gguf_source import GgufSource, holds_gguf
 
 
 class TensorSource(Protocol):
@@ -49,5 +50,6 @@ class SafetensorsSource:
         self._files.clear()
 
 
-def open_tensors(folder: Path) -> TensorSource:
-    return SafetensorsSource(folder)
+def open_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> TensorSource:
+    """`dtype` is that of matrices which are stored in blocks, as in GGUF files."""
+    return GgufSource(folder, dtype) if holds_gguf(folder) else SafetensorsSource(folder)

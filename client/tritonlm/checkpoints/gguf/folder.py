@@ -1,0 +1,97 @@
+"""Writes a checkpoint folder for a GGUF file: everything but the weights, which stay in the file.
+
+    config.json  tokenizer.json  tokenizer_config.json  generation_config.json  gguf_tensors.json  model.gguf → the file
+
+Folders are kept in a cache, named by a hash of the files' paths, sizes and times. A file that changes gets another one,
+and the earlier one is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from tritonlm.contract import gguf_tensors
+from tritonlm.contract.errors import CheckpointError
+
+from .architectures import config_of, tensors_of
+from .model_file import ModelFile, open_model, part_files
+from .tokenizer import write_tokenizer
+
+# Changes when folders are written otherwise.
+_FORMAT = 1
+
+
+def prepare(file: Path) -> Path:
+    """The checkpoint folder of a GGUF file, or of any part of a split one; raises CheckpointError."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist")
+    files = [part.absolute() for part in part_files(file)]
+    target = _cache() / _key(files)
+    if (target / "config.json").is_file():
+        return target
+    model = open_model(file.absolute())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".work-"))
+        try:
+            _write(work, model, files)
+            work.chmod(0o755)
+            _publish(work, target)
+            _remove_older(target, files[0])
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm" / "gguf"
+
+
+def _key(files: list[Path]) -> str:
+    facts: list[object] = [_FORMAT]
+    for part in files:
+        try:
+            stat = part.stat()
+        except OSError:
+            raise CheckpointError(f"{part} is one part of several, and it is missing") from None
+        facts.append((str(part), stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _write(folder: Path, model: ModelFile, files: list[Path]) -> None:
+    count = len(files)
+    names = {
+        part: "model.gguf" if count == 1 else f"model-{number:05}-of-{count:05}.gguf"
+        for number, part in enumerate(files, 1)
+    }
+    config = config_of(model)
+    gguf_tensors.write(folder, tensors_of(model, names))
+    write_tokenizer(folder, model, config["vocab_size"])
+    config["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    for part, name in names.items():
+        (folder / name).symlink_to(part)
+
+
+def _remove_older(target: Path, first: Path) -> None:
+    """The folders of earlier contents of the same file."""
+    for folder in target.parent.iterdir():
+        links = [link for link in folder.glob("*.gguf") if link.is_symlink()] if folder != target else []
+        if any(link.readlink() == first for link in links) and not folder.name.startswith("."):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Another process may have written the same folder meanwhile."""
+    try:
+        work.rename(target)
+    except OSError:
+        if not (target / "config.json").is_file():
+            raise
