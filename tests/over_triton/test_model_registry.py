@@ -138,14 +138,19 @@ def test_a_broken_new_checkpoint_keeps_the_old_one_serving(runs: Path, tmp_path:
         assert text_of(http, "mine") == before
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, server: HubServer, folder: Path) -> None:
+    # The tests of the gateway, which may run before in this process, set HF_HUB_OFFLINE.
+    for name, value in {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture
 def hub(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A Hub with two models, of which all need a token."""
     with hub_server(private=runs / "step_2920", other=runs / "step_3650") as server:
         server.token = "hf_secret"
-        variables = {"HF_ENDPOINT": server.endpoint, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "hub")}
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
+        use_hub(monkeypatch, server, tmp_path)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
         yield server
 
 
@@ -212,8 +217,7 @@ def test_serve_takes_gguf_files_from_disk_and_from_the_hub(
     (tmp_path / "repository").mkdir()
     shutil.copy(file, tmp_path / "repository")
     with hub_server(lm_gguf=tmp_path / "repository") as hub:
-        for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub")}.items():
-            monkeypatch.setenv(name, value)
+        use_hub(monkeypatch, hub, tmp_path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         names = ["lm-F32", "downloaded", "original"]
         models = [str(file), "downloaded=org/lm-gguf:F32", f"original={runs / 'step_2920'}"]

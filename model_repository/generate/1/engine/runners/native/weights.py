@@ -48,7 +48,7 @@ class WeightPacker:
         self._folder, self._dtype, self._is_int8, self._library = folder, dtype, is_int8, library
         self._load_progress = progress
         self._held: list[Any] = []
-        self._source = open_tensors(folder, dtype)
+        self._source = open_tensors(folder, torch.float32 if is_int8 else dtype)
         self._full_names = {name.removeprefix(prefix): name for name in self._source.names()}
 
     def has(self, name: str) -> bool:
