@@ -34,7 +34,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 
 def body(prompt: str) -> dict[str, Any]:
-    return {"model": LM, "prompt": prompt, "max_tokens": 60, "ignore_eos": True, "seed": 5, "temperature": 1}
+    # Long enough that each process is still at work when the killer, which is slow on a busy machine, has found it.
+    return {"model": LM, "prompt": prompt, "max_tokens": 200, "ignore_eos": True, "seed": 5, "temperature": 1}
 
 
 def send(url: str, prompt: str) -> httpx.Response:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 def find_process(serve: Serve, name: str) -> psutil.Process:
     """Triton's process, or that of a model."""
 
-    def matches() -> list[psutil.Process]:
-        processes = []
+    def find() -> psutil.Process | None:
         for process in psutil.Process(serve.process.pid).children(recursive=True):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            command = process.cmdline()
-            if Path(command[0]).name == name or (len(command) > 2 and command[-2] == f"{name}_0_0"):
-                processes.append(process)
-        return processes
+            # A process may end, or not have started its program, while it is looked at.
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                command = process.cmdline()
+                if Path(command[0]).name == name or (len(command) > 2 and command[-2] == f"{name}_0_0"):
+                    return process
+        return None
 
-    wait_until(lambda: bool(matches()), f"{name} runs")
-    return matches()[0]
+    deadline = time.monotonic() + WAIT_SECONDS
+    while (found := find()) is None:
+        assert time.monotonic() < deadline, f"waited in vain until {name} runs"
+        time.sleep(0.02)
+    return found
 
 
 def stream_events(url: str, on_third_event: Any = lambda: None) -> list[dict[str, Any]]:
