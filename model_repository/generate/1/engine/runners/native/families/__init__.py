@@ -5,6 +5,8 @@ A family's module has MODEL_TYPES, PREFIX (of its tensors' names) and write().
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from types import ModuleType
 
 from tritonlm.contract import Checkpoint
@@ -13,59 +15,9 @@ from ..family_config import FamilyConfig
 from ..program import Program
 from ..unsupported import Unsupported
 from ..weights import WeightPacker
-from . import (
-    bloom,
-    cohere,
-    falcon,
-    gemma,
-    gemma2,
-    gpt2,
-    gpt_bigcode,
-    gpt_neo,
-    gpt_neox,
-    gpt_oss,
-    gptj,
-    granite,
-    llama,
-    mixtral,
-    olmo,
-    olmo2,
-    olmoe,
-    opt,
-    phi,
-    phi3,
-    qwen_moe,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
 
-_MODULES: tuple[ModuleType, ...] = (
-    bloom,
-    cohere,
-    falcon,
-    gemma,
-    gemma2,
-    gpt2,
-    gpt_bigcode,
-    gpt_neo,
-    gpt_neox,
-    gpt_oss,
-    gptj,
-    granite,
-    llama,
-    mixtral,
-    olmo,
-    olmo2,
-    olmoe,
-    opt,
-    phi,
-    phi3,
-    qwen_moe,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
+# Each file of this folder is a family's.
+_MODULES = [importlib.import_module(f".{module.name}", __name__) for module in pkgutil.iter_modules(__path__)]
 FAMILIES: dict[str, ModuleType] = {model_type: module for module in _MODULES for model_type in module.MODEL_TYPES}
 
 
