@@ -1,4 +1,4 @@
-"""Llama and its kin by another name: Mistral, Qwen 2 (biases of queries, keys and values) and Qwen 3 (their norms)."""
+"""Llama, and families of its structure: Mistral, Qwen 2 (biases of queries, keys and values), Qwen 3 (head norms)."""
 
 from __future__ import annotations
 
