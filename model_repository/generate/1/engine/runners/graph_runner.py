@@ -17,7 +17,7 @@ from ..config import EngineConfig
 from ..scheduling.scheduler import Slice
 from . import graphs
 from .interface import ForwardOutput
-from .reference import ReferenceRunner
+from .reference import MakeModel, ReferenceRunner
 
 _log = logging.getLogger("tritonlm.engine")
 
@@ -29,8 +29,9 @@ class GraphRunner(ReferenceRunner):
         config: EngineConfig,
         device: torch.device | None = None,
         load_progress: LoadProgress | None = None,
+        make_model: MakeModel | None = None,
     ) -> None:
-        super().__init__(folder, config, device, load_progress)
+        super().__init__(folder, config, device, load_progress, make_model)
         on_gpu = self.device.type == "cuda"
         self._recorder: graphs.Recorder = graphs.CudaRecorder(self.device) if on_gpu else graphs.run_eagerly
         # Gather buffers that recordings use. They must stay when the cache allocates larger ones.

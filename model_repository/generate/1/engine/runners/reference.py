@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ _PROBE_TOKENS = 8
 _LOGIT_BYTES, _PROJECTED_BYTES = 8, SCRATCH_BYTES // 2
 _REMEDY = "serve a decoder-only model whose attention follows transformers' attention interface"
 
+# Makes a model of Hugging Face's in evaluation mode, of this dtype and on this device.
+MakeModel = Callable[[torch.dtype, torch.device], Any]
+
 
 class ReferenceRunner:
     """Runs Hugging Face's modelling code over the paged KV cache."""
@@ -45,9 +48,11 @@ class ReferenceRunner:
         config: EngineConfig,
         device: torch.device | None = None,
         load_progress: LoadProgress | None = None,
+        make_model: MakeModel | None = None,
     ) -> None:
+        """`make_model` makes the model in place of the checkpoint's weights: random ones, for a measurement."""
         checkpoint = Checkpoint(folder)
-        checkpoint.check()
+        checkpoint.check(weights=make_model is None)
         self.device = device or choose_devices(config.device)[0]
         self.dtype = choose_dtype(config.dtype, checkpoint, self.device)
         self.vocab_size = checkpoint.vocab_size
@@ -55,7 +60,11 @@ class ReferenceRunner:
         self.memory = engine_memory(config, self.device)
         self.memory.reserve_weights(weights_on_disk(checkpoint, self.dtype))
         self._model = load_at_low_priority(
-            lambda: load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
+            lambda: (
+                make_model(self.dtype, self.device)
+                if make_model
+                else load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
+            )
         )
         layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder))
         self._progress = Progress()
@@ -124,11 +133,9 @@ class ReferenceRunner:
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device, progress: LoadProgress) -> Any:
     """Load the model in evaluation mode, or raise CheckpointError."""
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: PLC0415
 
-    AttentionInterface.register(attention.NAME, attention.paged_attention)
-    AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -161,8 +168,9 @@ def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], LMHead]:
     The comparison rejects families that do not follow the attention interface, which would generate nonsense. It also
     checks whether the LM head reproduces the logits from the hidden states.
     """
-    from transformers import AttentionInterface  # noqa: PLC0415
+    from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415
 
+    AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
     name = type(model).__name__
     ids = torch.arange(_PROBE_TOKENS, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
     refusal = f"{folder}: {name} is not supported; {_REMEDY}"
