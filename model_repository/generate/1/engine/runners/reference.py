@@ -42,6 +42,9 @@ MakeModel = Callable[[torch.dtype, torch.device], Any]
 class ReferenceRunner:
     """Runs Hugging Face's modelling code over the paged KV cache."""
 
+    # The most rows of a tile, where attention reads the blocks in place; 0: the blocks are gathered.
+    _tile_rows = 0
+
     def __init__(
         self,
         folder: Path,
@@ -66,20 +69,21 @@ class ReferenceRunner:
                 else load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
             )
         )
-        layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder))
+        self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder))
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
         budget_left = self.memory.measure()
-        size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device, budget_left)
+        size = cache_size(self._layers, config, checkpoint.context_length, self.dtype, self.device, budget_left)
         self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
         self.context_length = size.context_length
-        self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device)
+        self._cache = KVCache(self._layers, self.blocks, config.block_tokens, self.dtype, self.device)
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
         """Compute the plan's slices."""
-        return self._compute(flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device))
+        batch = flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device, self._tile_rows)
+        return self._compute(batch)
 
     def _compute(self, batch: flat_batch.FlatBatch) -> ForwardOutput:
         logits = self._logits(batch, batch.logit_rows)
