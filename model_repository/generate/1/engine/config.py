@@ -55,6 +55,11 @@ class EngineConfig:
         "full", INT8,
         meaning="weight format: full is the dtype; int8 is int8 quantization with per-channel scales",
     )  # fmt: skip
+    kv_dtype: str = _one_of(
+        "auto", INT8,
+        meaning="number type of keys and values in the KV cache; auto: the dtype; int8: a scale for each token and KV "
+        "head, about half the memory of bfloat16",
+    )  # fmt: skip
     runner: str = _one_of(
         "auto", "native", "graphs", "reference",
         meaning="the model runner: own kernels (native, on a CPU), Hugging Face's code with CUDA graphs (graphs, for "

@@ -49,4 +49,8 @@ def why_not_native(checkpoint: Checkpoint, config: EngineConfig, device: torch.d
     """Why the native kernels do not support it; empty if they do."""
     if config.runner in _HUGGING_FACE:
         return f"runner {config.runner} does not support int8 weights; set runner to auto"
-    return "it computes on a GPU" if device.type != "cpu" else unsupported_reason(checkpoint, dtype)
+    if device.type != "cpu":
+        return "it computes on a GPU"
+    if config.kv_dtype == INT8 and config.block_tokens % 2:
+        return f"kv_dtype int8 needs an even block_tokens (got {config.block_tokens})"
+    return unsupported_reason(checkpoint, dtype)

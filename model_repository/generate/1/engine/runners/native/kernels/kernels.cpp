@@ -4,6 +4,7 @@
 // for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bf16_packed.hpp"
@@ -25,21 +26,21 @@ struct Handle {
     std::vector<Scorer> scorers;
 };
 
-std::unique_ptr<Decoder> make_decoder(const Program& program, bool is_bf16, bool is_int8) {
-    if (is_bf16 && is_int8) return std::make_unique<Interpreter<bf16, int8_t>>(program);
-    if (is_bf16) return std::make_unique<Interpreter<bf16, bf16>>(program);
-    if (is_int8) return std::make_unique<Interpreter<float, int8_t>>(program);
-    return std::make_unique<Interpreter<float, float>>(program);
+std::unique_ptr<Decoder> make_decoder(const Program& program, bool is_bf16, bool is_int8, bool int8_kv) {
+    if (is_bf16 && is_int8) return std::make_unique<Interpreter<bf16, int8_t>>(program, int8_kv);
+    if (is_bf16) return std::make_unique<Interpreter<bf16, bf16>>(program, int8_kv);
+    if (is_int8) return std::make_unique<Interpreter<float, int8_t>>(program, int8_kv);
+    return std::make_unique<Interpreter<float, float>>(program, int8_kv);
 }
 
 }  // namespace
 
 extern "C" {
 
-// is_bf16: the type of activations and of the KV cache; is_int8: that of the weights.
-void* open_model(const Program* program, int is_bf16, int is_int8, int threads) {
-    return new Handle{
-        ThreadPool(threads), make_decoder(*program, is_bf16, is_int8), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
+// is_bf16: the type of activations; is_int8: that of the weights. The KV cache has the type of activations, or int8_kv.
+void* open_model(const Program* program, int is_bf16, int is_int8, int int8_kv, int threads) {
+    auto decoder = make_decoder(*program, is_bf16, is_int8, int8_kv);
+    return new Handle{ThreadPool(threads), std::move(decoder), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
 }
 
 void step_model(void* model, const Step* step) {
