@@ -59,6 +59,11 @@ class EngineConfig:
     vocabulary_bits: str = _one_of(
         "8", "4", meaning="with weights int4, the bits of the embedding and of the matrix of the logits"
     )
+    kv_dtype: str = _one_of(
+        "auto", INT8,
+        meaning="number type of keys and values in the KV cache; auto: the dtype; int8: a scale for each token and KV "
+        "head, about half the memory of bfloat16",
+    )  # fmt: skip
     runner: str = _one_of(
         "auto", "native", "graphs", "reference",
         meaning="the model runner: own kernels (native, on a CPU), Hugging Face's code with CUDA graphs (graphs, for "

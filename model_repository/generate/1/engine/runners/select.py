@@ -36,7 +36,13 @@ def open_runner(
     library = None if reason else build.kernels()
     if library is not None:
         return NativeRunner(folder, config, device, dtype, library, load_progress)
-    setting = f"weights {config.weights}" if config.weights in _KERNELS_ONLY else "runner native" if config.runner == NATIVE else ""
+    setting = (
+        f"weights {config.weights}"
+        if config.weights in _KERNELS_ONLY
+        else "runner native"
+        if config.runner == NATIVE
+        else ""
+    )
     if setting:
         raise CheckpointError(f"{setting} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
     _refuse_gguf(folder, f"only the kernels read it, and {reason or 'they cannot be compiled here'}")
@@ -52,4 +58,8 @@ def why_not_native(checkpoint: Checkpoint, config: EngineConfig, device: torch.d
     """Why the native kernels do not support it; empty if they do."""
     if config.runner in _HUGGING_FACE:
         return f"runner {config.runner} does not support {config.weights} weights; set runner to auto"
-    return "it computes on a GPU" if device.type != "cpu" else unsupported_reason(checkpoint, dtype)
+    if device.type != "cpu":
+        return "it computes on a GPU"
+    if config.kv_dtype == INT8 and config.block_tokens % 2:
+        return f"kv_dtype int8 needs an even block_tokens (got {config.block_tokens})"
+    return unsupported_reason(checkpoint, dtype)

@@ -25,7 +25,7 @@ from ...sampling.sampler import Argmax
 from ...sampling.scratch import rows_at_once
 from ...scheduling.scheduler import Slice
 from ..interface import ForwardOutput, engine_memory, weights_in_memory
-from ..kv_cache import KVCache, LayerShape, cache_size
+from ..kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from ..loading import load_at_low_priority
 from . import families
 from .quantized import BLOCK_OUTPUTS
@@ -79,14 +79,16 @@ class NativeRunner:
         trim_heap()
         self._open_cache(checkpoint, config)
         library.open_model.restype = POINTER
-        library.open_model.argtypes = [POINTER, ctypes.c_int, ctypes.c_int]
+        library.open_model.argtypes = [POINTER, *[ctypes.c_int] * 3]
         for function in (library.step_model, library.sample_tokens, library.project_rows, library.score_rows):
             function.argtypes = [POINTER, POINTER]
         library.close_model.argtypes = [POINTER]
         threads = config.threads or len(os.sched_getaffinity(0))
         # Torch applies the logit filters.
         torch.set_num_threads(threads)
-        self._handle = library.open_model(ctypes.byref(self._model), dtype == torch.bfloat16, threads)
+        self._handle = library.open_model(
+            ctypes.byref(self._model), dtype == torch.bfloat16, config.kv_dtype == INT8, threads
+        )
 
     def _open_cache(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         kv_heads, head_dim = self._model.num_heads // self._model.heads_per_kv, self._model.head_dim
@@ -95,7 +97,8 @@ class NativeRunner:
         size = cache_size(shapes, config, checkpoint.context_length, self.dtype, self.device, budget_left)
         self.blocks, self.context_length = self.memory.open_pool(size, grows=True), size.context_length
         padding = _READ_BEYOND // config.block_tokens + 1
-        self._cache = KVCache(shapes, self.blocks + padding, config.block_tokens, self.dtype, self.device)
+        stored = stored_dtype(config, self.dtype)
+        self._cache = KVCache(shapes, self.blocks + padding, config.block_tokens, self.dtype, self.device, stored)
         self._keys, self._values = (
             (POINTER * len(shapes))(*(tensor.data_ptr() for tensor in tensors))
             for tensors in (self._cache.keys, self._cache.values)

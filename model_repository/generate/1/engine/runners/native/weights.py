@@ -123,9 +123,7 @@ class WeightPacker:
         pays = self._dtype == torch.bfloat16 and bf16_packing_pays(self._library)
         if pays and (packed := pack_bf16(blocks, self._library)):
             tiles, outliers, offsets = (self.hold(tensor) for tensor in packed[:3])
-            return Weights(
-                tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=packed.max_exponent, **sizes
-            )
+            return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=packed.max_exponent, **sizes)
         return Weights(values=self.hold(blocks), **sizes)
 
     def _packed_groups(self, stack: Stack) -> Weights:
@@ -133,7 +131,9 @@ class WeightPacker:
         for part in parts:
             self.hold_structure(part)
         blocks = [part.blocks() for part in parts]
-        in_order = [block for each in zip(*blocks, strict=True) for block in each] if stack.interleaved else sum(blocks, [])
+        in_order = (
+            [block for each in zip(*blocks, strict=True) for block in each] if stack.interleaved else sum(blocks, [])
+        )
         array = (GroupedBlock * len(in_order))(*in_order)
         self.hold_structure(array)
         factors = [part.factors for part in parts]

@@ -4,6 +4,7 @@
 // for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bf16_packed.hpp"
@@ -27,19 +28,19 @@ struct Handle {
     std::vector<Scorer> scorers;
 };
 
-std::unique_ptr<Decoder> make_decoder(const Program& program, bool is_bf16) {
-    if (is_bf16) return std::make_unique<Interpreter<bf16>>(program);
-    return std::make_unique<Interpreter<float>>(program);
+std::unique_ptr<Decoder> make_decoder(const Program& program, bool is_bf16, bool int8_kv) {
+    if (is_bf16) return std::make_unique<Interpreter<bf16>>(program, int8_kv);
+    return std::make_unique<Interpreter<float>>(program, int8_kv);
 }
 
 }  // namespace
 
 extern "C" {
 
-// is_bf16: the type of activations, of the KV cache and of weights whose form is kFull.
-void* open_model(const Program* program, int is_bf16, int threads) {
-    return new Handle{
-        ThreadPool(threads), make_decoder(*program, is_bf16), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
+// is_bf16: the type of activations, of the KV cache unless it is int8_kv, and of weights whose form is kFull.
+void* open_model(const Program* program, int is_bf16, int int8_kv, int threads) {
+    auto decoder = make_decoder(*program, is_bf16, int8_kv);
+    return new Handle{ThreadPool(threads), std::move(decoder), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
 }
 
 void step_model(void* model, const Step* step) {
