@@ -16,7 +16,7 @@ import torch
 from tritonlm.contract import Checkpoint
 from tritonlm.contract.load_progress import LoadProgress
 
-from ...config import EngineConfig
+from ...config import INT8, EngineConfig
 from ...memory import trim_heap
 from ...monitoring.progress import Progress
 from ...sampling.logit_filters import SamplingSettings
