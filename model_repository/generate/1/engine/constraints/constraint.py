@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher
-from tritonlm.contract import EngineFailure, InvalidRequest, SamplingParameters
+from tritonlm.contract import InvalidRequest, SamplingParameters
+from tritonlm.contract.structured_outputs import NAME
 
 Words = npt.NDArray[np.int32]
 
@@ -93,7 +94,7 @@ class Constraint:
             _clear(rest, self._ends)
             return bool(rest.any())
         if not mask.any():
-            raise EngineFailure("structured_outputs: no token of this model's vocabulary can go on in the grammar")
+            raise InvalidRequest(f"{NAME}: no token of this model's vocabulary continues the grammar", NAME)
         return True
 
 
@@ -103,6 +104,7 @@ def _clear(mask: Words, ids: Sequence[int]) -> None:
             mask.view(np.uint32)[token_id // 32] &= np.uint32(~(1 << token_id % 32) & 0xFFFFFFFF)
 
 
-def _failure(matcher: LLMatcher) -> EngineFailure:
+def _failure(matcher: LLMatcher) -> InvalidRequest:
+    """It has reached a limit of its size: a grammar that is wrong is refused before."""
     reason = " ".join(matcher.get_error().split())[:200]
-    return EngineFailure(f"structured_outputs: the grammar cannot go on ({reason or 'a token does not follow it'})")
+    return InvalidRequest(f"{NAME}: the grammar is too complex to go on ({reason})", NAME)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from tritonlm.contract import InvalidRequest
 from tritonlm.contract.structured_outputs import CHOICE, GRAMMAR, JSON, JSON_OBJECT, NAME, REGEX
 
 # Bounds of a grammar: the regular expressions built at its start (50,000 in a millisecond) and in a step (14,000), the
 # parser's items in a step (20,000 in a millisecond), the states of its lexer (up to 2 kB each), and its symbols.
 _LIMITS = LLParserLimits(
-    initial_lexer_fuel=10_000_000,
+    initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,
     max_lexer_states=50_000,
@@ -34,7 +34,15 @@ _JSON_OPTIONS: Any = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
 }  # fmt: skip
 _OPTIONS_KEY = "x-guidance"
+# The largest number of repetitions in a regular expression: a longer forced text takes too long to tokenize.
+_MOST_REPETITIONS = 10_000
+_REPETITIONS = re.compile(r"\{\s*(\d+)?\s*(?:,\s*(\d+)?\s*)?\}")
+# The time to convert GBNF grows with the square of its length.
+_MOST_GBNF_CHARACTERS = 16_384
 _MESSAGE_CHARACTERS = 400
+# Keywords whose keys are names, and keywords that hold values and no schemas.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_VALUES = ("enum", "const", "default", "examples")
 _UNSUPPORTED = re.compile(r"Unimplemented keys: (\[.*?\])")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: (.*)")
 
@@ -45,13 +53,19 @@ def compile_grammar(structured_outputs: Mapping[str, Any], tokenizer: LLTokenize
     name = f"{NAME}.{kind}"
     matcher = LLMatcher(tokenizer, _grammar(name, kind, content), log_level=0, limits=_LIMITS)
     _check(name, matcher, content)
-    # Some limits are reached by the first mask only.
-    probe = matcher.deep_copy()
-    mask = np.frombuffer(probe.compute_bitmask(), np.uint8)
-    _check(name, probe, content)
+    _try(name, matcher.deep_copy(), content)
+    return matcher
+
+
+def _try(name: str, matcher: LLMatcher, content: Any) -> None:
+    """Some limits are reached by the first mask or the first token only."""
+    mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+    _check(name, matcher, content)
     if not mask.any():
         raise InvalidRequest(f"{name} allows no text at all", name)
-    return matcher
+    # The last token is no end of text, or it is the only one.
+    matcher.consume_token(int(np.flatnonzero(mask)[-1]))
+    _check(name, matcher, content)
 
 
 def _grammar(name: str, kind: str, content: Any) -> str:
@@ -60,14 +74,21 @@ def _grammar(name: str, kind: str, content: Any) -> str:
             return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
         if kind == JSON:
             return _json_grammar(name, content)
+        if kind == CHOICE:
+            # A terminal, which the lexer matches: a rule of many alternatives would be too large for the parser.
+            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in content)
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
+        _check_repetitions(name, content)
         if kind == REGEX:
             return LLMatcher.grammar_from_regex(content)
-        if kind == CHOICE:
-            return LLMatcher.grammar_from_lark(
-                "start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in content)
-            )
         assert kind == GRAMMAR
-        return LLMatcher.grammar_from_lark(any_to_lark(content))
+        if is_lark_syntax(content):
+            return LLMatcher.grammar_from_lark(content)
+        if len(content) > _MOST_GBNF_CHARACTERS:
+            raise InvalidRequest(
+                f"{name} in GBNF must have at most {_MOST_GBNF_CHARACTERS} characters; write it in Lark's syntax", name
+            )
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(content))
     except InvalidRequest:
         raise
     except Exception as error:  # the converter of GBNF raises nothing narrower
@@ -80,7 +101,17 @@ def _json_grammar(name: str, schema: dict[str, Any] | bool) -> str:
     schema = {} if schema is True else schema
     if _OPTIONS_KEY in schema:
         raise InvalidRequest(f"{name}: the key {_OPTIONS_KEY!r} is not supported; leave it out", name)
+    for place, key, value in _keywords(schema):
+        patterns = [value] if key == "pattern" else value if key == "patternProperties" else ()
+        for pattern in patterns:
+            _check_repetitions(name, pattern, f" (at {place})")
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_OPTIONS)
+
+
+def _check_repetitions(name: str, text: Any, where: str = "") -> None:
+    for match in _REPETITIONS.finditer(text if isinstance(text, str) else ""):
+        if any(len(count) > 6 or int(count) > _MOST_REPETITIONS for count in match.groups("0")):
+            raise InvalidRequest(f"{name}{where}: {match[0]} repeats more than {_MOST_REPETITIONS} times", name)
 
 
 def _check(name: str, matcher: LLMatcher, content: Any) -> None:
@@ -100,19 +131,24 @@ def _check(name: str, matcher: LLMatcher, content: Any) -> None:
 
 
 def _place_of(schema: Any, key: str, value: str | None = None) -> str | None:
-    """The JSON pointer of the first such key in a schema, or of the first with this value."""
-    pending: list[tuple[str, Any]] = [("", schema)]
+    """The JSON pointer of the first such keyword in a schema, or of the first with this value."""
+    return next((place for place, name, found in _keywords(schema) if name == key and value in (None, found)), None)
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
+    """Each keyword of a schema with its JSON pointer and its value, the outer ones first."""
+    # Objects whose keys are names of the caller are no schemas, but hold some.
+    pending: list[tuple[str, Any, bool]] = [("", schema, True)]
     while pending:
-        path, item = pending.pop(0)
+        path, item, is_schema = pending.pop(0)
         if isinstance(item, Mapping):
-            # A property may have the name of a keyword.
-            is_map = path.rpartition("/")[2] in ("properties", "patternProperties", "$defs", "definitions")
-            if key in item and not is_map and value in (None, item[key]):
-                return f"{path}/{key}"
-            pending += [(f"{path}/{name}", inner) for name, inner in item.items()]
+            for key, value in item.items():
+                if is_schema:
+                    yield f"{path}/{key}", key, value
+                if not is_schema or key not in _VALUES:
+                    pending.append((f"{path}/{key}", value, not is_schema or key not in _NAMED))
         elif isinstance(item, list):
-            pending += [(f"{path}/{index}", inner) for index, inner in enumerate(item)]
-    return None
+            pending += [(f"{path}/{index}", inner, True) for index, inner in enumerate(item)]
 
 
 def _short(message: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import accumulate, islice, pairwise
 
-from tritonlm.contract import EngineFailure, TokenLogprob
+from tritonlm.contract import EngineFailure, InvalidRequest, TokenLogprob
 
 from ..constraints.mask_worker import MaskWorker, StepMasks
 from ..monitoring.metrics import ACCEPTED_TOKENS, DRAFT_TOKENS, FORCED_TOKENS, Metrics
@@ -22,8 +22,8 @@ from ..sampling.token_masks import NO_MASK, TokenMasks
 from ..scheduling.scheduler import Scheduler, Slice
 from .sequence_output import STOP
 
-# The most tokens that a grammar forces in one step of a sequence, so that an endless one does not hold up the others.
-_MOST_FORCED = 64
+# How long a step looks for forced tokens of one sequence, so that an endless text does not hold up the others.
+_FORCED_SECONDS = 0.002
 
 
 class StepOutputProcessor:
@@ -137,7 +137,8 @@ class StepOutputProcessor:
         """Append the tokens that the request's grammar forces. The next step computes them together."""
         if request.constraint is None:
             return
-        for _ in range(_MOST_FORCED):
+        until = time.monotonic() + _FORCED_SECONDS
+        while time.monotonic() < until:
             token_id = request.constraint.forced_token()
             if token_id is None:
                 return
@@ -170,7 +171,7 @@ class StepOutputProcessor:
             return True
         try:
             request.constraint.advance(token_id)
-        except EngineFailure as error:
+        except InvalidRequest as error:
             self._end(request, error)
             return False
         if request.constraint.complete:
