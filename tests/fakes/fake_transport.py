@@ -124,7 +124,7 @@ class FakeTransport:
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         self._find(model)
-        return [*([0] if add_special_tokens else []), *(prompt.text or "").encode()]
+        return [*([0] if add_special_tokens else []), *prompt_text(prompt).encode()]
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         self._find(model)

@@ -24,6 +24,7 @@ from .loading import Loader
 from .metrics import LiveValues
 from .middleware import REQUEST_ID, RequestMiddleware
 from .quota import Quota
+from .responses_api.store import ResponseStore
 from .routes import ROUTERS
 from .services import Services
 from .settings import GatewaySettings
@@ -81,8 +82,15 @@ def _create_services(client: AsyncClient, settings: GatewaySettings) -> Services
         live_values=live_values,
         loader=Loader(client, settings),
         quota=Quota(settings.limits_storage),
+        response_store=_response_store(settings),
         training=training,
     )
+
+
+def _response_store(settings: GatewaySettings) -> ResponseStore | None:
+    if settings.response_store is None:
+        return None
+    return ResponseStore(settings.response_store, settings.response_days, settings.response_store_bytes)
 
 
 def _add_middleware(app: FastAPI, services: Services, tracing: Tracing | None) -> None:
