@@ -60,7 +60,7 @@ class Body(BaseModel):
         return {name: value for name, value in sent.items() if value is not None}
 
 
-def _sampling_fields(*without: str) -> dict[str, Any]:
+def sampling_fields(*without: str) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     for spec in fields(SamplingParameters):
         if spec.name not in (*RESERVED_PARAMETERS, *without):
@@ -103,9 +103,9 @@ class _Chat(_Common):
     )
 
 
-CompletionRequest: type[_Completion] = create_model("CompletionRequest", __base__=_Completion, **_sampling_fields())
+CompletionRequest: type[_Completion] = create_model("CompletionRequest", __base__=_Completion, **sampling_fields())
 ChatRequest: type[_Chat] = create_model(
-    "ChatRequest", __base__=_Chat, **_sampling_fields("echo", "logprobs", "add_special_tokens")
+    "ChatRequest", __base__=_Chat, **sampling_fields("echo", "logprobs", "add_special_tokens")
 )
 
 
