@@ -87,12 +87,26 @@ class SteppedEngine:
             self._step()
             yield requests
 
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        """The log-probabilities of a prompt's tokens, but for the first one."""
+        parameters = SamplingParameters.from_mapping({"max_tokens": 0, "seed": 0, "echo": True, "logprobs": 0})
+        items: list[Any] = []
+        self._submit([prompt], parameters, lambda item, _: items.append(item), stream=False)
+        while not items:
+            self._step()
+        entries = [entry for chunk in items for entry in chunk.logprobs]
+        return [entry.logprob for entry in entries[1:]]
+
     def _submit(
-        self, prompts: Prompts, parameters: SamplingParameters, deliver: Callable[[Any, bool], None]
+        self,
+        prompts: Prompts,
+        parameters: SamplingParameters,
+        deliver: Callable[[Any, bool], None],
+        *,
+        stream: bool = True,
     ) -> list[Request]:
-        requests = [
-            Request(str(i), prompt, GenerationRequest(parameters, True), deliver) for i, prompt in enumerate(prompts)
-        ]
+        generation = GenerationRequest(parameters, stream)
+        requests = [Request(str(i), prompt, generation, deliver) for i, prompt in enumerate(prompts)]
         for request in requests:
             self._engine.submit(request)
         return requests
@@ -115,6 +129,7 @@ class EngineSide(SteppedEngine):
         weights: str = "full",
         speculative_tokens: int = 0,
         device: str = "cpu",
+        **settings: Any,
     ) -> None:
         config = EngineConfig(
             device=device,
@@ -123,6 +138,7 @@ class EngineSide(SteppedEngine):
             runner=runner,
             weights=weights,
             speculative_tokens=speculative_tokens,
+            **settings,
         )
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         super().__init__(

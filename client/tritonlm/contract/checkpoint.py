@@ -79,6 +79,12 @@ class Checkpoint:
             return 2 * gguf_tensors.parameter_count(gguf_tensors.read(self.folder).values())
         return sum(file.stat().st_size for file in self.weight_files())
 
+    def quantized_bytes(self) -> int:
+        """The bytes of the tensors of GGUF files; 0 for other checkpoints."""
+        if not self._has_gguf_tensors():
+            return 0
+        return sum(tensor.byte_count for tensor in gguf_tensors.read(self.folder).values())
+
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times; it changes when a file changes, and reads no content."""
         try:

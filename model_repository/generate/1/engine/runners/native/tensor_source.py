@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tritonlm.contract import CheckpointError
 
 from .gguf_source import GgufSource, holds_gguf
+from .quantized import Quantized
 
 
 class TensorSource(Protocol):
@@ -20,6 +21,9 @@ class TensorSource(Protocol):
 
     def get(self, name: str, index: int | None = None) -> torch.Tensor:
         """The tensor, or tensor[index]; it may lie in the mapped file."""
+
+    def quantized(self, name: str, index: int | None = None) -> Quantized | None:
+        """The matrix (outputs, inputs), or matrix `index` of a stack; None where it is stored as plain numbers."""
 
     def close(self) -> None:
         """Unmap the files."""
@@ -45,6 +49,9 @@ class SafetensorsSource:
         opened = self._files[name]
         tensor: torch.Tensor = opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
         return tensor
+
+    def quantized(self, name: str, index: int | None = None) -> Quantized | None:
+        return None
 
     def close(self) -> None:
         self._files.clear()
