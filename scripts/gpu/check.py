@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 import multiprocessing
 import os
 import platform
@@ -169,6 +170,7 @@ def run_in_process(stage: Stage, options: Options, results: Path, began: float) 
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     report = Reporter(stage.name, results, terminal, began)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         run: Run = importlib.import_module(stage.module).run
         run(options, report)

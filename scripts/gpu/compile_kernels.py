@@ -11,7 +11,7 @@ from typing import Any
 
 import triton
 from engine.runners.gpu.block_attention import launch_sizes
-from engine.runners.gpu.kernels import attention
+from engine.runners.gpu.kernels import attention, layers
 from stage import Report
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -37,11 +37,14 @@ def report_compiled(report: Report) -> None:
     constants = {"value_width": 128, "padded_value": 128, "splits": 16, "height": 1}
     report(kernel="combine", **compiled(attention.combine, constants))
     report(kernel="write", **compiled(attention.write, {"width": 128, "value_width": 128, "padded": 128}))
+    constants = {"width": 4096, "padded": 4096, "adds_one": False}
+    report(kernel="rms_norm", **compiled(layers.rms_norm, constants))
+    report(kernel="silu_multiply", **compiled(layers.silu_multiply, {"width": 14_336, "block": 1024}))
 
 
 def compiled(kernel: Any, constants: dict[str, object], warps: int = 4) -> dict[str, object]:
     names: list[str] = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else _type_of(name) for name in names}
+    signature = {name: "constexpr" if name in constants else _type_of(kernel, name) for name in names}
     aligned = [
         n
         for n, name in enumerate(names)
@@ -59,16 +62,18 @@ def compiled(kernel: Any, constants: dict[str, object], warps: int = 4) -> dict[
     return {"warps": warps, "shared_bytes": result.metadata.shared, "seconds": seconds, **_usage(result.asm["cubin"])}
 
 
-def _type_of(name: str) -> str:
+def _type_of(kernel: Any, name: str) -> str:
+    if name == "rows" and kernel is not layers.rms_norm:
+        return "i32"
     if name == "slots":
         return "*i64"
     if name in ("parts", "bests", "totals"):
         return "*fp32"
     if name.startswith("tile_") or name == "tables":
         return "*i32"
-    if name in ("scale", "softcap"):
+    if name in ("scale", "softcap", "epsilon"):
         return "fp32"
-    numbers = ("query", "keys", "values", "key_cache", "value_cache", "output")
+    numbers = ("query", "keys", "values", "key_cache", "value_cache", "output", "rows", "weights", "both")
     return "*bf16" if name in numbers else "i32"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import random_models
 import torch
@@ -29,10 +30,10 @@ def run(options: Options, report: Report) -> None:
 def _measure_shape(shape: Shape, options: Options, limits: Limits, report: Report) -> None:
     began = time.perf_counter()
     engine = random_models.make_engine(shape, options, max(shape.batches))
-    runner = engine.runner
+    runner: Any = engine.runner
     report(
         shape=shape.name, made_seconds=round(time.perf_counter() - began, 2),
-        recorded_shapes=len(runner.graphs.recordings),  # type: ignore[attr-defined]
+        recorded_shapes=len(runner.graphs.recordings), attention="in place" if runner.in_place else "gathered",
         kv_cache_tokens=runner.blocks * 16, memory_bytes=runner.memory.resident,
     )  # fmt: skip
     cost = random_models.cost_of(shape)

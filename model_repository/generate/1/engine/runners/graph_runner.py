@@ -24,6 +24,8 @@ _log = logging.getLogger("tritonlm.engine")
 
 
 class GraphRunner(ReferenceRunner):
+    _fuses = True
+
     def __init__(
         self,
         folder: Path,
@@ -42,10 +44,15 @@ class GraphRunner(ReferenceRunner):
         most_slots = 2 * self.blocks * config.block_tokens
         self.graphs = graphs.GraphCache(
             self._compute, self._record, config.block_tokens, self.context_length, most_slots, self.dtype, self.device,
-            in_place=self._tile_rows > 0,
+            in_place=self.in_place,
         )  # fmt: skip
         if on_gpu:
             self.prepare(config.max_sequences)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether attention reads the blocks where they lie."""
+        return self._tile_rows > 0
 
     @torch.inference_mode()
     def _check_kernels(self) -> int:

@@ -23,6 +23,7 @@ from ..sampling.logprobs import score
 from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
 from . import attention, flat_batch, packed_linear
+from .gpu import block_attention, fused_layers
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
@@ -44,6 +45,8 @@ class ReferenceRunner:
 
     # The most rows of a tile, where attention reads the blocks in place; 0: the blocks are gathered.
     _tile_rows = 0
+    # Whether small layers are replaced by those of `gpu`, where that is possible.
+    _fuses = False
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class ReferenceRunner:
                 else load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
             )
         )
-        self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder))
+        self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder, self._fuses))
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
@@ -167,8 +170,8 @@ def copy_weights(model: Any) -> None:
 
 
 @torch.inference_mode()
-def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], LMHead]:
-    """Pack the weights, install the paged attention, and compare the logits of a few tokens before and after.
+def prepare(model: Any, folder: Path, fuses: bool = False) -> tuple[list[LayerShape], LMHead]:
+    """Pack weights, fuse layers, install the paged attention, and compare the logits of a few tokens before and after.
 
     The comparison rejects families that do not follow the attention interface, which would generate nonsense. It also
     checks whether the LM head reproduces the logits from the hidden states.
@@ -186,6 +189,8 @@ def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], LMHead]:
         expected = model(input_ids=ids, use_cache=False).logits
         if packed_linear.is_possible(model.device, model.dtype):
             packed_linear.pack(model)
+        if fuses and block_attention.is_possible(model.device):
+            _log.info("%s: %d layers are fused", name, fused_layers.fuse(model))
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)
