@@ -15,7 +15,7 @@ import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import EngineConfig
+from ..config import INT4, INT8, EngineConfig
 from ..memory import trim_heap
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import sample_tokens
@@ -73,6 +73,7 @@ class ReferenceRunner:
             )
         )
         self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder, self._fuses))
+        self._quantize(config)
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
@@ -82,6 +83,11 @@ class ReferenceRunner:
         self.context_length = size.context_length
         stored = stored_dtype(config, self.dtype)
         self._cache = KVCache(self._layers, self.blocks, config.block_tokens, self.dtype, self.device, stored)
+
+    def _quantize(self, config: EngineConfig) -> None:
+        """Quantize the weights as configured: this runner has none but full ones."""
+        if config.weights in (INT4, INT8):
+            raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
