@@ -118,5 +118,7 @@ def engine_memory(config: EngineConfig, device: torch.device) -> EngineMemory:
 
 def weights_on_disk(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """How many bytes the weights of a checkpoint's files take in this number type."""
+    if checkpoint.quantized:
+        return sum(layout.count for layout in checkpoint.quantized.values()) * dtype.itemsize
     own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
     return checkpoint.weight_bytes() * dtype.itemsize // _DTYPES.get(str(own), torch.float32).itemsize

@@ -18,6 +18,8 @@ import torch
 from tritonlm.contract import CheckpointError, gguf_tensors
 from tritonlm.contract.gguf_tensors import StoredTensor
 
+from .quantized import Quantized
+
 # So many numbers at a time: their float32 fit into a core's cache.
 _SLICE = 2**18
 _MAX_THREADS = 4
@@ -60,6 +62,9 @@ class GgufSource:
             values = values + tensor.add
         values = values.t().contiguous() if tensor.transposed else values
         return values if index is None else values[index]
+
+    def quantized(self, name: str, index: int | None = None) -> Quantized | None:
+        return None
 
     def _dequantized(self, tensor: StoredTensor) -> torch.Tensor:
         """The stored rows."""
