@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engine.config import EngineConfig
+from engine.runners.native.quantized_files import QuantizedSource
 from engine.runners.native.runner import NativeRunner
 from engine.runners.native.tensor_source import open_tensors
 from engine.runners.reference import ReferenceRunner
@@ -17,10 +20,15 @@ from engine.runners.select import open_runner
 from engine.scheduling.scheduler import Slice
 from fakes.quantized_checkpoints import AWQ_ORDER, FORMATS, LINEAR, change_config, pack, quantize_checkpoint
 from fakes.sequences import Sequence, every_logits
+from fakes.tiny_lm import make_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from tritonlm.contract import Checkpoint, CheckpointError
+from tritonlm.contract.quantization import layouts
+from tritonlm.contract.safetensors_header import StoredTensor
 
+from .family_zoo import ZOO
 from .harness import save_model
 
 CPU = torch.device("cpu")
@@ -29,6 +37,15 @@ Q_PROJ, DOWN_PROJ = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_
 # Every format's numbers are compared in a test of their own.
 SERVED = ("awq", "gptq 4 bits act-order", "W4A16", "W8A8", "fp8 blocks")
 BY_REFERENCE = ("gptq 4 bits act-order", "W8A8 tensor")
+
+
+def logits_of(folder: Path, runner: str) -> torch.Tensor:
+    config = EngineConfig(device="cpu", dtype="float32", max_sequences=2, runner=runner)
+    opened = open_runner(folder, config, CPU)
+    assert isinstance(opened, NativeRunner if runner == "native" else ReferenceRunner)
+    computed = every_logits(opened, [Slice(Sequence(IDS, list(range(1, 9))), 0, len(IDS))])  # type: ignore[arg-type]
+    opened.close()
+    return computed.float()
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +108,9 @@ def test_logits_are_those_of_transformers_on_the_dequantized_weights(
     assert set(missing) <= {"lm_head.weight"}
     with torch.inference_mode():
         logits = model(torch.tensor([IDS])).logits[0]
-    config = EngineConfig(device="cpu", dtype="float32", max_sequences=2, runner=runner)
-    opened = open_runner(folder, config, CPU)
-    assert isinstance(opened, NativeRunner if runner == "native" else ReferenceRunner)
-    computed = every_logits(opened, [Slice(Sequence(IDS, list(range(1, 9))), 0, len(IDS))])  # type: ignore[arg-type]
-    torch.testing.assert_close(computed.float(), logits, rtol=1e-3, atol=1e-3)
+    computed = logits_of(folder, runner)
+    torch.testing.assert_close(computed, logits, rtol=1e-3, atol=1e-3)
     assert torch.equal(computed.argmax(-1), logits.argmax(-1))
-    opened.close()
 
 
 def test_transformers_reads_the_same_numbers_of_fp8(folder: Path) -> None:
@@ -233,3 +246,85 @@ def test_what_a_list_leaves_out_is_read_as_plain_numbers(folder: Path) -> None:
     assert torch.equal(source.get(f"{Q_PROJ}.weight"), original[f"{Q_PROJ}.weight"].bfloat16())
     other = Q_PROJ.replace("q_proj", "k_proj") + ".weight"
     assert torch.equal(source.get(other), expected[other])
+
+
+def test_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
+    """The same numbers as transformers' own code, and its logits."""
+    sizes = {**ZOO["gpt_oss"], "intermediate_size": 96, "vocab_size": 96, "max_position_embeddings": 64}
+    folder = make_checkpoint(tmp_path / "lm", model_type="gpt_oss", **sizes)
+    tensors = load_file(folder / "model.safetensors")
+    random = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        blocks = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), generator=random, dtype=torch.uint8)
+        tensors[f"{name}_blocks"] = blocks
+        tensors[f"{name}_scales"] = torch.randint(120, 126, blocks.shape[:3], generator=random, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    change_config(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+
+    source = open_tensors(folder)
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    expected = convert_moe_packed_tensors(tensors[f"{name}_blocks"], tensors[f"{name}_scales"], dtype=torch.float32)
+    assert source.shape(name) == expected.shape == (5, 64, 192)
+    assert torch.equal(source.get(name), expected)
+    assert torch.equal(source.get(name, 3), expected[3])
+    quantized = source.quantized(name, 3)
+    assert quantized is not None
+    assert (quantized.bits, quantized.group) == (8, 32)
+    assert torch.equal(quantized.dequantized(), expected[3].t())
+    source.close()
+
+    with torch.inference_mode():
+        logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor([IDS])).logits[0]
+    torch.testing.assert_close(logits_of(folder, "native"), logits, rtol=1e-3, atol=1e-3)
+
+
+def test_the_transposed_matrices_of_gpt2(tmp_path: Path) -> None:
+    folder = save_model("gpt2", tmp_path / "lm")
+    tensors = load_file(folder / "model.safetensors")
+    name = "transformer.h.1.mlp.c_fc"
+    stored = FORMATS["gptq 4 bits"].store(tensors.pop(f"{name}.weight").t(), np.random.default_rng(0))
+    tensors |= {name + suffix: part.contiguous() for suffix, part in stored.tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    change_config(folder, quantization_config=FORMATS["gptq 4 bits"].config)
+    source = open_tensors(folder)
+    assert source.shape(f"{name}.weight") == (64, 256)
+    assert torch.equal(source.get(f"{name}.weight"), stored.weight.t().float())
+    quantized = source.quantized(f"{name}.weight")
+    assert quantized is not None
+    assert quantized.codes.shape == (256, 64)
+    source.close()
+
+
+@pytest.mark.parametrize("exponents", [False, True])
+def test_fp8_in_stacks_of_experts(exponents: bool) -> None:
+    """Three dimensions, with blocks that the matrices do not fill, and scales as numbers or as exponents."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 40, 80, generator=random).to(torch.float8_e4m3fn)
+    scales = torch.randint(120, 130, (3, 2, 3), generator=random, dtype=torch.uint8)
+    factors = 2.0 ** (scales.float() - 127)
+    stored = {"experts.up": values, "experts.up_scale_inv": scales if exponents else factors}
+    config = {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0" if exponents else None}
+    types = {torch.float8_e4m3fn: "F8_E4M3", torch.uint8: "U8", torch.float32: "F32"}
+    headers = {name: StoredTensor(types[tensor.dtype], tuple(tensor.shape)) for name, tensor in stored.items()}
+    source = QuantizedSource(Memory(stored), layouts({"quantization_config": config}, headers), torch.float32)
+    expected = torch.empty(3, 40, 80)
+    for expert, output, number in itertools.product(range(3), range(40), range(80)):
+        factor = factors[expert, output // 32, number // 32]
+        expected[expert, output, number] = values[expert, output, number].float() * factor
+    assert torch.equal(source.get("experts.up"), expected)
+    assert torch.equal(source.get("experts.up", 2), expected[2])
+    assert source.quantized("experts.up", 2) is None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Files that are tensors in memory."""
+
+    tensors: dict[str, torch.Tensor]
+
+    def get(self, name: str, index: int | None = None) -> torch.Tensor:
+        return self.tensors[name] if index is None else self.tensors[name][index]
+
+    def close(self) -> None:
+        self.tensors.clear()
