@@ -6,6 +6,7 @@ cannot be read is refused there. This package reads no numbers and knows no fami
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +17,11 @@ from .int32 import read_awq, read_gptq
 from .layout import Encoding, Layout, QuantizationError, Stored
 from .scaled import read_fp8, read_mxfp4
 
-__all__ = ["Encoding", "Layout", "QuantizationError", "layouts", "method_of"]
+__all__ = ["Encoding", "Layout", "QuantizationError", "description", "is_transposed", "layouts", "method_of"]
 
-_READERS = {
-    "awq": read_awq, "compressed-tensors": read_compressed, "fp8": read_fp8, "fbgemm_fp8": read_fp8,
-    "mxfp4": read_mxfp4,
-}  # fmt: skip
-_METHODS = ("awq", "gptq", "compressed-tensors", "fp8", "fbgemm_fp8", "mxfp4")
+_READERS = {"awq": read_awq, "fp8": read_fp8, "fbgemm_fp8": read_fp8, "mxfp4": read_mxfp4}
+_TRANSPOSING_READERS = {"gptq": read_gptq, "compressed-tensors": read_compressed}
+_METHODS = (*_READERS, *_TRANSPOSING_READERS)
 # Their matrices are stored as (inputs, outputs).
 _TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt")
 
@@ -45,14 +44,25 @@ def layouts(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> di
             f"quantization_config.quant_method is {method}, which is not read ({', '.join(_METHODS)} are); "
             "take the original, or a GGUF file"
         )
-    if method == "gptq":
-        found = dict(read_gptq(fields, tensors, config.get("model_type") in _TRANSPOSED))
+    if method in _TRANSPOSING_READERS:
+        found = dict(_TRANSPOSING_READERS[method](fields, tensors, is_transposed(config)))
     else:
         found = dict(_READERS[method](fields, tensors))
     plain = tensors.plain()
     if both := sorted(found.keys() & plain.keys()):
         raise QuantizationError(f"the weights have {both[0]} twice: quantized, and as plain numbers")
     return {**plain, **found}
+
+
+def is_transposed(config: Mapping[str, Any]) -> bool:
+    """Whether the family's code has its matrices as (inputs, outputs)."""
+    return config.get("model_type") in _TRANSPOSED
+
+
+def description(config: Mapping[str, Any], found: Mapping[str, Layout]) -> str | None:
+    """The method, and the most frequent kind of scales: "awq, groups of 128"."""
+    quantized = [layout.scale_name for layout in found.values() if layout.encoding != Encoding.PLAIN]
+    return ", ".join([str(method_of(config)), *(name for name, _ in Counter(quantized).most_common(1))])
 
 
 def _quantization(config: Mapping[str, Any]) -> Any:

@@ -37,7 +37,8 @@ class _Scheme:
         return any(_is_named(module, target) for target in self.targets)
 
 
-def read_compressed(fields: Fields, stored: Stored) -> Iterator[tuple[str, Layout]]:
+def read_compressed(fields: Fields, stored: Stored, transposed: bool = False) -> Iterator[tuple[str, Layout]]:
+    """With `transposed` the matrices of the model are (inputs, outputs), and packed ones (outputs, inputs)."""
     fields.text("format", default="dense", allowed=_FORMATS)
     sparsity = fields.part("sparsity_config")
     if sparsity is not None:
@@ -57,6 +58,8 @@ def read_compressed(fields: Fields, stored: Stored) -> Iterator[tuple[str, Layou
                 )
         scheme = _scheme_of(module, schemes)
         layout = _packed(stored, module, scheme) if is_packed else _scaled(stored, module, scheme)
+        if is_packed and transposed:
+            layout = replace(layout, shape=layout.shape[::-1], transposed=True)
         yield f"{module}.weight", layout
 
 

@@ -62,6 +62,23 @@ class Layout:
     def count(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def type_name(self) -> str:
+        """The type of its numbers as a person calls it; only of quantized tensors."""
+        if self.encoding == Encoding.MXFP4:
+            return "MXFP4"
+        return "FP8" if self.is_float else f"{self.bits}-bit"
+
+    @property
+    def scale_name(self) -> str:
+        """For what there is a scale."""
+        outputs, inputs = self.shape[-2:]
+        if self.encoding == Encoding.SCALED and self.block_outputs > 1:
+            whole = (self.block_outputs, self.group) == (outputs, inputs)
+            return "a scale for each matrix" if whole else f"blocks of {self.block_outputs} x {self.group}"
+        whole = self.group == (outputs if self.transposed else inputs)
+        return "a scale for each row" if whole else f"groups of {self.group}"
+
 
 class Stored:
     """The tensors of the files, by name; it remembers which ones belong to a quantized tensor."""

@@ -100,11 +100,16 @@ def choose_dtype(setting: str, checkpoint: Checkpoint, device: torch.device) -> 
     """`auto` is the checkpoint's own dtype, except for half-precision types that this CPU computes slowly."""
     if setting != "auto":
         return _DTYPES[setting]
-    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-    dtype = _DTYPES.get(str(own), torch.float32)
+    dtype = own_dtype(checkpoint)
     if device.type == "cpu" and dtype != torch.float32:
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     return dtype
+
+
+def own_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """That of config.json."""
+    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
+    return _DTYPES.get(str(own), torch.float32)
 
 
 def used_memory(device: torch.device) -> int:
@@ -120,5 +125,4 @@ def weights_on_disk(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """How many bytes the weights of a checkpoint's files take in this number type."""
     if checkpoint.quantized:
         return sum(layout.count for layout in checkpoint.quantized.values()) * dtype.itemsize
-    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-    return checkpoint.weight_bytes() * dtype.itemsize // _DTYPES.get(str(own), torch.float32).itemsize
+    return checkpoint.weight_bytes() * dtype.itemsize // own_dtype(checkpoint).itemsize

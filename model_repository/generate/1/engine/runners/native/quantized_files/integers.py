@@ -81,14 +81,14 @@ def _gptq(layout: Layout, part: Parts) -> Integers:
 
 
 def _packed(layout: Layout, part: Parts) -> Integers:
-    if "shape" in layout.parts and tuple(part("shape").tolist()) != layout.shape:
-        raise CheckpointError(
-            f"{layout.parts['shape']} says {part('shape').tolist()}, but the packed numbers are {list(layout.shape)}"
-        )
     codes = _unpacked(part("codes"), layout.bits).flatten(1)
+    if "shape" in layout.parts and part("shape").tolist() != list(codes.shape):
+        raise CheckpointError(
+            f"{layout.parts['shape']} says {part('shape').tolist()}, but the packed numbers are {list(codes.shape)}"
+        )
     zeros = None
     if "zeros" in layout.parts:
-        zeros = _unpacked(part("zeros"), layout.bits).permute(0, 2, 1).flatten(0, 1)[: layout.shape[0]]
+        zeros = _unpacked(part("zeros"), layout.bits).permute(0, 2, 1).flatten(0, 1)[: len(codes)]
     return _signed(layout, codes, zeros, part("scales"), _index(layout, part))
 
 
