@@ -39,8 +39,8 @@ SERVED = ("awq", "gptq 4 bits act-order", "W4A16", "W8A8", "fp8 blocks")
 BY_REFERENCE = ("gptq 4 bits act-order", "W8A8 tensor")
 
 
-def logits_of(folder: Path, runner: str) -> torch.Tensor:
-    config = EngineConfig(device="cpu", dtype="float32", max_sequences=2, runner=runner)
+def logits_of(folder: Path, runner: str, weights: str = "full") -> torch.Tensor:
+    config = EngineConfig(device="cpu", dtype="float32", max_sequences=2, runner=runner, weights=weights)
     opened = open_runner(folder, config, CPU)
     assert isinstance(opened, NativeRunner if runner == "native" else ReferenceRunner)
     computed = every_logits(opened, [Slice(Sequence(IDS, list(range(1, 9))), 0, len(IDS))])  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ def refusal(folder: Path) -> str:
         ("gptq 4 bits", {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; what is read is gptq or"),
         ("gptq 4 bits", {"is_marlin_format": True}, "is_marlin_format is True: the layout of one kernel (Marlin)"),
         ("gptq 4 bits", {"dynamic": {"+:.*down.*": {"bits": 8}}}, "dynamic has other settings for '+:.*down.*'"),
-        ("gptq 4 bits", {"quant_method": "bitsandbytes"}, "quant_method is bitsandbytes, which is not read (awq, gptq"),
+        ("gptq 4 bits", {"quant_method": "bitsandbytes"}, "quant_method is bitsandbytes, which is not read (awq, compressed"),
         ("gptq 4 bits", {"quant_method": None}, "quantization_config.quant_method is unknown, which is not read"),
         ("awq", {"bits": 8}, "quantization_config.bits is 8; what is read is 4"),
         ("awq", {"version": "gemv"}, "quantization_config.version is 'gemv'; what is read is gemm"),
@@ -270,7 +270,7 @@ def test_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
     assert torch.equal(source.get(name, 3), expected[3])
     quantized = source.quantized(name, 3)
     assert quantized is not None
-    assert (quantized.bits, quantized.group) == (8, 32)
+    assert (quantized.bits, quantized.group) == (4, 32)
     assert torch.equal(quantized.dequantized(), expected[3].t())
     source.close()
 

@@ -189,7 +189,7 @@ def test_a_broken_checkpoint_ends_the_command_with_one_line_and_code_1(repositor
         ("sharded", "has no model-00002-of-00002.safetensors, which model.safetensors.index.json lists"),
         (
             "quantized",
-            "quantized cannot be loaded: quantization_config.quant_method is hqq, which is not read (awq, gptq,",
+            "quantized cannot be loaded: quantization_config.quant_method is hqq, which is not read (awq, compressed",
         ),
         ("several", "several holds several GGUF files (a.gguf, b.gguf); name one"),
         ("x-generate=pickled", "a name must not end in tokenize, generate, detokenize"),

@@ -145,7 +145,7 @@ def _engine_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("runner", f"{engine['runner']}{why}, {engine['device']}, {engine['dtype']}"),
         ("memory", f"{total} for {memory['slots']} slots of {memory['context']:,} tokens: {weights} weights, "
-         f"{kv_cache if memory['kv_cache_bytes'] else 'unknown'} KV cache, {process} process"),
+         f"{kv_cache if memory['kv_cache_bytes'] else 'unknown'} KV cache in {engine['kv_dtype']}, {process} process"),
     ]  # fmt: skip
     if speed is None:
         return rows

@@ -90,12 +90,20 @@ class Checkpoint:
             raise CheckpointError(f"checkpoint {self.folder} cannot be loaded: {error}") from None
 
     def weight_bytes(self) -> int:
-        """The size of the weights' files; of quantized weights that of their numbers in bfloat16, which they become."""
+        """The size of the weights' files; of quantized weights that of their numbers in 16 bits, which they become."""
+        return 2 * self.quantized_count() or sum(file.stat().st_size for file in self.weight_files())
+
+    def quantized_count(self) -> int:
+        """The numbers in a checkpoint whose weights are quantized, in GGUF files too; 0 for others."""
         if self._has_gguf_tensors():
-            return 2 * gguf_tensors.parameter_count(gguf_tensors.read(self.folder).values())
-        if self.quantized:
-            return 2 * sum(layout.count for layout in self.quantized.values())
-        return sum(file.stat().st_size for file in self.weight_files())
+            return gguf_tensors.parameter_count(gguf_tensors.read(self.folder).values())
+        return sum(layout.count for layout in self.quantized.values())
+
+    def quantized_bytes(self) -> int:
+        """The bytes of the same where integers in groups are kept as they are; 0 for others."""
+        if self._has_gguf_tensors():
+            return sum(tensor.byte_count for tensor in gguf_tensors.read(self.folder).values())
+        return sum(layout.count * layout.kept_bits // 8 for layout in self.quantized.values())
 
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times; it changes when a file changes, and reads no content."""

@@ -41,7 +41,7 @@ def layouts(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> di
     method = fields.text("quant_method", default="unknown")
     if method not in _METHODS:
         raise QuantizationError(
-            f"quantization_config.quant_method is {method}, which is not read ({', '.join(_METHODS)} are); "
+            f"quantization_config.quant_method is {method}, which is not read ({', '.join(sorted(_METHODS))} are); "
             "take the original, or a GGUF file"
         )
     if method in _TRANSPOSING_READERS:

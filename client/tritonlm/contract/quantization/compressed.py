@@ -119,7 +119,8 @@ def _packed(stored: Stored, module: str, scheme: _Scheme) -> Layout:
         if stored.find(f"{module}.{suffix}"):
             stored.take(f"{module}.{suffix}", ["I32", "I64"], shape)
             parts[role] = f"{module}.{suffix}"
-    return Layout(Encoding.PACKED, (outputs, inputs), parts, scheme.bits, inputs // groups)
+    reordered = "index" in parts
+    return Layout(Encoding.PACKED, (outputs, inputs), parts, scheme.bits, inputs // groups, reordered=reordered)
 
 
 def _scaled(stored: Stored, module: str, scheme: _Scheme) -> Layout:

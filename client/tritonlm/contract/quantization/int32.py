@@ -47,11 +47,12 @@ def read_gptq(fields: Fields, stored: Stored, transposed: bool) -> Iterator[tupl
         stored.take(f"{module}.qzeros", ["I32"], (groups, outputs // per_int))
         stored.take(f"{module}.scales", SCALE_TYPES, (groups, outputs))
         parts, index = _parts(module), f"{module}.g_idx"
-        if stored.find(index) or fields.flag("desc_act", False):
+        reordered = fields.flag("desc_act", False)
+        if stored.find(index) or reordered:
             stored.take(index, ["I32", "I64"], (inputs,))
             parts["index"] = index
         shape = (inputs, outputs) if transposed else (outputs, inputs)
-        layout = Layout(Encoding.GPTQ, shape, parts, bits, inputs // groups, 1, offset, transposed)
+        layout = Layout(Encoding.GPTQ, shape, parts, bits, inputs // groups, 1, offset, transposed, reordered=reordered)
         yield f"{module}.weight", layout
 
 

@@ -55,12 +55,20 @@ class Layout:
     # The shape is (inputs, outputs), as GPT-2 stores its matrices.
     transposed: bool = False
     is_float: bool = False
+    # The inputs of a group are not consecutive.
+    reordered: bool = False
     # Products are rounded to the type of the scales, as the format's own code does.
     rounded: bool = False
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def kept_bits(self) -> int:
+        """Of a number in memory, where integers in groups are kept as they are, and others become 16 bits."""
+        is_kept = self.encoding != Encoding.PLAIN and not self.reordered
+        return self.bits if is_kept and (self.encoding == Encoding.MXFP4 or not self.is_float) else 16
 
     @property
     def type_name(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tritonlm.contract import Checkpoint, CheckpointError
 
-from .config import EngineConfig
+from .config import AUTO, EngineConfig
 from .perplexity import WINDOW, perplexity
 from .runners.interface import choose_devices, own_dtype
 from .runners.native.quantized_files.writer import write_quantized
@@ -38,7 +38,7 @@ def quantize(source: Path, folder: Path, bits: int, ids: list[int]) -> dict[str,
 def _perplexity(folder: Path, ids: list[int], when: str) -> float:
     config = EngineConfig.from_strings({})
     context = min(WINDOW, config.max_context_tokens or WINDOW, Checkpoint(folder).context_length)
-    config = replace(config, weights="full", max_sequences=1, max_context_tokens=context, kv_cache_tokens=0)
+    config = replace(config, weights=AUTO, max_sequences=1, max_context_tokens=context, kv_cache_tokens=0)
     _say(f"perplexity {when}: loading", 0, 0)
     runner = open_runner(folder, config, choose_devices(config.device)[0])
     try:

@@ -24,7 +24,7 @@ from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
 from . import attention, dequantized, flat_batch, packed_linear
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
-from .kv_cache import KVCache, LayerShape, cache_size
+from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
 from .loading import load_at_low_priority, reported_loading, tensor_bytes
 
@@ -65,7 +65,8 @@ class ReferenceRunner:
         size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device, budget_left)
         self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
         self.context_length = size.context_length
-        self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device)
+        stored = stored_dtype(config, self.dtype)
+        self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device, stored)
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:

@@ -35,8 +35,8 @@ def read_float8(layout: Layout, part: Parts, dtype: torch.dtype) -> torch.Tensor
 
 
 def read_mxfp4(part: Parts) -> Quantized:
-    """(outputs, inputs) of one expert; in integers of eight bits nothing is lost."""
+    """(outputs, inputs) of one expert."""
     blocks = part("blocks")
-    codes = torch.tensor(_DOUBLED, dtype=torch.int8)[torch.stack([blocks & 15, blocks >> 4], -1).int()]
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(1).view(torch.int8)
     scales = torch.ldexp(torch.ones(()), part("scales").int() - (_BIAS + 1))
-    return Quantized(codes.flatten(1), scales, None, 8)
+    return Quantized(codes, scales, None, 4, lowest=0, table=_DOUBLED)
