@@ -20,6 +20,7 @@ from ..monitoring.progress import Progress
 from ..sampling.logit_filters import SamplingSettings
 from ..sampling.logprobs import Scores
 from ..sampling.sampler import Argmax
+from ..sampling.token_masks import TokenMasks
 from ..scheduling.scheduler import Slice
 from .flat_batch import FlatBatch
 
@@ -73,6 +74,7 @@ class Runner(Protocol):
         settings: Sequence[SamplingSettings],
         uniforms: npt.NDArray[np.float64],
         rows: Sequence[int] | None = None,
+        masks: TokenMasks | None = None,
     ) -> torch.Tensor: ...
 
     def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores: ...

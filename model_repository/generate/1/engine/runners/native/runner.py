@@ -23,6 +23,7 @@ from ...sampling.logit_filters import SamplingSettings
 from ...sampling.logprobs import Scores
 from ...sampling.sampler import Argmax
 from ...sampling.scratch import rows_at_once
+from ...sampling.token_masks import TokenMasks
 from ...scheduling.scheduler import Slice
 from ..interface import ForwardOutput, engine_memory, weights_in_memory
 from ..kv_cache import KVCache, LayerShape, cache_size, stored_dtype
@@ -185,8 +186,10 @@ class NativeRunner:
         settings: Sequence[SamplingSettings],
         uniforms: npt.NDArray[np.float64],
         rows: Sequence[int] | None = None,
+        masks: TokenMasks | None = None,
     ) -> torch.Tensor:
         row_indices = np.asarray(range(len(settings)) if rows is None else rows, np.int32)
+        mask_indices = np.asarray(masks.index if masks else (), np.int32)
         ids = torch.empty(len(settings), dtype=torch.int64)
         temperatures, min_p = (
             np.array([getattr(row, n) for row in settings], np.float64) for n in ("temperature", "min_p")
@@ -194,7 +197,9 @@ class NativeRunner:
         top_k = np.array([row.top_k for row in settings], np.int32)
         top_p_tail = np.array([1 - row.top_p for row in settings], np.float32)
         arguments = Sample(
-            len(settings), logits.shape[1], logits.stride(0), logits.data_ptr(), row_indices.ctypes.data,
+            len(settings), logits.shape[1], logits.stride(0), masks.words.shape[1] if masks else 0,
+            logits.data_ptr(), row_indices.ctypes.data,
+            masks.words.ctypes.data if masks else None, mask_indices.ctypes.data,
             *(array.ctypes.data for array in (temperatures, top_k, top_p_tail, min_p, uniforms)), ids.data_ptr(),
         )  # fmt: skip
         self._library.sample_tokens(self._handle, ctypes.byref(arguments))

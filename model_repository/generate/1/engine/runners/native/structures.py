@@ -140,8 +140,8 @@ class Project(ctypes.Structure):
 
 class Sample(ctypes.Structure):
     _fields_ = [
-        *((name, INT) for name in ("rows", "vocab_size", "logit_stride")),
-        *((name, POINTER) for name in ("logits", "row_indices")),
+        *((name, INT) for name in ("rows", "vocab_size", "logit_stride", "mask_words")),
+        *((name, POINTER) for name in ("logits", "row_indices", "masks", "mask_indices")),
         *((name, POINTER) for name in ("temperatures", "top_k", "top_p_tail", "min_p", "uniforms", "ids")),
     ]
 
