@@ -33,6 +33,7 @@ _LAZY_COMMANDS = {
     "remove": ("registry", "remove"),
     "pull": ("checkpoints", "pull"),
     "inspect": ("inspect", "inspect"),
+    "quantize": ("quantize", "quantize"),
     "generate": ("text", "generate"),
     "complete": ("text", "complete"),
     "embed": ("text", "embed"),

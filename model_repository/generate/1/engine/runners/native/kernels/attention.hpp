@@ -259,7 +259,7 @@ class Attention : public KVLayout<T> {
     void add_tile(const Item& item, Scratch& scratch) const {
         for (int n = 0; n < item.count; n++)
             for (size_t k = (size_t)n * head_dim_; k < (size_t)(n + 1) * head_dim_; k += kVecSize) {
-                const Vec16 sums = to_floats(load_regs(&scratch.tile_sums[k]));
+                const Vec16 sums = to_vec(load_regs(&scratch.tile_sums[k]));
                 store(&scratch.sums[k], load(&scratch.sums[k]) + sums * scratch.weight_scales[n]);
                 store(&scratch.tile_sums[k], Reg16i{});
             }

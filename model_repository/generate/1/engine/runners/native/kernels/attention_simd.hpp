@@ -188,7 +188,7 @@ class SimdAttention {
 #pragma GCC unroll 6
             for (int n = 0; n < kQueries; n++) {
                 float* const to = scores + n * score_stride_;
-                if constexpr (kScaled) store(to, to_floats(sums[n][i]) * (query_scales[n] * load(vectors.scales[vec + i])));
+                if constexpr (kScaled) store(to, to_vec(sums[n][i]) * (query_scales[n] * load(vectors.scales[vec + i])));
                 else store(to, sums[n][i]);
             }
         }

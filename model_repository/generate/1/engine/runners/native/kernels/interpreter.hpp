@@ -1,9 +1,9 @@
 // One step of a decoder on a CPU: from the token ids of all rows (prompt chunks and decoding sequences) to logits. It runs a
 // family's program (program.hpp), one operation after the other; all threads share an operation's work items.
 //
-// Layout: buffers.hpp; the KV cache is KVLayout<T>, or KVLayout<int8_t>. T is the type of rows; W that of weights: T itself, or
-// int8, for which rows are quantized. Each row is computed in an order that does not depend on other rows.
-// ISA variants: those of gemm.hpp, int8.hpp and attention.hpp. Tests: tests/inference/test_native.py, test_native_families.py.
+// Layout: buffers.hpp; the KV cache is KVLayout<T>, or KVLayout<int8_t>. T is the type of rows; each matrix has its own form of
+// weights (multiply.hpp). Each row is computed in an order that does not depend on other rows.
+// ISA variants: those of multiply.hpp and attention.hpp. Tests: tests/inference/test_native.py, test_native_families.py.
 // It knows pointers and sizes. The caller owns the memory, and knows what the rows mean.
 #pragma once
 
@@ -32,11 +32,11 @@ class Decoder {
     virtual void project(ThreadPool& pool, const Project& project) = 0;
 };
 
-template <typename T, typename W>
+template <typename T>
 class Interpreter : public Decoder {
   public:
     Interpreter(const Program& program, bool int8_kv)
-        : program_(program), buffers_(program, Multiplier<T, W>::kLayout, int8_kv), rope_(program), int8_kv_(int8_kv),
+        : program_(program), buffers_(program, row_layout(program.lm_head), int8_kv), rope_(program), int8_kv_(int8_kv),
           attention_(program.num_heads, program.heads_per_kv, program.head_dim),
           int8_attention_(program.num_heads, program.heads_per_kv, program.head_dim) {
         int queues = 0;
@@ -49,7 +49,7 @@ class Interpreter : public Decoder {
             if (op.kind == OpKind::kMatmul) max_inputs_ = std::max(max_inputs_, arguments<MatmulOp>(op).weights.inputs);
             mixture_of_.push_back(mixtures_.empty() ? nullptr : &mixtures_.back());
             // Of QkvOp the second are for quantization.
-            queues += op.kind == OpKind::kExperts ? Mixture<T, W>::kStages : 1 + (op.kind == OpKind::kQkv);
+            queues += op.kind == OpKind::kExperts ? Mixture<T>::kStages : 1 + (op.kind == OpKind::kQkv);
         }
         last_queue_ = queues;
         queues_ = std::vector<MatmulQueues>(queues + kLastStages);
@@ -121,7 +121,7 @@ class Interpreter : public Decoder {
             mixture.reserve(padded);
             slots = std::max(slots, mixture.slots(padded));
         }
-        if (slots) scratch_.reserve(slots, program_.hidden_size, mixtures_.front().inner_size());
+        if (slots) scratch_.reserve(slots, program_.hidden_size, mixtures_.front().inner_size(), row_layout(program_.lm_head));
         multiplier_.reserve(std::max(padded, slots), max_inputs_);
     }
 
@@ -230,7 +230,7 @@ class Interpreter : public Decoder {
         attention.attend(op, keys, values, buffers_.floats(Buffer::kQueries), output, queue, thread);
     }
 
-    Stage compute_matmul(const Step& step, const MatmulOp& op, const Mixture<T, W>* mixture, MatmulQueues& queues) {
+    Stage compute_matmul(const Step& step, const MatmulOp& op, const Mixture<T>* mixture, MatmulQueues& queues) {
         MatmulOutput<T> output{OutputKind::kStore, op.weights.bias};
         if (op.to >= Buffer::kNormed) {
             output.kind = op.gated ? OutputKind::kGate : OutputKind::kActivate;
@@ -247,7 +247,7 @@ class Interpreter : public Decoder {
         return kMatmul;
     }
 
-    Stage mix_experts(const Step& step, const ExpertsOp& op, Mixture<T, W>& mixture, MatmulQueues* queues) {
+    Stage mix_experts(const Step& step, const ExpertsOp& op, Mixture<T>& mixture, MatmulQueues* queues) {
         const Rows<T>& rows = buffers_.rows(Buffer::kNormed, program_.hidden_size);
         mixture.run(rows, step.rows, buffers_.floats(op.to), scratch_, multiplier_, queues);
         return kMatmul;
@@ -289,16 +289,16 @@ class Interpreter : public Decoder {
 
     const Program program_;
     Buffers<T> buffers_;
-    Multiplier<T, W> multiplier_;
+    Multiplier<T> multiplier_;
     Rope rope_;
     const bool int8_kv_;
     Attention<T> attention_;
     Attention<int8_t> int8_attention_;
-    std::list<Mixture<T, W>> mixtures_;
-    typename Mixture<T, W>::Scratch scratch_;
+    std::list<Mixture<T>> mixtures_;
+    typename Mixture<T>::Scratch scratch_;
     // For each operation its first queues, and the mixture that it is or that precedes it.
     std::vector<int> first_queue_;
-    std::vector<Mixture<T, W>*> mixture_of_;
+    std::vector<Mixture<T>*> mixture_of_;
     std::vector<MatmulQueues> queues_;
     int last_queue_ = 0, max_inputs_ = 0;
     size_t reserved_ = 0;

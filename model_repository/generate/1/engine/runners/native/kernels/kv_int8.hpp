@@ -69,7 +69,7 @@ float quantize(const float* from, int count, Number* to) {
     return quantize(from, count, max.get(), to);
 }
 
-inline Vec16 to_floats(const Reg16i& numbers) {
+inline Vec16 to_vec(const Reg16i& numbers) {
     return __builtin_convertvector((Vec16i)numbers, Vec16);
 }
 
