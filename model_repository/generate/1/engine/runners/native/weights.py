@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
 from ...config import AUTO, INT4, INT8
-
 from .grouped_weights import is_supported, pack_groups
 from .quantize import quantize_groups
 from .quantized import BLOCK_OUTPUTS, Quantized, Stack, interleave_blocks
