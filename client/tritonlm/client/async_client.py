@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,6 +133,11 @@ class AsyncClient:
         """A text's token ids. The text may be longer than the context."""
         prompt = Prompt(text=text)
         return await self._on_any(lambda transport: transport.tokenize(model, prompt, add_special_tokens))
+
+    async def tokenize_chat(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The token ids of a chat's prompt; raises NotOffered if the checkpoint has no chat template."""
+        prompt = Prompt(messages=json.dumps(list(messages)))
+        return await self._on_any(lambda transport: transport.tokenize(model, prompt))
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         (prompt,) = read_prompts(list(ids), "ids")

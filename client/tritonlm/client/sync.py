@@ -160,6 +160,9 @@ class Client:
     def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self._loop.run(self._client.tokenize(model, text, add_special_tokens=add_special_tokens))
 
+    def tokenize_chat(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return self._loop.run(self._client.tokenize_chat(model, messages))
+
     def detokenize(self, model: str, ids: Sequence[int]) -> str:
         return self._loop.run(self._client.detokenize(model, ids))
 
