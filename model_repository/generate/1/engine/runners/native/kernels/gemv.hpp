@@ -105,7 +105,7 @@ TRITONLM_INLINE void accumulate_packed(
 #endif
 
 // A pass that reads weights from memory prefetches this many bytes ahead in each block of outputs.
-constexpr int kPassAhead = 6144, kPackedPassAhead = 3072;
+constexpr int kPassAhead = 4096, kPackedPassAhead = 3072;
 
 // For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line of `bytes` in each at every step.
 template <int kBlocks>
@@ -139,8 +139,8 @@ __attribute__((noinline)) void gemv(
             return sums.save(to, to_block);
         }
 #endif
-    // The processor's own prefetching suffices where weights are all that is read.
-    constexpr bool kPrefetches = sizeof(T) == sizeof(bf16) && kRows > 4;
+    // The processor's own prefetching suffices for one row.
+    constexpr bool kPrefetches = kRows > 1;
     for (int n = 0; n < kBlocks; n++) begin[n] = reinterpret_cast<const char*>(weights.block(blocks[n], inputs));
     typedef std::conditional_t<kPrefetches, SpreadPrefetch<kBlocks>, NoPrefetch> Ahead;
     Ahead ahead;
