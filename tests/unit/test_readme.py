@@ -16,6 +16,7 @@ from tritonlm.cli import app
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
+from tritonlm.gateway.messages_api.schemas import MessageRequest
 from tritonlm.gateway.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from typer.core import TyperGroup
@@ -99,6 +100,7 @@ def test_a_documented_command_exists_with_its_options(location: str) -> None:
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest, "/v1/responses": ResponseRequest,
+    "/v1/messages": MessageRequest,
 }  # fmt: skip
 
 

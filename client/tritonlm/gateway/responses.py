@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ from .services import services_of
 
 # Unicode line breaks that JSON does not escape; many event-stream readers would split a line there.
 _LINE_ENDS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+IGNORED = "x-tritonlm-ignored"
+_MAX_HEADER = 1000
 # Tasks that close a stream after the request's own task was cancelled; the set keeps a reference to them.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -48,7 +50,7 @@ class ResponseFormat:
 
     complete: Callable[[Any, RequestContext], str] = lambda result, _: str(result.to_json())
     # The events before the first chunk, of a chunk, after the last one, and of an error instead of it.
-    begin: Callable[[], list[Event]] = list
+    begin: Callable[[CompletionUsage | None], list[Event]] = lambda _: []
     chunk: Callable[[Any], list[Event]] = lambda chunk: [{"data": event_data(str(chunk.to_json()))}]
     end: Callable[[RequestContext], list[Event]] = lambda _: [{"data": "[DONE]"}]
     failure: Callable[[Exception], list[Event]] = lambda error: [{"data": json.dumps(body_of(error))}]
@@ -100,6 +102,12 @@ async def respond(
     return Response(text, media_type="application/json", headers=dict(response_format.headers))
 
 
+def ignored_header(warnings: Sequence[str]) -> dict[str, str]:
+    """What was left out of a request, for callers that do not read the body. A header is bounded and ASCII only."""
+    text = "; ".join(warnings).encode("ascii", "replace").decode()[:_MAX_HEADER]
+    return {IGNORED: text.replace("\n", " ").replace("\r", " ")} if text else {}
+
+
 def json_response(result: Result) -> Response:
     return Response(result.to_json(), media_type="application/json")
 
@@ -140,10 +148,12 @@ async def _events(
 ) -> AsyncIterator[dict[str, str]]:
     status = CANCELLED
     try:
-        for event in response_format.begin():
-            yield event
+        has_begun = False
         async for chunk in stream:
-            for event in response_format.chunk(chunk):
+            # The prompt's usage is known with the first chunk.
+            first = [] if has_begun else response_format.begin(stream.usage())
+            has_begun = True
+            for event in (*first, *response_format.chunk(chunk)):
                 yield event
         status = COMPLETED
         _record_usage(context, entry, stream.usage())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tritonlm.contract import InvalidRequest, TritonLMError
+from tritonlm.contract import InvalidRequest
 
 from .items import as_items, read_conversation
 from .schemas import LOGPROBS, SAMPLING
@@ -14,7 +14,7 @@ from .tools import read_tools
 
 _PRIORITIES = {"flex": 3, "priority": 1, "fast": 1}
 # The chat's names of fields that have another name here, in the order in which they are tried.
-_NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
+NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
 _NO_SUPPORT = ("conversation", "prompt", "moderation", "context_management")
 
 
@@ -86,14 +86,3 @@ def _ineffective(sent: Mapping[str, Any]) -> list[str]:
     if reasoning.get("summary") or reasoning.get("generate_summary"):
         warnings.append("reasoning.summary has no effect: reasoning is returned in full")
     return warnings
-
-
-def with_names_of_responses(error: TritonLMError) -> TritonLMError:
-    """The error of a chat with the names of this API."""
-    param = error.param or ""
-    for name, own in _NAMES.items():
-        if param == name or param.startswith((f"{name}[", f"{name}.")):
-            renamed = type(error)(error.message.replace(name, own), param.replace(name, own, 1))
-            renamed.retry_after, renamed.headers = error.retry_after, error.headers
-            return renamed
-    return error

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
 
+from ..chat_tools import MAX_TOOLS
 from ..schemas import Body, Integer, Model, Refused, ShortText, sampling_fields
 
 MAX_ITEMS = 10_000
-MAX_TOOLS = 512
 # Validated by `items` and `tools`, whose errors name the place.
 Items = Annotated[list[dict[str, Any]], Field(max_length=MAX_ITEMS)]
 Choice = str | dict[str, Any]
@@ -94,7 +94,7 @@ class _Base(Body):
 
 
 # `response_format` is `text.format` here.
-_WITHOUT = ("echo", "logprobs", "add_special_tokens", "max_tokens", "response_format")
+_WITHOUT = ("echo", "logprobs", "add_special_tokens", "max_tokens", "response_format", "return_token_ids")
 ResponseRequest: type[_Base] = create_model("ResponseRequest", __base__=_Base, **sampling_fields(*_WITHOUT))
 SAMPLING = tuple(sampling_fields(*_WITHOUT))
 

@@ -11,9 +11,10 @@ from typing import Any
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, CompletionUsage
 from tritonlm.contract import TritonLMError
 
+from ..field_names import renamed
 from ..responses import Event, event_data
 from .output import COMPLETED, IN_PROGRESS, INCOMPLETE, Json, OutputItems
-from .request import ChatCall, with_names_of_responses
+from .request import NAMES, ChatCall
 
 _ECHOED: Json = {
     "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "metadata": {},
@@ -58,7 +59,7 @@ class ResponseWriter:
         """The end of a stream that fails: the response with its error. `body`: the error in OpenAI's form."""
         details = body["error"]
         if isinstance(error, TritonLMError):
-            details = {**details, "param": with_names_of_responses(error).param}
+            details = {**details, "param": renamed(error, NAMES).param}
         kind = "rate_limit_exceeded" if details["type"] == "rate_limit_exceeded" else "server_error"
         self._items.finish(INCOMPLETE)
         self.response |= {"status": _FAILED, "error": {**details, "code": kind}}

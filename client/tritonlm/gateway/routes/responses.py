@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered, TritonLMError
+from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered
 
 from ..errors import RESPONSES, body_of
+from ..field_names import with_names
 from ..middleware import context_of
-from ..responses import ResponseFormat, respond
-from ..responses_api.request import ChatCall, chat_call, with_names_of_responses
+from ..responses import ResponseFormat, ignored_header, respond
+from ..responses_api.request import NAMES, ChatCall, chat_call
 from ..responses_api.schemas import (
     DeletedResponse,
     InputTokens,
@@ -29,11 +30,7 @@ from ..responses_api.writer import ResponseWriter
 from ..services import Services, ServicesParameter
 from .openai import STREAMED, common_arguments
 
-T = TypeVar("T")
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"], responses=RESPONSES)
-# The header that names what was left out of a request, for callers that do not read the body.
-IGNORED = "x-tritonlm-ignored"
-_MAX_HEADER = 1000
 
 
 @router.post("", responses={200: {"model": ResponseObject, **STREAMED}})
@@ -56,7 +53,7 @@ async def create(
 
     response_format = ResponseFormat(
         complete=lambda chat, _: json.dumps(writer.whole(chat)),
-        begin=writer.begin,
+        begin=lambda _: writer.begin(),
         chunk=writer.chunk,
         end=lambda context: writer.end(context.usage),
         failure=lambda error: writer.failure(error, body_of(error)),
@@ -66,7 +63,7 @@ async def create(
     common = common_arguments(request, services)
 
     async def create_chat() -> Any:
-        return await _named(services.client.chat.completions.create(**call.arguments, **common))
+        return await with_names(services.client.chat.completions.create(**call.arguments, **common), NAMES)
 
     return await respond(request, sent["model"], f"chatcmpl-{common['request_id']}", create_chat, response_format)
 
@@ -123,22 +120,7 @@ async def count_tokens(services: Services, chat: dict[str, Any]) -> int:
     """The tokens of a chat's prompt. `chat`: the arguments of a chat."""
     model, messages = chat["model"], chat["messages"]
     call: Callable[[], Awaitable[list[int]]] = lambda: services.client.tokenize_chat(model, messages)  # noqa: E731
-    return len(await _named(services.loader.call(model, call)))
-
-
-def ignored_header(warnings: list[str]) -> dict[str, str]:
-    """The warnings in a header, which holds ASCII only and is bounded."""
-    text = "; ".join(warnings).encode("ascii", "replace").decode()
-    return {IGNORED: text[:_MAX_HEADER].replace("\n", " ").replace("\r", " ")} if text else {}
-
-
-async def _named(chat: Awaitable[T]) -> T:
-    try:
-        return await chat
-    except NotOffered as error:
-        raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
-    except TritonLMError as error:
-        raise with_names_of_responses(error) from None
+    return len(await with_names(services.loader.call(model, call), NAMES))
 
 
 def _store(services: Services) -> ResponseStore:
