@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from tritonlm.client.sequences import MAX_SEQUENCES, RESERVED_PARAMETERS
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
+from tritonlm.contract.structured_outputs import OTHER_NAMES
 
 _NULL = {"type": "null"}
 
@@ -67,6 +68,9 @@ def sampling_fields(*without: str) -> dict[str, Any]:
             # The schema is for documentation only; the contract validates the value.
             schema: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, _NULL]}
             definitions[spec.name] = (Any, Field(None, description=meaning, json_schema_extra=schema))
+    for name, other in OTHER_NAMES.items():
+        schema = {"anyOf": [other.schema, _NULL]}
+        definitions[name] = (Any, Field(None, description=other.meaning, json_schema_extra=schema))
     return definitions
 
 
