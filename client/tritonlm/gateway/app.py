@@ -24,6 +24,7 @@ from .loading import Loader
 from .metrics import LiveValues
 from .middleware import REQUEST_ID, RequestMiddleware
 from .quota import Quota
+from .responses import IGNORED_HEADER
 from .routes import ROUTERS
 from .services import Services
 from .settings import GatewaySettings
@@ -101,7 +102,7 @@ def _add_middleware(app: FastAPI, services: Services, tracing: Tracing | None) -
             allow_origins=settings.cors_allow_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", REQUEST_ID],
-            expose_headers=[REQUEST_ID],
+            expose_headers=[REQUEST_ID, IGNORED_HEADER],
         )
     app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, tracing=tracing)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from .services import services_of
 
 # Unicode line breaks that JSON does not escape; many event-stream readers would split a line there.
 _LINE_ENDS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+IGNORED_HEADER = "x-tritonlm-ignored"
 # Tasks that close a stream after the request's own task was cancelled; the set keeps a reference to them.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -69,13 +70,19 @@ async def respond(
             _events(result, context, entry, response_format),
             ping=services.settings.ping_seconds,
             sep="\n",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **_ignored(result.warnings)},
             # A reader that stops reading blocks only its own stream, for a limited time.
             send_timeout=services.settings.reader_seconds,
         )
     _record_usage(context, entry, result.usage)
     entry.end(COMPLETED)
-    return Response(response_format.complete(result, context), media_type="application/json")
+    headers = _ignored(getattr(result, "warnings", None) or ())
+    return Response(response_format.complete(result, context), media_type="application/json", headers=headers)
+
+
+def _ignored(warnings: Sequence[str]) -> dict[str, str]:
+    """The header that names what of the request was left out."""
+    return {IGNORED_HEADER: "; ".join(warnings).encode("ascii", "replace").decode()} if warnings else {}
 
 
 def json_response(result: Result) -> Response:
