@@ -241,40 +241,22 @@ def test_bad_chats_are_refused_by_name(arguments: dict[str, Any], param: str) ->
             await client.chat.completions.create(LM, **{"messages": CHAT, **arguments})
 
     with pytest.raises(InvalidRequest) as error:
-    with pytest.raises(InvalidRequest) as error:
-        run(ask())
         run(ask())
     assert error.value.param == param
-    assert error.value.param == param
-
-
 
 
 def test_a_chat_without_a_template_is_not_offered() -> None:
-def test_a_chat_without_a_template_is_not_offered() -> None:
-    async def ask() -> None:
     async def ask() -> None:
         transport = FakeTransport()
-        transport = FakeTransport()
-        transport.has_chats = False
         transport.has_chats = False
         async with AsyncClient(transports=[transport]) as client:
-        async with AsyncClient(transports=[transport]) as client:
-            await client.chat.completions.create(LM, CHAT)
             await client.chat.completions.create(LM, CHAT)
 
-
-    with pytest.raises(NotOffered):
     with pytest.raises(NotOffered):
         run(ask())
-        run(ask())
-
-
 
 
 def test_a_lost_chunk_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
-def test_a_lost_chunk_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, lost = run(streamed("a b c", seed=1, max_tokens=40)), []
     expected, lost = run(streamed("a b c", seed=1, max_tokens=40)), []
     original = FakeTransport.generate
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from tritonlm.client.transport import Call, Prompt, PromptEmbedding, RepositoryM
 from tritonlm.client.types import Logprob, Piece, TopLogprob
 from tritonlm.contract import (
     ContextLengthExceeded,
-    InvalidRequest,
     ModelNotFound,
     NotLoaded,
     NotOffered,
@@ -27,6 +25,8 @@ from tritonlm.contract import (
     Unavailable,
 )
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, RETIRE, STATUS, Command
+
+from fakes.models import load_module
 
 LM = "fake"
 CONTEXT = 512
@@ -58,7 +58,7 @@ class FakeTransport:
         self.has_chats = True
         # The end of rendered chats.
         self.generation_prompt = "assistant:"
-        self.about: dict[str, Any] = dict(ABOUT_LM)
+        self.about: dict[str, Any] = ABOUT_LM
         # Answered to calls instead of a random text, if set: one piece for each string, one list for each call.
         self.answers: list[list[str]] = []
         self.has_embeddings = True
@@ -176,12 +176,8 @@ def prompt_text(prompt: Prompt) -> str:
         return prompt.text
     if prompt.input_ids is not None:
         return "".join(chr(32 + token_id % 90) for token_id in prompt.input_ids)
-    chat = json.loads(prompt.messages or "[]")
-    messages = chat["messages"] if isinstance(chat, dict) else chat
-    contents = [message.get("content") or "" for message in messages]
-    if not all(isinstance(content, str) for content in contents):
-        raise InvalidRequest("messages[0].content must be a string", "messages[0].content")
-    return "".join(contents)
+    chat = load_module("tokenize", "messages").read_chat(prompt.messages)
+    return "".join(message["content"] for message in chat.messages)
 
 
 def scripted(call: Call, texts: Sequence[str]) -> list[Piece]:
