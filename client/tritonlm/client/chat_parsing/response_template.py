@@ -40,12 +40,13 @@ class ResponseTemplateParser(Scanner):
         self._failed = False
 
     def _step(self) -> bool:
-        text = self._take(len(self._buffer))
-        if text and not self._failed:
-            self._read(lambda: self._parser.feed(text))
-        elif text:
+        # One by one: the events of a feed that fails are lost.
+        text = self._take(1)
+        if self._failed:
             self._content.write(text)
-        return False
+        elif text:
+            self._read(lambda: self._parser.feed(text))
+        return bool(self._buffer)
 
     def _finish(self) -> None:
         if not self._failed:
