@@ -9,6 +9,7 @@ from tritonlm.contract import tool_formats
 
 Calls = list[tuple[str, dict[str, Any]]]
 
+_JSON_WORDS = ("true", "false", "null", "NaN", "Infinity")
 # Those that may have text before the first call.
 FORMATS_WITH_TEXTS = (
     "hermes", "qwen_xml", "mistral", "mistral_args", "phi4", "gemma", "gemma4",
@@ -44,8 +45,13 @@ def _python(name: str, arguments: dict[str, Any]) -> str:
 
 def _xml(name: str, arguments: dict[str, Any]) -> str:
     """Strings that read as JSON are told apart by a schema, so every value is written as JSON here."""
-    values = "".join(f"<parameter={key}>\n{json.dumps(value)}\n</parameter>\n" for key, value in arguments.items())
+    values = "".join(f"<parameter={key}>\n{_xml_value(value)}\n</parameter>\n" for key, value in arguments.items())
     return f"<tool_call>\n<function={name}>\n{values}</function>\n</tool_call>"
+
+
+def _xml_value(value: Any) -> str:
+    """Plain words without quotation marks; a schema tells other strings from JSON, so they are written as JSON here."""
+    return value if isinstance(value, str) and value.isalpha() and value not in _JSON_WORDS else json.dumps(value)
 
 
 def _gemma(calls: Calls, begin: str, end: str, mark: str) -> str:

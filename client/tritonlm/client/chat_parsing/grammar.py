@@ -14,7 +14,7 @@ from typing import Any
 from tritonlm.client.chat_parsing import schema_rules
 from tritonlm.client.chat_parsing.gemma_rules import gemma_arguments
 from tritonlm.client.chat_parsing.tools import Function, Tools
-from tritonlm.contract import tool_formats
+from tritonlm.contract import InvalidRequest, tool_formats
 from tritonlm.contract.tool_formats import ToolFormat
 
 _TEXT = "TEXT: /(.|\\n)*/"
@@ -95,6 +95,14 @@ class _Grammar:
             head = f"SPACE (calls | {self._mark(marker)} calls)" if marker in self._tokens else "SPACE calls"
             self._rules["calls"] = calls
             if self._tools.mode == "auto" and self._has_schema:
+                if name == tool_formats.LLAMA_JSON:
+                    # Both would begin with a brace, so the marker tells calls.
+                    if marker not in self._tokens:
+                        raise InvalidRequest(
+                            "this model's format of tool calls cannot be told from JSON; send response_format or tools",
+                            "response_format",
+                        )
+                    head = f"SPACE {self._mark(marker)} calls"
                 head += " | SPACE content"
             elif self._tools.mode == "auto":
                 tags = self._format.reasoning
@@ -108,8 +116,12 @@ class _Grammar:
         if self._tools.mode == "required":
             self._rules["answer"] = f"SPACE {self._mark(_BEGIN[name])} calls"
             return
+        if self._has_schema:
+            # No text before the calls: its lexeme would hide that of the JSON.
+            self._rules["answer"] = f"SPACE content | SPACE {self._mark(_BEGIN[name])} calls"
+            return
         self._text_until("head", _BEGIN[name])
-        self._rules["answer"] = f"{'SPACE content' if self._has_schema else 'TEXT'} | head calls"
+        self._rules["answer"] = "TEXT | head calls"
 
     def _calls(self) -> str:
         """The calls after the begin marker of the first one."""
