@@ -174,7 +174,7 @@ def test_hosted_tools_are_left_out_and_named(gateway: Gateway, sdk: openai.OpenA
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "a", "strict": 1}}]}, "tools[0].function.strict"),
         ({"tools": [{"type": "function", "function": {"name": "a", "schema": {}}}]}, "tools[0].function"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": []}}]}, "tools[0].function.parameters"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, "tools[0].function.parameters"),
         ({"tools": TOOLS * 2}, "tools[1].function.name"), ({"tools": [{}] * 129}, "tools"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"), ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
