@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -117,8 +118,8 @@ class Stack:
     interleaved: bool = False
 
     def rows(self, index: Sequence[int]) -> Stack | None:
-        """These outputs of a stack that is not interleaved, with zeros where the index is PADDING; None if 16 rows that the
-        kernels multiply together are not of one matrix.
+        """These outputs of a stack that is not interleaved, with zeros where the index is PADDING; None if 16 rows that
+        the kernels multiply together are not of one matrix.
         """
         ends = list(itertools.accumulate(len(part.codes) for part in self.parts))
         # The matrix of each row: padding belongs to that of the row before it.
