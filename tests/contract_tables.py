@@ -24,6 +24,7 @@ from engine.monitoring.metrics import METRIC_SPECS  # noqa: E402
 from fakes.fake_transport import FakeTransport  # noqa: E402
 from tritonlm import AsyncClient  # noqa: E402
 from tritonlm.contract import SamplingParameters, tensors  # noqa: E402
+from tritonlm.contract.structured_outputs import OTHER_NAMES  # noqa: E402
 from tritonlm.contract.tensors import TensorSpec  # noqa: E402
 from tritonlm.gateway.app import create_app  # noqa: E402
 from tritonlm.gateway.metrics import REGISTRY  # noqa: E402
@@ -64,6 +65,7 @@ def parameter_table() -> str:
         default = spec.default if spec.default is not MISSING else {}
         shown = "–" if default in (None, (), {}) else f"{default:g}" if isinstance(default, float) else str(default)
         rows.append((f"`{spec.name}`", spec.metadata["allowed"], shown.lower(), spec.metadata["meaning"]))
+    rows += [(f"`{name}`", other.allowed, "–", other.meaning) for name, other in OTHER_NAMES.items()]
     return _table(("parameter", "allowed", "default", "meaning"), rows)
 
 

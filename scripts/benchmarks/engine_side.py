@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -56,6 +57,7 @@ class EngineSide:
         weights: str = "full",
         speculative_tokens: int = 0,
         device: str = "cpu",
+        **settings: Any,
     ) -> None:
         config = EngineConfig(
             device=device,
@@ -64,6 +66,7 @@ class EngineSide:
             runner=runner,
             weights=weights,
             speculative_tokens=speculative_tokens,
+            **settings,
         )
         self.runner = open_runner(folder, config, torch.device(device))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -98,6 +101,17 @@ class EngineSide:
         # None are left where each sequence gets one token.
         scale = len(prompts) * (new_tokens - 1) / remaining if remaining else 0.0
         return Seconds(middle - start, (time.perf_counter() - middle) * scale)
+
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        """The log-probabilities of a prompt's tokens, but for the first one."""
+        parameters = SamplingParameters.from_mapping({"max_tokens": 0, "seed": 0, "echo": True, "logprobs": 0})
+        items: list[Any] = []
+        request = Request("prompt", prompt, GenerationRequest(parameters, False), lambda item, _: items.append(item))
+        self._engine.submit(request)
+        while not items:
+            self._step()
+        entries = [entry for chunk in items for entry in chunk.logprobs]
+        return [entry.logprob for entry in entries[1:]]
 
     def _step(self) -> None:
         self._engine.process_inbox()

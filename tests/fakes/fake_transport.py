@@ -130,7 +130,7 @@ class FakeTransport:
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         self._find(model)
-        return [*([0] if add_special_tokens else []), *(prompt.text or "").encode()]
+        return [*([0] if add_special_tokens else []), *prompt_text(prompt).encode()]
 
     async def render(self, model: str, prompt: Prompt) -> str:
         self._find(model)
@@ -199,10 +199,10 @@ def pieces_of(call: Call) -> list[Piece]:
     rng = random.Random(f"{prompt}-{params.seed}-{params.choice}" if params.temperature else prompt)
     limit = 16 if params.max_tokens is None else params.max_tokens
     words = [rng.choice(WORDS) for _ in range(limit)]
-    text, reason = "".join(words), "length"
+    text, reason, stopped = "".join(words), "length", ""
     for stop in params.stop:
         if stop in text:
-            text, reason = text[: text.index(stop)], "stop"
+            text, reason, stopped = text[: text.index(stop)], "stop", stop
     # The number of tokens in the text.
     used = next((n for n in range(len(words) + 1) if len("".join(words[:n])) >= len(text)), len(words))
     words = words[:used]
@@ -212,7 +212,7 @@ def pieces_of(call: Call) -> list[Piece]:
         shown = prompt + text
         entries = [_entry(prompt, 0, rng, first=True), *entries]
     if not call.stream:
-        return [_piece(0, shown, reason, prompt, used, params, words, entries)]
+        return [replace(_piece(0, shown, reason, prompt, used, params, words, entries), stop=stopped)]
     # After this many words: the text up to a position within the last word. The rest is held back.
     ends = list(itertools.accumulate(map(len, words), initial=len(shown) - len(text)))
     stops = sorted({rng.randrange(1, used + 1) for _ in range(3)} - {used}) if used else []
@@ -229,6 +229,7 @@ def pieces_of(call: Call) -> list[Piece]:
             )
         )
         before, start = count, end
+    pieces[-1] = replace(pieces[-1], stop=stopped)
     if not params.resume_token_ids:
         return pieces
     # The resumed tokens tell what the interrupted attempt has sent.

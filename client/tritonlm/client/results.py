@@ -52,8 +52,12 @@ class SequenceBuilder:
         return usage_of(self.plan, self._last)
 
     def _extras(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        """Extensions of OpenAI's format: the seed at the end of a sequence, and token ids if requested."""
-        extras: dict[str, Any] = {"seed": pieces[-1].seed} if pieces[-1].finish_reason else {}
+        """Extensions of OpenAI's format: at the end of a sequence its seed and the stop string, and token ids if
+        requested."""
+        last = pieces[-1]
+        extras: dict[str, Any] = {"seed": last.seed} if last.finish_reason else {}
+        if last.stop:
+            extras["stop_reason"] = last.stop
         if self.plan.parameters.return_token_ids:
             extras["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
         return extras

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,6 +44,10 @@ class CompletionUsage(Result):
     prompt_tokens_details: CachedTokens = CachedTokens()
 
 
+# The stop string that ended the text (vLLM's name); null at another end.
+StopReason = Annotated[str | None, Field(description="the stop string that ended the text, if one did")]
+
+
 class CompletionLogprobs(Result):
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -56,6 +60,7 @@ class CompletionChoice(Result):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = Field(None, description="the generated ids, with return_token_ids")
     seed: int | None = Field(None, description="the seed in use, from the request or random")
 
@@ -111,6 +116,7 @@ class ChatChoice(Result):
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason | None = None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = None
     seed: int | None = None
 
@@ -151,6 +157,7 @@ class ChatChunkChoice(Result):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason | None = None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = None
     seed: int | None = None
 
@@ -259,3 +266,5 @@ class Piece:
     seed: int
     token_ids: list[int]
     logprobs: list[Logprob] | None
+    # The stop string that ended the text, if one did.
+    stop: str = ""

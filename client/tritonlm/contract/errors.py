@@ -12,6 +12,12 @@ from typing import ClassVar
 from urllib.parse import quote, unquote
 
 
+def shown(value: object) -> str:
+    """The caller's value, shortened for an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
 class TritonLMError(Exception):
     """The base of all errors that reach a caller. The class is the kind of error; the message names the remedy."""
 
@@ -37,6 +43,11 @@ class TritonLMError(Exception):
 
 class InvalidRequest(TritonLMError):
     triton_code, http_status, openai_type, code = "INVALID_ARG", 400, "invalid_request_error", "invalid_value"
+
+    @classmethod
+    def for_value(cls, name: str, expected: str, value: object) -> InvalidRequest:
+        """A value that is not what its name expects."""
+        return cls(f"{name} must be {expected} (got {shown(value)})", name)
 
 
 class ContextLengthExceeded(InvalidRequest):

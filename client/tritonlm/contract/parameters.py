@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Protocol
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, shown
+from .structured_outputs import KINDS, OTHER_NAMES, StructuredOutputs, merge_names
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
@@ -30,16 +31,6 @@ class Reader(Protocol):
     def __call__(self, name: str, value: Any) -> Any: ...
 
 
-def _refuse(name: str, expected: str, value: object) -> InvalidRequest:
-    return InvalidRequest(f"{name} must be {expected} (got {_shown(value)})", name)
-
-
-def _shown(value: object) -> str:
-    """The caller's value, shortened for an error message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:60] + "…"
-
-
 @dataclass(frozen=True)
 class _Integer:
     low: int
@@ -54,7 +45,7 @@ class _Integer:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
-            raise _refuse(name, self.expected or f"an integer from {self.low} to {self.high}", value)
+            raise InvalidRequest.for_value(name, self.expected or f"an integer from {self.low} to {self.high}", value)
         return value
 
 
@@ -73,7 +64,7 @@ class _Number:
         # A NaN fails every comparison.
         if not valid or not self.low <= value <= self.high or (self.open_low and value == self.low):
             bound = f"above {self.low:g}" if self.open_low else f"from {self.low:g}"
-            raise _refuse(name, f"a number {bound} to {self.high:g}", value)
+            raise InvalidRequest.for_value(name, f"a number {bound} to {self.high:g}", value)
         return float(value)
 
 
@@ -83,7 +74,7 @@ class _Boolean:
 
     def __call__(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise _refuse(name, "true or false", value)
+            raise InvalidRequest.for_value(name, "true or false", value)
         return value
 
 
@@ -99,7 +90,7 @@ class _Stops:
         valid = isinstance(stops, (list, tuple)) and 1 <= len(stops) <= MAX_STOPS
         if not valid or not all(isinstance(s, str) and 1 <= len(s) <= MAX_STOP_CHARACTERS for s in stops):
             expected = f"a string or a list of 1 to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
-            raise _refuse(name, expected, value)
+            raise InvalidRequest.for_value(name, expected, value)
         return tuple(stops)
 
 
@@ -114,7 +105,7 @@ class _TokenIds:
     def __call__(self, name: str, value: Any) -> tuple[int, ...]:
         valid = isinstance(value, (list, tuple)) and len(value) <= self.limit
         if not valid or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value):
-            raise _refuse(name, f"a list of at most {self.limit} token ids", value)
+            raise InvalidRequest.for_value(name, f"a list of at most {self.limit} token ids", value)
         return tuple(value)
 
 
@@ -132,12 +123,12 @@ class _Biases:
     def __call__(self, name: str, value: Any) -> dict[int, float]:
         expected = f"an object of at most {MAX_LIST} token ids, each with a number from -100 to 100"
         if not isinstance(value, Mapping) or len(value) > MAX_LIST:
-            raise _refuse(name, expected, value)
+            raise InvalidRequest.for_value(name, expected, value)
         biases: dict[int, float] = {}
         for key, bias in value.items():
             digits = str(key)
             if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10):
-                raise _refuse(name, expected, value)
+                raise InvalidRequest.for_value(name, expected, value)
             biases[int(digits)] = self.bias(name, bias)
         return biases
 
@@ -213,6 +204,10 @@ class SamplingParameters:
     add_special_tokens: bool = _parameter(
         _Boolean(), "add the tokenizer's special tokens to a text prompt", True, allowed="true, false"
     )
+    structured_outputs: dict[str, Any] = _parameter(
+        StructuredOutputs(), "the text follows a JSON schema, a regular expression, one of some choices, or a grammar",
+        {}, allowed=f"{{{' | '.join(KINDS)}: …}}",
+    )  # fmt: skip
     return_token_ids: bool = _parameter(_Boolean(), "fill the output token_ids", False, allowed="true, false")
     as_piece: bool = _parameter(
         _Boolean(), "return all outputs in the tensor piece, which costs less to transfer", False, allowed="true, false"
@@ -240,12 +235,13 @@ class SamplingParameters:
     def from_mapping(cls, values: Mapping[str, Any]) -> SamplingParameters:
         """Read and check every field; `null` means "not sent"; an unknown name is refused."""
         if not isinstance(values, Mapping):
-            raise _refuse("sampling_parameters", "a JSON object", values)
+            raise InvalidRequest.for_value("sampling_parameters", "a JSON object", values)
+        values = merge_names(values)
         readers: dict[str, Reader] = {f.name: f.metadata["reader"] for f in fields(cls)}
         for name in values:
             if name not in readers:
                 raise InvalidRequest(
-                    f"unknown parameter {_shown(name)}; known are {', '.join(readers)}", str(name)[:64]
+                    f"unknown parameter {shown(name)}; known are {', '.join((*readers, *OTHER_NAMES))}", str(name)[:64]
                 )
         return cls(**{name: readers[name](name, value) for name, value in values.items() if value is not None})
 
@@ -257,10 +253,10 @@ class SamplingParameters:
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"sampling_parameters is not valid JSON: {error}", "sampling_parameters") from error
         if not isinstance(values, dict):
-            raise _refuse("sampling_parameters", "a JSON object", values)
+            raise InvalidRequest.for_value("sampling_parameters", "a JSON object", values)
         if both := sorted(values.keys() & flat.keys()):
             raise InvalidRequest(
-                f"{_shown(both[0])} is given twice: in sampling_parameters and as a parameter", both[0][:64]
+                f"{shown(both[0])} is given twice: in sampling_parameters and as a parameter", both[0][:64]
             )
         return cls.from_mapping({**values, **flat})
 

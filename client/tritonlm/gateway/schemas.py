@@ -14,6 +14,7 @@ from tritonlm.client.chat_parsing.tools import HOSTED_TOOLS, MAX_TOOLS
 from tritonlm.client.sequences import MAX_SEQUENCES, RESERVED_PARAMETERS
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
+from tritonlm.contract.structured_outputs import OTHER_NAMES
 
 _NULL = {"type": "null"}
 
@@ -147,7 +148,7 @@ class Body(BaseModel):
         return {name: value for name, value in sent.items() if value is not None}
 
 
-def _sampling_fields(*without: str) -> dict[str, Any]:
+def sampling_fields(*without: str) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     for spec in fields(SamplingParameters):
         if spec.name not in (*RESERVED_PARAMETERS, *without):
@@ -155,6 +156,10 @@ def _sampling_fields(*without: str) -> dict[str, Any]:
             # The schema is for documentation only; the contract validates the value.
             schema: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, _NULL]}
             definitions[spec.name] = (Any, Field(None, description=meaning, json_schema_extra=schema))
+    for name, other in OTHER_NAMES.items():
+        if name not in without:
+            schema = {"anyOf": [other.schema, _NULL]}
+            definitions[name] = (Any, Field(None, description=other.meaning, json_schema_extra=schema))
     return definitions
 
 
@@ -208,9 +213,9 @@ class _Chat(_Common, ChatPrompt):
     )
 
 
-CompletionRequest: type[_Completion] = create_model("CompletionRequest", __base__=_Completion, **_sampling_fields())
+CompletionRequest: type[_Completion] = create_model("CompletionRequest", __base__=_Completion, **sampling_fields())
 ChatRequest: type[_Chat] = create_model(
-    "ChatRequest", __base__=_Chat, **_sampling_fields("echo", "logprobs", "add_special_tokens")
+    "ChatRequest", __base__=_Chat, **sampling_fields("echo", "logprobs", "add_special_tokens")
 )
 
 

@@ -22,7 +22,7 @@ from tritonlm.contract import CheckpointError, devices, tool_formats
 from tritonlm.contract.parts import PARTS, part_of
 
 from .errors import ServingError
-from .settings import Device
+from .settings import Device, KVDtype
 
 # A model's name is also a folder name and a part of URLs.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -50,6 +50,7 @@ class Entry(BaseModel):
         description="a GGUF file of hf_repo, or its quantization: Q4_K_M",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description="number type")
+    kv_dtype: KVDtype | None = Field(None, description="number type of its KV cache")
     device: Device | None = Field(None, description=f"where it computes: {devices.ALLOWED}, with an engine on each")
     max_context_tokens: int | None = Field(None, ge=1, description="its longest context; never above the checkpoint's")
     max_sequences: int | None = Field(None, ge=1, le=4096, description="slots: sequences that run together")
@@ -90,7 +91,7 @@ class Entry(BaseModel):
     def engine_parameters(self) -> dict[str, str]:
         """The parameters for its models' config.pbtxt."""
         names = (
-            "dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
+            "dtype", "kv_dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
             "queue_seconds", "idle_unload_seconds", "tool_format",
         )  # fmt: skip
         return {name: f"{value}" for name in names if (value := getattr(self, name)) is not None}

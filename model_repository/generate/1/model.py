@@ -36,6 +36,7 @@ from .engine.runners.loading import import_torch
 import_torch()
 
 from .engine.config import EngineConfig  # noqa: E402
+from .engine.constraints.compiler import ConstraintCompiler  # noqa: E402
 from .engine.engine import Engine  # noqa: E402
 from .engine.fleet import combine  # noqa: E402
 from .engine.monitoring.step_journal import StepJournal, journal_file  # noqa: E402
@@ -72,6 +73,9 @@ class TritonPythonModel:
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
+        self._constraints = ConstraintCompiler(
+            checkpoint.tokenizer_file, checkpoint.vocab_size, checkpoint.eos_token_ids
+        )
         self._engine = combine(
             [
                 Engine(
@@ -81,6 +85,7 @@ class TritonPythonModel:
                     checkpoint.eos_token_ids,
                     about,
                     StepJournal(journal_file(args["model_name"], number, self._fingerprint)),
+                    self._constraints,
                 )
                 for number, runner in enumerate(self._runners)
             ]
@@ -101,6 +106,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._engine.close()
+        self._constraints.close()
         self._metrics_exporter.close()
         self._request_log.close()
         for runner in self._runners:

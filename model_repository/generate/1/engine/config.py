@@ -15,7 +15,7 @@ from typing import Any
 from tritonlm.contract import CheckpointError, devices, tool_formats
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
-INT8 = "int8"
+AUTO, INT4, INT8 = "auto", "int4", "int8"
 # The time between chunks grows in proportion to the running requests: from 6 requests on, up to 3 times; and with large
 # batches, whose steps are longer, up to 12 times. So all streams together send a bounded number of chunks per second.
 _FEW_REQUESTS, _FACTOR = 6, 3.0
@@ -52,8 +52,17 @@ class EngineConfig:
         meaning="data type of weights and KV cache; auto: that of the checkpoint",
     )
     weights: str = _one_of(
-        "full", INT8,
-        meaning="weight format: full is the dtype; int8 is int8 quantization with per-channel scales",
+        AUTO, "full", INT8, INT4,
+        meaning="weight format: auto is the checkpoint's own, which for quantized files is that of each matrix; full is the "
+        "dtype; int8 is int8 quantization with per-channel scales; int4 is 4 bits in groups of 32",
+    )  # fmt: skip
+    vocabulary_bits: str = _one_of(
+        "8", "4", meaning="with weights int4, the bits of the embedding and of the matrix of the logits"
+    )
+    kv_dtype: str = _one_of(
+        "auto", INT8,
+        meaning="number type of keys and values in the KV cache; auto: the dtype; int8: a scale for each token and KV "
+        "head, about half the memory of bfloat16",
     )  # fmt: skip
     runner: str = _one_of(
         "auto", "native", "graphs", "reference",

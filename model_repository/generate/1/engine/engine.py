@@ -17,6 +17,8 @@ from tritonlm.contract import EngineFailure, QueueTimeout, TritonLMError
 from tritonlm.contract.control import Command
 
 from .config import EngineConfig
+from .constraints.compiler import ConstraintCompiler
+from .constraints.mask_worker import MaskWorker
 from .intake import Intake
 from .monitoring.metrics import DECODE_SECONDS, PREFILL_SECONDS, QUEUE_SECONDS, STEP_SECONDS, STEP_SEQUENCES, Metrics
 from .monitoring.progress import Progress
@@ -24,7 +26,7 @@ from .monitoring.reports import SLOW_STEP_SECONDS, Reports
 from .monitoring.step_journal import StepJournal
 from .output.delivery import Delivery
 from .output.embedding import PooledPrompt
-from .output.sequence_output import CANCELLED, TIMEOUT, Decode, SequenceOutput
+from .output.sequence_output import CANCELLED, STOP, TIMEOUT, Decode, SequenceOutput
 from .output.step_output import StepOutputProcessor
 from .request import Item, Request
 from .runners.async_step import AsyncRunner, AsyncStep
@@ -50,8 +52,12 @@ class Engine:
         end_ids: Collection[int],
         about: Mapping[str, Any] | None = None,
         journal: StepJournal | None = None,
+        constraints: ConstraintCompiler | None = None,
     ) -> None:
-        """`about` describes the checkpoint, for the command of that name. `journal` outlives this process."""
+        """`about` describes the checkpoint, for the command of that name. `journal` outlives this process.
+
+        `constraints` is shared by the engines of a process; without it structured outputs are not offered.
+        """
         self.runner, self.config = runner, config
         self._decode, self._end_ids, self._journal = decode, end_ids, journal
         self.pool = BlockPool(runner.blocks, config.block_tokens, runner.memory.usable, runner.memory.grow)
@@ -67,14 +73,15 @@ class Engine:
         self._progress = Progress()
         runner.watch(self._progress)
         self.metrics = Metrics()
-        self._step_output = StepOutputProcessor(runner, self.scheduler, self.metrics, self._end)
+        self._masks = MaskWorker(runner.vocab_size)
+        self._step_output = StepOutputProcessor(runner, self.scheduler, self.metrics, self._masks, self._end)
         self._async_step = (
             AsyncStep(runner, self.scheduler, self._step_output) if isinstance(runner, AsyncRunner) else None
         )
         self._speculation_gate = SpeculationGate() if config.speculative_tokens else None
         admission = AdmissionQueue(config.max_sequences, config.max_queue_size)
         self.reports = Reports(runner, config, self.scheduler, admission, self.metrics, self._progress)
-        self._intake = Intake(runner, config, admission, self.reports, self.metrics, journal, about or {})
+        self._intake = Intake(runner, config, admission, self.reports, self.metrics, journal, about or {}, constraints)
         self._delivery = Delivery()
         self._released_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -125,8 +132,10 @@ class Engine:
             if not self.try_step():
                 self._intake.wait(_IDLE_SECONDS)
         # Requests that came in at the last moment get an end, too.
+        self._intake.wait_for_compiled()
         self.process_inbox()
         self._cancel_where(lambda _: True)
+        self._masks.close()
         self._delivery.close()
 
     def try_step(self) -> bool:
@@ -172,6 +181,7 @@ class Engine:
     def _sync_step(self, began: float) -> list[Slice]:
         plan = self.scheduler.plan()
         if plan:
+            self._step_output.begin(plan)
             self._step_output.process(plan, self.runner.forward(plan), began)
         return plan
 
@@ -227,13 +237,19 @@ class Engine:
                 self.scheduler.add(request)
 
     def _prepare(self, request: Request) -> None:
-        """Set the output and the sampling state of a request."""
+        """Set the output and the sampling state of a request, or raise the error that refuses it."""
+        if request.refusal:
+            raise request.refusal
         if request.embeds:
             request.output = PooledPrompt(request)
             return
         params = request.parameters
         assert params.seed is not None
         request.output = SequenceOutput(request, self._decode, self._end_ids)
+        if request.constraint:
+            request.constraint.start(params)
+            if request.constraint.complete:
+                request.output.finish_reason = STOP
         request.sampling = SamplingState(
             params, params.seed, self.runner.vocab_size, request.prompt_ids, params.resume_token_ids,
             end_ids=() if params.ignore_eos else self._end_ids, device=self.runner.device,

@@ -21,6 +21,7 @@ from tritonlm.contract import (
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
 
 from .config import EngineConfig
+from .constraints.compiler import Compiled, ConstraintCompiler
 from .monitoring.metrics import Metrics
 from .monitoring.reports import Reports
 from .monitoring.step_journal import StepJournal, fingerprint
@@ -39,11 +40,15 @@ class Intake:
         metrics: Metrics,
         journal: StepJournal | None,
         about: Mapping[str, Any],
+        constraints: ConstraintCompiler | None,
     ) -> None:
         """`about` is the report of the command `about`."""
+        self._constraints = constraints
         self._runner, self._config, self._admission, self._reports = runner, config, admission, reports
         self._metrics, self._journal, self._about = metrics, journal, dict(about)
         self._inbox: deque[Request] = deque()
+        # Requests whose grammars are being compiled.
+        self._compiling = 0
         # All requests that have been submitted and have not ended, by number.
         self._requests: dict[int, Request] = {}
         self._changed = threading.Condition()
@@ -62,8 +67,8 @@ class Intake:
                 self._metrics.count("refused")
                 raise
             self._requests[request.number] = request
-            self._inbox.append(request)
-            self._changed.notify()
+            self._compiling += 1
+        self._compile(request)
 
     def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
         """Run a command at once on the caller's thread, however long the current step takes."""
@@ -91,7 +96,30 @@ class Intake:
         """The number of requests that have been submitted and have not ended."""
         return self._admission.in_flight
 
+    def _compile(self, request: Request) -> None:
+        """Put the request into the inbox, with structured outputs when its grammar is compiled or refused."""
+
+        def put(compiled: Compiled | None) -> None:
+            if isinstance(compiled, TritonLMError):
+                request.refusal = compiled
+            else:
+                request.constraint = compiled
+            with self._changed:
+                self._compiling -= 1
+                self._inbox.append(request)
+                self._changed.notify()
+
+        if self._constraints and request.parameters.structured_outputs:
+            self._constraints.compile(request.parameters.structured_outputs, put)
+        else:
+            put(None)
+
     # Called by the engine's thread.
+
+    def wait_for_compiled(self) -> None:
+        """Wait until no grammar of a submitted request is being compiled."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._compiling)
 
     def take(self) -> Iterator[Request]:
         """The submitted requests that the engine's thread has not taken yet."""
@@ -138,6 +166,8 @@ class Intake:
             raise InvalidRequest("request must name max_tokens and seed", "request")
         if len(request.prompt_ids) + params.max_tokens > context:
             raise ContextLengthExceeded.for_lengths(context, len(request.prompt_ids), params.max_tokens)
+        if params.structured_outputs and (request.embeds or self._constraints is None):
+            raise NotOffered("structured_outputs is offered for generated text only, by an engine with a tokenizer")
         if params.resume_token_ids and len(params.resume_token_ids) >= params.max_tokens:
             raise InvalidRequest("resume_token_ids must be fewer than max_tokens", "resume_token_ids")
 

@@ -58,6 +58,9 @@ class Request:
     scored_tokens: int = 0
     # Whether one of its chunks waits for delivery.
     in_delivery: bool = False
+    # Set before admission, with structured outputs: the Constraint, or the error that refuses the request.
+    constraint: Any = None
+    refusal: TritonLMError | None = None
     # Set by the engine at admission: SequenceOutput or PooledPrompt, SamplingState, and PromptLookup (if enabled).
     output: Any = None
     sampling: Any = None
@@ -68,7 +71,7 @@ class Request:
 
     def drop_state(self) -> None:
         """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector."""
-        self.output = self.sampling = self.prompt_lookup = None
+        self.output = self.sampling = self.prompt_lookup = self.constraint = None
 
     @property
     def parameters(self) -> SamplingParameters:
@@ -87,6 +90,11 @@ class Request:
     def remaining(self) -> int:
         """Known tokens that are not in the KV cache yet: 1 while decoding, more during prefill."""
         return len(self.ids) - self.computed
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its next step samples one token, or goes on after tokens that its grammar forced."""
+        return self.remaining == 1 or (self.generated > 0 and self.computed >= len(self.prompt_ids))
 
     @property
     def generated(self) -> int:

@@ -30,6 +30,7 @@ class MetricSpec:
 
 
 QUEUE_SECONDS, PREFILL_SECONDS, DECODE_SECONDS = "queue_seconds", "prefill_seconds", "decode_seconds"
+FORCED_TOKENS = "forced_tokens"
 STEP_SECONDS, STEP_SEQUENCES = "step_seconds", "step_sequences"
 DRAFT_TOKENS, ACCEPTED_TOKENS = "speculative_draft_tokens", "speculative_accepted_tokens"
 
@@ -49,6 +50,7 @@ COUNTED = (
     MetricSpec("generated_tokens", COUNTER, "Tokens that were generated"),
     MetricSpec(DRAFT_TOKENS, COUNTER, "Draft tokens of speculative decoding"),
     MetricSpec(ACCEPTED_TOKENS, COUNTER, "Draft tokens that were accepted"),
+    MetricSpec(FORCED_TOKENS, COUNTER, "Generated tokens that a grammar forced, which needed no step of their own"),
     MetricSpec("cached_tokens", COUNTER, "Prompt tokens that came from the prefix cache"),
 )
 # Read from other parts of the engine.

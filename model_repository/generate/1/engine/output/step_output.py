@@ -7,25 +7,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import accumulate, islice, pairwise
 
-from tritonlm.contract import EngineFailure, TokenLogprob
+from tritonlm.contract import EngineFailure, InvalidRequest, TokenLogprob
 
-from ..monitoring.metrics import ACCEPTED_TOKENS, DRAFT_TOKENS, Metrics
+from ..constraints.mask_worker import MaskWorker, StepMasks
+from ..monitoring.metrics import ACCEPTED_TOKENS, DRAFT_TOKENS, FORCED_TOKENS, Metrics
 from ..request import Item, Request
 from ..runners.interface import ForwardOutput, Runner
 from ..sampling.logprobs import Scores
 from ..sampling.sampler import Argmax, Sampled, sample
+from ..sampling.token_masks import NO_MASK, TokenMasks
 from ..scheduling.scheduler import Scheduler, Slice
 from .sequence_output import STOP
+
+# How long a step looks for forced tokens of one sequence, so that an endless text does not hold up the others.
+_FORCED_SECONDS = 0.002
 
 
 class StepOutputProcessor:
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, metrics: Metrics, end: Callable[[Request, Item], None]
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        masks: MaskWorker,
+        end: Callable[[Request, Item], None],
     ) -> None:
         """`end` removes a request and delivers its last item."""
         self._runner, self._scheduler, self._metrics, self._end = runner, scheduler, metrics, end
+        self._mask_worker = masks
+        # The masks of the current step, being computed.
+        self._masks: Future[StepMasks] | None = None
+
+    def begin(self, plan: Sequence[Slice]) -> None:
+        """Start the computation of the plan's token masks, before the step itself."""
+        constrained = [
+            (piece.request.constraint, piece.draft_tokens)
+            for piece in plan
+            if piece.samples and piece.request.constraint
+        ]
+        self._masks = self._mask_worker.begin(constrained) if constrained else None
 
     def process(
         self, plan: Sequence[Slice], computed: ForwardOutput, began: float, sampled: list[Sampled | None] | None = None
@@ -64,13 +87,21 @@ class StepOutputProcessor:
         Pass n samples the n-th token of each slice. A slice stays for the next pass while its draft token is accepted.
         """
         position, argmax = 0, computed.argmax
+        step_masks, self._masks = self._masks.result() if self._masks else None, None
         self._metrics.count(DRAFT_TOKENS, sum(len(piece.draft_tokens) for piece, _ in sampling))
+        continuing: list[Request] = []
         while sampling:
+            if step_masks:
+                sampling = [entry for entry in sampling if self._may_go_on(entry[0].request, step_masks, position)]
             if position or sampled is None:
                 rows = [row + position for _, row in sampling]
                 states = [piece.request.sampling for piece, _ in sampling]
                 argmax = argmax or Argmax.of(computed.logits)
-                sampled = sample(computed.logits, states, argmax, self._runner.sample_tokens, self._runner.score, rows)
+                requests = [piece.request for piece, _ in sampling]
+                masks = _token_masks(requests, step_masks, position) if step_masks else None
+                sampled = sample(
+                    computed.logits, states, argmax, self._runner.sample_tokens, self._runner.score, rows, masks
+                )
             accepted = []
             for (piece, row), token in zip(sampling, sampled, strict=True):
                 drafts = piece.draft_tokens
@@ -80,10 +111,40 @@ class StepOutputProcessor:
                     self._scheduler.accept(piece.request, 1)
                     self._metrics.count(ACCEPTED_TOKENS)
                     accepted.append((piece, row))
-                elif continues and drafts:
-                    piece.request.prompt_lookup.record(len(drafts), position)
+                elif continues:
+                    continuing.append(piece.request)
+                    if drafts:
+                        piece.request.prompt_lookup.record(len(drafts), position)
             sampling = accepted
             position += 1
+        for request in continuing:
+            self._append_forced(request)
+
+    def _may_go_on(self, request: Request, masks: StepMasks, position: int) -> bool:
+        """Whether the request's constraint allows a token here. If it does not, the request ends."""
+        if request.constraint is None or request.output.finish_reason:
+            return True
+        if error := masks.errors.get(request.constraint):
+            self._end(request, error)
+        elif masks.first_rows[request.constraint] + position in masks.ends:
+            request.output.finish_reason = STOP
+            self._finish(request)
+        else:
+            return True
+        return False
+
+    def _append_forced(self, request: Request) -> None:
+        """Append the tokens that the request's grammar forces. The next step computes them together."""
+        if request.constraint is None:
+            return
+        until = time.monotonic() + _FORCED_SECONDS
+        while time.monotonic() < until:
+            token_id = request.constraint.forced_token()
+            if token_id is None:
+                return
+            self._metrics.count(FORCED_TOKENS)
+            if not self._take_token(request, Sampled(token_id, _certain(token_id, request.parameters.logprobs))):
+                return
 
     def _take_token(self, request: Request, token: Sampled | None) -> bool:
         """Append the next token to the request. Return whether the request continues."""
@@ -95,13 +156,31 @@ class StepOutputProcessor:
             request.ids.append(token.token_id)
             request.sampling.append(token.token_id)
             request.output.feed(token.token_id, token.logprob)
+            if not self._advance(request, token.token_id):
+                return False
             request.first_token_at = request.first_token_at or time.monotonic()
             self._metrics.count("generated_tokens")
         if request.output.finish_reason:
-            self._metrics.count("finished")
-            self._end(request, request.output.finish(request.output.finish_reason))
+            self._finish(request)
             return False
         return True
+
+    def _advance(self, request: Request, token_id: int) -> bool:
+        """Pass the token to the request's constraint. Return whether that could take it."""
+        if request.constraint is None or request.output.finish_reason == STOP:
+            return True
+        try:
+            request.constraint.advance(token_id)
+        except InvalidRequest as error:
+            self._end(request, error)
+            return False
+        if request.constraint.complete:
+            request.output.finish_reason = STOP
+        return True
+
+    def _finish(self, request: Request) -> None:
+        self._metrics.count("finished")
+        self._end(request, request.output.finish(request.output.finish_reason))
 
     def _score_prompts(self, plan: Sequence[Slice], computed: ForwardOutput, ends: Sequence[int]) -> None:
         """Add log-probabilities to the scored prompts of the plan: all together, in bounded groups of rows."""
@@ -135,3 +214,16 @@ class StepOutputProcessor:
         entries = iter(Scores.join(parts).entries(ids, alternatives))
         for request, count in spans:
             request.output.add_prompt_logprobs([entry for entry in islice(entries, count) if entry is not None])
+
+
+def _token_masks(requests: Sequence[Request], masks: StepMasks, position: int) -> TokenMasks:
+    """The masks for the tokens of these requests after so many draft tokens."""
+    return TokenMasks(
+        masks.words,
+        [masks.first_rows[request.constraint] + position if request.constraint else NO_MASK for request in requests],
+    )
+
+
+def _certain(token_id: int, alternatives: int | None) -> TokenLogprob | None:
+    """The log-probability of a token that is the only one allowed."""
+    return None if alternatives is None else TokenLogprob(token_id, 0.0, ((token_id, 0.0),) if alternatives else ())

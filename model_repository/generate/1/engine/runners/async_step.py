@@ -1,8 +1,9 @@
 """Asynchronous scheduling: while the device computes a step, the next step is launched on tokens still on the device.
 
 So a GPU does not wait for Python. Only plain decoding is launched asynchronously. A step whose tokens change more than
-their sequence's context (penalties, log-probabilities, admission) waits for the previous step. A sequence that ends has
-one more token computed, which is discarded. This module knows plans and device tokens, and not what they cost.
+their sequence's context (penalties, constraints, log-probabilities, admission) waits for the previous step. A sequence
+that ends has one more token computed, which is discarded. This module knows plans and device tokens, and not what they
+cost.
 """
 
 from __future__ import annotations
@@ -59,8 +60,11 @@ class AsyncStep:
         plan = self._scheduler.plan()
         if not plan:
             return None
+        is_plain = _is_plain(plan, 0)
+        if not is_plain:
+            self._step_output.begin(plan)
         computed = self._runner.forward(plan)
-        return LaunchedStep(plan, computed, began, self._sample(plan, computed, 0) if _is_plain(plan, 0) else None)
+        return LaunchedStep(plan, computed, began, self._sample(plan, computed, 0) if is_plain else None)
 
     def _launch_next(self, current: LaunchedStep, began: float) -> LaunchedStep | None:
         if current.tokens is None:

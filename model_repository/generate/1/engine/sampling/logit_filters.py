@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from .scratch import GPU_SCRATCH_BYTES, SCRATCH_BYTES, rows_at_once, take_rows
+from .token_masks import TokenMasks
 
 # The integer weight of the most likely token. The sum over a vocabulary of a million such weights fits into 64 bits,
 # and a token of weight 0 has less than 2 ** -42 of the most likely token's probability.
@@ -29,7 +30,7 @@ Words = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The sampling settings of one row; temperature is above 0."""
+    """The sampling settings of one row. With temperature 0 its likeliest token is chosen."""
 
     temperature: float
     top_k: int
@@ -42,15 +43,26 @@ def sample_tokens(
     settings: Sequence[SamplingSettings],
     uniforms: npt.NDArray[np.float64],
     rows: Sequence[int] | None = None,
+    masks: TokenMasks | None = None,
 ) -> torch.Tensor:
-    """One token id for each of these rows, or for all. The id of an unusable row is arbitrary."""
+    """One token id for each of these rows, or for all; `masks` has one entry for each of them.
+
+    The id of an unusable row is arbitrary, or negative if it has a mask.
+    """
     rows = range(len(settings)) if rows is None else rows
     on_gpu = logits.device.type != "cpu"
     step = rows_at_once(_NUMBER_BYTES * logits.shape[-1], GPU_SCRATCH_BYTES if on_gpu else SCRATCH_BYTES // 2)
-    parts = [
-        _sample_rows(take_rows(logits, rows[n : n + step]).float(), settings[n : n + step], uniforms[n : n + step])
-        for n in range(0, len(rows), step)
-    ]
+    parts = []
+    for n in range(0, len(rows), step):
+        part, part_settings = take_rows(logits, rows[n : n + step]).float(), settings[n : n + step]
+        if masks:
+            part = masks.take(range(n, n + len(part))).apply(part)
+        ids = _sample_rows(part, part_settings, uniforms[n : n + step])
+        if masks:
+            best = part.max(dim=-1)
+            greedy = torch.tensor([row.temperature == 0 for row in part_settings], device=logits.device)
+            ids = torch.where(greedy, best.indices, ids).masked_fill_(~best.values.isfinite(), -1)
+        parts.append(ids)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -66,7 +78,8 @@ def _sample_rows(
     if device.type != "cpu" or bool(unusable.any()):
         logits, best = logits.masked_fill(unusable, 0.0), best.masked_fill(unusable, 0.0)
     best = best.double()
-    temperatures = _column([row.temperature for row in settings], torch.float64, device)
+    # Any number does for a greedy row, whose sample is not used.
+    temperatures = _column([row.temperature or 1.0 for row in settings], torch.float64, device)
     # In place where possible: with a large vocabulary, allocating memory costs more than the operation itself.
     ratios = logits.double().sub_(best).div_(temperatures).exp_()  # probability relative to the most likely token
     too_unlikely = None

@@ -1,14 +1,15 @@
 """Samples the next token of each sequence from a batch of logits, with log-probabilities where they are requested.
 
-The order: repetition, frequency and presence penalty, logit bias, ban of the end tokens before min_tokens, then greedy
-choice or temperature, top-k, top-p, min-p and one random sample. The random number is a function of (seed, choice,
-position). This module does not know where logits come from, how sequences are scheduled, nor text.
+The order: repetition, frequency and presence penalty, logit bias, ban of the end tokens before min_tokens, token mask,
+then greedy choice or temperature, top-k, top-p, min-p and one random sample. The random number is a function of (seed,
+choice, position). Log-probabilities are those of the logits, with their token mask and nothing else. This module does
+not know where logits and masks come from, how sequences are scheduled, nor text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ from .logit_filters import SamplingSettings, uniform
 from .logit_filters import sample_tokens as sample_with_torch
 from .logprobs import Score
 from .logprobs import score as score_with_torch
-from .scratch import SCRATCH_BYTES, rows_at_once
+from .scratch import SCRATCH_BYTES, rows_at_once, take_rows
+from .token_masks import TokenMasks
 
 __all__ = ["Sampled", "SamplingState", "sample", "uniform"]
 
@@ -30,7 +32,7 @@ _CHANGED_BYTES = 4
 
 # Samples one token id for each of these rows of logits; logit_filters.sample_tokens is the torch implementation.
 SampleTokens = Callable[
-    [torch.Tensor, Sequence[SamplingSettings], npt.NDArray[np.float64], Sequence[int]], torch.Tensor
+    [torch.Tensor, Sequence[SamplingSettings], npt.NDArray[np.float64], Sequence[int], TokenMasks | None], torch.Tensor
 ]
 
 
@@ -81,8 +83,10 @@ class SamplingState:
         self.position = len(generated_ids)
         self.settings = SamplingSettings(parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p)
 
-        # Ids beyond the vocabulary cannot be sampled, so they need no ban.
+        # Ids beyond the vocabulary cannot be sampled, so they need no ban. With a constraint its token mask bans them,
+        # because a constraint may leave no other token.
         banned = sorted({i for i in (*end_ids, *parameters.stop_token_ids) if i < vocab_size})
+        banned = [] if parameters.structured_outputs else banned
         self._banned = torch.tensor(banned, dtype=torch.int64, device=device)
         bias = parameters.logit_bias
         self._bias_ids = torch.tensor(list(bias), dtype=torch.int64, device=device)
@@ -106,8 +110,14 @@ class SamplingState:
         return self._always_changes or self._bans()
 
     def is_plain(self, offset: int) -> bool:
-        """Whether the token `offset` positions after the next one needs no changed logits and no log-probabilities."""
-        return not self._always_changes and not self._bans(offset) and self.parameters.logprobs is None
+        """Whether the token `offset` positions after the next one needs nothing but logits: no changes, no mask, no
+        log-probabilities."""
+        return (
+            not self._always_changes
+            and not self._bans(offset)
+            and self.parameters.logprobs is None
+            and not self.parameters.structured_outputs
+        )
 
     @property
     def _always_changes(self) -> bool:
@@ -157,6 +167,7 @@ class PendingTokens:
     _rows: Sequence[int]
     _states: Sequence[SamplingState]
     _score: Score
+    _masks: TokenMasks | None = None
     # Ids and usability copied to the host, and the event that marks the end of the copy. On a GPU only.
     _host_copy: torch.Tensor | None = None
     _copied: torch.cuda.Event | None = None
@@ -181,10 +192,20 @@ class PendingTokens:
         logprobs: dict[int, TokenLogprob | None] = {}
         if scored:
             alternatives = [self._states[row].parameters.logprobs or 0 for row in scored]
-            rows, own_ids = [self._rows[row] for row in scored], [ids[row] for row in scored]
-            entries = self._score(self._logits, rows, own_ids, max(alternatives)).entries(own_ids, alternatives)
+            rows, own_ids = [self._rows[row] for row in scored], [max(ids[row], 0) for row in scored]
+            logits = self._logits
+            if self._masks:
+                logits, rows = self._masks.take(scored).apply(take_rows(logits, rows).float()), list(range(len(rows)))
+            entries = self._score(logits, rows, own_ids, max(alternatives)).entries(own_ids, alternatives)
+            if self._masks:
+                entries = [entry and _without_impossible(entry) for entry in entries]
             logprobs = dict(zip(scored, entries, strict=True))
         return [Sampled(ids[row], logprobs.get(row)) if usable[row] else None for row in range(len(ids))]
+
+
+def _without_impossible(entry: TokenLogprob) -> TokenLogprob:
+    """The entry without alternatives that the row's mask does not allow."""
+    return replace(entry, top=tuple(one for one in entry.top if one[1] > -np.inf))
 
 
 def sample(
@@ -194,9 +215,13 @@ def sample(
     sample_tokens: SampleTokens = sample_with_torch,
     score: Score = score_with_torch,
     rows: Sequence[int] | None = None,
+    masks: TokenMasks | None = None,
 ) -> list[Sampled | None]:
-    """The next token of each of these rows, or of all. None for a row that holds NaN or no finite logit."""
-    return choose_tokens(logits, states, best, sample_tokens, score, rows).read() if states else []
+    """The next token of each of these rows, or of all; `masks` has one entry for each of them.
+
+    None for a row that holds NaN or no finite logit that its mask allows.
+    """
+    return choose_tokens(logits, states, best, sample_tokens, score, rows, masks).read() if states else []
 
 
 def choose_tokens(
@@ -206,6 +231,7 @@ def choose_tokens(
     sample_tokens: SampleTokens,
     score: Score,
     rows: Sequence[int] | None = None,
+    masks: TokenMasks | None = None,
     offset: int = 0,
 ) -> PendingTokens:
     """Each row's next token, or for plain sequences the token `offset` positions after it."""
@@ -215,6 +241,14 @@ def choose_tokens(
     best = best or Argmax.of(logits)
     best = best if all_rows else best.rows(rows)
     tokens, usable = best.ids.clone(), best.values.isfinite()
+    masked = [n for n in range(len(states)) if masks and masks.masks(n)]
+    # Chosen by `sample_tokens`; of the others the best token is known.
+    sampled = {*masked, *(n for n, state in enumerate(states) if not state.is_greedy)}
+
+    def sample_rows(source: torch.Tensor, source_rows: Sequence[int], members: Sequence[int]) -> torch.Tensor:
+        member_masks = masks and masks.take(members)
+        return _sample_rows(source, source_rows, [states[n] for n in members], sample_tokens, offset, member_masks)
+
     changed = [] if offset else [n for n, state in enumerate(states) if state.changes_logits]
     for group in _groups(changed, logits):
         altered = torch.empty(len(group), logits.shape[-1], device=logits.device)
@@ -222,18 +256,18 @@ def choose_tokens(
             altered[row] = states[n].change(logits[rows[n]].float())
         greedy = Argmax.of(altered)
         tokens[group], usable[group] = greedy.ids, usable[group] & greedy.values.isfinite()
-        random_rows = [row for row, n in enumerate(group) if not states[n].is_greedy]
-        if random_rows:
-            members = [group[row] for row in random_rows]
-            tokens[members] = _sample_rows(altered, random_rows, [states[n] for n in members], sample_tokens, offset)
-    plain = [n for n in range(len(states)) if not states[n].is_greedy and n not in set(changed)]
-    if plain:
-        ids = _sample_rows(logits, [rows[n] for n in plain], [states[n] for n in plain], sample_tokens, offset)
+        if altered_rows := [row for row, n in enumerate(group) if n in sampled]:
+            members = [group[row] for row in altered_rows]
+            tokens[members] = sample_rows(altered, altered_rows, members)
+    if plain := sorted(sampled - set(changed)):
+        ids = sample_rows(logits, [rows[n] for n in plain], plain)
         if len(plain) == len(states):
             tokens = ids
         else:
             tokens[plain] = ids
-    return PendingTokens(tokens, usable, logits, rows, states, score)
+    if masked:
+        usable[masked] &= tokens[masked] >= 0
+    return PendingTokens(tokens, usable, logits, rows, states, score, masks)
 
 
 def _groups(numbers: Sequence[int], logits: torch.Tensor) -> Iterator[list[int]]:
@@ -243,11 +277,16 @@ def _groups(numbers: Sequence[int], logits: torch.Tensor) -> Iterator[list[int]]
 
 
 def _sample_rows(
-    logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], sample_tokens: SampleTokens, offset: int
+    logits: torch.Tensor,
+    rows: Sequence[int],
+    states: Sequence[SamplingState],
+    sample_tokens: SampleTokens,
+    offset: int,
+    masks: TokenMasks | None,
 ) -> torch.Tensor:
     uniforms = uniform(
         [state.seed for state in states],
         [state.parameters.choice for state in states],
         [state.position + offset for state in states],
     )
-    return sample_tokens(logits, [state.settings for state in states], uniforms, rows)
+    return sample_tokens(logits, [state.settings for state in states], uniforms, rows, masks)

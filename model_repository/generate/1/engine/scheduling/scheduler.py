@@ -99,7 +99,7 @@ class Scheduler:
     @property
     def decoding(self) -> bool:
         """Whether any running request decodes."""
-        return any(request.remaining == 1 for request in self.running)
+        return any(request.decodes for request in self.running)
 
     def plan(self) -> list[Slice]:
         """The slices of the next step; empty if there is nothing to compute."""
@@ -119,10 +119,11 @@ class Scheduler:
                     drafts = self._draft_tokens(request)
                     slices.append(Slice(request, request.computed, 1 + len(drafts), drafts))
                 continue
-            count = min(request.remaining, budget)
+            # Tokens that a grammar forced are computed like a prompt's. Without a budget they go on one by one.
+            count = min(request.remaining, max(budget, int(request.decodes)))
             if count and self._allocate(request, count):
                 slices.append(Slice(request, request.computed, count))
-                budget -= count
+                budget = max(budget - count, 0)
         while budget > 0 and not self._isolated() and (admitted := self._admit(bool(slices))):
             count = min(admitted.remaining, budget)
             grown = self._allocate(admitted, count)
@@ -197,6 +198,8 @@ class Scheduler:
         spare = self.pool.available - len(self.running)
         limit = min(limit, (len(request.table.blocks) + max(spare, 0)) * self.pool.block_tokens - request.computed - 1)
         drafts: tuple[int, ...] = request.prompt_lookup.propose(request.ids, limit)
+        if request.constraint:
+            drafts = drafts[: request.constraint.accepted(drafts)]
         grown = self._allocate(request, 1 + len(drafts))
         assert grown
         return drafts

@@ -19,7 +19,7 @@ class AmxAttention {
     AmxAttention(int head_dim, size_t score_stride, int& configured)
         : head_dim_(head_dim), score_stride_(score_stride), configured_(configured) {}
 
-    void score(const bf16* queries, int count, const UpcomingKV<bf16>& kv, int from, int to, float* scores) {
+    void score(const bf16* queries, const float*, int count, const UpcomingKV<bf16>& kv, int from, int to, float* scores) {
         const PagedTokens<bf16>& keys = kv.keys;
         for_each_tile_of_queries(count, [&](int n) {
             const bf16* first = queries + (size_t)n * head_dim_;

@@ -1,8 +1,10 @@
 // Samples a token id from a row of logits x: weight w[i] = floor(2^42 * exp((x[i] - max x) / temperature)); then top-k,
 // top-p and min-p, as sampling/logit_filters.py defines them; the result is the first id at which the running sum of the
 // kept weights exceeds uniform * (sum of the kept weights). Weights are integers: their sums are the same in any order.
+// Temperature 0: the first id of the largest x. A row may have a mask: x[i] is -infinity where bit i of the mask is 0.
 //
-// Layout: x[i] at logits[row_indices[row] * logit_stride + i]. A row is one work item.
+// Layout: x[i] at logits[row_indices[row] * logit_stride + i]. Bit i of the row's mask: bit i % 32 of
+// masks[mask_indices[row] * mask_words + i / 32]. A row is one work item.
 // ISA variants: the same compiler vectors in each. Test: tests/inference/test_native_sampling.py, against logit_filters.py.
 // It does not know where logits come from.
 #pragma once
@@ -16,10 +18,13 @@
 
 // Field by field as in structures.py.
 struct Sample {
-    int32_t rows, vocab_size, logit_stride;
+    int32_t rows, vocab_size, logit_stride, mask_words;
     const float* logits;
     // The row of logits of each sample.
     const int32_t* row_indices;
+    // No mask at all: null; a row without one: a negative index.
+    const uint32_t* masks;
+    const int32_t* mask_indices;
     const double* temperatures;
     // 0 or less: all tokens.
     const int32_t* top_k;
@@ -57,9 +62,13 @@ class Sampler {
     int64_t sample(const Sample& sample, int row) {
         logits_ = sample.logits + (size_t)sample.row_indices[row] * sample.logit_stride;
         count_ = sample.vocab_size;
+        mask_ = nullptr;
+        if (sample.masks && sample.mask_indices[row] >= 0)
+            apply_mask(sample.masks + (size_t)sample.mask_indices[row] * sample.mask_words);
         const ArgMax best = argmax(logits_, count_);
         // The caller rejects such a row.
-        if (!std::isfinite(best.value)) return 0;
+        if (!std::isfinite(best.value)) return -1;
+        if (sample.temperatures[row] == 0) return best.index;
         compute_weights(best.value, sample.temperatures[row]);
         const int top_k = sample.top_k[row] > 0 && sample.top_k[row] < count_ ? sample.top_k[row] : 0;
         const float tail = sample.top_p_tail[row];
@@ -79,10 +88,29 @@ class Sampler {
     };
 
     // Doubles in a vector, and tokens whose weights have a common sum in `sums_`.
-    static constexpr int kVecDoubles = 8, kChunk = 256;
+    static constexpr int kVecDoubles = 8, kChunk = 256, kMaskBits = 32;
     // The likeliest token's weight, 2^42: 2^20 tokens do not overflow 63 bits. Below exp(-29.2) a weight
     // is less than 1.
     static constexpr double kMaxWeight = 4398046511104.0, kMinExponent = -29.2;
+
+    // Replaces the row by a copy with -infinity for each token that the mask does not allow.
+    void apply_mask(const uint32_t* mask) {
+        masked_.resize(count_);
+        for (int i = 0; i < count_; i += kMaskBits) {
+            const uint32_t word = mask[i / kMaskBits];
+            const int bits = std::min(kMaskBits, count_ - i);
+            for (int n = 0; n < bits; n++) masked_[i + n] = word >> n & 1 ? logits_[i + n] : -INFINITY;
+        }
+        logits_ = masked_.data();
+        mask_ = mask;
+    }
+
+    // Whether the mask allows no token of this chunk.
+    bool is_masked(int chunk) const {
+        if (!mask_) return false;
+        const int first = chunk * kChunk / kMaskBits, end = (std::min((chunk + 1) * kChunk, count_) + kMaskBits - 1) / kMaskBits;
+        return std::all_of(mask_ + first, mask_ + end, [](uint32_t word) { return !word; });
+    }
 
     void compute_weights(float max, double temperature) {
         const int chunks = (count_ + kChunk - 1) / kChunk;
@@ -90,6 +118,11 @@ class Sampler {
         sums_.resize(chunks);
         total_ = 0;
         for (int chunk = 0; chunk < chunks; chunk++) {
+            if (is_masked(chunk)) {
+                std::fill_n(&weights_[chunk * kChunk], kChunk, 0);
+                sums_[chunk] = 0;
+                continue;
+            }
             Vec8l sum = {};
             for (int i = chunk * kChunk; i < (chunk + 1) * kChunk; i += kVecDoubles) {
                 Vec8f values;
@@ -202,6 +235,8 @@ class Sampler {
     }
 
     const float* logits_ = nullptr;
+    const uint32_t* mask_ = nullptr;
+    std::vector<float> masked_;
     int count_ = 0;
     int64_t total_ = 0;
     AlignedVector<int64_t> weights_;
