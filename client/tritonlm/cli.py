@@ -37,7 +37,7 @@ _LAZY_COMMANDS = {
     "generate": ("text", "generate"),
     "complete": ("text", "complete"),
     "embed": ("text", "embed"),
-    "chat": ("text", "chat"),
+    "chat": ("chat", "chat"),
     "train": ("train", "train"),
     "jobs": ("jobs", "app"),
     "keys": ("keys", "app"),

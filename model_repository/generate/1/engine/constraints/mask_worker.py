@@ -9,12 +9,15 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher
 from tritonlm.contract import TritonLMError
 
 from .constraint import Constraint, Words
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
 
 # More threads than this do not pay: a mask takes some microseconds.
 _MOST_THREADS = 4
@@ -36,8 +39,8 @@ class StepMasks:
 class MaskWorker:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        threads = max(1, min(len(os.sched_getaffinity(0)) // 2, _MOST_THREADS))
-        self._executor = LLExecutor(num_threads=threads)
+        # Made for the first constraint: an engine that never gets one does without llguidance.
+        self._executor: LLExecutor | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     def begin(self, sequences: Sequence[tuple[Constraint, Sequence[int]]]) -> Future[StepMasks]:
@@ -53,6 +56,11 @@ class MaskWorker:
         for constraint, draft_tokens in sequences:
             first_rows[constraint] = len(rows)
             rows += [(constraint, n, matcher) for n, matcher in enumerate(constraint.copies(draft_tokens))]
+        if self._executor is None:
+            from llguidance import LLExecutor  # noqa: PLC0415
+
+            threads = max(1, min(len(os.sched_getaffinity(0)) // 2, _MOST_THREADS))
+            self._executor = LLExecutor(num_threads=threads)
         words = sequences[0][0].mask_words
         masks = StepMasks(np.empty((len(rows), words), np.int32), first_rows)
         matchers = [(matcher, row) for row, (_, _, matcher) in enumerate(rows)]

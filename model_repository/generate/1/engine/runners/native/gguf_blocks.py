@@ -1,6 +1,6 @@
 """The blocks of GGUF's quantized types as codes, scales and minima, without loss.
 
-Each function takes bytes (rows, blocks, bytes of a block). This module knows how numbers are stored, not whose they are.
+Each function takes bytes (rows, blocks, bytes of a block). This module knows how numbers are stored, not whose.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _crumbs(packed: Bytes) -> Bytes:
 
 def _result(codes: npt.NDArray[Any], scales: Floats, minima: Floats | None, bits: int, **others: Any) -> Quantized:
     rows = len(codes)
-    tensors = {name: torch.from_numpy(part.reshape(rows, -1)) for name, part in others.items() if name in _STEPS}
+    tensors: dict[str, Any] = {name: torch.from_numpy(part.reshape(rows, -1)) for name, part in others.items() if name in _STEPS}
     options = {name: value for name, value in others.items() if name not in _STEPS}
     return Quantized(
         torch.from_numpy(codes.reshape(rows, -1).astype(np.int8, copy=False)),

@@ -97,11 +97,13 @@ class Quantized:
     def cat(parts: Sequence[Quantized]) -> Quantized:
         """One below the other: all of one form."""
         names = [name for name in _TENSORS if getattr(parts[0], name) is not None]
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], **tensors)
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Quantized:
         present = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-        return replace(self, **{name: change(tensor) for name, tensor in present.items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in present.items()}
+        return replace(self, **changed)
 
 
 _TENSORS = ("codes", "scales", "minima", "scale_steps", "minimum_steps")

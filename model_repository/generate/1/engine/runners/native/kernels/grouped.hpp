@@ -213,13 +213,7 @@ struct GroupedChunk {
         }
     }
 
-    static float offset(const GroupedForm& form) {
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-        return 0;
-#else
-        return offset_of(codes_of(form));
-#endif
-    }
+    static float offset(const GroupedForm& form) { return offset_of(codes_of(form)); }
 };
 
 // Adds a chunk for the rows of a pass.
@@ -253,6 +247,58 @@ __attribute__((noinline)) void grouped_accumulate(
     for (int i = 0; i < kRows; i++)
         for (int n = 0; n < kBlocks; n++) store(sums[i][to_block + n], all.totals[i][n]);
 }
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+// Tile 2 holds a group's inputs of 16 rows, tile 3 its codes of 16 outputs.
+inline void begin_grouped_tiles(int group) {
+    TileConfig config;
+    config.bytes[2] = group;
+    config.rows[3] = group / kStepInputs;
+    configure_tiles(config);
+}
+
+// The exact sums of two groups of 16 rows.
+typedef int32_t TileSums[2][kTileRows][kVecSize];
+
+// Adds a chunk for 16 rows. Two groups at a time: one is multiplied while the other is stored.
+template <int kGroup>
+__attribute__((noinline)) void grouped_amx(
+    Int8Group rows, size_t next_group, const GroupedChunk& chunk, int count, bool first, RowSums* sums, int block
+) {
+    alignas(kCacheLine) TileSums exact;
+    const auto product = [&](auto tile, const Int8Group& group, int k) {
+        constexpr int kTile = decltype(tile)::value;
+        _tile_zero(kTile);
+        _tile_loadd(2, group.row(0) + k % kRowGroup, Int8Group::kRowBytes);
+        _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
+        _tile_dpbsud(kTile, 2, 3);
+        _tile_stored(kTile, exact[kTile], sizeof exact[0][0]);
+    };
+    for (int k = 0; k < count; k += 2 * kGroup) {
+        const Int8Group second_rows = {rows.from + (kGroup == kRowGroup ? next_group : 0)};
+        compiler_fence();
+        product(std::integral_constant<int, 0>(), rows, k);
+        product(std::integral_constant<int, 1>(), second_rows, k + kGroup);
+        compiler_fence();
+        const int number = k / kGroup;
+        const bool whole = kGroup == kRowGroup;
+        for (int i = 0; i < kTileRows; i++) {
+            Vec16 total = k || !first ? load(sums[i][block]) : Vec16{};
+            const auto add = [&](int n, const Int8Group& group, Int8Group::Field sum) {
+                const GroupScales& scales = chunk.scales;
+                const Vec16i exact_sums = *reinterpret_cast<const Vec16i*>(exact[n][i]);
+                add_product(total, group.field(Int8Group::kMiddle, i), load(scales.code_sum[number + n]));
+                add_product(total, group.field(sum, i), load(scales.minimum[number + n]));
+                add_product(total, group.field(Int8Group::kScale, i) * load(scales.scale[number + n]), to_floats(exact_sums));
+            };
+            add(0, rows, whole ? Int8Group::kSum : Int8Group::kFirstSum);
+            add(1, second_rows, whole ? Int8Group::kSum : Int8Group::kSecondSum);
+            store(sums[i][block], total);
+        }
+        rows.from += whole ? 2 * next_group : next_group;
+    }
+}
+#endif
 
 // One or two blocks of a matmul. Where two have different codes or groups, they are multiplied one after the other.
 class GroupedBlocks {
@@ -323,6 +369,17 @@ class GroupedBlocks {
     void accumulate_rows(
         int first, int count, const GroupedChunk* chunks, int begin, int inputs, int n, int blocks, RowSums* sums
     ) const {
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+        if (amx_available()) {
+            begin_grouped_tiles(kGroup);
+            for (int m = 0; m < count; m += kTileRows) {
+                const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);
+                for (int i = 0; i < blocks; i++)
+                    grouped_amx<kGroup>(group, GroupedRows::tile_bytes(tile_), chunks[i], inputs, begin == 0, sums + m, n + i);
+            }
+            return begin_matmul_tiles();
+        }
+#endif
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value;
             const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);
