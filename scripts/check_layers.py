@@ -67,6 +67,11 @@ RULES = (
         why="the client reaches Triton through its transport",
     ),
     Rule(
+        ("client/tritonlm/client/chat_parsing/**/*.py",),
+        only=("tritonlm.client.chat_parsing", "tritonlm.contract", "transformers.utils.chat_parsing"),
+        why="parsers are plain Python, and the client installs without more",
+    ),
+    Rule(
         ("client/tritonlm/client/transport/**/*.py",),
         never=("fastapi", "torch", "tokenizers"),
         why="the client installs without them",

@@ -57,6 +57,7 @@ STAGES = (
     Stage("tests", "inference_tests", 70, _TEST_PACKAGES),
     Stage("continuous_batching", "continuous_batching", 120),
     Stage("profile", "profile_step", 40),
+    Stage("quantized", "quantized_figures", 60),
     Stage("fleet", "fleet_check", 30),
     Stage("served", "served", 100),
     Stage("start", "start", 90),

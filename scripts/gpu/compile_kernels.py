@@ -22,6 +22,12 @@ _TARGET = GPUTarget("cuda", 90, 32)
 _ALIGNED = [["tt.divisibility", 16]]
 # Query heads for each KV head, rows of a tile, width, splits.
 _TILES = ((1, 1, 64, 8), (1, 64, 64, 1), (4, 1, 128, 16), (4, 32, 128, 1), (2, 64, 256, 1))
+_NUMBERS = ("query", "keys", "values", "key_cache", "value_cache", "output", "weights", "both", "numbers", "bias")
+# Arguments that are neither whole numbers nor pointers to a number for each tile.
+_TYPES = {
+    "slots": "*i64", "tables": "*i32", **dict.fromkeys(("parts", "bests", "totals"), "*fp32"),
+    **dict.fromkeys(("scale", "softcap", "epsilon"), "fp32"), **dict.fromkeys(_NUMBERS, "*bf16"),
+}  # fmt: skip
 
 
 def report_compiled(report: Report) -> None:
@@ -72,32 +78,11 @@ def compiled(kernel: Any, constants: dict[str, object], warps: int = 4) -> dict[
 
 
 def _type_of(kernel: Any, name: str, bits: object) -> str:
-    if name == "rows" and kernel is not layers.rms_norm:
-        return "i32"
     if kernel is quantized.multiply and name in ("codes", "scales"):
         return "*fp16" if name == "scales" else "*u8" if bits == 4 else "*i8"
-    if name == "slots":
-        return "*i64"
-    if name in ("parts", "bests", "totals"):
-        return "*fp32"
-    if name.startswith("tile_") or name == "tables":
-        return "*i32"
-    if name in ("scale", "softcap", "epsilon"):
-        return "fp32"
-    numbers = (
-        "query",
-        "keys",
-        "values",
-        "key_cache",
-        "value_cache",
-        "output",
-        "rows",
-        "weights",
-        "both",
-        "numbers",
-        "bias",
-    )
-    return "*bf16" if name in numbers else "i32"
+    if name == "rows" and kernel is layers.rms_norm:
+        return "*bf16"
+    return _TYPES.get(name, "*i32" if name.startswith("tile_") else "i32")
 
 
 def _usage(cubin: bytes) -> dict[str, int]:

@@ -49,13 +49,18 @@ def test_the_error_is_less_than_with_plain_scales(bits: int) -> None:
     assert squared_error(weight, best) < squared_error(weight, plain) * (0.75 if bits == 4 else 1)
 
 
-@pytest.mark.parametrize(("dtype", "rows", "group"), [(torch.bfloat16, 7, 32), (torch.float32, 300, 64)])
-def test_rows_are_independent_and_scales_fit_into_float16(dtype: torch.dtype, rows: int, group: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "scale_type", "rows", "group"),
+    [(torch.bfloat16, torch.bfloat16, 7, 32), (torch.float32, torch.float16, 300, 64)],
+)
+def test_rows_are_independent_and_a_smaller_type_holds_the_scales(
+    dtype: torch.dtype, scale_type: torch.dtype, rows: int, group: int
+) -> None:
     weight = torch.randn(rows, 512, generator=torch.Generator().manual_seed(1)).to(dtype)
-    quantized = quantize_groups(weight, 4, group)
+    quantized = quantize_groups(weight, 4, group, scale_type)
     assert quantized.group == group
-    assert torch.equal(quantized.scales.half().float(), quantized.scales)
-    alone = quantize_groups(weight[3:4], 4, group)
+    assert torch.equal(quantized.scales.to(scale_type).float(), quantized.scales)
+    alone = quantize_groups(weight[3:4], 4, group, scale_type)
     assert torch.equal(alone.codes, quantized.part(slice(3, 4)).codes)
     assert torch.equal(alone.scales, quantized.part(slice(3, 4)).scales)
 

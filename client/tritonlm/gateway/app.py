@@ -24,7 +24,7 @@ from .loading import Loader
 from .metrics import LiveValues
 from .middleware import REQUEST_ID, RequestMiddleware
 from .quota import Quota
-from .responses import IGNORED
+from .responses import IGNORED_HEADER
 from .responses_api.store import ResponseStore
 from .routes import ROUTERS
 from .services import Services
@@ -110,7 +110,7 @@ def _add_middleware(app: FastAPI, services: Services, tracing: Tracing | None) -
             allow_origins=settings.cors_allow_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "X-Api-Key", "Anthropic-Version", "Content-Type", REQUEST_ID],
-            expose_headers=[REQUEST_ID, IGNORED],
+            expose_headers=[REQUEST_ID, IGNORED_HEADER],
         )
     app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, tracing=tracing)
 

@@ -43,6 +43,7 @@ def chat_call(sent: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -
         **tools.arguments(sent.get("parallel_tool_calls")),
         **_text_format(sent.get("text") or {}),
         **_logprobs(sent),
+        **_template_variables(sent),
     }
     if "max_output_tokens" in sent:
         arguments["max_tokens"] = sent["max_output_tokens"]
@@ -76,13 +77,23 @@ def _logprobs(sent: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _template_variables(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """`reasoning.effort` as the variables of chat templates that switch reasoning."""
+    effort = (sent.get("reasoning") or {}).get("effort")
+    variables: dict[str, Any] = {}
+    if effort is not None:
+        variables = {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+    variables |= sent.get("chat_template_kwargs") or {}
+    return {"chat_template_kwargs": variables} if variables else {}
+
+
 def _ineffective(sent: Mapping[str, Any]) -> list[str]:
     reasoning, text = sent.get("reasoning") or {}, sent.get("text") or {}
     warnings = []
     if text.get("verbosity") not in (None, "medium"):
         warnings.append("text.verbosity has no effect")
     if reasoning.get("effort") is not None:
-        warnings.append("reasoning.effort has no effect")
+        warnings.append("reasoning.effort has an effect only if the chat template has the variable")
     if reasoning.get("summary") or reasoning.get("generate_summary"):
         warnings.append("reasoning.summary has no effect: reasoning is returned in full")
     return warnings

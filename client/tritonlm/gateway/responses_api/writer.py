@@ -11,7 +11,7 @@ from typing import Any
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, CompletionUsage
 from tritonlm.contract import TritonLMError
 
-from ..field_names import renamed
+from ..chat_calls import renamed
 from ..responses import Event, event_data
 from .output import COMPLETED, IN_PROGRESS, INCOMPLETE, Json, OutputItems
 from .request import NAMES, ChatCall

@@ -20,7 +20,7 @@ from tritonlm.contract import Checkpoint, CheckpointError
 
 from .config import INT8, EngineConfig
 from .memory import resident_memory
-from .runners.interface import choose_devices, choose_dtype
+from .runners.interface import choose_devices, choose_dtype, weights_in_memory
 from .runners.kv_cache import LIKELY_TOKENS, LayerShape, free_memory, stored_dtype
 from .runners.native import families
 from .runners.select import GRAPHS, NATIVE, REFERENCE, why_not_native
@@ -43,7 +43,7 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
         "reason": reason,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "bits_per_weight": 8 if config.weights == INT8 else 8 * dtype.itemsize,
+        "bits_per_weight": _bits_per_weight(checkpoint, config, dtype, is_native=not reason),
         "kv_dtype": str(stored_dtype(config, dtype)).removeprefix("torch."),
         "kv_bytes_per_token": _kv_bytes(checkpoint, stored_dtype(config, dtype), is_native=not reason),
         "likely_tokens": LIKELY_TOKENS,
@@ -52,6 +52,12 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
         "free_bytes": free_memory(device),
         "read_bytes_per_second": read_bandwidth() if device.type == "cpu" else None,
     }
+
+
+def _bits_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, is_native: bool) -> float:
+    if not is_native or not checkpoint.quantized_count():
+        return 8 if config.weights == INT8 else 8 * dtype.itemsize
+    return 8 * weights_in_memory(checkpoint, config.weights, dtype) / checkpoint.quantized_count()
 
 
 def _kv_bytes(checkpoint: Checkpoint, dtype: torch.dtype, is_native: bool) -> int:

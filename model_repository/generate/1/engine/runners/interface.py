@@ -24,7 +24,7 @@ from ..sampling.token_masks import TokenMasks
 from ..scheduling.scheduler import Slice
 from .flat_batch import FlatBatch
 
-# Of the bytes of quantized weights in a file, those in the kernels' layout; of int8 weights, int4 ones with their scales.
+# Of the bytes of quantized weights in a file, those in the kernels' layout; of int8 weights, int4 ones with scales.
 _REPACKED, _INT4_SHARE = 1.2, 0.7
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -104,11 +104,16 @@ def choose_dtype(setting: str, checkpoint: Checkpoint, device: torch.device) -> 
     """`auto` is the checkpoint's own dtype, except for half-precision types that this CPU computes slowly."""
     if setting != "auto":
         return _DTYPES[setting]
-    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-    dtype = _DTYPES.get(str(own), torch.float32)
+    dtype = own_dtype(checkpoint)
     if device.type == "cpu" and dtype != torch.float32:
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     return dtype
+
+
+def own_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """That of config.json."""
+    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
+    return _DTYPES.get(str(own), torch.float32)
 
 
 def used_memory(device: torch.device) -> int:
@@ -130,5 +135,6 @@ def weights_in_memory(checkpoint: Checkpoint, weights: str, dtype: torch.dtype) 
 
 def weights_on_disk(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """How many bytes the weights of a checkpoint's files take in this number type."""
-    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-    return checkpoint.weight_bytes() * dtype.itemsize // _DTYPES.get(str(own), torch.float32).itemsize
+    if count := checkpoint.quantized_count():
+        return count * dtype.itemsize
+    return checkpoint.weight_bytes() * dtype.itemsize // own_dtype(checkpoint).itemsize

@@ -22,12 +22,12 @@ from ..sampling.logit_filters import sample_tokens
 from ..sampling.logprobs import score
 from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
-from . import attention, flat_batch, packed_linear
+from . import attention, dequantized, flat_batch, packed_linear
 from .gpu import block_attention, fused_layers
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
-from .loading import load_at_low_priority, reported_loading
+from .loading import load_at_low_priority, reported_loading, tensor_bytes
 
 _log = logging.getLogger("tritonlm.engine")
 _PROBE_TOKENS = 8
@@ -154,10 +154,13 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, progress:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise CheckpointError(f"{folder}: {config.model_type} is not a causal language model; {_REMEDY}")
-        with reported_loading(folder, progress):
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
+        if Checkpoint(folder).quantized:
+            model = dequantized.load(folder, config, dtype, progress)
+        else:
+            with reported_loading(tensor_bytes(folder), progress):
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                )
     except CheckpointError:
         raise
     except Exception as error:  # the loaders of transformers may raise anything

@@ -1,6 +1,6 @@
 """The blocks of GGUF's quantized types as codes, scales and minima, without loss.
 
-Each function takes bytes (rows, blocks, bytes of a block). This module knows how numbers are stored, not whose they are.
+Each function takes bytes (rows, blocks, bytes of a block). This module knows how numbers are stored, not whose.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def _crumbs(packed: Bytes) -> Bytes:
 
 def _result(codes: npt.NDArray[Any], scales: Floats, minima: Floats | None, bits: int, **others: Any) -> Quantized:
     rows = len(codes)
-    tensors = {name: torch.from_numpy(part.reshape(rows, -1)) for name, part in others.items() if name in _STEPS}
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(part.reshape(rows, -1)) for name, part in others.items() if name in _STEPS
+    }
     options = {name: value for name, value in others.items() if name not in _STEPS}
     return Quantized(
         torch.from_numpy(codes.reshape(rows, -1).astype(np.int8, copy=False)),
@@ -77,7 +79,7 @@ def _q4_1(blocks: Bytes) -> Quantized:
 
 
 def _fifth_bits(packed: Bytes) -> Bytes:
-    return np.unpackbits(packed, axis=-1, bitorder="little") << 4
+    return np.left_shift(np.unpackbits(packed, axis=-1, bitorder="little"), 4, dtype=np.uint8)
 
 
 def _q5_0(blocks: Bytes) -> Quantized:

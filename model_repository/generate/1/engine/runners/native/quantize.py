@@ -3,8 +3,8 @@
     weight ≈ scale * code, the code from -8 to 7 (4 bits) or -127 to 127 (8 bits)
 
 For each candidate of a group's scale the codes are fixed by rounding, and then the scale of least squared error is
-sum(weight * code) / sum(code * code). Scales have eleven bits of mantissa, so that float16 holds them exactly. This
-module knows neither files nor the kernels' layout.
+sum(weight * code) / sum(code * code). Scales have the bits of a smaller number type's mantissa, so that it holds them
+exactly. This module knows neither files nor the kernels' layout.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ _MAX_THREADS = 8
 # A negative scale lets it be the code -8, which has no positive counterpart.
 _TARGETS = {4: (-7.0, -7.25, -7.5, -7.75, -8.0, -8.25, -8.5), 8: (126.5, 126.75, 127.0, 127.25, 127.5)}
 _RANGES = {4: (-8, 7), 8: (-127, 127)}
-# Of float16, the implicit bit included.
-_MANTISSA = np.float32(2**11)
+# 2 to the bits of the mantissa, the implicit one included. Of float32 no more than float16 has: codes need no more.
+_MANTISSAS = {torch.float32: 2**11, torch.float16: 2**11, torch.bfloat16: 2**8}
 
 
-def quantize_groups(weight: torch.Tensor, bits: int, group: int = 32) -> Quantized:
-    """Of (outputs, inputs); the inputs are a multiple of `group`. Raises CheckpointError for numbers not finite."""
+def quantize_groups(
+    weight: torch.Tensor, bits: int, group: int = 32, scale_type: torch.dtype = torch.float32
+) -> Quantized:
+    """Of (outputs, inputs); the inputs are a multiple of `group`. Scales have the precision of `scale_type`.
+
+    Raises CheckpointError for numbers that are not finite.
+    """
     outputs, inputs = weight.shape
     assert inputs % group == 0, f"{inputs} inputs are not groups of {group}"
     codes = torch.empty(outputs, inputs, dtype=torch.int8)
@@ -44,7 +49,7 @@ def quantize_groups(weight: torch.Tensor, bits: int, group: int = 32) -> Quantiz
         part = slice(first, first + rows)
         # Numbers of a group lie one below the other, so that sums run along whole vectors.
         columns = np.ascontiguousarray(weight[part].float().reshape(-1, group).numpy().T)
-        best = _best_scales(columns, bits)
+        best = _best_scales(columns, bits, np.float32(_MANTISSAS[scale_type]))
         rounded = _codes(columns, _inverse(best), bits, np.empty_like(columns))
         codes[part] = torch.from_numpy(rounded.T.astype(np.int8, order="C")).view(-1, inputs)
         scales[part] = torch.from_numpy(best).view(-1, inputs // group)
@@ -57,7 +62,7 @@ def quantize_groups(weight: torch.Tensor, bits: int, group: int = 32) -> Quantiz
     return Quantized(codes, scales, None, bits)
 
 
-def _best_scales(columns: Floats, bits: int) -> Floats:
+def _best_scales(columns: Floats, bits: int, mantissa: np.float32) -> Floats:
     """The scale of each column. What it saves of the squared error is sum(weight * code)² / sum(code²)."""
     low, high = columns.min(axis=0), columns.max(axis=0)
     extreme = np.where(-low > high, low, high)
@@ -78,7 +83,7 @@ def _best_scales(columns: Floats, bits: int) -> Floats:
         np.copyto(best, scales, where=better)
         np.copyto(best_saved, saved, where=better)
     mantissas, exponents = np.frexp(best * extreme)
-    rounded: Floats = np.ldexp(np.rint(mantissas * _MANTISSA) / _MANTISSA, exponents)
+    rounded: Floats = np.ldexp(np.rint(mantissas * mantissa) / mantissa, exponents)
     return rounded
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -97,11 +98,13 @@ class Quantized:
     def cat(parts: Sequence[Quantized]) -> Quantized:
         """One below the other: all of one form."""
         names = [name for name in _TENSORS if getattr(parts[0], name) is not None]
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], **tensors)
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Quantized:
         present = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-        return replace(self, **{name: change(tensor) for name, tensor in present.items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in present.items()}
+        return replace(self, **changed)
 
 
 _TENSORS = ("codes", "scales", "minima", "scale_steps", "minimum_steps")
@@ -115,8 +118,8 @@ class Stack:
     interleaved: bool = False
 
     def rows(self, index: Sequence[int]) -> Stack | None:
-        """These outputs of a stack that is not interleaved, with zeros where the index is PADDING; None if 16 rows that the
-        kernels multiply together are not of one matrix.
+        """These outputs of a stack that is not interleaved, with zeros where the index is PADDING; None if 16 rows that
+        the kernels multiply together are not of one matrix.
         """
         ends = list(itertools.accumulate(len(part.codes) for part in self.parts))
         # The matrix of each row: padding belongs to that of the row before it.

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from tritonlm.contract import CheckpointError
+from tritonlm.contract import Checkpoint, CheckpointError
 
 from .gguf_source import GgufSource, holds_gguf
 from .quantized import Quantized
+from .quantized_files import QuantizedSource
 
 
 class TensorSource(Protocol):
@@ -58,5 +59,8 @@ class SafetensorsSource:
 
 
 def open_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> TensorSource:
-    """`dtype` is that of matrices which are stored in blocks, as in GGUF files."""
-    return GgufSource(folder, dtype) if holds_gguf(folder) else SafetensorsSource(folder)
+    """`dtype` is that of matrices which are stored in blocks, as in GGUF files, or quantized."""
+    if holds_gguf(folder):
+        return GgufSource(folder, dtype)
+    files, layouts = SafetensorsSource(folder), Checkpoint(folder).quantized
+    return QuantizedSource(files, layouts, dtype) if layouts else files

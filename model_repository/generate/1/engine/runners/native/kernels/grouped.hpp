@@ -1,6 +1,7 @@
 // Matmuls of weights in groups (grouped_form.hpp) and rows in int8 (grouped_rows.hpp):
-//   y[r][o] = sum over groups g of  s[r][g] * scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
-//                                 + s[r][g] * (sum of xq[r][k]) * (minimum[o][g] - zero * scale[o][g])
+//   y[r][o] = sum over groups g of  m[r][g] * (scale[o][g] * (sum over k in g of code[o][k]))
+//                                 + (sum over k in g of x[r][k]) * (minimum[o][g] - zero * scale[o][g])
+//                                 + s[r][g] * scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
 // The inner sums are exact integers; the outer ones are fused multiply-adds in float32, in the order of the groups, whatever the
 // number of rows. So a row's result is the same bits alone and in a batch.
 //
@@ -68,6 +69,21 @@ inline int padded_inputs(const GroupedForm& form, int inputs) {
     return (inputs + multiple - 1) / multiple * multiple;
 }
 
+// scale * sum of the codes.
+TRITONLM_INLINE Reg16 scaled_sum(const Reg16& scale, const Reg16i& sum) {
+    Reg16 result = to_floats(sum);
+#ifdef __AVX512F__
+    return scale * result;
+#else
+    for (int i = 0; i < kRegsPerVec; i++) result.regs[i] *= scale.regs[i];
+    return result;
+#endif
+}
+
+// The sum of a group's codes is its product with a row of ones.
+alignas(kCacheLine) constexpr int32_t kFourOnes = 0x01010101;
+inline const int8_t* four_ones() { return reinterpret_cast<const int8_t*>(&kFourOnes); }
+
 // The sums of kRows rows and kBlocks blocks.
 template <int kRows, int kBlocks>
 struct GroupedSums {
@@ -87,15 +103,17 @@ struct GroupedSums {
         for (int i = 0; i < kRows; i++) dot.add(sums[i][n], rows.row(i) + k);
     }
 
-    // Ends group `number` of the scales, whose rows' sums are `field`.
+    // Ends group `number` of the scales; `sum` is that of the rows' numbers, `code_sums` are those of the blocks' codes.
     TRITONLM_INLINE void end_group(
-        const GroupScales* const (&scales)[kBlocks], int number, const Int8Group& rows, Int8Group::Field field
+        const GroupScales* const (&scales)[kBlocks], const Reg16 (&code_sums)[kBlocks], int number, const Int8Group& rows,
+        Int8Group::Field sum
     ) {
         for (int n = 0; n < kBlocks; n++) {
             const Reg16 scale = load_regs(scales[n]->scale[number]), minimum = load_regs(scales[n]->minimum[number]);
 #pragma GCC unroll 16
             for (int i = 0; i < kRows; i++) {
-                add_product(totals[i][n], rows.field(field, i), minimum);
+                add_product(totals[i][n], rows.field(Int8Group::kMiddle, i), code_sums[n]);
+                add_product(totals[i][n], rows.field(sum, i), minimum);
                 add_product(totals[i][n], rows.field(Int8Group::kScale, i) * scale, to_floats(sums[i][n]));
             }
         }
@@ -119,9 +137,18 @@ __attribute__((noinline)) void grouped_direct(
     const GroupedForm form = *blocks[0].form;
     const int padded = padded_inputs(form, inputs);
     GroupedSums<kRows, kBlocks> all = {};
+    Reg16i code_sums[kBlocks] = {};
     alignas(kCacheLine) GroupScales own_scales[kBlocks];
     const GroupScales* scales[kBlocks];
     for (int n = 0; n < kBlocks; n++) scales[n] = &own_scales[n];
+    const auto end = [&](int number, const Int8Group& group, Int8Group::Field sum) __attribute__((always_inline)) {
+        Reg16 scaled_sums[kBlocks];
+        for (int n = 0; n < kBlocks; n++) {
+            scaled_sums[n] = scaled_sum(load_regs(scales[n]->scale[number]), code_sums[n]);
+            code_sums[n] = Reg16i{};
+        }
+        all.end_group(scales, scaled_sums, number, group, sum);
+    };
     for (int begin = 0; begin < padded; begin += kSuperInputs) {
         const int count = std::min(kSuperInputs, padded - begin);
         for (int n = 0; n < kBlocks; n++) load_scales(form, blocks[n].data, begin, count, Dot::kOffset, own_scales[n]);
@@ -136,13 +163,16 @@ __attribute__((noinline)) void grouped_direct(
                 for (int n = 0; n < kBlocks; n++) {
                     CodeBytes first, second;
                     unpack_codes<kCodes>(form, blocks[n].data + offset, k % kRecordInputs / 8 + j, first, second);
-                    all.add(n, Dot(first), group, 8 * j);
-                    all.add(n, Dot(second), group, 8 * j + kStepInputs);
+                    const Dot first_dot(first), second_dot(second);
+                    all.add(n, first_dot, group, 8 * j);
+                    all.add(n, second_dot, group, 8 * j + kStepInputs);
+                    first_dot.add(code_sums[n], four_ones());
+                    second_dot.add(code_sums[n], four_ones());
                 }
-                if (kGroup == 16 && j == 1) all.end_group(scales, k / kGroup, group, Int8Group::kFirstSum);
+                if (kGroup == 16 && j == 1) end(k / kGroup, group, Int8Group::kFirstSum);
             }
-            if (kGroup == 16) all.end_group(scales, k / kGroup + 1, group, Int8Group::kSecondSum);
-            else all.end_group(scales, k / kGroup, group, Int8Group::kSum);
+            if (kGroup == 16) end(k / kGroup + 1, group, Int8Group::kSecondSum);
+            else end(k / kGroup, group, Int8Group::kSum);
         }
     }
     for (int i = 0; i < kRows; i++)
@@ -157,27 +187,33 @@ struct GroupedChunk {
     void unpack(const GroupedBlock& block, int begin, int count) {
         const GroupedForm& form = *block.form;
         load_scales(form, block.data, begin, count, offset(form), scales);
-        with_codes(form, [&](auto codes) {
-            for (int k = 0; k < count; k += kRecordInputs) {
-                const uint8_t* from = block.data + form.record_offset(begin + k) + form.codes_offset;
-                for (int j = 0; j < kRecordInputs / 8; j++) {
-                    CodeBytes first, second;
-                    unpack_codes<decltype(codes)::value>(form, from, j, first, second);
-                    first.store(bytes + (k + 8 * j) * kVecSize);
-                    second.store(bytes + (k + 8 * j + kStepInputs) * kVecSize);
-                }
-            }
-        });
+        with_codes(form, [&](auto codes) { unpack<decltype(codes)::value>(form, block.data, begin, count); });
     }
 
   private:
-    static float offset(const GroupedForm& form) {
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-        return 0;
-#else
-        return offset_of(codes_of(form));
-#endif
+    template <Codes kCodes>
+    void unpack(const GroupedForm& form, const uint8_t* block, int begin, int count) {
+        typedef ByteDot<is_wide(kCodes)> Dot;
+        const int steps_per_group = form.group / 8;
+        Reg16i sum = {};
+        for (int k = 0, step = 0, group = 0; k < count; k += kRecordInputs) {
+            const uint8_t* from = block + form.record_offset(begin + k) + form.codes_offset;
+            for (int j = 0; j < kRecordInputs / 8; j++) {
+                CodeBytes first, second;
+                unpack_codes<kCodes>(form, from, j, first, second);
+                first.store(bytes + (k + 8 * j) * kVecSize);
+                second.store(bytes + (k + 8 * j + kStepInputs) * kVecSize);
+                Dot(first).add(sum, four_ones());
+                Dot(second).add(sum, four_ones());
+                if (++step < steps_per_group) continue;
+                store(scales.code_sum[group], scaled_sum(load_regs(scales.scale[group]), sum));
+                sum = Reg16i{};
+                step = 0, group++;
+            }
+        }
     }
+
+    static float offset(const GroupedForm& form) { return offset_of(codes_of(form)); }
 };
 
 // Adds a chunk for the rows of a pass.
@@ -202,13 +238,67 @@ __attribute__((noinline)) void grouped_accumulate(
             }
         const bool second = kGroup == 16 && k % kRowGroup;
         const Int8Group::Field field = kGroup == kRowGroup ? Int8Group::kSum : second ? Int8Group::kSecondSum : Int8Group::kFirstSum;
-        all.end_group(scales, k / kGroup, group, field);
+        Reg16 code_sums[kBlocks];
+        for (int n = 0; n < kBlocks; n++) code_sums[n] = load_regs(scales[n]->code_sum[k / kGroup]);
+        all.end_group(scales, code_sums, k / kGroup, group, field);
         if (kGroup == kRowGroup || second) group.from += next_group;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; i++)
         for (int n = 0; n < kBlocks; n++) store(sums[i][to_block + n], all.totals[i][n]);
 }
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+// Tile 2 holds a group's inputs of 16 rows, tile 3 its codes of 16 outputs.
+inline void begin_grouped_tiles(int group) {
+    TileConfig config;
+    config.bytes[2] = group;
+    config.rows[3] = group / kStepInputs;
+    configure_tiles(config);
+}
+
+// The exact sums of two groups of 16 rows.
+typedef int32_t TileSums[2][kTileRows][kVecSize];
+
+// Adds a chunk for 16 rows. Two groups at a time: one is multiplied while the other is stored.
+template <int kGroup>
+__attribute__((noinline)) void grouped_amx(
+    Int8Group rows, size_t next_group, const GroupedChunk& chunk, int count, bool first, RowSums* sums, int block
+) {
+    alignas(kCacheLine) TileSums exact;
+    const auto product = [&](auto tile, const Int8Group& group, int k) {
+        constexpr int kTile = decltype(tile)::value;
+        _tile_zero(kTile);
+        _tile_loadd(2, group.row(0) + k % kRowGroup, Int8Group::kRowBytes);
+        _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
+        _tile_dpbsud(kTile, 2, 3);
+        _tile_stored(kTile, exact[kTile], sizeof exact[0][0]);
+    };
+    for (int k = 0; k < count; k += 2 * kGroup) {
+        const Int8Group second_rows = {rows.from + (kGroup == kRowGroup ? next_group : 0)};
+        compiler_fence();
+        product(std::integral_constant<int, 0>(), rows, k);
+        product(std::integral_constant<int, 1>(), second_rows, k + kGroup);
+        compiler_fence();
+        const int number = k / kGroup;
+        const bool whole = kGroup == kRowGroup;
+        for (int i = 0; i < kTileRows; i++) {
+            Vec16 total = k || !first ? load(sums[i][block]) : Vec16{};
+            const auto add = [&](int n, const Int8Group& group, Int8Group::Field sum) {
+                const GroupScales& scales = chunk.scales;
+                const Vec16i exact_sums = *reinterpret_cast<const Vec16i*>(exact[n][i]);
+                add_product(total, group.field(Int8Group::kMiddle, i), load(scales.code_sum[number + n]));
+                add_product(total, group.field(sum, i), load(scales.minimum[number + n]));
+                add_product(total, group.field(Int8Group::kScale, i) * load(scales.scale[number + n]), to_floats(exact_sums));
+            };
+            add(0, rows, whole ? Int8Group::kSum : Int8Group::kFirstSum);
+            add(1, second_rows, whole ? Int8Group::kSum : Int8Group::kSecondSum);
+            store(sums[i][block], total);
+        }
+        rows.from += whole ? 2 * next_group : next_group;
+    }
+}
+#endif
 
 // One or two blocks of a matmul. Where two have different codes or groups, they are multiplied one after the other.
 class GroupedBlocks {
@@ -279,6 +369,17 @@ class GroupedBlocks {
     void accumulate_rows(
         int first, int count, const GroupedChunk* chunks, int begin, int inputs, int n, int blocks, RowSums* sums
     ) const {
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+        if (amx_available()) {
+            begin_grouped_tiles(kGroup);
+            for (int m = 0; m < count; m += kTileRows) {
+                const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);
+                for (int i = 0; i < blocks; i++)
+                    grouped_amx<kGroup>(group, GroupedRows::tile_bytes(tile_), chunks[i], inputs, begin == 0, sums + m, n + i);
+            }
+            return begin_matmul_tiles();
+        }
+#endif
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value;
             const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);

@@ -101,13 +101,13 @@ inline Vec16 load_bytes(const void* from) {
 #endif
 }
 
-// Of the groups of a chunk of inputs, [inputs / group]: scales, and what is added for each unit of a row's sum.
+// Of the groups of a chunk of inputs, [inputs / group]: scales, minima - zero * scale, and scale * sum of the group's codes.
 struct GroupScales {
-    float scale[kSuperInputs / 16][kVecSize], minimum[kSuperInputs / 16][kVecSize];
+    float scale[kSuperInputs / 16][kVecSize], minimum[kSuperInputs / 16][kVecSize], code_sum[kSuperInputs / 16][kVecSize];
 };
 
 // Of at most 256 inputs from k on, a multiple of 64 (in two levels of 256). One function for all: its results are the same bits
-// in each pass. `offset` is subtracted from codes when they are multiplied (ByteDot).
+// in each pass. `offset` is subtracted from codes when they are multiplied (ByteDot). It leaves the sums of codes.
 __attribute__((noinline)) inline void load_scales(
     const GroupedForm& form, const uint8_t* block, int k, int count, float offset, GroupScales& to
 ) {

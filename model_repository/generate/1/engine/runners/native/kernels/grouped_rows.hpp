@@ -1,7 +1,9 @@
-// Activation rows in int8 for weights in groups: xq = round(x / scale), scale = max |x| / 127 over each group of 32 inputs.
+// Activation rows in int8 for weights in groups. Over each group of 32 inputs
+//   x = scale * xq + middle,  scale = (max x - min x) / 254,  middle = (max x + min x) / 2
+// One-sided groups, which are usual, have half of the error that a scale of max |x| / 127 gives.
 //
-// Layout: tiles of rows that are multiplied together, [row / tile][group][row % tile], each 48 bytes:
-//   32 numbers in int8, then in float32 the scale, and scale * sum of the numbers: of the first 16, of the other 16, of all 32
+// Layout: tiles of rows that are multiplied together, [row / tile][group][row % tile], each 52 bytes:
+//   32 numbers in int8; then in float32 scale, middle, and sums of the quantized x: of the first 16, of the other 16, of all 32
 // Inputs are padded with zeros to a multiple of 256.
 // ISA variants: those of simd.hpp; a tile has 16 rows for AMX, 12 with AVX-512 and 4 otherwise, or fewer for few rows.
 // Test: tests/inference/test_grouped.py. It knows no weights.
@@ -27,7 +29,7 @@ inline int padded_to_super(int inputs) { return (inputs + kSuperInputs - 1) / kS
 
 // A group of the rows from one on, in their tile.
 struct Int8Group {
-    enum Field { kScale, kFirstSum, kSecondSum, kSum, kFields };
+    enum Field { kScale, kMiddle, kFirstSum, kSecondSum, kSum, kFields };
     static constexpr int kRowBytes = kRowGroup + kFields * sizeof(float);
     const uint8_t* from;
 
@@ -75,26 +77,20 @@ class GroupedRows {
 
     // A group with a NaN gets the scale NaN, and so do its results.
     static void quantize_group(const Vec16 (&halves)[2], uint8_t* to) {
-        Vec16 maxima = {};
-        Vec16i nan_mask = {};
-        for (const Vec16& values : halves) {
-            const Vec16 magnitudes = values < 0.0f ? -values : values;
-            maxima = magnitudes > maxima ? magnitudes : maxima;
-            nan_mask |= values != values;
-        }
+        const Vec16 lower = halves[0] < halves[1] ? halves[0] : halves[1], upper = halves[0] < halves[1] ? halves[1] : halves[0];
+        const float low = -reduce_max(-lower), high = reduce_max(upper);
+        const bool has_nan = any_nan(halves[0]) || any_nan(halves[1]);
         constexpr float kMost = 127.0f;
-        const float max = reduce_max(maxima), inverse = max > 0.0f ? kMost / max : 0.0f;
-        int32_t has_nan = 0, sums[2] = {};
-        for (int i = 0; i < kVecSize; i++) has_nan |= nan_mask[i];
-        const float scale = has_nan ? __builtin_nanf("") : max / kMost;
+        const float scale = has_nan ? __builtin_nanf("") : (high - low) / (2 * kMost), middle = (high + low) / 2;
+        const float inverse = scale > 0.0f ? 1 / scale : 0.0f;
+        float sums[2];
         for (int half = 0; half < 2; half++) {
-            const Vec16i rounded = (Vec16i)(halves[half] * inverse + kRoundToInt) - kRoundToIntBits;
+            const Vec16i rounded = (Vec16i)((halves[half] - middle) * inverse + kRoundToInt) - kRoundToIntBits;
             const Vec16b bytes = __builtin_convertvector(rounded, Vec16b);
             memcpy(to + half * kVecSize, &bytes, sizeof bytes);
-            for (int i = 0; i < kVecSize; i++) sums[half] += rounded[i];
+            sums[half] = scale * (float)reduce_add(rounded) + kVecSize * middle;
         }
-        const float fields[Int8Group::kFields] = {
-            scale, scale * (float)sums[0], scale * (float)sums[1], scale * (float)(sums[0] + sums[1])};
+        const float fields[Int8Group::kFields] = {scale, middle, sums[0], sums[1], sums[0] + sums[1]};
         memcpy(to + kRowGroup, fields, sizeof fields);
     }
 

@@ -47,11 +47,12 @@ class Int8Rows {
     template <typename Numbers>
     void quantize_group(Numbers numbers, int count, int8_t* to, size_t group) {
         Vec16 maxima = {};
-        Vec16i nan_mask = {}, total = {};
+        Vec16i total = {};
+        bool has_nan = false;
         for (int k = 0; k < count; k += kVecSize) {
             const Vec16 values = numbers(k), magnitudes = values < 0.0f ? -values : values;
             maxima = magnitudes > maxima ? magnitudes : maxima;
-            nan_mask |= values != values;
+            has_nan |= any_nan(values);
         }
         const float max = reduce_max(maxima), inverse_scale = max > 0.0f ? kInt8Max / max : 0.0f;
         for (int k = 0; k < count; k += kVecSize) {
@@ -60,10 +61,8 @@ class Int8Rows {
             memcpy(to + k, &bytes, sizeof bytes);
             total += rounded;
         }
-        int32_t sum = 0, has_nan = 0;
-        for (int i = 0; i < kVecSize; i++) sum += total[i], has_nan |= nan_mask[i];
         scales_[group] = has_nan ? __builtin_nanf("") : max / kInt8Max;
-        sums_[group] = sum;
+        sums_[group] = reduce_add(total);
     }
 
     AlignedVector<int8_t> numbers_;
