@@ -19,14 +19,14 @@ from .reference import ReferenceRunner
 NATIVE, GRAPHS, REFERENCE = "native", "graphs", "reference"
 _HUGGING_FACE = {GRAPHS: GraphRunner, REFERENCE: ReferenceRunner}
 
-# Weights that only the kernels quantize.
-_KERNELS_ONLY = (INT4, INT8)
+# Weights that are quantized at load: on a CPU by the native kernels alone, on a GPU by the graph runner alone.
+_QUANTIZED = (INT4, INT8)
 
 
 def open_runner(
     folder: Path, config: EngineConfig, device: torch.device, load_progress: LoadProgress | None = None
 ) -> Runner:
-    if config.runner in _HUGGING_FACE and config.weights not in _KERNELS_ONLY:
+    if config.runner in _HUGGING_FACE and (config.weights not in _QUANTIZED or device.type != "cpu"):
         _refuse_gguf(folder, f"runner {config.runner} does not read it; set runner to auto")
         return _HUGGING_FACE[config.runner](folder, config, device, load_progress)
     checkpoint = Checkpoint(folder)
@@ -38,7 +38,7 @@ def open_runner(
         return NativeRunner(folder, config, device, dtype, library, load_progress)
     setting = (
         f"weights {config.weights}"
-        if config.weights in _KERNELS_ONLY
+        if config.weights in _QUANTIZED and device.type == "cpu"
         else "runner native"
         if config.runner == NATIVE
         else ""
