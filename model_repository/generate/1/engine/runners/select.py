@@ -36,7 +36,13 @@ def open_runner(
     library = None if reason else build.kernels()
     if library is not None:
         return NativeRunner(folder, config, device, dtype, library, load_progress)
-    setting = f"weights {config.weights}" if config.weights in _KERNELS_ONLY else "runner native" if config.runner == NATIVE else ""
+    setting = (
+        f"weights {config.weights}"
+        if config.weights in _KERNELS_ONLY
+        else "runner native"
+        if config.runner == NATIVE
+        else ""
+    )
     if setting:
         raise CheckpointError(f"{setting} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
     _refuse_gguf(folder, f"only the kernels read it, and {reason or 'they cannot be compiled here'}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +49,10 @@ def pack_groups(matrix: Quantized, library: ctypes.CDLL) -> PackedGroups:
     form = _form_of(matrix, group)
     factors = _output_factors(matrix)
     scales, minima = (_repeated(part, repeats) for part in (matrix.scales, matrix.minima))
-    steps = [None if part is None else (part / factors[:, None]).half() for part in (matrix.scale_steps, matrix.minimum_steps)]
+    steps = [
+        None if part is None else (part / factors[:, None]).half()
+        for part in (matrix.scale_steps, matrix.minimum_steps)
+    ]
     if two_level:
         numbers = [_whole_numbers(*pair) for pair in ((scales, matrix.scale_steps), (minima, matrix.minimum_steps))]
     else:
@@ -63,7 +65,9 @@ def pack_groups(matrix: Quantized, library: ctypes.CDLL) -> PackedGroups:
     data = torch.zeros(-(-outputs // BLOCK_OUTPUTS) * block_bytes, dtype=torch.uint8)
     pointers = [None if part is None else part.data_ptr() for part in (codes, *numbers, *steps)]
     source = GroupedSource(*pointers, outputs, inputs)
-    library.pack_grouped_weights(ctypes.byref(form), ctypes.byref(source), len(os.sched_getaffinity(0)), data.data_ptr())
+    library.pack_grouped_weights(
+        ctypes.byref(form), ctypes.byref(source), len(os.sched_getaffinity(0)), data.data_ptr()
+    )
     return PackedGroups(data, block_bytes, form, functional.pad(factors, (0, -outputs % BLOCK_OUTPUTS)))
 
 
@@ -78,7 +82,9 @@ def _form_of(matrix: Quantized, group: int) -> GroupedForm:
 
 def _output_factors(matrix: Quantized) -> torch.Tensor:
     """A power of two for each output, by which its scales and minima fit float16."""
-    numbers = [matrix.scales, matrix.minima] if matrix.scale_steps is None else [matrix.scale_steps, matrix.minimum_steps]
+    numbers = (
+        [matrix.scales, matrix.minima] if matrix.scale_steps is None else [matrix.scale_steps, matrix.minimum_steps]
+    )
     largest = torch.stack([part.abs().amax(dim=1) for part in numbers if part is not None]).amax(dim=0)
     exponents = torch.frexp(largest / _LARGEST_SCALE).exponent
     return torch.ldexp(torch.ones(len(largest)), exponents).where(largest > 0, torch.ones(()))
@@ -94,4 +100,6 @@ def _whole_numbers(numbers: torch.Tensor | None, steps: torch.Tensor | None) -> 
         return None
     parts = numbers.view(*steps.shape, -1)
     divisors = steps[..., None]
-    return (parts / divisors.where(divisors != 0, torch.ones(()))).round().to(torch.int8).view(numbers.shape).contiguous()
+    return (
+        (parts / divisors.where(divisors != 0, torch.ones(()))).round().to(torch.int8).view(numbers.shape).contiguous()
+    )
