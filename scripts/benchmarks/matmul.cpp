@@ -4,7 +4,7 @@
 //
 // Weights: kMatrices matrices of kOutputs x kInputs, read one after the other: together more than a last-level cache.
 // Output, a line for each measurement: name, rows, seconds for one matrix, bytes of its weights, operations.
-// ISA variants: those of gemm.hpp and int8.hpp.
+// ISA variants: those of gemm.hpp, int8.hpp and grouped.hpp.
 
 #include <chrono>
 #include <cmath>
@@ -16,6 +16,7 @@
 #include <string>
 
 #include "gemm.hpp"
+#include "grouped.hpp"
 #include "int8.hpp"
 
 namespace {
@@ -132,15 +133,37 @@ void time_packed(ThreadPool& pool, const std::vector<int>& row_counts) {
 void time_int8(ThreadPool& pool, const std::vector<int>& row_counts) {
     AlignedVector<int8_t> weights(kMatrices * kWeights);
     for (size_t i = 0; i < weights.size(); i++) weights[i] = (int8_t)((int)(i * 2654435761u >> 24) / 2);
-    AlignedVector<float> scales(kOutputs, 1.0f), numbers(kInputs);
-    fill_random(numbers.data(), kInputs);
+    AlignedVector<float> scales(kOutputs, 1.0f);
+    Rows<float> numbers;
     Int8Rows rows;
     rows.reserve(kAllRows, kInputs);
     const auto prepare = [&](int count) {
-        for (int row = 0; row < count; row++) rows.quantize(numbers.data(), row, kInputs);
+        set_rows(numbers, count);
+        for (int row = 0; row < count; row++) rows.quantize(numbers, row);
     };
     time_form("int8", pool, kWeights, row_counts, prepare, [&](int matrix, int count, WorkQueue& queue, auto output) {
         matmul(rows, count, &weights[matrix * kWeights], scales.data(), kInputs, kOutputs, queue, output);
+    });
+}
+
+// Weights in groups, of any bytes.
+void time_grouped(const char* name, GroupedForm form, ThreadPool& pool, const std::vector<int>& row_counts) {
+    form.set_sizes();
+    const size_t block_bytes = form.record_offset(kInputs);
+    AlignedVector<uint8_t> weights(kMatrices * kBlocks * block_bytes);
+    for (size_t i = 0; i < weights.size(); i++) weights[i] = (uint8_t)(i * 2654435761u >> 26);
+    std::vector<GroupedBlock> blocks(kMatrices * kBlocks);
+    for (size_t n = 0; n < blocks.size(); n++) blocks[n] = {&weights[n * block_bytes], &form};
+    Rows<float> numbers;
+    GroupedRows rows;
+    rows.reserve(kAllRows, kInputs);
+    const auto prepare = [&](int count) {
+        set_rows(numbers, count);
+        for (int row = 0; row < count; row++) rows.quantize(numbers, row, GroupedRows::tile_for(count));
+    };
+    const size_t bytes = kBlocks * block_bytes;
+    time_form(name, pool, bytes, row_counts, prepare, [&](int matrix, int count, WorkQueue& queue, auto output) {
+        matmul(rows, count, &blocks[(size_t)matrix * kBlocks], kInputs, kBlocks, queue, output);
     });
 }
 
@@ -248,9 +271,13 @@ int main(int argc, char** argv) {
         time_bf16_peak(pool);
     if (forms.find('b') != std::string::npos) time_full<bf16>("bf16", pool, row_counts);
     if (forms.find('p') != std::string::npos) time_packed(pool, row_counts);
-    if (forms.find('i') != std::string::npos) {
-        time_int8_peak(pool);
-        time_int8(pool, row_counts);
-    }
+    const bool has_groups = forms.find_first_of("4568") != std::string::npos;
+    if (forms.find('i') != std::string::npos || has_groups) time_int8_peak(pool);
+    if (forms.find('i') != std::string::npos) time_int8(pool, row_counts);
+    // As Q4_0, Q5_0, Q6_K and Q8_0 have them.
+    if (forms.find('4') != std::string::npos) time_grouped("4-bit", {4, 32, 0, 0, 8, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('5') != std::string::npos) time_grouped("5-bit", {5, 32, 0, 0, 16, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('6') != std::string::npos) time_grouped("6-bit", {6, 16, 1, 0, 32, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('8') != std::string::npos) time_grouped("8-bit", {8, 32, 0, 0, 128, 0, {}, 0, 0, 0}, pool, row_counts);
     time_read(pool);
 }

@@ -1,4 +1,4 @@
-"""The kernels' matmul, for float32, bfloat16, its 12-bit form and int8: GB/s of weights and GFLOP/s.
+"""The kernels' matmul, for float32, bfloat16, its 12-bit form, int8 and weights in groups: GB/s of weights and GFLOP/s.
 
     scripts/bench matmul [--rows 1 8 512] [--forms bf16 int8] [--threads 2]
 
@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 from engine.runners.native import build, isa_variants  # noqa: E402
 
 # The letters that matmul.cpp takes.
-FORMS = {"float32": "f", "bf16": "b", "12-bit": "p", "int8": "i"}
+FORMS = {"float32": "f", "bf16": "b", "12-bit": "p", "int8": "i", **{f"{bits}-bit": str(bits) for bits in (4, 5, 6, 8)}}
 # The peak that a form is compared with.
-PEAKS = {"float32": "float32", "bf16": "bf16", "12-bit": "bf16", "int8": "int8"}
+PEAKS = {**dict.fromkeys(FORMS, "int8"), "float32": "float32", "bf16": "bf16", "12-bit": "bf16"}
 
 
 def compile_benchmark(folder: Path) -> Path:
@@ -67,7 +67,7 @@ def main() -> None:
             bandwidth, speed = size / seconds, operations / seconds
             table.add_row(
                 name, str(count), f"{1000 * seconds:.2f}", f"{bandwidth / 1e9:.1f}", f"{bandwidth / read:.0%}",
-                f"{speed / 1e9:.0f}", f"{speed / peaks[f'{PEAKS[name]}-peak']:.0%}",
+                f"{speed / 1e9:.0f}", f"{speed / peaks[PEAKS[name] + '-peak']:.0%}",
             )  # fmt: skip
     Console().print(table)
 

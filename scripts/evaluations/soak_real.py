@@ -13,37 +13,30 @@ script needs 24 GB of memory, and 25 GB of disk for .cache/real_models. Exit cod
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import math
 import os
-import re
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
+from benchmarks.processor import kind
 from random_checkpoints import SHAPES, random_checkpoint
 from real_checkpoints import CACHE, MODELS, Unavailable, checkpoint
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
+from soak_server import PROSE, CheckFailed, Server, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "docs" / "real_models.md"
 BEGIN, END = "<!-- soak_real: begin -->", "<!-- soak_real: end -->"
 COLUMNS = ("model", "check", "result", "seconds", "memory, GB", "processor")
-START_SECONDS, STOP_SECONDS, READY_SECONDS = 900.0, 60.0, 300.0
+START_SECONDS, READY_SECONDS = 900.0, 300.0
 GREEDY_TOKENS, STREAM_TOKENS, ANSWER_TOKENS = 24, 48, 8
 ECHO_TOKENS, INT8_PROMPT_TOKENS = 1000, 6000
 # The native kernels are reproducible; Hugging Face's code rounds differently when a prompt is split into other chunks.
@@ -51,10 +44,6 @@ ECHO_TOLERANCE = 1e-3
 MAX_ERROR_CHARACTERS = 200
 # The total number of chunks of the four streams after which the process is killed.
 CHUNKS_BEFORE_KILL = 20
-PROSE = (
-    "The lighthouse stood at the end of the pier, and at dusk its keeper climbed the 142 steps to light the lamp. "
-    "He had done so for thirty-one years; only once, in the winter of 1962, had the storm kept him below. "
-)
 DEFAULT = ("gemma3-270m", "llama-1b", "qwen3-1b", "llama-3b", "qwen3-3b")
 stderr = Console(stderr=True)
 
@@ -76,135 +65,8 @@ class Row:
         return self.model, self.check, self.result, seconds, resident, processor
 
 
-class CheckFailed(Exception):
-    """A check has failed; the message says why."""
-
-
 def checkpoint_folder(name: str) -> Path:
     return checkpoint(MODELS[name]) if name in MODELS else random_checkpoint(name)
-
-
-@dataclass
-class Server:
-    """A running server with one model, and the requests to it."""
-
-    model: str
-    process: subprocess.Popen[bytes]
-    http: httpx.Client
-    tokenizer: Tokenizer
-    seconds: float
-    log: Path
-
-    def body(self, prompt: str | Sequence[int], max_tokens: int, **options: Any) -> dict[str, Any]:
-        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-        return body | options
-
-    def complete(self, prompt: str | Sequence[int], max_tokens: int, **options: Any) -> dict[str, Any]:
-        response = self.http.post("/v1/completions", json=self.body(prompt, max_tokens, **options))
-        if not response.is_success:
-            raise CheckFailed(f"{response.status_code} {response.text[:150]}")
-        completion: dict[str, Any] = response.json()
-        return completion
-
-    def text(self, prompt: str | Sequence[int], max_tokens: int, **options: Any) -> str:
-        return str(self.complete(prompt, max_tokens, **options)["choices"][0]["text"])
-
-    def stream(self, prompt: str, max_tokens: int, on_chunk: Callable[[], None], **options: Any) -> str:
-        text = ""
-        body = self.body(prompt, max_tokens, stream=True, **options)
-        with self.http.stream("POST", "/v1/completions", json=body) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: {"):
-                    event = json.loads(line[6:])
-                    if "error" in event:
-                        raise CheckFailed(str(event["error"])[:150])
-                    text += "".join(choice["text"] for choice in event["choices"])
-                    on_chunk()
-        return text
-
-    def make_prompt(self, tokens: int, number: int) -> list[int]:
-        """A prompt of `tokens` tokens; prompts with different numbers share no prefix."""
-        ids: list[int] = []
-        chapter = 0
-        while len(ids) < tokens:
-            chapter += 1
-            ids += self.tokenizer.encode(f"{number}: chapter {chapter}. {PROSE}").ids
-        return ids[:tokens]
-
-    def engine_process(self) -> psutil.Process:
-        """The model's generate process."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                command = process.cmdline()
-                if len(command) > 2 and command[-2] == f"{self.model}-generate_0_0":
-                    return process
-        raise CheckFailed("there is no generate process")
-
-    def resident_gb(self) -> float:
-        with contextlib.suppress(psutil.Error, CheckFailed):
-            return float(self.engine_process().memory_info().rss / 1e9)
-        return math.nan
-
-    def wait_until_ready(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            if self.process.poll() is not None:
-                raise CheckFailed(f"the server ended: {' | '.join(self.log.read_text().splitlines()[-3:])}")
-            with contextlib.suppress(httpx.TransportError):
-                if self.http.get("/health/ready", timeout=10).status_code == 200:
-                    return
-            if time.monotonic() > deadline:
-                raise CheckFailed(f"the server is not ready after {seconds:.0f} s")
-            time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def serving(name: str, folder: Path, seconds: float, dtype: str = "auto", weights: str = "full") -> Iterator[Server]:
-    """Run `tritonlm serve` on loopback and stop it at the end."""
-    with contextlib.ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ports = free_ports(4)
-        options = zip(("--port", "--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
-        command = [sys.executable, "-m", "tritonlm.cli", "serve", "--checkpoint", f"{name}={folder}", "--device", "cpu"]
-        command += ["--dtype", dtype, "--weights", weights, *(part for option in options for part in option)]
-        # The checks take longer than the default limits allow.
-        environment = os.environ | {
-            "TRITONLM_KEYS": str(work / "keys.json"),
-            "TRITONLM_MAX_SECONDS": str(int(seconds)),
-            "TRITONLM_QUEUE_SECONDS": str(int(seconds)),
-        }
-        log = work / "log.txt"
-        output = stack.enter_context(log.open("wb"))
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        )
-        stack.callback(stop, process)
-        limits = httpx.Limits(max_connections=None)
-        base = f"http://127.0.0.1:{ports[0]}"
-        http = stack.enter_context(httpx.Client(base_url=base, timeout=seconds, trust_env=False, limits=limits))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        yield Server(name, process, http, tokenizer, seconds, log)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        process.kill()
-    process.wait(STOP_SECONDS)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in sockets]
 
 
 def run_concurrently(calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -344,17 +206,7 @@ class Soak:
         return row.passed
 
 
-def processor() -> str:
-    """The processor's name, its number of cores, and the vector instructions that the kernels use."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    flags = set(re.findall(r"^flags\s*:\s*(.+)", text, re.MULTILINE)[0].split()) if "flags" in text else set()
-    isa = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags]
-    name = match[1].strip() if match else "unknown"
-    return f"{name}, {os.cpu_count()} cores, {isa[0] if isa else 'no AVX2'}"
-
-
-def write_report(rows: Sequence[Row], kind: str) -> None:
+def write_report(rows: Sequence[Row], processor: str) -> None:
     """Replace the rows of these models in the report's table, and keep the other rows."""
     head, begin, rest = REPORT.read_text(encoding="utf-8").partition(BEGIN)
     old, end_mark, tail = rest.partition(END)
@@ -363,7 +215,7 @@ def write_report(rows: Sequence[Row], kind: str) -> None:
     measured = {row.model for row in rows}
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---|---|---|---|"]
     lines += [line for line in old.strip().splitlines()[2:] if line.split("|")[1].strip() not in measured]
-    lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row.cells(kind)) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row.cells(processor)) + " |" for row in rows]
     REPORT.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail, encoding="utf-8")
 
 
@@ -384,7 +236,7 @@ def main() -> int:
     names = options.models or DEFAULT
     if unknown := [name for name in names if name not in choices]:
         parser.error(f"unknown model {unknown[0]!r}; choose from {', '.join(choices)}")
-    soak, kind = Soak(options), processor()
+    soak, processor = Soak(options), f"{os.cpu_count()} cores, {kind().name}"
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
         for name in names:
@@ -392,10 +244,10 @@ def main() -> int:
     finally:
         table = Table(*COLUMNS)
         for row in soak.rows:
-            table.add_row(*row.cells(kind), style="" if row.passed else "red")
+            table.add_row(*row.cells(processor), style="" if row.passed else "red")
         Console(width=None if sys.stdout.isatty() else 160).print(table)
         if options.write and soak.rows:
-            write_report(soak.rows, kind)
+            write_report(soak.rows, processor)
     return 0 if all(row.passed for row in soak.rows) else 1
 
 

@@ -232,7 +232,7 @@ def test_a_chat_has_openais_fields_streamed_and_complete() -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"logprobs": 5}, "logprobs"),
         ({"echo": True}, "echo"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"), ({"max_tokens": 0}, "max_tokens"),
-        ({"tools": []}, "tools"),
+        ({"tools": [{}]}, "tools[0]"), ({"tools": {}}, "tools"), ({"tool_choice": "required"}, "tool_choice"),
     ],
 )  # fmt: skip
 def test_bad_chats_are_refused_by_name(arguments: dict[str, Any], param: str) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fakes.checkpoints import write_checkpoint
 from fakes.hub_server import hub_server
+from fakes.quantized_checkpoints import change_config, quantize_checkpoint
 from fakes.tiny_lm import make_checkpoint
 from tritonlm.checkpoints import report
-from tritonlm.checkpoints.tensors import Tensor, tensors_of
+from tritonlm.checkpoints.tensors import Tensor, plain_tensors, tensors_of
 from tritonlm.cli import app
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.serving.paths import model_repository
@@ -99,8 +100,6 @@ def test_a_large_model_is_limited_by_memory(tmp_path: Path) -> None:
     [
         ({}, "native", "", ""),
         ({"hidden_size": 72}, "reference", "its width is not a multiple of 32", ""),
-        ({"quantization_config": {"quant_method": "awq"}}, "reference", "its weights are quantized (awq)",
-         "its weights are quantized by awq, which is not read"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "reference", "its model_type is none of",
          "it does not generate text: its architecture is BertForMaskedLM"),
         ({"model_type": "newest", "architectures": ["NewestForCausalLM"]}, "reference", "its model_type is none of",
@@ -119,6 +118,42 @@ def test_what_computes_it_and_what_is_in_the_way(
     assert facts["engine"]["reason"].startswith(reason)
     assert [text[: len(problem)] for text in facts["problems"]] == ([problem] if problem else [])
     assert facts["memory"]["kv_cache_bytes"] == 8 * 2048 * facts["engine"]["kv_bytes_per_token"]
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "numbers"),
+    [("awq", "awq, groups of 32", "4-bit"), ("W8A8", "compressed-tensors, a scale for each row", "8-bit"),
+     ("fp8 blocks", "fp8, blocks of 32 x 32", "FP8"), ("fp8 tensor", "fp8, a scale for each matrix", "FP8")],
+)  # fmt: skip
+def test_quantized_weights_count_as_the_numbers_that_they_stand_for(
+    tmp_path: Path, name: str, quantization: str, numbers: str
+) -> None:
+    folder = make_checkpoint(tmp_path / "lm", **{**LLAMA, "vocab_size": 300})
+    expected = report.describe(Checkpoint(folder), *[tensors_of(Checkpoint(folder))] * 2, None)
+    quantize_checkpoint(folder, name)
+    stored = tensors_of(Checkpoint(folder))
+    facts = report.describe(Checkpoint(folder), stored, *plain_tensors(Checkpoint(folder).config, stored))
+    assert (facts["parameters"], facts["quantization"]) == (expected["parameters"], quantization)
+    assert facts["number_types"][numbers] == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert facts["file_bytes"] < expected["file_bytes"]
+    assert report.problems(Checkpoint(folder)) == []
+
+
+def test_a_quantized_model(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "lm", **{**LLAMA, "vocab_size": 300})
+    quantize_checkpoint(folder, "awq")
+    result = CliRunner().invoke(app, ["inspect", str(folder)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert "native (C++ kernels), cpu" in result.stdout
+    assert "quantized: awq, groups of 32" in result.stdout
+
+
+def test_quantized_weights_that_are_not_read_are_a_problem(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "lm", **{**LLAMA, "vocab_size": 300})
+    quantize_checkpoint(folder, "awq")
+    change_config(folder, quantization_config={"quant_method": "awq", "bits": 3})
+    (problem,) = report.problems(Checkpoint(folder))
+    assert problem.endswith("lm cannot be loaded: quantization_config.bits is 3; what is read is 4")
 
 
 def test_an_incomplete_checkpoint(tmp_path: Path) -> None:

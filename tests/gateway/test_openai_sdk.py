@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -50,6 +51,12 @@ def test_extensions_are_sent_as_extra_body(sdk: openai.OpenAI) -> None:
         model=LM, prompt="a", extra_body={"top_k": 5, "min_p": 0.1, "return_token_ids": True, "ignore_eos": True}
     )
     assert len(completion.choices[0].token_ids) == 16  # type: ignore[attr-defined]
+
+
+def test_the_stop_string_that_ended_a_text_is_named(sdk: openai.OpenAI) -> None:
+    arguments: dict[str, Any] = {"model": LM, "prompt": "a", "max_tokens": 60, "seed": 1, "stop": ["never", "."]}
+    assert sdk.completions.create(**arguments).choices[0].stop_reason == "."
+    assert list(sdk.completions.create(**arguments, stream=True))[-1].choices[0].stop_reason == "."
 
 
 def test_models(sdk: openai.OpenAI) -> None:

@@ -87,7 +87,7 @@ def test_current_and_maximum_memory_are_reported(folder: Path) -> None:
     status, token_bytes = engine.reports.status(), 2 * 2 * 64 * 4
     assert status["memory_bytes"] == pytest.approx(resident_memory(), rel=0.05)
     assert status["memory_reserved_bytes"] >= status["memory_bytes"]
-    assert engine.runner.memory.reserved - engine.runner.memory._base == (4 * 256 + 4) * token_bytes
+    assert engine.runner.memory.pool_bytes == (4 * 256 + 4) * token_bytes
     assert (status["kv_cache_tokens"], status["full_context_slots"], status["memory_claimed_bytes"]) == (1024, 4, 0)
     assert make_engine(folder, max_sequences=4, kv_cache_tokens=600).reports.status()["full_context_slots"] == 2
     values = engine.metric_values()

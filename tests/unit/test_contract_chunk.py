@@ -33,6 +33,7 @@ chunks = st.builds(
     seed=st.integers(-(2**63), 2**63 - 1),
     logprobs=st.none() | st.lists(logprob, max_size=4),
     as_piece=st.booleans(),
+    stop=st.text(max_size=4),
 )
 
 

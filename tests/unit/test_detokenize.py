@@ -142,6 +142,10 @@ class TestText:
             if spec.name in SEPARATE:
                 assert spec.pack(values[spec.name]).tolist() == separate[spec.name].tolist(), spec.name
 
+    def test_a_piece_names_the_stop_string_that_ended_the_text(self, model: Any) -> None:
+        (piece,) = outputs(model, request_of(Chunk(0, ids_of("the"), 1, 0, 0, as_piece=True, stop="fox")))
+        assert json.loads(PIECE.text(piece[PIECE.name]))["stop"] == "fox"
+
 
 class TestLogprobs:
     def test_without_a_request_there_are_none(self, model: Any) -> None:

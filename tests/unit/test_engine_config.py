@@ -27,7 +27,7 @@ def test_the_time_between_chunks_grows_with_the_batch_up_to_a_limit() -> None:
     ("name", "text"),
     [
         ("device", "tpu"), ("device", "cuda:0,"), ("device", "auto,cpu"), ("memory_budget", "8 parsecs"),
-        ("memory_budget", "-1GB"), ("dtype", "int8"),
+        ("memory_budget", "-1GB"), ("dtype", "int8"), ("kv_dtype", "float32"),
         ("max_sequences", "0"), ("max_sequences", "1.5"), ("threads", "-1"),
         ("max_seconds", "nan"), ("max_seconds", "inf"), ("queue_seconds", "soon"), ("block_tokens", "0"),
         ("kv_memory_share", "0"), ("kv_memory_share", "1.5"),

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from pydantic import BaseModel
 from tritonlm.cli import app
 from tritonlm.contract import SamplingParameters
-from tritonlm.contract.structured_outputs import OTHER_NAMES
 from tritonlm.contract.parameters import fields
+from tritonlm.contract.structured_outputs import OTHER_NAMES
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
+from tritonlm.gateway.messages_api.schemas import MessageRequest
+from tritonlm.gateway.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from typer.core import TyperGroup
 
@@ -96,11 +99,17 @@ def test_a_documented_command_exists_with_its_options(location: str) -> None:
     assert {argument for argument in arguments if argument.startswith("--")} <= known
 
 
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest, "/v1/responses": ResponseRequest,
+    "/v1/messages": MessageRequest,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("location", CURLS)
 def test_a_curl_line_sends_only_known_fields(location: str) -> None:
     words = CURLS[location]
     body = json.loads(words[words.index("-d") + 1])
-    for route, schema in (("/v1/completions", CompletionRequest), ("/v1/chat/completions", ChatRequest)):
+    for route, schema in SCHEMAS.items():
         if any(route in word for word in words):
             assert set(body) <= set(schema.model_fields)
             assert (ROOT / "model_repository" / body["model"]).is_dir()

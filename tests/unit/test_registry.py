@@ -265,14 +265,18 @@ def test_add_and_remove_edit_the_registry_and_report_errors(
     def tritonlm(*words: str) -> Result:
         return CliRunner().invoke(app, [*words, "--registry", str(registry)])
 
-    assert tritonlm("add", "mine", "--model", str(checkpoint), "--max-sequences", "4").exit_code == 0
-    assert read_registry(registry)[0] == Entry(name="mine", path=checkpoint, max_sequences=4)
+    settings = ("--max-sequences", "4", "--kv-dtype", "int8")
+    assert tritonlm("add", "mine", "--model", str(checkpoint), *settings).exit_code == 0
+    (entry,) = read_registry(registry)
+    assert entry == Entry(name="mine", path=checkpoint, max_sequences=4, kv_dtype="int8")
+    assert entry.engine_parameters() == {"max_sequences": "4", "kv_dtype": "int8"}
     for words, message in (
         (("add", "mine", "--model", str(checkpoint)), "is in"),
         (("add", "other", "--model", str(tmp_path)), "has no config.json"),
         (("add", "other", "--model", "no/such/hub/id"), "there is no folder or GGUF file no/such/hub/id"),
         (("add", "other", "--model", str(checkpoint), "--revision", "v1"), "--revision is for a model of the Hub"),
         (("add", "other", "--model", str(checkpoint), "--dtype", "int3"), "dtype"),
+        (("add", "other", "--model", str(checkpoint), "--kv-dtype", "bfloat16"), "kv_dtype"),
         (("add", "other", "--model", str(checkpoint), "--copy"), "--copy needs --repository"),
         (("remove", "other"), "registered are: mine"),
     ):

@@ -275,6 +275,7 @@ def test_the_longest_of_several_completed_stop_strings_is_cut() -> None:
     assert stream.text == "aba"
     assert stream.end() == "aba"
     assert stream.counted == 5
+    assert stream.release.stop == "b#"
 
 
 def test_a_stop_string_that_overlaps_an_ignored_one_counts() -> None:

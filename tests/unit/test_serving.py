@@ -187,7 +187,10 @@ def test_a_broken_checkpoint_ends_the_command_with_one_line_and_code_1(repositor
         ("empty", "has no config.json; save it with save_pretrained()"),
         ("pickled", "has no *.safetensors weights; pickled weights are not loaded"),
         ("sharded", "has no model-00002-of-00002.safetensors, which model.safetensors.index.json lists"),
-        ("quantized", "quantized cannot be served: its weights are quantized by awq, which is not read"),
+        (
+            "quantized",
+            "quantized cannot be loaded: quantization_config.quant_method is hqq, which is not read (awq, compressed",
+        ),
         ("several", "several holds several GGUF files (a.gguf, b.gguf); name one"),
         ("x-generate=pickled", "a name must not end in tokenize, generate, detokenize"),
         ("abacus=pickled", "two language models are named abacus; name one as NAME=MODEL"),
@@ -205,8 +208,8 @@ def test_what_cannot_be_served_is_refused_in_one_line(
         (tmp_path / "several" / name).write_bytes(b"GGUF")
     (write_checkpoint(tmp_path / "pickled") / "pytorch_model.bin").write_bytes(b"pickle")
     (write_checkpoint(tmp_path / "sharded") / "model-00001-of-00002.safetensors").write_bytes(b"")
-    quantized = write_checkpoint(tmp_path / "quantized", config={"quantization_config": {"quant_method": "awq"}})
-    (quantized / "model.safetensors").write_bytes(b"")
+    quantized = write_checkpoint(tmp_path / "quantized", config={"quantization_config": {"quant_method": "hqq"}})
+    (quantized / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(shards), encoding="utf-8")
     result = CliRunner().invoke(app, ["serve", "--port", str(free_port()), model])

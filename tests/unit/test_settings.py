@@ -33,7 +33,8 @@ def test_lists_are_repeated_as_options_and_separated_by_commas_as_variables(monk
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("http_port", "http"), ("grpc_port", "70000"), ("device", "tpu"), ("dtype", "int4"), ("max_sequences", "0"),
+        ("http_port", "http"), ("grpc_port", "70000"), ("device", "tpu"), ("dtype", "int4"),
+        ("kv_dtype", "int4"), ("max_sequences", "0"),
         ("kv_cache_tokens", "many"), ("drain_seconds", "-1"), ("load_seconds", "0"), ("log_level", "loud"),
     ],
 )  # fmt: skip
@@ -58,7 +59,8 @@ def test_equal_ports_are_refused() -> None:
 def test_the_engine_environment_holds_only_explicit_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_settings({}).engine_environment() == {}
     monkeypatch.setenv("TRITONLM_KV_CACHE_TOKENS", "4096")
-    assert read_settings({"device": "cpu"}).engine_environment() == {
+    assert read_settings({"device": "cpu", "kv_dtype": "int8"}).engine_environment() == {
         "TRITONLM_DEVICE": "cpu",
+        "TRITONLM_KV_DTYPE": "int8",
         "TRITONLM_KV_CACHE_TOKENS": "4096",
     }

@@ -21,16 +21,16 @@ _EMBEDDING = re.compile(r"embed|wte|word_embeddings")
 _OTHER_HEAD = re.compile(r"For(MaskedLM|\w*Classification|QuestionAnswering|MultipleChoice|PreTraining|\w*Prediction)$")
 _EXPERT = re.compile(r"\bexperts\b")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-# Hugging Face's code turns these into bfloat16 where it has no kernels for them.
-_CONVERTED = ("mxfp4",)
 _INT8_BITS = 8
 # More than the last-level cache of most processors holds.
 _CACHE_BYTES = 64 << 20
 
 
-def describe(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> dict[str, Any]:
-    """The checkpoint itself."""
-    about, config = checkpoint.about, checkpoint.config
+def describe(
+    checkpoint: Checkpoint, stored: Sequence[Tensor], tensors: Sequence[Tensor], quantization: str | None
+) -> dict[str, Any]:
+    """The checkpoint itself: the tensors of its files, those of the model, and how they are quantized."""
+    about = checkpoint.about
     return {
         "architecture": about["architecture"],
         "layers": about["layers"],
@@ -39,16 +39,16 @@ def describe(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> dict[str, Any
         "parameters": sum(tensor.count for tensor in tensors),
         "context_length": checkpoint.context_length,
         "chat_template": checkpoint.chat_template is not None,
-        "file_bytes": sum(tensor.bytes for tensor in tensors),
+        "file_bytes": sum(tensor.bytes for tensor in stored),
         "number_types": dict(Counter[str](_numbers_by_type(tensors)).most_common()),
-        "quantization": _quantization(config),
+        "quantization": quantization,
     }
 
 
 def memory(engine: Mapping[str, Any], parameters: int, slots: int, context: int) -> dict[str, int]:
     """Bytes that an engine takes with so many requests of this length at once."""
     parts = {
-        "weight_bytes": parameters * engine["bits_per_weight"] // 8,
+        "weight_bytes": int(parameters * engine["bits_per_weight"] / 8),
         "kv_cache_bytes": slots * context * engine["kv_bytes_per_token"],
         "process_bytes": engine["process_bytes"],
     }
@@ -96,11 +96,6 @@ def problems(checkpoint: Checkpoint, weights: bool = True) -> list[str]:
     heads = [str(name) for name in config.get("architectures") or []]
     if heads and all(_OTHER_HEAD.search(name) for name in heads):
         found.append(f"it does not generate text: its architecture is {', '.join(heads)}")
-    quantization = _quantization(config)
-    if quantization and quantization not in _CONVERTED:
-        found.append(
-            f"its weights are quantized by {quantization}, which is not read; take the original, or a GGUF file"
-        )
     return found
 
 
@@ -109,13 +104,6 @@ def _numbers_by_type(tensors: Sequence[Tensor]) -> dict[str, int]:
     for tensor in tensors:
         numbers[tensor.dtype] += tensor.count
     return numbers
-
-
-def _quantization(config: Mapping[str, Any]) -> str | None:
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return None
-    return str(quantization.get("quant_method", "an unnamed method")) if isinstance(quantization, dict) else "unknown"
 
 
 def _active_share(config: Mapping[str, Any]) -> float:

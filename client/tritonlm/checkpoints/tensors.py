@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from tritonlm.contract import Checkpoint, gguf_tensors
-from tritonlm.contract.errors import CheckpointError
+from tritonlm.contract import Checkpoint, gguf_tensors, quantization
+from tritonlm.contract.safetensors_header import StoredTensor, read_header
 
-# A longer header is a damaged file; the format's own library has the same limit.
-_MAX_HEADER_BYTES = 100_000_000
-_LENGTH = struct.Struct("<Q")
 _BITS = {"F64": 64, "F32": 32, "I32": 32, "F16": 16, "BF16": 16, "I64": 64, "I16": 16}
 
 
@@ -36,22 +32,27 @@ class Tensor:
         return self.count * _BITS.get(self.dtype, 8) // 8
 
 
+def plain_tensors(config: Mapping[str, Any], stored: Sequence[Tensor]) -> tuple[list[Tensor], str | None]:
+    """The tensors of the model, and how they are quantized: the stored ones and None, where those are plain.
+
+    Raises QuantizationError.
+    """
+    if quantization.method_of(config) is None:
+        return list(stored), None
+    headers = {tensor.name: StoredTensor(tensor.dtype, tensor.shape) for tensor in stored}
+    found = quantization.layouts(config, headers)
+    tensors = [Tensor(name, _type_name(layout, headers), layout.shape) for name, layout in found.items()]
+    return tensors, quantization.description(config, found)
+
+
+def _type_name(layout: quantization.Layout, headers: Mapping[str, StoredTensor]) -> str:
+    is_plain = layout.encoding == quantization.Encoding.PLAIN
+    return headers[layout.parts["values"]].dtype if is_plain else layout.type_name
+
+
 def tensors_of(checkpoint: Checkpoint) -> list[Tensor]:
     if (checkpoint.folder / gguf_tensors.FILE_NAME).exists():
         stored = gguf_tensors.read(checkpoint.folder)
         return [Tensor(name, tensor.type, tensor.shape) for name, tensor in stored.items()]
-    return [tensor for file in checkpoint.weight_files() for tensor in _safetensors(file)]
-
-
-def _safetensors(file: Path) -> list[Tensor]:
-    """The header: its length in eight bytes, then JSON."""
-    try:
-        with file.open("rb") as opened:
-            (length,) = _LENGTH.unpack(opened.read(_LENGTH.size))
-            if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(opened.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        return [Tensor(name, entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in entries.items()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-        raise CheckpointError(f"{file} is not a valid safetensors file: {error}") from None
+    headers = [read_header(file) for file in checkpoint.weight_files()]
+    return [Tensor(name, *tensor) for header in headers for name, tensor in header.items()]

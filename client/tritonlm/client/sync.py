@@ -191,6 +191,10 @@ class ChatCompletions:
         result = self._client._loop.run(self._client._client.chat.completions.create(model, messages, **arguments))
         return Stream(self._client._loop, result) if isinstance(result, AsyncStream) else result
 
+    def apply_template(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+        completions = self._client._client.chat.completions
+        return self._client._loop.run(completions.apply_template(model, messages, **arguments))
+
 
 class EmbeddingCalls:
     def __init__(self, client: Client) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Result(BaseModel):
@@ -43,6 +44,10 @@ class CompletionUsage(Result):
     prompt_tokens_details: CachedTokens = CachedTokens()
 
 
+# The stop string that ended the text (vLLM's name); null at another end.
+StopReason = Annotated[str | None, Field(description="the stop string that ended the text, if one did")]
+
+
 class CompletionLogprobs(Result):
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -55,6 +60,7 @@ class CompletionChoice(Result):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = Field(None, description="the generated ids, with return_token_ids")
     seed: int | None = Field(None, description="the seed in use, from the request or random")
 
@@ -84,17 +90,33 @@ class ChatLogprobs(Result):
     content: list[ChatTokenLogprob]
 
 
+class CalledFunction(Result):
+    name: str
+    # JSON, as the model wrote it.
+    arguments: str
+
+
+class ToolCall(Result):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(Result):
     role: Literal["assistant"] = "assistant"
-    content: str
+    # Null when the model only calls tools.
+    content: str | None
     refusal: None = None
+    reasoning_content: str | None = Field(None, description="what the model thought before its answer")
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Result):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = None
     seed: int | None = None
 
@@ -106,18 +128,36 @@ class ChatCompletion(CompactResult):
     model: str
     choices: list[ChatChoice]
     usage: CompletionUsage
+    warnings: list[str] | None = Field(None, description="what of the request was left out")
+
+
+class FunctionDelta(Result):
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCallDelta(Result):
+    """A part of a call: the first one has its id and its function's name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
 
 
 class ChatDelta(Result):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(Result):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
+    stop_reason: StopReason = None
     token_ids: list[int] | None = None
     seed: int | None = None
 
@@ -129,6 +169,7 @@ class ChatCompletionChunk(CompactResult):
     model: str
     choices: list[ChatChunkChoice]
     usage: CompletionUsage | None = None
+    warnings: list[str] | None = Field(None, description="what of the request was left out; in the first chunk")
 
 
 class EmbeddingItem(Result):
@@ -225,3 +266,5 @@ class Piece:
     seed: int
     token_ids: list[int]
     logprobs: list[Logprob] | None
+    # The stop string that ended the text, if one did.
+    stop: str = ""

@@ -6,9 +6,7 @@ The engine answers its part in a process of its own, which needs torch; a comman
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,12 +18,13 @@ from tritonlm.checkpoints import report
 from tritonlm.checkpoints.hub import fetch_texts
 from tritonlm.checkpoints.reference import parse
 from tritonlm.checkpoints.resolve import folder_of
-from tritonlm.checkpoints.tensors import Tensor, tensors_of
+from tritonlm.checkpoints.tensors import Tensor, plain_tensors, tensors_of
 from tritonlm.contract import Checkpoint
-from tritonlm.serving import paths
+from tritonlm.contract.quantization import QuantizationError
 
 from .checkpoints import Model, errors_printed
 from .common import FAILED, AsJson, console, print_json
+from .engine_process import engine_command, engine_environment
 
 _ENGINE_SECONDS = 120
 _SLOTS = 8
@@ -54,12 +53,18 @@ def inspect(
 
 
 def _inspect(model: str, slots: int, context: int | None) -> dict[str, Any]:
-    checkpoint, tensors, has_weights = _open(model)
+    checkpoint, stored, has_weights = _open(model)
     facts: dict[str, Any] = {"model": model, "problems": report.problems(checkpoint, has_weights)}
     if not (checkpoint.folder / "config.json").is_file():
         return facts
-    tensors = tensors or tensors_of(checkpoint)
-    facts |= report.describe(checkpoint, tensors)
+    stored = stored or tensors_of(checkpoint)
+    try:
+        tensors, quantization = plain_tensors(checkpoint.config, stored)
+    except QuantizationError as error:
+        tensors, quantization = stored, "in a way that is not read"
+        if not has_weights:
+            facts["problems"].append(str(error))
+    facts |= report.describe(checkpoint, stored, tensors, quantization)
     engine, problem = _ask_engine(checkpoint.folder)
     if engine is None:
         return facts | {"engine": None, "problems": [*facts["problems"], problem]}
@@ -82,13 +87,10 @@ def _open(model: str) -> tuple[Checkpoint, list[Tensor], bool]:
 
 def _ask_engine(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """The engine's facts, or why it has none."""
-    code = paths.model_repository() / "generate" / "1"
-    search = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "engine.inspection", str(folder)]
     try:
         result = subprocess.run(
-            command,
-            env={**os.environ, "PYTHONPATH": search},
+            engine_command("inspection", str(folder)),
+            env=engine_environment(),
             capture_output=True,
             text=True,
             timeout=_ENGINE_SECONDS,
@@ -130,7 +132,7 @@ def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _weights(facts: Mapping[str, Any]) -> str:
     total = max(sum(facts["number_types"].values()), 1)
     types = ", ".join(f"{name} ({count / total:.0%})" for name, count in facts["number_types"].items())
-    quantization = f", quantized by {facts['quantization']}" if facts["quantization"] else ""
+    quantization = f", quantized: {facts['quantization']}" if facts["quantization"] else ""
     return f"{types}{quantization}; {facts['file_bytes'] / 1e6:,.0f} MB"
 
 
@@ -143,7 +145,7 @@ def _engine_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("runner", f"{engine['runner']}{why}, {engine['device']}, {engine['dtype']}"),
         ("memory", f"{total} for {memory['slots']} slots of {memory['context']:,} tokens: {weights} weights, "
-         f"{kv_cache if memory['kv_cache_bytes'] else 'unknown'} KV cache, {process} process"),
+         f"{kv_cache if memory['kv_cache_bytes'] else 'unknown'} KV cache in {engine['kv_dtype']}, {process} process"),
     ]  # fmt: skip
     if speed is None:
         return rows

@@ -39,6 +39,7 @@ def add(
     ],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the Hub")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="of the KV cache: auto or int8")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, or devices: cuda:0,cuda:1")] = None,
     max_context_tokens: Annotated[int | None, typer.Option(help="its longest context")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="slots: sequences that run together")] = None,
@@ -47,6 +48,9 @@ def add(
     queue_seconds: Annotated[float | None, typer.Option(help="how long a request may wait")] = None,
     idle_unload_seconds: Annotated[
         float | None, typer.Option(help="the gateway unloads it after this time without a request")
+    ] = None,
+    tool_format: Annotated[
+        str | None, typer.Option(help="how it writes tool calls; default: recognized from its chat template")
     ] = None,
     preload: Annotated[bool, typer.Option(help="load it at the start, not at its first request")] = False,
     repository: Annotated[
@@ -57,9 +61,10 @@ def add(
 ) -> None:
     """Register a language model and write the files that Triton needs to serve it."""
     settings: dict[str, Any] = {
-        "dtype": dtype, "device": device, "max_context_tokens": max_context_tokens,
+        "dtype": dtype, "kv_dtype": kv_dtype, "device": device, "max_context_tokens": max_context_tokens,
         "max_sequences": max_sequences, "kv_cache_tokens": kv_cache_tokens, "max_queue_size": max_queue_size,
         "queue_seconds": queue_seconds, "idle_unload_seconds": idle_unload_seconds,
+        "tool_format": tool_format,
     }  # fmt: skip
     with _errors_printed():
         source = parse(model)

@@ -8,23 +8,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import gguf_tensors
+from . import gguf_tensors, quantization, tool_formats
 from .errors import CheckpointError
+from .safetensors_header import read_header
 
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
 # The prefix of a Hugging Face Hub reference, which may be given instead of a folder.
 HUB = "hf://"
 # Larger sizes are treated as a damaged file: building such a model would take hours and all memory.
 _MAX_SIZES = {"layers": 1000, "width": 1_000_000, "vocab_size": 100_000_000}
+_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*')
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 # The files of weights: the first kind of which there are some. A folder of `checkpoints.gguf` has the second.
 _WEIGHTS = ("*.safetensors", "*.gguf")
 _SHARDS = "model.safetensors.index.json"
+# Where older tools write the settings of quantized weights, which newer ones write into config.json.
+_QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -56,8 +61,11 @@ class Checkpoint:
                 f"checkpoint {self.folder} has no {missing[0]}, which {_SHARDS} lists; copy or download it again"
             )
         _ = self.config, self.vocab_size, self.context_length
+        if weights:
+            _ = self.quantized
+        about = self.about
         for name, limit in _MAX_SIZES.items():
-            if isinstance(size := self.about[name], int) and size > limit:
+            if isinstance(size := about[name], int) and size > limit:
                 raise CheckpointError(
                     f"{self.folder}/config.json: {name} is {size:,}, above the limit of {limit:,}; is the file damaged?"
                 )
@@ -73,11 +81,32 @@ class Checkpoint:
         names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
         return sorted(name for name in names if not (self.folder / name).is_file())
 
+    @cached_property
+    def quantized(self) -> dict[str, quantization.Layout]:
+        """How its files hold each tensor, if quantization_config says that weights are quantized; else empty."""
+        if quantization.method_of(self.config) is None or self._has_gguf_tensors():
+            return {}
+        stored = {name: tensor for file in self.weight_files() for name, tensor in read_header(file).items()}
+        try:
+            return quantization.layouts(self.config, stored)
+        except quantization.QuantizationError as error:
+            raise CheckpointError(f"checkpoint {self.folder} cannot be loaded: {error}") from None
+
     def weight_bytes(self) -> int:
-        """The size of the weights' files; of GGUF files that of their numbers in bfloat16, which they become."""
+        """The size of the weights' files; of quantized weights that of their numbers in 16 bits, which they become."""
+        return 2 * self.quantized_count() or sum(file.stat().st_size for file in self.weight_files())
+
+    def quantized_count(self) -> int:
+        """The numbers in a checkpoint whose weights are quantized, in GGUF files too; 0 for others."""
         if self._has_gguf_tensors():
-            return 2 * gguf_tensors.parameter_count(gguf_tensors.read(self.folder).values())
-        return sum(file.stat().st_size for file in self.weight_files())
+            return gguf_tensors.parameter_count(gguf_tensors.read(self.folder).values())
+        return sum(layout.count for layout in self.quantized.values())
+
+    def quantized_bytes(self) -> int:
+        """The bytes of the same where integers in groups are kept as they are; 0 for others."""
+        if self._has_gguf_tensors():
+            return sum(tensor.byte_count for tensor in gguf_tensors.read(self.folder).values())
+        return sum(layout.count * layout.kept_bits // 8 for layout in self.quantized.values())
 
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times; it changes when a file changes, and reads no content."""
@@ -108,6 +137,9 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         config = self._json("config.json")
+        for name, method in _QUANTIZATION_FILES.items():
+            if quantization.method_of(config) is None and (settings := self._json(name)):
+                config = {**config, "quantization_config": {**settings, "quant_method": method}}
         # Multimodal checkpoints nest the language model's settings in text_config.
         return {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
 
@@ -170,6 +202,24 @@ class Checkpoint:
             template = by_name.get("default")
         return template if isinstance(template, str) else None
 
+    @cached_property
+    def tool_format(self) -> str | None:
+        """The format of its tool calls, if its tokenizer's config names one."""
+        name = self.tokenizer_config.get(tool_formats.SETTING)
+        return name if isinstance(name, str) else None
+
+    @cached_property
+    def added_tokens(self) -> dict[str, tuple[int, bool]]:
+        """The tokens beside the vocabulary: their ids, and whether they are special."""
+        try:
+            text = self.tokenizer_file.read_text(encoding="utf-8")
+            # They stand at the file's beginning. Reading all of it would take long for a large vocabulary.
+            rows, _ = json.JSONDecoder().raw_decode(text, _ADDED_TOKENS.search(text).end())  # type: ignore[union-attr]
+            return {row["content"]: (int(row["id"]), bool(row.get("special"))) for row in rows}
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
+            # None, or the file is damaged, which whoever loads the tokenizer reports.
+            return {}
+
     @property
     def about(self) -> dict[str, Any]:
         """The checkpoint's description, ready for JSON."""
@@ -180,6 +230,9 @@ class Checkpoint:
             "vocab_size": self.vocab_size,
             "special_tokens": self.special_tokens,
             "chat_template": self.chat_template,
+            "chat_tokens": tool_formats.chat_tokens(self.added_tokens, self.chat_template, self.special_tokens),
+            "tool_format": self.tool_format,
+            "response_template": self.tokenizer_config.get("response_template"),
             "training": self._json("training.json"),
         }
 

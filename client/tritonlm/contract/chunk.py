@@ -50,6 +50,8 @@ class Chunk:
     logprobs: list[TokenLogprob] | None = None
     # `detokenize` sends its outputs to the caller as one tensor.
     as_piece: bool = False
+    # The stop string that ended the text, if one did.
+    stop: str = ""
 
     def to_arrays(self) -> dict[TensorSpec, Array]:
         """The output tensor of `generate`."""
@@ -68,6 +70,7 @@ class Chunk:
                 "seed": self.seed,
                 "logprobs": None if self.logprobs is None else [_row(entry) for entry in self.logprobs],
                 "as_piece": self.as_piece,
+                **({"stop": self.stop} if self.stop else {}),
             }
         )
 
@@ -89,6 +92,7 @@ class Chunk:
                 seed=_integer(fields["seed"], 64),
                 logprobs=None if fields["logprobs"] is None else [_entry(*row) for row in fields["logprobs"]],
                 as_piece=bool(fields["as_piece"]),
+                stop=_text(fields.get("stop", "")),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidRequest("chunk must be a JSON object, as generate makes it", "chunk") from error

@@ -23,6 +23,7 @@ from .scopes import is_inference, is_public, scope_of
 from .settings import GatewaySettings
 
 _BYTES_PER_TOKEN = 4
+_API_KEY = "x-api-key"
 
 
 class AccessMiddleware:
@@ -45,12 +46,14 @@ class AccessMiddleware:
                 await self._run_inference(caller, scope, receive, send)
                 return
         except TritonLMError as error:
-            await response_of(error)(scope, receive, send)
+            await response_of(error, scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _identify(self, scope: Scope) -> Caller:
-        header = Headers(scope=scope).get("authorization", "")
+        headers = Headers(scope=scope)
+        # Anthropic's libraries send the key in a header of its own.
+        header = headers.get("authorization") or (f"Bearer {headers[_API_KEY]}" if _API_KEY in headers else "")
         scheme, _, secret = header.partition(" ")
         self._ring.reload()
         if self._ring.is_empty:
@@ -59,7 +62,7 @@ class AccessMiddleware:
         key = self._ring.find(secret) if scheme.lower() == "bearer" else None
         if key is None or key.revoked is not None:
             reason = "no key was sent" if not header else "the key is wrong" if key is None else "the key is revoked"
-            raise InvalidKey(f"{reason}; send it as Authorization: Bearer KEY")
+            raise InvalidKey(f"{reason}; send it as Authorization: Bearer KEY, or as x-api-key")
         required = scope_of(scope["method"], scope["path"])
         if required not in key.scopes:
             raise InsufficientScope(

@@ -22,6 +22,10 @@ from . import metrics
 _log = logging.getLogger("tritonlm.gateway")
 _MAX_MESSAGE_LENGTH = 2000
 RETRY_AFTER_SECONDS = 1
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
+    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
 _INTERNAL = "internal error; the gateway's log has the details"
 
 
@@ -67,13 +71,31 @@ def body_of(error: Exception) -> dict[str, Any]:
     return error_body(_INTERNAL, "server_error", code="internal_error")
 
 
-def response_of(error: TritonLMError) -> JSONResponse:
+def response_of(error: TritonLMError, path: str = "") -> JSONResponse:
+    """The response to an error, in the form of the API that the path belongs to."""
     headers = {}
     if error.http_status in (429, 503):
         headers["Retry-After"] = str(error.retry_after or RETRY_AFTER_SECONDS)
     if error.http_status == 501:
         headers["x-should-retry"] = "false"
-    return JSONResponse(body_of(error), error.http_status, {**headers, **error.headers})
+    return _response(path, body_of(error), error.http_status, {**headers, **error.headers})
+
+
+def uses_anthropic_form(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def anthropic_body(body: Mapping[str, Any], status: int) -> dict[str, Any]:
+    """An error's body in Anthropic's form, from one in OpenAI's. `param` and `code` stay beside Anthropic's fields."""
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {**body["error"], "type": kind}}
+
+
+def _response(
+    path: str, body: Mapping[str, Any], status: int, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    content = anthropic_body(body, status) if uses_anthropic_form(path) else body
+    return JSONResponse(content, status, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -88,28 +110,28 @@ async def _handle_contract_error(request: Request, error: Exception) -> JSONResp
     if isinstance(error, QueueFull):
         # The engine refused it without a time; estimate it from the rate at which requests end.
         error.retry_after = error.retry_after or request.app.state.services.admission.retry_after()
-    return response_of(error)
+    return response_of(error, request.url.path)
 
 
 async def _handle_invalid_body(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problem: Mapping[str, Any] = error.errors()[0]
     if problem["type"] == "json_invalid":
-        return _invalid_request("the body is not valid JSON", None)
+        return _invalid_request(request, "the body is not valid JSON", None)
     # Without pydantic's names of union members, which are not part of the body's path.
     path = [str(part) for part in problem["loc"][1:] if isinstance(part, int) or str(part).isidentifier()]
     if not path:
-        return _invalid_request("the body must be a JSON object", None)
+        return _invalid_request(request, "the body must be a JSON object", None)
     param = path[0][:64]
     if problem["type"] == "extra_forbidden":
-        return _invalid_request(f"unknown parameter {param!r}", param)
+        return _invalid_request(request, f"unknown parameter {param!r}", param)
     if problem["type"] == "missing":
-        return _invalid_request(f"{param} is required", param)
-    return _invalid_request(f"{param}: {problem['msg']}", param)
+        return _invalid_request(request, f"{param} is required", param)
+    return _invalid_request(request, f"{param}: {problem['msg']}", param)
 
 
-def _invalid_request(message: str, param: str | None) -> JSONResponse:
-    return JSONResponse(error_body(message, "invalid_request_error", param, "invalid_value"), 400)
+def _invalid_request(request: Request, message: str, param: str | None) -> JSONResponse:
+    return _response(request.url.path, error_body(message, "invalid_request_error", param, "invalid_value"), 400)
 
 
 async def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -120,9 +142,9 @@ async def _handle_http_error(request: Request, error: Exception) -> JSONResponse
     }
     message = messages.get(error.status_code, str(error.detail))
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-    return JSONResponse(error_body(message, kind), error.status_code, error.headers)
+    return _response(request.url.path, error_body(message, kind), error.status_code, error.headers)
 
 
 async def _handle_internal_error(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse(error_body(_INTERNAL, "server_error", code="internal_error"), 500)
+    return _response(request.url.path, error_body(_INTERNAL, "server_error", code="internal_error"), 500)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tritonlm.access")
 REQUEST_ID = "x-request-id"
+# The name under which Anthropic's libraries read it.
+_ANTHROPIC_REQUEST_ID = "request-id"
 # OpenAI's libraries send the number of their earlier attempts.
 _RETRY_COUNT = "x-stainless-retry-count"
 # GET requests for health and metrics are too frequent to trace.
@@ -71,7 +73,8 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = context.request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = headers[_ANTHROPIC_REQUEST_ID] = context.request_id
             elif context.first_byte is None:
                 context.first_byte = time.monotonic()
             await send(message)

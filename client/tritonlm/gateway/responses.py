@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
-from sse_starlette import EventSourceResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.types import CompletionUsage, EmbeddingUsage, Result
@@ -26,8 +26,22 @@ from .services import services_of
 
 # Unicode line breaks that JSON does not escape; many event-stream readers would split a line there.
 _LINE_ENDS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+IGNORED_HEADER = "x-tritonlm-ignored"
+_MAX_HEADER = 1000
 # Tasks that close a stream after the request's own task was cancelled; the set keeps a reference to them.
 _closing: set[asyncio.Task[None]] = set()
+
+
+Event = dict[str, str]
+
+
+def event_data(value: str) -> str:
+    """JSON as one line of an event."""
+    return value.translate(_LINE_ENDS)
+
+
+async def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -35,9 +49,17 @@ class ResponseFormat:
     """How results are serialized. The default is OpenAI's format."""
 
     complete: Callable[[Any, RequestContext], str] = lambda result, _: str(result.to_json())
-    # None: this chunk is not sent.
-    chunk: Callable[[Any], str | None] = lambda chunk: str(chunk.to_json()).translate(_LINE_ENDS)
-    end: Callable[[RequestContext], dict[str, str]] = lambda _: {"data": "[DONE]"}
+    # The events before the first chunk, of a chunk, after the last one, and of an error instead of it.
+    begin: Callable[[CompletionUsage | None], list[Event]] = lambda _: []
+    chunk: Callable[[Any], list[Event]] = lambda chunk: [{"data": event_data(str(chunk.to_json()))}]
+    end: Callable[[RequestContext], list[Event]] = lambda _: [{"data": "[DONE]"}]
+    failure: Callable[[Exception], list[Event]] = lambda error: [{"data": json.dumps(body_of(error))}]
+    # Awaited when the result is complete and before its end is sent.
+    finish: Callable[[], Awaitable[None]] = _nothing
+    # What keeps a silent stream alive; None: a comment.
+    ping: Callable[[], ServerSentEvent] | None = None
+    # What of the request was left out, beside what the result itself names.
+    warnings: Sequence[str] = ()
 
 
 OPENAI = ResponseFormat()
@@ -69,13 +91,23 @@ async def respond(
             _events(result, context, entry, response_format),
             ping=services.settings.ping_seconds,
             sep="\n",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            ping_message_factory=response_format.ping,
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **_ignored(result, response_format)},
             # A reader that stops reading blocks only its own stream, for a limited time.
             send_timeout=services.settings.reader_seconds,
         )
     _record_usage(context, entry, result.usage)
     entry.end(COMPLETED)
-    return Response(response_format.complete(result, context), media_type="application/json")
+    text = response_format.complete(result, context)
+    await response_format.finish()
+    return Response(text, media_type="application/json", headers=_ignored(result, response_format))
+
+
+def _ignored(result: Any, response_format: ResponseFormat) -> dict[str, str]:
+    """The header that names what of the request was left out, for callers that do not read the body. It is bounded."""
+    warnings = (*response_format.warnings, *(getattr(result, "warnings", None) or ()))
+    text = "; ".join(warnings).encode("ascii", "replace").decode()[:_MAX_HEADER]
+    return {IGNORED_HEADER: text.replace("\n", " ").replace("\r", " ")} if text else {}
 
 
 def json_response(result: Result) -> Response:
@@ -118,15 +150,23 @@ async def _events(
 ) -> AsyncIterator[dict[str, str]]:
     status = CANCELLED
     try:
+        has_begun = False
         async for chunk in stream:
-            if (data := response_format.chunk(chunk)) is not None:
-                yield {"data": data}
+            # The prompt's usage is known with the first chunk.
+            first = [] if has_begun else response_format.begin(stream.usage())
+            has_begun = True
+            for event in (*first, *response_format.chunk(chunk)):
+                yield event
         status = COMPLETED
         _record_usage(context, entry, stream.usage())
-        yield response_format.end(context)
+        last = response_format.end(context)
+        await response_format.finish()
+        for event in last:
+            yield event
     except Exception as error:
         status = FAILED
-        yield {"data": json.dumps(body_of(error))}
+        for event in response_format.failure(error):
+            yield event
     finally:
         _record_usage(context, entry, stream.usage())
         entry.end(status)

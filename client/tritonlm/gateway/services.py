@@ -14,6 +14,7 @@ from .history import History
 from .loading import Loader
 from .metrics import LiveValues
 from .quota import Quota
+from .responses_api.store import ResponseStore
 from .settings import GatewaySettings
 from .training import TrainingService
 
@@ -27,6 +28,8 @@ class Services:
     live_values: LiveValues
     loader: Loader
     quota: Quota
+    # None: responses are not stored.
+    response_store: ResponseStore | None
     training: TrainingService
 
 

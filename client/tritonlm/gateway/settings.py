@@ -55,6 +55,13 @@ class GatewaySettings(ObservabilitySettings):
     data_folder: Path = Field(Path("data"), description="Folder with the texts that callers may train on.")
     runs_folder: Path = Field(Path("runs"), description="Folder for the callers' training runs and the list of jobs.")
     max_jobs: int = Field(1, ge=1, le=64, description="Limit of training jobs that run at once; others are queued.")
+    response_store: Path | None = Field(
+        None, description="SQLite file for the responses of POST /v1/responses; unset: none is stored."
+    )
+    response_days: float = Field(30, gt=0, le=3650, description="How long a response stays stored.")
+    response_store_bytes: int = Field(
+        2**30, ge=2**20, description="Limit of the stored responses' size; the oldest make room for new ones."
+    )
     registry: Path | None = Field(
         None,
         validation_alias=_aliases("registry", "MODEL_REGISTRY_PATH"),

@@ -18,11 +18,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tritonlm.checkpoints.reference import HubModel, Source, absolute, default_name, source_of
-from tritonlm.contract import CheckpointError, devices
+from tritonlm.contract import CheckpointError, devices, tool_formats
 from tritonlm.contract.parts import PARTS, part_of
 
 from .errors import ServingError
-from .settings import Device
+from .settings import Device, KVDtype
 
 # A model's name is also a folder name and a part of URLs.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -50,6 +50,7 @@ class Entry(BaseModel):
         description="a GGUF file of hf_repo, or its quantization: Q4_K_M",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(None, description="number type")
+    kv_dtype: KVDtype | None = Field(None, description="number type of its KV cache")
     device: Device | None = Field(None, description=f"where it computes: {devices.ALLOWED}, with an engine on each")
     max_context_tokens: int | None = Field(None, ge=1, description="its longest context; never above the checkpoint's")
     max_sequences: int | None = Field(None, ge=1, le=4096, description="slots: sequences that run together")
@@ -58,6 +59,9 @@ class Entry(BaseModel):
     queue_seconds: Annotated[float, Field(ge=0)] | None = Field(None, description="how long a request may wait")
     idle_unload_seconds: Annotated[float, Field(ge=0)] | None = Field(
         None, description="the gateway unloads it after this time without a request"
+    )
+    tool_format: Literal[tool_formats.FORMATS] | None = Field(  # type: ignore[valid-type]
+        None, description="how it writes tool calls; default: recognized from its chat template"
     )
     preload: bool = Field(False, description="whether it is loaded at the start, and not at its first request")
 
@@ -87,8 +91,8 @@ class Entry(BaseModel):
     def engine_parameters(self) -> dict[str, str]:
         """The parameters for its models' config.pbtxt."""
         names = (
-            "dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
-            "queue_seconds", "idle_unload_seconds",
+            "dtype", "kv_dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
+            "queue_seconds", "idle_unload_seconds", "tool_format",
         )  # fmt: skip
         return {name: f"{value}" for name in names if (value := getattr(self, name)) is not None}
 

@@ -26,6 +26,7 @@ Size = Annotated[
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["full", "int8"]
+KVDtype = Literal["auto", "int8"]
 Runner = Literal["auto", "native", "graphs", "reference"]
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -82,6 +83,11 @@ class Settings(ObservabilitySettings):
         "full",
         description="Weight format: full, in the number type; int8, quantized, smaller and faster (GPT-2, Llama, "
         "Mistral, Qwen 2 and 3 on a CPU).",
+    )
+    kv_dtype: KVDtype = Field(
+        "auto",
+        description="Number type of keys and values in the KV cache: auto, that of the weights, or int8: about half "
+        "the memory of bfloat16, and long contexts are faster.",
     )
     max_context_tokens: int | None = Field(
         None,
@@ -172,9 +178,9 @@ class Settings(ObservabilitySettings):
     def engine_environment(self) -> dict[str, str]:
         """Environment variables that pass explicitly set values to the engine's process."""
         names = (
-            "device", "dtype", "weights", "runner", "max_context_tokens", "max_sequences", "kv_cache_tokens",
-            "speculative_tokens", "memory_budget", "idle_unload_seconds", "enable_embeddings", "log_level",
-            "log_format", "otlp_endpoint",
+            "device", "dtype", "weights", "kv_dtype", "runner", "max_context_tokens", "max_sequences",
+            "kv_cache_tokens", "speculative_tokens", "memory_budget", "idle_unload_seconds", "enable_embeddings",
+            "log_level", "log_format", "otlp_endpoint",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}

@@ -46,7 +46,8 @@ class TritonPythonModel:
             tensors.LOGPROBS: _or_empty(lambda: self._detokenizer.logprobs(chunk, text)),
         }
         if chunk.as_piece:
-            values = {tensors.PIECE: json.dumps({spec.name: value for spec, value in values.items()})}
+            piece = {spec.name: value for spec, value in values.items()}
+            values = {tensors.PIECE: json.dumps({**piece, "stop": chunk.stop} if chunk.stop else piece)}
         # In an ensemble Triton requests all outputs, whatever the caller requested. Outputs left out here are not sent.
         outputs = request.requested_output_names()
         return response(

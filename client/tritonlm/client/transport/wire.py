@@ -79,6 +79,7 @@ def piece_of(response: Any) -> Piece:
         seed=fields[tensors.SEED.name],
         token_ids=fields[tensors.TOKEN_IDS.name],
         logprobs=_logprobs(fields[tensors.LOGPROBS.name]),
+        stop=fields.get("stop", ""),
     )
 
 

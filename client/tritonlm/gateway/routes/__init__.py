@@ -1,5 +1,7 @@
 """The gateway's routes, one module per kind. Each handler parses the request, calls the client and responds."""
 
-from . import jobs, models, older, openai, playground, tools, usage
+from . import jobs, messages, models, older, openai, playground, responses, tools, usage
 
-ROUTERS = tuple(module.router for module in (openai, older, jobs, models, tools, usage, playground))
+ROUTERS = tuple(
+    module.router for module in (openai, responses, messages, older, jobs, models, tools, usage, playground)
+)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tritonlm.contract import CheckpointError, devices
+from tritonlm.contract import CheckpointError, devices, tool_formats
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
-INT8 = "int8"
+AUTO, INT4, INT8 = "auto", "int4", "int8"
 # The time between chunks grows in proportion to the running requests: from 6 requests on, up to 3 times; and with large
 # batches, whose steps are longer, up to 12 times. So all streams together send a bounded number of chunks per second.
 _FEW_REQUESTS, _FACTOR = 6, 3.0
@@ -52,8 +52,17 @@ class EngineConfig:
         meaning="data type of weights and KV cache; auto: that of the checkpoint",
     )
     weights: str = _one_of(
-        "full", INT8,
-        meaning="weight format: full is the dtype; int8 is int8 quantization with per-channel scales",
+        AUTO, "full", INT8, INT4,
+        meaning="weight format: auto is the checkpoint's own, which for quantized files is each matrix's; full is "
+        "the dtype; int8 is int8 quantization with per-channel scales; int4 is 4 bits in groups of 32",
+    )  # fmt: skip
+    vocabulary_bits: str = _one_of(
+        "8", "4", meaning="with weights int4, the bits of the embedding and of the matrix of the logits"
+    )
+    kv_dtype: str = _one_of(
+        "auto", INT8,
+        meaning="number type of keys and values in the KV cache; auto: the dtype; int8: a scale for each token and KV "
+        "head, about half the memory of bfloat16",
     )  # fmt: skip
     runner: str = _one_of(
         "auto", "native", "graphs", "reference",
@@ -86,6 +95,11 @@ class EngineConfig:
     enable_embeddings: bool = field(
         default=False, metadata={"meaning": "whether embeddings are offered: true or false"}
     )
+    tool_format: str = _one_of(
+        tool_formats.AUTO, *tool_formats.FORMATS,
+        meaning="how the checkpoint writes tool calls; auto: its tokenizer_config.json says it (tool_format), or it is "
+        "recognized from the chat template",
+    )  # fmt: skip
     threads: int = _number(0, "CPU threads; 0: one per core that the process may use")
     memory_budget: int = _size("memory that all models on one device may use together, such as 8GiB; 0: no limit")
     idle_unload_seconds: float = _number(0.0, "the gateway unloads a model that is idle for this time; 0: never")

@@ -20,8 +20,8 @@ from tritonlm.contract import Checkpoint, CheckpointError
 
 from .config import INT8, EngineConfig
 from .memory import resident_memory
-from .runners.interface import choose_devices, choose_dtype
-from .runners.kv_cache import LIKELY_TOKENS, free_memory
+from .runners.interface import choose_devices, choose_dtype, weights_in_memory
+from .runners.kv_cache import LIKELY_TOKENS, LayerShape, free_memory, stored_dtype
 from .runners.native import families
 from .runners.select import GRAPHS, NATIVE, REFERENCE, why_not_native
 
@@ -43,8 +43,9 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
         "reason": reason,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "bits_per_weight": 8 if config.weights == INT8 else 8 * dtype.itemsize,
-        "kv_bytes_per_token": _kv_numbers(checkpoint, is_native=not reason) * dtype.itemsize,
+        "bits_per_weight": _bits_per_weight(checkpoint, config, dtype, is_native=not reason),
+        "kv_dtype": str(stored_dtype(config, dtype)).removeprefix("torch."),
+        "kv_bytes_per_token": _kv_bytes(checkpoint, stored_dtype(config, dtype), is_native=not reason),
         "likely_tokens": LIKELY_TOKENS,
         # Before the measurement, whose buffer is this process's too.
         "process_bytes": resident_memory(),
@@ -53,16 +54,24 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
     }
 
 
-def _kv_numbers(checkpoint: Checkpoint, is_native: bool) -> int:
-    """Numbers that the KV cache holds for a token; without the kernels by config.json, 0 if that does not tell."""
+def _bits_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, is_native: bool) -> float:
+    if not is_native or not checkpoint.quantized_count():
+        return 8 if config.weights == INT8 else 8 * dtype.itemsize
+    return 8 * weights_in_memory(checkpoint, config.weights, dtype) / checkpoint.quantized_count()
+
+
+def _kv_bytes(checkpoint: Checkpoint, dtype: torch.dtype, is_native: bool) -> int:
+    """Bytes that the KV cache holds for a token; without the kernels by config.json, 0 if that does not tell."""
     if is_native:
         program = families.write(checkpoint)
-        return 2 * program.shape.num_layers * program.shape.num_kv_heads * program.head_dim
+        layers, kv_heads, head_dim = program.shape.num_layers, program.shape.num_kv_heads, program.head_dim
+        return layers * LayerShape(kv_heads, head_dim, head_dim).bytes_per_token(dtype)
     heads, layers, width = (_first(checkpoint.config, names) for names in (_HEADS, _LAYERS, _WIDTHS))
     if not heads or not layers or not width:
         return 0
     kv_heads = _first(checkpoint.config, ("num_key_value_heads", "num_kv_heads")) or heads
-    return 2 * layers * kv_heads * (_first(checkpoint.config, ("head_dim",)) or width // heads)
+    head_dim = _first(checkpoint.config, ("head_dim",)) or width // heads
+    return layers * LayerShape(kv_heads, head_dim, head_dim).bytes_per_token(dtype)
 
 
 def _first(config: dict[str, Any], names: tuple[str, ...]) -> int:

@@ -149,6 +149,11 @@ class EngineMemory:
         return self._measure_usage()
 
     @property
+    def pool_bytes(self) -> int:
+        """The bytes of the whole KV cache."""
+        return self._size.bytes
+
+    @property
     def reserved(self) -> int:
         """The most bytes in use: weights, process and the whole KV cache, as far as a budget allows it to grow."""
         whole = self._base + self._size.bytes

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from tritonlm.client.types import ChatCompletion, Completion
 
 from ...middleware import RequestContext
-from ...responses import ResponseFormat, respond
+from ...responses import Event, ResponseFormat, respond
 from ...schemas import Body
 from ...services import Services, ServicesParameter
 from ..openai import common_arguments
@@ -44,7 +44,7 @@ async def chat(body: ChatRequest, request: Request, services: ServicesParameter)
     """An answer with its speed. A model without a chat template continues the prompt."""
 
     def complete(result: Completion | ChatCompletion, context: RequestContext) -> str:
-        text = result.choices[0].text if isinstance(result, Completion) else result.choices[0].message.content
+        text = result.choices[0].text if isinstance(result, Completion) else result.choices[0].message.content or ""
         speed = _speed(context).model_dump()
         return ChatAnswer(prompt=body.prompt, response=text, **speed).model_dump_json()
 
@@ -58,7 +58,7 @@ async def chat(body: ChatRequest, request: Request, services: ServicesParameter)
 )
 async def chat_stream(body: ChatRequest, request: Request, services: ServicesParameter) -> Response:
     """The answer's text as server-sent events; the last event, `done`, holds its speed."""
-    return await _respond(body, request, services, ResponseFormat(chunk=_chunk_text, end=_done_event), stream=True)
+    return await _respond(body, request, services, ResponseFormat(chunk=_text_events, end=_done_event), stream=True)
 
 
 async def _respond(
@@ -79,13 +79,14 @@ async def _respond(
     return await respond(request, model, f"{prefix}-{common['request_id']}", call, response_format)
 
 
-def _chunk_text(chunk: Any) -> str | None:
+def _text_events(chunk: Any) -> list[Event]:
     choice = chunk.choices[0]
-    return (choice.text if isinstance(chunk, Completion) else choice.delta.content) or None
+    text = choice.text if isinstance(chunk, Completion) else choice.delta.content
+    return [{"data": text}] if text else []
 
 
-def _done_event(context: RequestContext) -> dict[str, str]:
-    return {"event": "done", "data": _speed(context).model_dump_json()}
+def _done_event(context: RequestContext) -> list[Event]:
+    return [{"event": "done", "data": _speed(context).model_dump_json()}]
 
 
 def _speed(context: RequestContext) -> Speed:

@@ -9,13 +9,15 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher
 from tritonlm.contract import TritonLMError
 
 from .constraint import Constraint, Words
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher
 
 # More threads than this do not pay: a mask takes some microseconds.
 _MOST_THREADS = 4
@@ -45,8 +47,8 @@ class _Row(NamedTuple):
 class MaskWorker:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        threads = max(1, min(len(os.sched_getaffinity(0)) // 2, _MOST_THREADS))
-        self._executor = LLExecutor(num_threads=threads)
+        # Made for the first constraint: an engine that never gets one does without llguidance.
+        self._executor: LLExecutor | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     def begin(self, sequences: Sequence[tuple[Constraint, Sequence[int]]]) -> Future[StepMasks]:
@@ -63,6 +65,11 @@ class MaskWorker:
         self._thread.shutdown()
 
     def _compute(self, rows: Sequence[_Row], masks: StepMasks) -> StepMasks:
+        if self._executor is None:
+            from llguidance import LLExecutor  # noqa: PLC0415
+
+            threads = max(1, min(len(os.sched_getaffinity(0)) // 2, _MOST_THREADS))
+            self._executor = LLExecutor(num_threads=threads)
         count, words = masks.words.shape
         matchers = [(row.matcher, index) for index, row in enumerate(rows)]
         self._executor.unsafe_compute_mask_ptr(matchers, masks.words.ctypes.data, words * 4, count)

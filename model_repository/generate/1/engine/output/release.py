@@ -64,6 +64,7 @@ class TextRelease:
         self._ready = self._finished  # up to here text may be sent
         self._shown = 0 if show_prompt else self._finished  # up to here text has been sent
         self._stopped = False
+        self.stop = ""  # the stop string that ended the text
 
         self._context = self._sent_context = _Context(0, 0)
         self._shorten_at = 0
@@ -156,10 +157,11 @@ class TextRelease:
         position = self._finished - len(searched)
         for character in searched:
             position += 1
-            completed = [len(stop.text) for stop in self._stops if stop.feed(character)]
+            completed = [stop.text for stop in self._stops if stop.feed(character)]
             if completed and self._generated >= self._min_tokens:
                 self._stopped = True
-                self._ready = position - max(completed)
+                self.stop = max(completed, key=len)
+                self._ready = position - len(self.stop)
                 return
         # Hold back the longest end of the text that is the beginning of a stop string.
         self._ready = self._finished - max(stop.matched for stop in self._stops)

@@ -90,6 +90,7 @@ class SequenceOutput:
             cut_end=window.cut_end,
             skip_special_tokens=params.skip_special_tokens,
             finish_reason=reason,
+            stop=self._release.stop if reason == STOP else "",
             usage=Usage(len(request.prompt_ids), request.generated, request.cached_tokens),
             token_ids=self._ids if params.return_token_ids else [],
             seed=self._seed,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError, devices
 
-from ..config import EngineConfig
+from ..config import AUTO, INT4, INT8, EngineConfig
 from ..memory import EngineMemory, MemoryLedger, resident_memory
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import SamplingSettings
@@ -24,6 +24,8 @@ from ..sampling.token_masks import TokenMasks
 from ..scheduling.scheduler import Slice
 from .flat_batch import FlatBatch
 
+# Of the bytes of quantized weights in a file, those in the kernels' layout; of int8 weights, int4 ones with scales.
+_REPACKED, _INT4_SHARE = 1.2, 0.7
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -102,11 +104,16 @@ def choose_dtype(setting: str, checkpoint: Checkpoint, device: torch.device) -> 
     """`auto` is the checkpoint's own dtype, except for half-precision types that this CPU computes slowly."""
     if setting != "auto":
         return _DTYPES[setting]
-    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-    dtype = _DTYPES.get(str(own), torch.float32)
+    dtype = own_dtype(checkpoint)
     if device.type == "cpu" and dtype != torch.float32:
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     return dtype
+
+
+def own_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """That of config.json."""
+    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
+    return _DTYPES.get(str(own), torch.float32)
 
 
 def used_memory(device: torch.device) -> int:
@@ -118,7 +125,16 @@ def engine_memory(config: EngineConfig, device: torch.device) -> EngineMemory:
     return EngineMemory(MemoryLedger(config.memory_budget), str(device), lambda: used_memory(device))
 
 
+def weights_in_memory(checkpoint: Checkpoint, weights: str, dtype: torch.dtype) -> int:
+    """How many bytes the kernels' weights take at most."""
+    if weights == AUTO and (stored := checkpoint.quantized_bytes()):
+        return round(stored * _REPACKED)
+    on_disk = weights_on_disk(checkpoint, torch.int8 if weights in (INT4, INT8) else dtype)
+    return round(on_disk * _INT4_SHARE) if weights == INT4 else on_disk
+
+
 def weights_on_disk(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """How many bytes the weights of a checkpoint's files take in this number type."""
-    own = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
-    return checkpoint.weight_bytes() * dtype.itemsize // _DTYPES.get(str(own), torch.float32).itemsize
+    if count := checkpoint.quantized_count():
+        return count * dtype.itemsize
+    return checkpoint.weight_bytes() * dtype.itemsize // own_dtype(checkpoint).itemsize

@@ -1,5 +1,7 @@
 """The KV cache: the keys and values of all running sequences in blocks, one pair of tensors per layer. Also its size.
 
+In int8 a row, a token's key or value of one head, holds its numbers and then its scale in float32: number * scale.
+
 It knows shapes and memory. The block pool decides which block belongs to which sequence.
 """
 
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from tritonlm.contract import CheckpointError
 
-from ..config import EngineConfig
+from ..config import INT8, EngineConfig
 from ..memory import PoolSize, full_context_slots
 
 _log = logging.getLogger("tritonlm.engine")
@@ -23,6 +25,7 @@ _log = logging.getLogger("tritonlm.engine")
 # The likely length of a sequence, prompt and generated tokens together. Few sequences fill the whole context. If many
 # do, the pool runs out of blocks and some of them are preempted.
 LIKELY_TOKENS = 2048
+_SCALE_BYTES, _INT8_MAX = 4, 127
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,18 @@ class LayerShape:
     value_width: int
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
-        return self.heads * (self.key_width + self.value_width) * dtype.itemsize
+        widths = _row_width(self.key_width, dtype) + _row_width(self.value_width, dtype)
+        return self.heads * widths * dtype.itemsize
+
+
+def _row_width(width: int, dtype: torch.dtype) -> int:
+    """Numbers in the row of a token and head, whose key or value has this width."""
+    return width + _SCALE_BYTES if dtype == torch.int8 else width
+
+
+def stored_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    """The number type of the KV cache of a model that computes in `dtype`."""
+    return torch.int8 if config.kv_dtype == INT8 else dtype
 
 
 class KVCache:
@@ -44,17 +58,28 @@ class KVCache:
     """
 
     def __init__(
-        self, layers: Sequence[LayerShape], blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Sequence[LayerShape],
+        blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        stored: torch.dtype | None = None,
     ) -> None:
+        """`dtype` is that of keys and values when they are written and read; `stored` that of the memory."""
         self.block_tokens = block_tokens
+        self._dtype, stored = dtype, stored or dtype
+        self._is_int8 = stored == torch.int8
         slots = blocks * block_tokens
-        self.keys = [_zeros((slots, s.heads, s.key_width), dtype, device) for s in layers]
-        self.values = [_zeros((slots, s.heads, s.value_width), dtype, device) for s in layers]
-        self._gathered_keys = torch.empty(0, dtype=dtype, device=device)
-        self._gathered_values = torch.empty(0, dtype=dtype, device=device)
+        self.keys = [_zeros((slots, s.heads, _row_width(s.key_width, stored)), stored, device) for s in layers]
+        self.values = [_zeros((slots, s.heads, _row_width(s.value_width, stored)), stored, device) for s in layers]
+        self._gathered_keys = torch.empty(0, dtype=stored, device=device)
+        self._gathered_values = torch.empty(0, dtype=stored, device=device)
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write one row per token, (tokens, heads, width), to its slot."""
+        if self._is_int8:
+            keys, values = _quantized(keys), _quantized(values)
         self.keys[layer].index_copy_(0, slots, keys)
         self.values[layer].index_copy_(0, slots, values)
 
@@ -63,6 +88,8 @@ class KVCache:
         # Into a permanent buffer: allocating pages for each layer and step would cost more than the copy.
         self._gathered_keys, keys = _gather(self.keys[layer], slots, self._gathered_keys)
         self._gathered_values, values = _gather(self.values[layer], slots, self._gathered_values)
+        if self._is_int8:
+            return _dequantized(keys, self._dtype), _dequantized(values, self._dtype)
         return keys, values
 
     @property
@@ -76,6 +103,18 @@ class KVCache:
             run = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
             for tensor in (*self.keys, *self.values):
                 tensor[run].zero_()
+
+
+def _quantized(numbers: torch.Tensor) -> torch.Tensor:
+    """(tokens, heads, width) → int8 rows (tokens, heads, width + the bytes of the scale). A NaN makes the scale NaN."""
+    scales = numbers.abs().amax(-1, keepdim=True).float() / _INT8_MAX
+    rounded = (numbers.float() / scales.where(scales != 0, 1)).round().to(torch.int8)
+    return torch.cat((rounded, scales.view(torch.int8)), -1)
+
+
+def _dequantized(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    numbers, scales = rows[..., :-_SCALE_BYTES], rows[..., -_SCALE_BYTES:].contiguous().view(torch.float32)
+    return torch.mul(numbers, scales, out=torch.empty_like(numbers, dtype=dtype))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -124,7 +163,7 @@ def cache_size(
 ) -> PoolSize:
     """Size the KV cache by settings, likely use, free memory and memory budget. `context` is the checkpoint's."""
     context = min(context, config.max_context_tokens or context)
-    token_bytes = max(sum(layer.bytes_per_token(dtype) for layer in layers), 1)
+    token_bytes = max(sum(layer.bytes_per_token(stored_dtype(config, dtype)) for layer in layers), 1)
     explicit, free = config.kv_cache_tokens, free_memory(device)
     if explicit:
         tokens, limit, hint = explicit, free, "lower kv_cache_tokens or free memory"

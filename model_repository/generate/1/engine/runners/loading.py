@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -59,11 +59,11 @@ def import_torch() -> None:
 
 
 @contextlib.contextmanager
-def reported_loading(folder: Path, progress: LoadProgress) -> Iterator[None]:
-    """Report the tensors that transformers loads within this context, by their bytes in the files."""
+def reported_loading(sizes: Mapping[str, int], progress: LoadProgress) -> Iterator[None]:
+    """Report the tensors that transformers loads within this context, by their bytes."""
     from transformers.utils import logging  # noqa: PLC0415 (the kernels do without transformers)
 
-    sizes = _tensor_bytes(folder)
+    sizes = {name.rpartition("model.")[2]: size for name, size in sizes.items()}
 
     def bar(factory: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return _counted(arguments[0], sizes, progress) if arguments else factory(*arguments, **options)
@@ -83,8 +83,8 @@ def _counted(entries: Any, sizes: dict[str, int], progress: LoadProgress) -> Ite
         progress.add(sizes.get(str(name).rpartition("model.")[2], 0))
 
 
-def _tensor_bytes(folder: Path) -> dict[str, int]:
-    """Each tensor's bytes by its name, without a prefix that ends in `model.`."""
+def tensor_bytes(folder: Path) -> dict[str, int]:
+    """Each tensor's bytes by its name."""
     sizes = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
@@ -94,5 +94,5 @@ def _tensor_bytes(folder: Path) -> dict[str, int]:
                 count = width
                 for length in part.get_shape():
                     count *= length
-                sizes[name.rpartition("model.")[2]] = count
+                sizes[name] = count
     return sizes

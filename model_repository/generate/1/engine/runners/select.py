@@ -8,7 +8,7 @@ import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import INT8, EngineConfig
+from ..config import INT4, INT8, EngineConfig
 from .graph_runner import GraphRunner
 from .interface import Runner, choose_dtype
 from .native import build
@@ -19,11 +19,14 @@ from .reference import ReferenceRunner
 NATIVE, GRAPHS, REFERENCE = "native", "graphs", "reference"
 _HUGGING_FACE = {GRAPHS: GraphRunner, REFERENCE: ReferenceRunner}
 
+# Weights that only the kernels quantize.
+_KERNELS_ONLY = (INT4, INT8)
+
 
 def open_runner(
     folder: Path, config: EngineConfig, device: torch.device, load_progress: LoadProgress | None = None
 ) -> Runner:
-    if config.runner in _HUGGING_FACE and config.weights != INT8:
+    if config.runner in _HUGGING_FACE and config.weights not in _KERNELS_ONLY:
         _refuse_gguf(folder, f"runner {config.runner} does not read it; set runner to auto")
         return _HUGGING_FACE[config.runner](folder, config, device, load_progress)
     checkpoint = Checkpoint(folder)
@@ -33,7 +36,13 @@ def open_runner(
     library = None if reason else build.kernels()
     if library is not None:
         return NativeRunner(folder, config, device, dtype, library, load_progress)
-    setting = "weights int8" if config.weights == INT8 else "runner native" if config.runner == NATIVE else ""
+    setting = (
+        f"weights {config.weights}"
+        if config.weights in _KERNELS_ONLY
+        else "runner native"
+        if config.runner == NATIVE
+        else ""
+    )
     if setting:
         raise CheckpointError(f"{setting} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
     _refuse_gguf(folder, f"only the kernels read it, and {reason or 'they cannot be compiled here'}")
@@ -48,5 +57,9 @@ def _refuse_gguf(folder: Path, reason: str) -> None:
 def why_not_native(checkpoint: Checkpoint, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
     """Why the native kernels do not support it; empty if they do."""
     if config.runner in _HUGGING_FACE:
-        return f"runner {config.runner} does not support int8 weights; set runner to auto"
-    return "it computes on a GPU" if device.type != "cpu" else unsupported_reason(checkpoint, dtype)
+        return f"runner {config.runner} does not support {config.weights} weights; set runner to auto"
+    if device.type != "cpu":
+        return "it computes on a GPU"
+    if config.kv_dtype == INT8 and config.block_tokens % 2:
+        return f"kv_dtype int8 needs an even block_tokens (got {config.block_tokens})"
+    return unsupported_reason(checkpoint, dtype)

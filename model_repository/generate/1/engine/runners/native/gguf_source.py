@@ -18,6 +18,9 @@ import torch
 from tritonlm.contract import CheckpointError, gguf_tensors
 from tritonlm.contract.gguf_tensors import StoredTensor
 
+from . import gguf_blocks
+from .quantized import Quantized
+
 # So many numbers at a time: their float32 fit into a core's cache.
 _SLICE = 2**18
 _MAX_THREADS = 4
@@ -61,10 +64,27 @@ class GgufSource:
         values = values.t().contiguous() if tensor.transposed else values
         return values if index is None else values[index]
 
+    def quantized(self, name: str, index: int | None = None) -> Quantized | None:
+        """The matrix (outputs, inputs), as blocks hold it; None where it is stored or described otherwise."""
+        tensor = self._tensors[name]
+        if len(tensor.stored_shape) != 2 or tensor.add or index is not None or tensor.type not in gguf_blocks.TYPES:
+            return None
+        stored = self._stored(tensor)
+        if tensor.rows:
+            stored = np.concatenate([stored[first:end:step] for first, end, step in tensor.rows])
+        count = max(1, _SLICE // tensor.stored_shape[1])
+        block_bytes = gguf_tensors.BLOCKS[tensor.type][1]
+
+        def read(first: int) -> Quantized:
+            # A copy: the mapped bytes may lie at any offset.
+            return gguf_blocks.quantized(np.array(stored[first : first + count]), tensor.type, block_bytes)
+
+        return Quantized.cat(list(self._threads.map(read, range(0, len(stored), count))))
+
     def _dequantized(self, tensor: StoredTensor) -> torch.Tensor:
         """The stored rows."""
         shape = tensor.stored_shape if len(tensor.stored_shape) == 2 else (1, *tensor.stored_shape)
-        stored = self._files[tensor.file][tensor.offset : tensor.offset + tensor.byte_count].reshape(shape[0], -1)
+        stored = self._stored(tensor)
         values = torch.empty(shape, dtype=torch.float32 if len(tensor.stored_shape) == 1 else self._dtype)
         count = max(1, _SLICE // shape[1])
 
@@ -75,6 +95,11 @@ class GgufSource:
         # Waits for all, and raises what one raised.
         list(self._threads.map(fill, range(0, shape[0], count)))
         return values.view(tensor.stored_shape)
+
+    def _stored(self, tensor: StoredTensor) -> npt.NDArray[np.uint8]:
+        """The bytes of each row."""
+        rows = tensor.stored_shape[0] if len(tensor.stored_shape) == 2 else 1
+        return self._files[tensor.file][tensor.offset : tensor.offset + tensor.byte_count].reshape(rows, -1)
 
     def close(self) -> None:
         self._threads.shutdown()

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from .padding import take
+from .quantized import Quantized, Stack
 from .weights import WeightPacker
 
 
@@ -72,17 +74,24 @@ class Experts:
 
 
 class Matrix(NamedTuple):
-    weight: torch.Tensor
+    weight: torch.Tensor | Quantized
     bias: torch.Tensor | None
 
     def part(self, outputs: slice) -> Matrix:
-        return Matrix(self.weight[outputs], None if self.bias is None else self.bias[outputs])
+        weight = self.weight.part(outputs) if isinstance(self.weight, Quantized) else self.weight[outputs]
+        return Matrix(weight, None if self.bias is None else self.bias[outputs])
 
     def padded(self, outputs: int, inputs: int) -> Matrix:
         """With zeros up to these sizes."""
-        rows, columns = outputs - len(self.weight), inputs - self.weight.shape[1]
+        rows, columns = outputs - self.weight.shape[0], inputs - self.weight.shape[1]
         bias = None if self.bias is None else functional.pad(self.bias, (0, rows))
-        return Matrix(functional.pad(self.weight, (0, columns, 0, rows)), bias)
+        if isinstance(self.weight, Quantized) and (padded := self.weight.padded(outputs, inputs)) is not None:
+            return Matrix(padded, bias)
+        return Matrix(functional.pad(numbers(self.weight), (0, columns, 0, rows)), bias)
+
+
+def numbers(weight: torch.Tensor | Quantized | Stack) -> torch.Tensor:
+    return weight if isinstance(weight, torch.Tensor) else weight.dequantized()
 
 
 class Reader:
@@ -93,22 +102,22 @@ class Reader:
     def linear(self, source: Linear, prefix: str, outputs: int, inputs: int) -> Matrix:
         all_outputs = outputs * source.parts
         shape = (inputs, all_outputs) if source.transposed else (all_outputs, inputs)
-        weight = self._weights.get(f"{prefix}{source.name}.weight", *shape)
+        weight = self._weights.matrix(f"{prefix}{source.name}.weight", *shape, transposed=source.transposed)
         name = f"{prefix}{source.name}.bias"
         bias = self._weights.get(name, all_outputs) if self._weights.has(name) else None
-        matrix = Matrix(weight.t() if source.transposed else weight, bias)
-        return matrix.part(slice(source.part * outputs, (source.part + 1) * outputs))
+        return Matrix(weight, bias).part(slice(source.part * outputs, (source.part + 1) * outputs))
 
-    def qkv(self, source: Qkv, prefix: str, inputs: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def qkv(self, source: Qkv, prefix: str, inputs: int) -> tuple[torch.Tensor | Stack, torch.Tensor | None]:
         """Queries, keys and values, one below the other."""
         widths = [heads * self._head_dim for heads in (self._heads, self._kv_heads, self._kv_heads)]
         outputs = widths if len(source.sources) > 1 else [sum(widths)]
         parts = [self.linear(one, prefix, count, inputs) for one, count in zip(source.sources, outputs, strict=True)]
-        weight = torch.cat([part.weight for part in parts])
+        weight = _stacked([part.weight for part in parts])
         bias = _all_biases(parts)
         if not source.by_kv_head:
             return weight, bias
-        return self._by_kind(weight), None if bias is None else self._by_kind(bias)
+        order = self._by_kind(torch.arange(sum(widths)))
+        return take_rows(weight, order.tolist()), None if bias is None else bias[order]
 
     def expert(
         self, source: Experts, number: int, prefix: str, inner: int, hidden: int
@@ -127,10 +136,10 @@ class Reader:
     def _of_stack(self, source: Experts, part: str, number: int, prefix: str, outputs: int, inputs: int) -> Matrix:
         name, transposed = f"{prefix}{source.name}.{part}", source.alternating
         shape = (inputs, outputs) if transposed else (outputs, inputs)
-        weight = self._weights.get(name, source.count, *shape, index=number)
+        weight = self._weights.matrix(name, source.count, *shape, index=number, transposed=transposed)
         bias = f"{name}_bias"
         values = self._weights.get(bias, source.count, outputs, index=number) if self._weights.has(bias) else None
-        return Matrix(weight.t() if transposed else weight, values)
+        return Matrix(weight, values)
 
     def _by_kind(self, tensor: torch.Tensor) -> torch.Tensor:
         """By KV head → queries, keys, values."""
@@ -140,6 +149,28 @@ class Reader:
 
 
 def _all_biases(parts: Sequence[Matrix]) -> torch.Tensor | None:
-    if all(part.bias is None for part in parts):
+    biases = [part.bias for part in parts]
+    dtype = next((bias.dtype for bias in biases if bias is not None), None)
+    if dtype is None:
         return None
-    return torch.cat([part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts])
+    zeros = (torch.zeros(part.weight.shape[0], dtype=dtype) for part in parts)
+    return torch.cat([zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)])
+
+
+def _stacked(weights: Sequence[torch.Tensor | Quantized]) -> torch.Tensor | Stack:
+    if parts := as_quantized(weights):
+        return Stack(parts)
+    return torch.cat([numbers(weight) for weight in weights])
+
+
+def as_quantized(weights: Sequence[torch.Tensor | Quantized]) -> tuple[Quantized, ...]:
+    """The matrices, if all are quantized; else none."""
+    parts = tuple(weight for weight in weights if isinstance(weight, Quantized))
+    return parts if len(parts) == len(weights) else ()
+
+
+def take_rows(weight: torch.Tensor | Stack, index: Sequence[int]) -> torch.Tensor | Stack:
+    """These outputs, with zeros where the index is PADDING."""
+    if isinstance(weight, Stack) and (taken := weight.rows(index)) is not None:
+        return taken
+    return take(numbers(weight), index)

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from . import structures
-from .linear import Experts, Linear, Matrix, Qkv, Reader
+from .linear import Experts, Linear, Matrix, Qkv, Reader, as_quantized, numbers, take_rows
 from .padding import HEAD_DIMS, INPUTS, HeadLayout, padded, padded_range, take
+from .quantized import Quantized, Stack, interleave_blocks
 from .rope import PADDING, Rope
 from .structures import OPERATIONS, Activation, Buffer, NormKind, Weights
 from .unsupported import Unsupported
-from .weights import WeightPacker, interleave_blocks
+from .weights import WeightPacker
 
 # As transformers names them.
 ACTIVATIONS = {
@@ -132,7 +133,7 @@ class Program:
         if self._weights is not None and self._reader is not None:
             weight, bias = self._reader.qkv(source, self._prefix, inputs)
             rows = self._heads.rows(shape.num_heads + shape.num_kv_heads, shape.num_kv_heads)
-            weights = self._weights.linear(take(weight, rows), None if bias is None else take(bias, rows))
+            weights = self._weights.linear(take_rows(weight, rows), None if bias is None else take(bias, rows))
         self._ops.append(structures.QkvOp(self._layer, rope_follows, clip, weights))
 
     def rope(
@@ -254,7 +255,9 @@ class Program:
         if self._weights is None or self._reader is None:
             return Weights(inputs=len(columns), outputs=outputs)
         matrix = self._reader.linear(source, self._prefix, outputs, inputs)
-        return self._weights.linear(take(matrix.weight.t(), columns).t(), matrix.bias)
+        if isinstance(matrix.weight, Quantized) and list(columns) == list(range(inputs)):
+            return self._weights.linear(*matrix)
+        return self._weights.linear(take(numbers(matrix.weight).t(), columns).t(), matrix.bias)
 
     def _matrix(self, name: str, bias: str = "", projection: Projection | None = None) -> Weights:
         """The matrix of the embedding, or of the logits."""
@@ -263,10 +266,11 @@ class Program:
             return Weights(inputs=width, outputs=vocab_size)
         values = self._weights.get(bias, vocab_size) if bias and self._weights.has(bias) else None
         if projection is None or self._reader is None:
-            return self._weights.linear(self._weights.get(name, vocab_size, width), values)
-        projector = self._reader.linear(projection.source, "", width, projection.width).weight
+            matrix = self._weights.matrix(name, vocab_size, width)
+            return self._weights.linear(matrix, values, self._weights.vocabulary_bits)
+        projector = numbers(self._reader.linear(projection.source, "", width, projection.width).weight)
         weight = self._weights.get(name, vocab_size, projection.width)
-        return self._weights.linear(weight.float() @ projector.float().t(), values)
+        return self._weights.linear(weight.float() @ projector.float().t(), values, self._weights.vocabulary_bits)
 
     def _norm(self, name: str, style: NormStyle, width: int, buffer: Buffer = Buffer.RESIDUAL) -> structures.Norm:
         """`width` is the padded one: then the sum of squares is divided by too much, which weights and epsilon undo."""
@@ -318,12 +322,16 @@ class Program:
         return ctypes.addressof(array)
 
 
-def _gate_and_up(matrices: Sequence[Matrix]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _gate_and_up(matrices: Sequence[Matrix]) -> tuple[torch.Tensor | Quantized | Stack, torch.Tensor | None]:
     if len(matrices) == 1:
-        return matrices[0].weight, matrices[0].bias
+        return matrices[0]
     biases = [matrix.bias for matrix in matrices]
-    weight = interleave_blocks([matrix.weight for matrix in matrices])
-    if all(bias is None for bias in biases):
+    parts = as_quantized([matrix.weight for matrix in matrices])
+    weight = (
+        Stack(parts, interleaved=True) if parts else interleave_blocks([numbers(matrix.weight) for matrix in matrices])
+    )
+    dtype = next((bias.dtype for bias in biases if bias is not None), None)
+    if dtype is None:
         return weight, None
-    filled = [weight.new_zeros(len(m.weight)) if b is None else b for m, b in zip(matrices, biases, strict=True)]
-    return weight, interleave_blocks(filled)
+    zeros = (torch.zeros(matrix.weight.shape[0], dtype=dtype) for matrix in matrices)
+    return weight, interleave_blocks([zero if b is None else b for b, zero in zip(biases, zeros, strict=True)])

@@ -25,13 +25,14 @@ from ...sampling.sampler import Argmax
 from ...sampling.scratch import rows_at_once
 from ...sampling.token_masks import TokenMasks
 from ...scheduling.scheduler import Slice
-from ..interface import ForwardOutput, engine_memory, weights_on_disk
-from ..kv_cache import KVCache, LayerShape, cache_size
+from ..interface import ForwardOutput, engine_memory, weights_in_memory
+from ..kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from ..loading import load_at_low_priority
 from . import families
+from .quantized import BLOCK_OUTPUTS
 from .structures import POINTER, Project, Sample, Score, Step
 from .unsupported import Unsupported
-from .weights import BLOCK_OUTPUTS, WeightPacker
+from .weights import WeightPacker
 
 # Attention reads 16 keys at a time: up to 15 tokens beyond the last block's end.
 _READ_BEYOND = 16
@@ -64,27 +65,31 @@ class NativeRunner:
     ) -> None:
         checkpoint = Checkpoint(folder)
         self.device, self.dtype, self.vocab_size = device, dtype, checkpoint.vocab_size
-        self._library, is_int8 = library, config.weights == INT8
+        self._library = library
         self.memory = engine_memory(config, device)
-        self.memory.reserve_weights(weights_on_disk(checkpoint, torch.int8 if is_int8 else dtype))
+        self.memory.reserve_weights(weights_in_memory(checkpoint, config.weights, dtype))
         self._progress = Progress()
         self.stage_seconds: ctypes.Array[ctypes.c_double] | None = None
         prefix = families.prefix_of(checkpoint)
         # Owns the memory that the kernels point to.
-        self._packer = WeightPacker(folder, prefix, dtype, is_int8, library, load_progress or LoadProgress())
+        self._packer = WeightPacker(
+            folder, prefix, dtype, config.weights, library, load_progress or LoadProgress(), int(config.vocabulary_bits)
+        )
         self._model = load_at_low_priority(lambda: families.write(checkpoint, self._packer).finish())
         self._packer.close_files()
         trim_heap()
         self._open_cache(checkpoint, config)
         library.open_model.restype = POINTER
-        library.open_model.argtypes = [POINTER, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+        library.open_model.argtypes = [POINTER, *[ctypes.c_int] * 3]
         for function in (library.step_model, library.sample_tokens, library.project_rows, library.score_rows):
             function.argtypes = [POINTER, POINTER]
         library.close_model.argtypes = [POINTER]
         threads = config.threads or len(os.sched_getaffinity(0))
         # Torch applies the logit filters.
         torch.set_num_threads(threads)
-        self._handle = library.open_model(ctypes.byref(self._model), dtype == torch.bfloat16, is_int8, threads)
+        self._handle = library.open_model(
+            ctypes.byref(self._model), dtype == torch.bfloat16, config.kv_dtype == INT8, threads
+        )
 
     def _open_cache(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         kv_heads, head_dim = self._model.num_heads // self._model.heads_per_kv, self._model.head_dim
@@ -93,7 +98,8 @@ class NativeRunner:
         size = cache_size(shapes, config, checkpoint.context_length, self.dtype, self.device, budget_left)
         self.blocks, self.context_length = self.memory.open_pool(size, grows=True), size.context_length
         padding = _READ_BEYOND // config.block_tokens + 1
-        self._cache = KVCache(shapes, self.blocks + padding, config.block_tokens, self.dtype, self.device)
+        stored = stored_dtype(config, self.dtype)
+        self._cache = KVCache(shapes, self.blocks + padding, config.block_tokens, self.dtype, self.device, stored)
         self._keys, self._values = (
             (POINTER * len(shapes))(*(tensor.data_ptr() for tensor in tensors))
             for tensors in (self._cache.keys, self._cache.values)

@@ -20,11 +20,38 @@ class Activation(IntEnum):
     NONE, SILU, GELU_TANH, GELU_ERF, RELU, RELU_SQUARED, CLAMPED_SILU = range(7)
 
 
+class WeightForm(IntEnum):
+    FULL, INT8, GROUPED = range(3)
+
+
 class Weights(ctypes.Structure):
     _fields_ = [
         *((name, POINTER) for name in ("values", "scales", "bias", "outliers", "outlier_offsets")),
-        *((name, INT) for name in ("max_exponent", "inputs", "outputs")),
+        *((name, INT) for name in ("max_exponent", "inputs", "outputs", "form")),
     ]
+
+
+class GroupedForm(ctypes.Structure):
+    """As in grouped_form.hpp."""
+
+    _fields_ = [
+        *((name, INT) for name in ("bits", "group", "two_level", "has_minima")),
+        ("zero", FLOAT), ("has_table", INT), ("table", ctypes.c_uint8 * 16),
+        *((name, INT) for name in ("record_bytes", "minima_offset", "codes_offset")),
+    ]  # fmt: skip
+
+
+class GroupedSource(ctypes.Structure):
+    """As in grouped_pack.hpp."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("codes", "scales", "minima", "scale_factors", "minimum_factors")),
+        *((name, INT) for name in ("outputs", "inputs")),
+    ]
+
+
+class GroupedBlock(ctypes.Structure):
+    _fields_ = [("data", POINTER), ("form", POINTER)]
 
 
 class Norm(ctypes.Structure):

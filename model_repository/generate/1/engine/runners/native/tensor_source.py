@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
-from tritonlm.contract import CheckpointError
+from tritonlm.contract import Checkpoint, CheckpointError
 
 from .gguf_source import GgufSource, holds_gguf
+from .quantized import Quantized
+from .quantized_files import QuantizedSource
 
 
 class TensorSource(Protocol):
@@ -20,6 +22,9 @@ class TensorSource(Protocol):
 
     def get(self, name: str, index: int | None = None) -> torch.Tensor:
         """The tensor, or tensor[index]; it may lie in the mapped file."""
+
+    def quantized(self, name: str, index: int | None = None) -> Quantized | None:
+        """The matrix (outputs, inputs), or matrix `index` of a stack; None where it is stored as plain numbers."""
 
     def close(self) -> None:
         """Unmap the files."""
@@ -46,10 +51,16 @@ class SafetensorsSource:
         tensor: torch.Tensor = opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
         return tensor
 
+    def quantized(self, name: str, index: int | None = None) -> Quantized | None:
+        return None
+
     def close(self) -> None:
         self._files.clear()
 
 
 def open_tensors(folder: Path, dtype: torch.dtype = torch.float32) -> TensorSource:
-    """`dtype` is that of matrices which are stored in blocks, as in GGUF files."""
-    return GgufSource(folder, dtype) if holds_gguf(folder) else SafetensorsSource(folder)
+    """`dtype` is that of matrices which are stored in blocks, as in GGUF files, or quantized."""
+    if holds_gguf(folder):
+        return GgufSource(folder, dtype)
+    files, layouts = SafetensorsSource(folder), Checkpoint(folder).quantized
+    return QuantizedSource(files, layouts, dtype) if layouts else files

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,19 @@ from torch.nn import functional
 from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from .structures import INT, POINTER, Weights
+from ...config import AUTO, INT4, INT8
+from .grouped_weights import is_supported, pack_groups
+from .quantize import quantize_groups
+from .quantized import BLOCK_OUTPUTS, Quantized, Stack, interleave_blocks
+from .structures import INT, POINTER, GroupedBlock, WeightForm, Weights
 from .tensor_source import open_tensors
 
-# kVecSize in simd.hpp: the outputs of a block.
-BLOCK_OUTPUTS = 16
 # Contiguous inputs of one output, and the multiple to which int8 inputs are padded.
 _CONTIGUOUS_INPUTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 _INT8_PADDING = 64
 # The bits of a bfloat16 weight in memory, 12 or 16, in place of a measurement.
 BF16_BITS = "TRITONLM_NATIVE_BF16_BITS"
+_INT4_BITS = 4
 # One weight in this many may be an outlier, which costs 8 bytes and time.
 _WEIGHTS_PER_OUTLIER = 256
 
@@ -41,14 +44,17 @@ class WeightPacker:
         folder: Path,
         prefix: str,
         dtype: torch.dtype,
-        is_int8: bool,
+        weights: str,
         library: ctypes.CDLL,
         progress: LoadProgress,
+        vocabulary_bits: int = 8,
     ) -> None:
-        self._folder, self._dtype, self._is_int8, self._library = folder, dtype, is_int8, library
+        """`weights` is the engine's setting; with int4, the embedding has `vocabulary_bits`."""
+        self.vocabulary_bits = vocabulary_bits
+        self._folder, self._dtype, self._weights, self._library = folder, dtype, weights, library
         self._load_progress = progress
         self._held: list[Any] = []
-        self._source = open_tensors(folder, torch.float32 if is_int8 else dtype)
+        self._source = open_tensors(folder, torch.float32 if weights in (INT4, INT8) else dtype)
         self._full_names = {name.removeprefix(prefix): name for name in self._source.names()}
 
     def has(self, name: str) -> bool:
@@ -56,18 +62,33 @@ class WeightPacker:
 
     def get(self, name: str, *shape: int, index: int | None = None) -> torch.Tensor:
         """A copy of the tensor, or of tensor[index]: overwriting the file later does not change it."""
+        tensor = self._source.get(self._checked_name(name, shape), index)
+        self._load_progress.add(tensor.nbytes)
+        return tensor.clone()
+
+    def matrix(
+        self, name: str, *shape: int, index: int | None = None, transposed: bool = False
+    ) -> torch.Tensor | Quantized:
+        """The matrix (outputs, inputs), `transposed` in the file: as the file quantizes it, if that is kept."""
+        full_name = self._checked_name(name, shape)
+        found = self._source.quantized(full_name, index) if self._weights in (AUTO, INT4) else None
+        if found is not None and is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
+            self._load_progress.add(found.codes.numel() * self._dtype.itemsize)
+            return found
+        tensor = self.get(name, *shape, index=index)
+        return tensor.t() if transposed else tensor
+
+    def get_rows(self, name: str, width: int) -> torch.Tensor:
+        """The same for a table (rows, width) of as many rows as the file holds."""
+        return self.get(name, self._source.shape(self._full_name(name))[0], width)
+
+    def _checked_name(self, name: str, shape: tuple[int, ...]) -> str:
         full_name = self._full_name(name)
         if (found := self._source.shape(full_name)) != shape:
             raise CheckpointError(
                 f"{self._folder} cannot be loaded: {name} has the shape {found}, config.json says {shape}"
             )
-        tensor = self._source.get(full_name, index)
-        self._load_progress.add(tensor.nbytes)
-        return tensor.clone()
-
-    def get_rows(self, name: str, width: int) -> torch.Tensor:
-        """The same for a table (rows, width) of as many rows as the file holds."""
-        return self.get(name, self._source.shape(self._full_name(name))[0], width)
+        return full_name
 
     def _full_name(self, name: str) -> str:
         if name not in self._full_names:
@@ -78,25 +99,46 @@ class WeightPacker:
         self._source.close()
         self._full_names.clear()
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Weights:
-        """A linear layer; `weight` is (outputs, inputs)."""
-        outputs, inputs = weight.shape
-        padding = -outputs % BLOCK_OUTPUTS
-        packed = self._packed(weight)
-        packed.inputs, packed.outputs = inputs, outputs + padding
-        packed.bias = None if bias is None else self.hold(functional.pad(bias.float(), (0, padding)))
+    def linear(
+        self, weight: torch.Tensor | Quantized | Stack, bias: torch.Tensor | None = None, bits: int = _INT4_BITS
+    ) -> Weights:
+        """A linear layer; `weight` is (outputs, inputs). `bits` are those of a matrix that int4 quantizes."""
+        if isinstance(weight, torch.Tensor) and self._weights == INT4:
+            weight = quantize_groups(weight, bits)
+        if isinstance(weight, Quantized):
+            weight = Stack((weight,))
+        packed = self._packed(weight) if isinstance(weight, torch.Tensor) else self._packed_groups(weight)
+        packed.bias = None if bias is None else self.hold(functional.pad(bias.float(), (0, packed.outputs - len(bias))))
         return packed
 
     def _packed(self, weight: torch.Tensor) -> Weights:
-        if self._is_int8:
+        outputs, inputs = weight.shape
+        sizes = {"inputs": inputs, "outputs": outputs + -outputs % BLOCK_OUTPUTS}
+        if self._weights == INT8:
             values, scales = quantize_int8(weight)
-            return Weights(values=self.hold(pack(values, torch.int8)), scales=self.hold(scales))
+            pointers = {"values": self.hold(pack(values, torch.int8)), "scales": self.hold(scales)}
+            return Weights(form=WeightForm.INT8, **pointers, **sizes)
         blocks = pack(weight, self._dtype)
         pays = self._dtype == torch.bfloat16 and bf16_packing_pays(self._library)
         if pays and (packed := pack_bf16(blocks, self._library)):
             tiles, outliers, offsets = (self.hold(tensor) for tensor in packed[:3])
-            return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=packed.max_exponent)
-        return Weights(values=self.hold(blocks))
+            return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=packed.max_exponent, **sizes)
+        return Weights(values=self.hold(blocks), **sizes)
+
+    def _packed_groups(self, stack: Stack) -> Weights:
+        parts = [pack_groups(part, self._library) for part in stack.parts]
+        for part in parts:
+            self.hold_structure(part)
+        blocks = [part.blocks() for part in parts]
+        in_order = list(itertools.chain(*(zip(*blocks, strict=True) if stack.interleaved else blocks)))
+        array = (GroupedBlock * len(in_order))(*in_order)
+        self.hold_structure(array)
+        factors = [part.factors for part in parts]
+        scales = interleave_blocks(factors) if stack.interleaved else torch.cat(factors)
+        return Weights(
+            values=ctypes.addressof(array), scales=self.hold(scales), form=WeightForm.GROUPED,
+            inputs=stack.parts[0].shape[1], outputs=len(scales),
+        )  # fmt: skip
 
     def hold(self, tensor: torch.Tensor) -> int:
         tensor = tensor.contiguous()
@@ -160,8 +202,3 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
     values = (weight.float() / scales[:, None]).round().to(torch.int8)
     return values, functional.pad(scales, (0, -len(scales) % BLOCK_OUTPUTS)).contiguous()
-
-
-def interleave_blocks(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """16 rows of the first matrix, 16 of the second, and so on."""
-    return torch.stack([matrix.view(-1, BLOCK_OUTPUTS, *matrix.shape[1:]) for matrix in matrices], 1).flatten(0, 2)

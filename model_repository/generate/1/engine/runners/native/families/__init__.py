@@ -33,9 +33,6 @@ def write(checkpoint: Checkpoint, weights: WeightPacker | None = None) -> Progra
         raise Unsupported(f"its model_type is none of {', '.join(FAMILIES)}")
     if isinstance(checkpoint.config.get("text_config"), dict):
         raise Unsupported("it is a multimodal model")
-    if (quantization := checkpoint.config.get("quantization_config")) is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise Unsupported(f"its weights are quantized ({method})")
     try:
         program: Program = FAMILIES[model_type].write(FamilyConfig(checkpoint), weights)
     except ArithmeticError as error:

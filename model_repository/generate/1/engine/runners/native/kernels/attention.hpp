@@ -3,12 +3,17 @@
 // g = heads_per_kv; softcap, ALiBi and sinks: online_softmax.hpp. Tokens are read in tiles of kTileTokens, which begin at
 // multiples of it. A row is summed in one order, whichever rows share its group: its result is the same bits.
 //
+// Keys and values are of type T: that of y's rows, or int8. In int8 a tile's weights are multiplied by the scales of its values
+// and, but for AMX, quantized to int16 (kv_int8.hpp): its sums are integers then, until they are added to earlier tiles'.
+//
 // Layout: queries and y are [row][head][head_dim]; keys and values: kv_layout.hpp.
-// ISA variants: attention_simd.hpp, and attention_amx.hpp where KVLayout uses AMX. Test: tests/inference/test_native.py. It
-// knows no layers or weights.
+// ISA variants: attention_simd.hpp, and attention_amx.hpp where KVLayout uses AMX. Tests: tests/inference/test_native.py,
+// test_int8_kv.py. It knows no layers or weights.
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "amx.hpp"
@@ -26,6 +31,8 @@
 template <typename T>
 class Attention : public KVLayout<T> {
   public:
+    using KVLayout<T>::kScaled;
+
     Attention(int num_heads, int heads_per_kv, int head_dim) : KVLayout<T>(num_heads, heads_per_kv, head_dim) {}
 
     // Before the layers: where each row's key and value go, and which rows are attended together.
@@ -40,8 +47,9 @@ class Attention : public KVLayout<T> {
     }
 
     // This thread's share of all rows and heads.
+    template <typename Row>
     void attend(
-        const AttendOp& op, const T* keys, const T* values, const float* queries, Rows<T>& output, WorkQueue& queue,
+        const AttendOp& op, const T* keys, const T* values, const float* queries, Rows<Row>& output, WorkQueue& queue,
         int thread
     ) {
         Scratch& scratch = scratch_[thread];
@@ -51,7 +59,8 @@ class Attention : public KVLayout<T> {
             const int kv_head = i % items_per_group / items_per_kv_, first = i % items_per_kv_ * heads_per_item_;
             const int heads = std::min(heads_per_item_, heads_per_kv_ - first), head = kv_head * heads_per_kv_ + first;
             const Item item{op, group, groups_.rows(group), head, heads, group.count * heads, keys, values};
-            if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
+            if constexpr (kScaled) attend_item<true>(item, queries, scratch);
+            else if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
             else attend_item<false>(item, queries, scratch);
             for (int n = 0; n < item.count && claim.acquire(); n++) {
                 const float denominator = scratch.softmax[n].denominator();
@@ -88,6 +97,10 @@ class Attention : public KVLayout<T> {
     struct Scratch {
         AlignedVector<float> queries, scores, sums;
         AlignedVector<OnlineSoftmax> softmax;
+        // In int8: the scales of queries, and of their weights of a tile; those of a tile's values; the tile's sums.
+        float query_scales[kMaxQueries], weight_scales[kMaxQueries];
+        AlignedVector<float> value_scales;
+        AlignedVector<int32_t> tile_sums;
         // See AmxAttention.
         int configured = 0;
 
@@ -96,6 +109,9 @@ class Attention : public KVLayout<T> {
             scores.resize(kMaxQueries * kScoreStride);
             sums.resize(kMaxQueries * head_dim);
             softmax.resize(kMaxQueries);
+            if (!kScaled) return;
+            value_scales.resize(kScoreStride);
+            tile_sums.resize(kMaxQueries * head_dim);
         }
     };
 
@@ -117,23 +133,36 @@ class Attention : public KVLayout<T> {
 
     template <bool kPairs>
     void attend_item(const Item& item, const float* queries, Scratch& scratch) const {
-        typedef SimdAttention<T, kPairs> Simd;
-        auto* const numbers = reinterpret_cast<typename Simd::Number*>(scratch.queries.data());
-        begin_queries(item, queries, numbers, scratch);
 #ifdef __AMX_BF16__
-        if constexpr (kPairs)
-            if (amx_) return attend_tiles(item, numbers, AmxAttention(head_dim_, kScoreStride, scratch.configured), scratch);
+        if constexpr (kPairs) {
+            typedef std::conditional_t<kScaled, Int8AmxAttention, AmxAttention> Amx;
+            if (amx_) return attend_by(Amx(head_dim_, kScoreStride, scratch.configured), item, queries, scratch);
+        }
 #endif
-        attend_tiles(item, numbers, Simd(head_dim_, kScoreStride), scratch);
+        attend_by(SimdAttention<T, kPairs>(head_dim_, kScoreStride), item, queries, scratch);
     }
+
+    template <typename Matmuls>
+    void attend_by(Matmuls matmuls, const Item& item, const float* queries, Scratch& scratch) const {
+        auto* const numbers = reinterpret_cast<typename Matmuls::Number*>(scratch.queries.data());
+        begin_queries(item, queries, numbers, scratch);
+        attend_tiles(item, numbers, matmuls, scratch);
+    }
+
+    // Whether queries and weights of this type are quantized.
+    template <typename Number>
+    static constexpr bool kQuantized = std::is_same_v<Number, int16_t>;
 
     template <typename Number>
     void begin_queries(const Item& item, const float* queries, Number* to, Scratch& scratch) const {
         for (int n = 0; n < item.count; n++) {
             const ScoreOptions options(item.op, head_of(item, n));
             const float* query = queries + ((size_t)row_of(item, n) * num_heads_ + head_of(item, n)) * head_dim_;
+            Number* const numbers = to + (size_t)n * head_dim_;
+            if constexpr (kQuantized<Number>)
+                scratch.query_scales[n] = quantize(query, head_dim_, numbers) * options.scale;
             for (int k = 0; k < head_dim_; k += kVecSize) {
-                store_rounded(to + (size_t)n * head_dim_ + k, load(query + k) * options.scale);
+                if constexpr (!kQuantized<Number>) store_rounded(numbers + k, load(query + k) * options.scale);
                 store(&scratch.sums[(size_t)n * head_dim_ + k], Vec16{});
             }
             scratch.softmax[n].begin(options);
@@ -142,7 +171,7 @@ class Attention : public KVLayout<T> {
 
     // All queries over the tokens that their rows share, and each row's queries over its own tokens: tile by tile.
     template <typename Number, typename Matmuls>
-    void attend_tiles(const Item& item, const Number* queries, Matmuls matmuls, Scratch& scratch) const {
+    void attend_tiles(const Item& item, const Number* queries, Matmuls& matmuls, Scratch& scratch) const {
         int first = end_token(item.rows[0]), end = 0;
         for (int n = 0; n < item.group.count; n++) {
             first = std::min(first, first_token(item.op, item.rows[n]));
@@ -165,21 +194,28 @@ class Attention : public KVLayout<T> {
                 float* scores = &scratch.scores[n * kScoreStride + from - tile];
                 const PagedTokens<T> keys = tokens_of(item.keys, item, row), values = tokens_of(item.values, item, row);
                 const UpcomingKV<T> kv{keys, values, kTileTokens, count == item.count ? shared : end_token(row)};
-                matmuls.score(queries + (size_t)n * head_dim_, count, kv, from, to, scores);
+                matmuls.score(queries + (size_t)n * head_dim_, scratch.query_scales + n, count, kv, from, to, scores);
             });
             weigh_scores<Number>(item, tile, begin, tile_end, scratch);
             for_each_range([&](int n, int count, int row, int from, int to) {
                 const Number* weights = reinterpret_cast<const Number*>(&scratch.scores[n * kScoreStride]) + from - tile;
                 // Beyond the end weights are 0, up to a multiple of 16.
                 const int padded = pairs_ ? (to + 1) / 2 * 2 : to;
-                float* sums = &scratch.sums[(size_t)n * head_dim_];
-                matmuls.weigh(weights, count, tokens_of(item.values, item, row), from, padded, sums);
+                const PagedTokens<T> values = tokens_of(item.values, item, row);
+                matmuls.weigh(weights, count, values, from, padded, sums_of<Number>(scratch, n));
             });
+            if constexpr (kQuantized<Number>) add_tile(item, scratch);
         }
     }
 
+    template <typename Number>
+    auto* sums_of(Scratch& scratch, int n) const {
+        if constexpr (kQuantized<Number>) return &scratch.tile_sums[(size_t)n * head_dim_];
+        else return &scratch.sums[(size_t)n * head_dim_];
+    }
+
     PagedTokens<T> tokens_of(const T* cache, const Item& item, int row) const {
-        return {cache + head_offset(item.head), block_table(row), block_size_, block_tokens_};
+        return {cache + head_offset(item.head), block_table(row), block_size_, block_tokens_, head_dim_};
     }
 
     // Scores of a tile's tokens [begin, end) become weights, and the sums so far are multiplied by the softmax's factor.
@@ -195,11 +231,38 @@ class Attention : public KVLayout<T> {
             scratch.softmax[n].raise_max(&scratch.scores[n * kScoreStride], ranges[n], options, position);
         }
         for (int n = 0; n < item.count; n++) {
-            const float factor = scratch.softmax[n].template weigh<Number>(&scratch.scores[n * kScoreStride], ranges[n]);
+            if (kScaled && (n == 0 || (!item.group.one_sequence && n % item.heads == 0)))
+                load_value_scales(item, row_of(item, n), tile, begin, end, scratch);
+            const float factor = scratch.softmax[n].template weigh<Number, kScaled>(
+                &scratch.scores[n * kScoreStride], ranges[n], scratch.value_scales.data(), &scratch.weight_scales[n]
+            );
             if (factor == 1.0f) continue;
             float* sums = &scratch.sums[(size_t)n * head_dim_];
             for (int k = 0; k < head_dim_; k += kVecSize) store(sums + k, load(sums + k) * factor);
         }
+    }
+
+    // Those of a row's tokens [begin, end). Up to a multiple of 16 they are 0.
+    void load_value_scales(const Item& item, int row, int tile, int begin, int end, Scratch& scratch) const {
+        if constexpr (kScaled) {
+            const PagedTokens<T> values = tokens_of(item.values, item, row);
+            float* const to = &scratch.value_scales[0] - tile;
+            store(to + end, Vec16{});
+            for (int token = begin, next; token < end; token = next) {
+                next = values.block_end(token, end);
+                memcpy(to + token, values.scales(token), (next - token) * sizeof(float));
+            }
+        }
+    }
+
+    // A tile's integer sums, which the next tile begins with 0.
+    void add_tile(const Item& item, Scratch& scratch) const {
+        for (int n = 0; n < item.count; n++)
+            for (size_t k = (size_t)n * head_dim_; k < (size_t)(n + 1) * head_dim_; k += kVecSize) {
+                const Vec16 sums = to_vec(load_regs(&scratch.tile_sums[k]));
+                store(&scratch.sums[k], load(&scratch.sums[k]) + sums * scratch.weight_scales[n]);
+                store(&scratch.tile_sums[k], Reg16i{});
+            }
     }
 
     int items_per_kv_ = 1, heads_per_item_ = 1;

@@ -2,9 +2,13 @@
 //   scores[n][t] = sum over d of q[n][d] * k[t][d];   sums[n][d] += sum over t of weights[n][t] * v[t][d]
 // Each sum is accumulated in one order, of d or of t, whatever the number of queries.
 //
+// In int8, queries and weights are int16 (kv_int8.hpp): scores are multiplied by the scales of query and key, and sums are
+// exact integers in int32, which the caller multiplies by the weights' scale.
+//
 // Layout: queries and sums are [query][head_dim], scores and weights [query][score_stride]; keys and values: kv_layout.hpp.
 // ISA variants: pairs of bfloat16 are multiplied by vdpbf16ps with __AVX512BF16__ (queries and weights are rounded to
-// bfloat16 then), and as float32 otherwise. Test: tests/inference/test_native.py. It knows no softmax.
+// bfloat16 then), and as float32 otherwise; pairs of int8: kv_int8.hpp. Tests: tests/inference/test_native.py,
+// test_int8_kv.py. It knows no softmax.
 #pragma once
 
 #include <algorithm>
@@ -14,13 +18,15 @@
 #include <immintrin.h>
 #endif
 
+#include "kv_int8.hpp"
 #include "kv_layout.hpp"
 #include "simd.hpp"
 
 // 16 sums: total[i] += by[0] * from[i], or with pairs by[0] * from[2 i] + by[1] * from[2 i + 1].
 template <typename T, bool kPairs>
 struct KVFma {
-    typedef float Number;
+    typedef float Number, Sum;
+    typedef Reg16 Sums;
     static constexpr int kInputs = 1;
     Reg16 numbers;
     explicit KVFma(const T* from) : numbers(load_regs(from)) {}
@@ -29,6 +35,8 @@ struct KVFma {
 
 template <>
 struct KVFma<bf16, true> {
+    typedef float Sum;
+    typedef Reg16 Sums;
     static constexpr int kInputs = 2;
 #ifdef __AVX512BF16__
     typedef bf16 Number;
@@ -50,18 +58,31 @@ struct KVFma<bf16, true> {
 #endif
 };
 
+template <>
+struct KVFma<int8_t, true> : Int8Pairs {
+    typedef int16_t Number;
+    typedef int32_t Sum;
+    typedef Reg16i Sums;
+    static constexpr int kInputs = 2;
+    using Int8Pairs::Int8Pairs;
+};
+
 template <typename T, bool kPairs>
 class SimdAttention {
     typedef KVFma<T, kPairs> Fma;
 
   public:
     typedef typename Fma::Number Number;
+    typedef typename Fma::Sum Sum;
 
     SimdAttention(int head_dim, size_t score_stride)
         : head_dim_(head_dim), score_stride_(score_stride), weight_stride_(score_stride * sizeof(float) / sizeof(Number)) {}
 
-    // Tokens [from, to), and up to 15 more if `to` is not a multiple of 16. scores[0] is that of token `from`.
-    void score(const Number* queries, int count, const UpcomingKV<T>& kv, int from, int to, float* scores) const {
+    // Tokens [from, to), and up to 15 more if `to` is not a multiple of 16. scores[0] is that of token `from`. `query_scales`
+    // are those of int8.
+    void score(
+        const Number* queries, const float* query_scales, int count, const UpcomingKV<T>& kv, int from, int to, float* scores
+    ) const {
         const PagedTokens<T>& keys = kv.keys;
         for (int token = from; token < to;) {
             KeyVectors vectors;
@@ -69,20 +90,22 @@ class SimdAttention {
                 const int end = keys.block_end(token, to), at = vectors.count;
                 vectors.keys[at] = keys.block(token) + token % keys.block_tokens * Fma::kInputs;
                 vectors.scores[at] = scores + token - from;
+                if (kScaled) vectors.scales[at] = keys.scales(token);
                 token = std::min(token + kVecSize, end);
             }
             for (int n = vectors.count; n < kKeyVectors; n++) {
                 vectors.keys[n] = vectors.keys[n - 1];
                 vectors.scores[n] = vectors.scores[n - 1];
+                vectors.scales[n] = vectors.scales[n - 1];
             }
             for_each_pass(count, [&](auto pass, int n) {
-                score_vectors<pass()>(queries + (size_t)n * head_dim_, vectors, keys.block_tokens, n * score_stride_);
+                score_vectors<pass()>(queries + (size_t)n * head_dim_, query_scales + n, vectors, keys.block_tokens, n);
             });
         }
     }
 
     // Tokens [from, to), with pairs an even number of them. weights[0] is that of token `from`.
-    void weigh(const Number* weights, int count, const PagedTokens<T>& values, int from, int to, float* sums) const {
+    void weigh(const Number* weights, int count, const PagedTokens<T>& values, int from, int to, Sum* sums) const {
         for (int begin = from, end; begin < to; begin = end) {
             end = std::min(begin + kCachedValues, to);
             for_each_pass(count, [&](auto pass, int n) {
@@ -95,6 +118,7 @@ class SimdAttention {
     }
 
   private:
+    static constexpr bool kScaled = KVLayout<T>::kScaled;
     // Keys that stay in the first-level cache while all queries pass: 64 of them, 16 KiB of float32 with head_dim 64. And
     // values: 32 KiB, so many because the sums are loaded and stored once for them.
     static constexpr int kKeyVectors = 4, kCachedValues = 128;
@@ -110,6 +134,7 @@ class SimdAttention {
         int count = 0;
         const T* keys[kKeyVectors];
         float* scores[kKeyVectors];
+        const float* scales[kKeyVectors] = {};
     };
 
     // Calls `task(queries as a constant, first query)` for passes of 6 queries and one of the rest.
@@ -129,19 +154,23 @@ class SimdAttention {
     }
 
     template <int kQueries>
-    void score_vectors(const Number* queries, const KeyVectors& vectors, int block_tokens, size_t offset) const {
+    void score_vectors(
+        const Number* queries, const float* query_scales, const KeyVectors& vectors, int block_tokens, int first
+    ) const {
         constexpr int kVecs = vectors_per_pass(kQueries);
         for (int vec = 0; vec < vectors.count; vec += kVecs) {
             // The last vectors are repeated up to the end of the pass, unless one is left and a pass of one is fast.
             if (kVecs > 1 && kQueries > 3 && vec + 1 == vectors.count)
-                score_pass<kQueries, 1>(queries, vectors, vec, block_tokens, offset);
-            else score_pass<kQueries, kVecs>(queries, vectors, vec, block_tokens, offset);
+                score_pass<kQueries, 1>(queries, query_scales, vectors, vec, block_tokens, first);
+            else score_pass<kQueries, kVecs>(queries, query_scales, vectors, vec, block_tokens, first);
         }
     }
 
     template <int kQueries, int kVecs>
-    void score_pass(const Number* queries, const KeyVectors& vectors, int vec, int block_tokens, size_t offset) const {
-        Reg16 sums[kQueries][kVecs] = {};
+    void score_pass(
+        const Number* queries, const float* query_scales, const KeyVectors& vectors, int vec, int block_tokens, int first
+    ) const {
+        typename Fma::Sums sums[kQueries][kVecs] = {};
         const T* keys[kVecs];
         for (int i = 0; i < kVecs; i++) keys[i] = vectors.keys[vec + i];
         for (int k = 0; k < head_dim_; k += Fma::kInputs) {
@@ -153,16 +182,22 @@ class SimdAttention {
                 for (int n = 0; n < kQueries; n++) step.add(sums[n][i], queries + (size_t)n * head_dim_ + k);
             }
         }
-#pragma GCC unroll 6
-        for (int n = 0; n < kQueries; n++)
 #pragma GCC unroll 4
-            for (int i = 0; i < kVecs; i++) store(vectors.scores[vec + i] + offset + n * score_stride_, sums[n][i]);
+        for (int i = 0; i < kVecs; i++) {
+            float* const scores = vectors.scores[vec + i] + first * score_stride_;
+#pragma GCC unroll 6
+            for (int n = 0; n < kQueries; n++) {
+                float* const to = scores + n * score_stride_;
+                if constexpr (kScaled) store(to, to_vec(sums[n][i]) * (query_scales[n] * load(vectors.scales[vec + i])));
+                else store(to, sums[n][i]);
+            }
+        }
     }
 
     // All vectors of the head from vector `vec` on, kVecs at a time.
     template <int kQueries, int kVecs>
     void weigh_vectors(
-        const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, float* sums
+        const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, Sum* sums
     ) const {
         for (; vec + kVecs <= head_dim_ / kVecSize; vec += kVecs)
             weigh_pass<kQueries, kVecs>(weights, values, from, to, vec, sums + vec * kVecSize);
@@ -170,8 +205,8 @@ class SimdAttention {
     }
 
     template <int kQueries, int kVecs>
-    void weigh_pass(const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, float* sums) const {
-        Reg16 totals[kQueries][kVecs];
+    void weigh_pass(const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, Sum* sums) const {
+        typename Fma::Sums totals[kQueries][kVecs];
 #pragma GCC unroll 6
         for (int n = 0; n < kQueries; n++)
 #pragma GCC unroll 4

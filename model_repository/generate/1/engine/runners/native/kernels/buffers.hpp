@@ -16,10 +16,10 @@
 template <typename T>
 class Buffers {
   public:
-    // `layout`: that of the Rows.
-    Buffers(const Program& program, RowLayout layout)
+    // `layout`: that of the Rows. `with_values`: whether there is a buffer of values.
+    Buffers(const Program& program, RowLayout layout, bool with_values)
         : hidden_size_(program.hidden_size), query_width_(program.num_heads * program.head_dim),
-          key_width_(query_width_ / program.heads_per_kv), layout_(layout) {
+          key_width_(query_width_ / program.heads_per_kv), layout_(layout), with_values_(with_values) {
         for (int n = 0; n < program.op_count; n++)
             if (program.ops[n].kind == OpKind::kMatmul) add_inner(*static_cast<const MatmulOp*>(program.ops[n].arguments));
     }
@@ -29,6 +29,7 @@ class Buffers {
         for (auto* buffer : {&residual_, &branch_}) buffer->resize(count * hidden_size_);
         queries_.resize(count * query_width_);
         keys_.resize(count * key_width_);
+        if (with_values_) values_.resize(count * key_width_);
     }
 
     // Lays out the Rows for a step of this many rows.
@@ -47,6 +48,9 @@ class Buffers {
             default: return &residual_[first];
         }
     }
+
+    // A row's values, until they are quantized; no operation reads them.
+    float* values(size_t row = 0) { return &values_[row * key_width_]; }
 
     // `width` distinguishes the kInner.
     Rows<T>& rows(Buffer buffer, int width) {
@@ -75,7 +79,8 @@ class Buffers {
 
     const int hidden_size_, query_width_, key_width_;
     const RowLayout layout_;
-    AlignedVector<float> residual_, branch_, queries_, keys_;
+    const bool with_values_;
+    AlignedVector<float> residual_, branch_, queries_, keys_, values_;
     Rows<T> normed_, second_normed_, attended_;
     std::list<Rows<T>> inner_;
 };

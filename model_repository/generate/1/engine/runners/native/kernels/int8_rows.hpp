@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "rows.hpp"
 #include "simd.hpp"
 
 // Inputs are padded to the row of a tile, 64 bytes. A scale covers 256 inputs: four such rows.
@@ -27,12 +28,12 @@ class Int8Rows {
     }
 
     template <typename T>
-    void quantize(const T* from, int row, int inputs) {
-        const int groups = group_count(inputs);
+    void quantize(const Rows<T>& from, int row) {
+        const int inputs = from.inputs(), groups = group_count(inputs);
         int8_t* to = &numbers_[(size_t)row * padded_inputs(inputs)];
         for (int group = 0; group < groups; group++) {
             const int first = group * kGroupInputs, count = std::min(kGroupInputs, inputs - first);
-            quantize_group(from + first, count, to + first, (size_t)row * groups + group);
+            quantize_group([&](int k) { return load(from.at(row, first + k)); }, count, to + first, (size_t)row * groups + group);
         }
         std::fill(to + inputs, to + padded_inputs(inputs), 0);
     }
@@ -42,27 +43,26 @@ class Int8Rows {
     int32_t sum(int row, int inputs, int group) const { return sums_[(size_t)row * group_count(inputs) + group]; }
 
   private:
-    // A group with a NaN gets the scale NaN, and so do its results.
-    template <typename T>
-    void quantize_group(const T* from, int count, int8_t* to, size_t group) {
+    // A group with a NaN gets the scale NaN, and so do its results. `numbers(k)`: 16 of them from the group's input k on.
+    template <typename Numbers>
+    void quantize_group(Numbers numbers, int count, int8_t* to, size_t group) {
         Vec16 maxima = {};
-        Vec16i nan_mask = {}, total = {};
+        Vec16i total = {};
+        bool has_nan = false;
         for (int k = 0; k < count; k += kVecSize) {
-            const Vec16 values = load(from + k), magnitudes = values < 0.0f ? -values : values;
+            const Vec16 values = numbers(k), magnitudes = values < 0.0f ? -values : values;
             maxima = magnitudes > maxima ? magnitudes : maxima;
-            nan_mask |= values != values;
+            has_nan |= any_nan(values);
         }
         const float max = reduce_max(maxima), inverse_scale = max > 0.0f ? kInt8Max / max : 0.0f;
         for (int k = 0; k < count; k += kVecSize) {
-            const Vec16i rounded = (Vec16i)(load(from + k) * inverse_scale + kRoundToInt) - kRoundToIntBits;
+            const Vec16i rounded = (Vec16i)(numbers(k) * inverse_scale + kRoundToInt) - kRoundToIntBits;
             const Vec16b bytes = __builtin_convertvector(rounded, Vec16b);
             memcpy(to + k, &bytes, sizeof bytes);
             total += rounded;
         }
-        int32_t sum = 0, has_nan = 0;
-        for (int i = 0; i < kVecSize; i++) sum += total[i], has_nan |= nan_mask[i];
         scales_[group] = has_nan ? __builtin_nanf("") : max / kInt8Max;
-        sums_[group] = sum;
+        sums_[group] = reduce_add(total);
     }
 
     AlignedVector<int8_t> numbers_;

@@ -1,9 +1,9 @@
 // One step of a decoder on a CPU: from the token ids of all rows (prompt chunks and decoding sequences) to logits. It runs a
 // family's program (program.hpp), one operation after the other; all threads share an operation's work items.
 //
-// Layout: buffers.hpp; the KV cache is KVLayout<T>. T is the type of rows, keys and values; W that of weights: T itself, or
-// int8, for which rows are quantized. Each row is computed in an order that does not depend on other rows.
-// ISA variants: those of gemm.hpp, int8.hpp and attention.hpp. Tests: tests/inference/test_native.py, test_native_families.py.
+// Layout: buffers.hpp; the KV cache is KVLayout<T>, or KVLayout<int8_t>. T is the type of rows; each matrix has its own form of
+// weights (multiply.hpp). Each row is computed in an order that does not depend on other rows.
+// ISA variants: those of multiply.hpp and attention.hpp. Tests: tests/inference/test_native.py, test_native_families.py.
 // It knows pointers and sizes. The caller owns the memory, and knows what the rows mean.
 #pragma once
 
@@ -32,12 +32,13 @@ class Decoder {
     virtual void project(ThreadPool& pool, const Project& project) = 0;
 };
 
-template <typename T, typename W>
+template <typename T>
 class Interpreter : public Decoder {
   public:
-    explicit Interpreter(const Program& program)
-        : program_(program), buffers_(program, Multiplier<T, W>::kLayout), rope_(program),
-          attention_(program.num_heads, program.heads_per_kv, program.head_dim) {
+    Interpreter(const Program& program, bool int8_kv)
+        : program_(program), buffers_(program, row_layout(program.lm_head), int8_kv), rope_(program), int8_kv_(int8_kv),
+          attention_(program.num_heads, program.heads_per_kv, program.head_dim),
+          int8_attention_(program.num_heads, program.heads_per_kv, program.head_dim) {
         int queues = 0;
         max_inputs_ = buffers_.width(Buffer::kResidual);
         for (int n = 0; n < program.op_count; n++) {
@@ -47,7 +48,8 @@ class Interpreter : public Decoder {
             if (op.kind == OpKind::kExperts) max_inputs_ = std::max(max_inputs_, mixtures_.back().inner_size());
             if (op.kind == OpKind::kMatmul) max_inputs_ = std::max(max_inputs_, arguments<MatmulOp>(op).weights.inputs);
             mixture_of_.push_back(mixtures_.empty() ? nullptr : &mixtures_.back());
-            queues += op.kind == OpKind::kExperts ? Mixture<T, W>::kStages : 1;
+            // Of QkvOp the second are for quantization.
+            queues += op.kind == OpKind::kExperts ? Mixture<T>::kStages : 1 + (op.kind == OpKind::kQkv);
         }
         last_queue_ = queues;
         queues_ = std::vector<MatmulQueues>(queues + kLastStages);
@@ -55,7 +57,8 @@ class Interpreter : public Decoder {
 
     void step(ThreadPool& pool, const Step& step) override {
         reserve(step.rows);
-        attention_.begin(step, pool.size());
+        if (int8_kv_) int8_attention_.begin(step, pool.size());
+        else attention_.begin(step, pool.size());
         for (auto& queues : queues_) queues.reset();
         clock_ = Clock(step.stage_seconds);
         progress_ = step.progress;
@@ -118,7 +121,7 @@ class Interpreter : public Decoder {
             mixture.reserve(padded);
             slots = std::max(slots, mixture.slots(padded));
         }
-        if (slots) scratch_.reserve(slots, program_.hidden_size, mixtures_.front().inner_size());
+        if (slots) scratch_.reserve(slots, program_.hidden_size, mixtures_.front().inner_size(), row_layout(program_.lm_head));
         multiplier_.reserve(std::max(padded, slots), max_inputs_);
     }
 
@@ -128,7 +131,7 @@ class Interpreter : public Decoder {
         switch (op.kind) {
             case OpKind::kEmbed: return embed(step, arguments<EmbedOp>(op), queues.items);
             case OpKind::kNorm: return norm(step, arguments<NormOp>(op), queues.items);
-            case OpKind::kQkv: return compute_qkv(step, arguments<QkvOp>(op), queues);
+            case OpKind::kQkv: return compute_qkv(step, arguments<QkvOp>(op), &queues);
             case OpKind::kRope: return apply_rope(step, arguments<RopeOp>(op), queues.items);
             case OpKind::kAttend: return attend(step, arguments<AttendOp>(op), queues.items, thread);
             case OpKind::kMatmul: return compute_matmul(step, arguments<MatmulOp>(op), mixture_of_[number], queues);
@@ -164,18 +167,31 @@ class Interpreter : public Decoder {
         return kOther;
     }
 
-    Stage compute_qkv(const Step& step, const QkvOp& op, MatmulQueues& queues) {
+    Stage compute_qkv(const Step& step, const QkvOp& op, MatmulQueues* queues) {
         MatmulOutput<T> output{OutputKind::kQkv, op.weights.bias};
         output.stride = buffers_.width(Buffer::kQueries);
         output.key_stride = buffers_.width(Buffer::kKeys);
         output.to = buffers_.floats(Buffer::kQueries);
-        output.keys = op.keys_follow ? buffers_.floats(Buffer::kKeys) : nullptr;
+        output.keys = op.keys_follow || int8_kv_ ? buffers_.floats(Buffer::kKeys) : nullptr;
+        output.values = int8_kv_ ? buffers_.values() : nullptr;
         output.clip = op.clip;
-        output.attention = &attention_;
+        output.layout = &attention_;
         output.key_cache = static_cast<T*>(step.keys[op.layer]);
         output.value_cache = static_cast<T*>(step.values[op.layer]);
-        multiplier_.multiply(buffers_.rows(Buffer::kNormed, op.weights.inputs), step.rows, op.weights, queues, output);
+        multiplier_.multiply(buffers_.rows(Buffer::kNormed, op.weights.inputs), step.rows, op.weights, queues[0], output);
+        if (int8_kv_ && !op.keys_follow) {
+            const int heads = program_.num_heads / program_.heads_per_kv;
+            queues[1].items.for_each(step.rows * heads, [&](int i) { store_int8(step, op.layer, i / heads, i % heads); });
+        }
         return kMatmul;
+    }
+
+    // A row's key and value of one KV head go from the buffers into the cache.
+    void store_int8(const Step& step, int layer, int row, int head) {
+        const float* key = buffers_.floats(Buffer::kKeys, row) + head * program_.head_dim;
+        const float* value = buffers_.values(row) + head * program_.head_dim;
+        int8_t *keys = static_cast<int8_t*>(step.keys[layer]), *values = static_cast<int8_t*>(step.values[layer]);
+        int8_attention_.store_head(keys, values, row, head, key, value);
     }
 
     Stage apply_rope(const Step& step, const RopeOp& op, WorkQueue& queue) {
@@ -186,6 +202,7 @@ class Interpreter : public Decoder {
             if (head < heads) return rotate(op, op.query_norm, head, row, buffers_.floats(Buffer::kQueries, row) + head * dim);
             float* key = buffers_.floats(Buffer::kKeys, row) + first;
             rotate(op, op.key_norm, head - heads, row, key);
+            if (int8_kv_) return store_int8(step, op.layer, row, head - heads);
             for (int k = 0; k < dim; k += kVecSize) attention_.store_key(cache, row, first + k, load(key + k));
         });
         return kOther;
@@ -201,13 +218,19 @@ class Interpreter : public Decoder {
     }
 
     Stage attend(const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
-        const T *keys = static_cast<const T*>(step.keys[op.layer]), *values = static_cast<const T*>(step.values[op.layer]);
-        Rows<T>& output = buffers_.rows(Buffer::kAttended, 0);
-        attention_.attend(op, keys, values, buffers_.floats(Buffer::kQueries), output, queue, thread);
+        if (int8_kv_) attend_with(int8_attention_, step, op, queue, thread);
+        else attend_with(attention_, step, op, queue, thread);
         return kAttention;
     }
 
-    Stage compute_matmul(const Step& step, const MatmulOp& op, const Mixture<T, W>* mixture, MatmulQueues& queues) {
+    template <typename S>
+    void attend_with(Attention<S>& attention, const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
+        const S *keys = static_cast<const S*>(step.keys[op.layer]), *values = static_cast<const S*>(step.values[op.layer]);
+        Rows<T>& output = buffers_.rows(Buffer::kAttended, 0);
+        attention.attend(op, keys, values, buffers_.floats(Buffer::kQueries), output, queue, thread);
+    }
+
+    Stage compute_matmul(const Step& step, const MatmulOp& op, const Mixture<T>* mixture, MatmulQueues& queues) {
         MatmulOutput<T> output{OutputKind::kStore, op.weights.bias};
         if (op.to >= Buffer::kNormed) {
             output.kind = op.gated ? OutputKind::kGate : OutputKind::kActivate;
@@ -224,7 +247,7 @@ class Interpreter : public Decoder {
         return kMatmul;
     }
 
-    Stage mix_experts(const Step& step, const ExpertsOp& op, Mixture<T, W>& mixture, MatmulQueues* queues) {
+    Stage mix_experts(const Step& step, const ExpertsOp& op, Mixture<T>& mixture, MatmulQueues* queues) {
         const Rows<T>& rows = buffers_.rows(Buffer::kNormed, program_.hidden_size);
         mixture.run(rows, step.rows, buffers_.floats(op.to), scratch_, multiplier_, queues);
         return kMatmul;
@@ -266,14 +289,16 @@ class Interpreter : public Decoder {
 
     const Program program_;
     Buffers<T> buffers_;
-    Multiplier<T, W> multiplier_;
+    Multiplier<T> multiplier_;
     Rope rope_;
+    const bool int8_kv_;
     Attention<T> attention_;
-    std::list<Mixture<T, W>> mixtures_;
-    typename Mixture<T, W>::Scratch scratch_;
+    Attention<int8_t> int8_attention_;
+    std::list<Mixture<T>> mixtures_;
+    typename Mixture<T>::Scratch scratch_;
     // For each operation its first queues, and the mixture that it is or that precedes it.
     std::vector<int> first_queue_;
-    std::vector<Mixture<T, W>*> mixture_of_;
+    std::vector<Mixture<T>*> mixture_of_;
     std::vector<MatmulQueues> queues_;
     int last_queue_ = 0, max_inputs_ = 0;
     size_t reserved_ = 0;

@@ -1,12 +1,15 @@
 // The C interface that structures.py and runner.py call: open_model, then step_model, project_rows, sample_tokens and
-// score_rows, then close_model; and pack_bf16_weights while weights are loaded.
+// score_rows, then close_model; and pack_bf16_weights and pack_grouped_weights while weights are loaded.
 // Layout of the structures: program.hpp, step.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles this file once
 // for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "bf16_packed.hpp"
+#include "grouped_form.hpp"
+#include "grouped_pack.hpp"
 #include "interpreter.hpp"
 #include "packing_pays.hpp"
 #include "program.hpp"
@@ -25,21 +28,19 @@ struct Handle {
     std::vector<Scorer> scorers;
 };
 
-std::unique_ptr<Decoder> make_decoder(const Program& program, bool is_bf16, bool is_int8) {
-    if (is_bf16 && is_int8) return std::make_unique<Interpreter<bf16, int8_t>>(program);
-    if (is_bf16) return std::make_unique<Interpreter<bf16, bf16>>(program);
-    if (is_int8) return std::make_unique<Interpreter<float, int8_t>>(program);
-    return std::make_unique<Interpreter<float, float>>(program);
+std::unique_ptr<Decoder> make_decoder(const Program& program, bool is_bf16, bool int8_kv) {
+    if (is_bf16) return std::make_unique<Interpreter<bf16>>(program, int8_kv);
+    return std::make_unique<Interpreter<float>>(program, int8_kv);
 }
 
 }  // namespace
 
 extern "C" {
 
-// is_bf16: the type of activations and of the KV cache; is_int8: that of the weights.
-void* open_model(const Program* program, int is_bf16, int is_int8, int threads) {
-    return new Handle{
-        ThreadPool(threads), make_decoder(*program, is_bf16, is_int8), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
+// is_bf16: the type of activations, of the KV cache unless it is int8_kv, and of weights whose form is kFull.
+void* open_model(const Program* program, int is_bf16, int int8_kv, int threads) {
+    auto decoder = make_decoder(*program, is_bf16, int8_kv);
+    return new Handle{ThreadPool(threads), std::move(decoder), std::vector<Sampler>(threads), std::vector<Scorer>(threads)};
 }
 
 void step_model(void* model, const Step* step) {
@@ -80,6 +81,17 @@ int64_t pack_bf16_weights(
     if (!kCanUnpack) return -1;
     *max_exponent = choose_max_exponent(weights, (size_t)blocks * inputs * kVecSize);
     return pack_bf16(weights, blocks, inputs, *max_exponent, tiles, outliers, outlier_offsets, limit);
+}
+
+// Fills in the sizes of a form of weights in groups, and returns the bytes of a block with this many inputs.
+int64_t size_grouped_form(GroupedForm* form, int inputs) {
+    form->set_sizes();
+    return (int64_t)grouped_block_bytes(*form, inputs);
+}
+
+// `to` holds zeros.
+void pack_grouped_weights(const GroupedForm* form, const GroupedSource* source, int threads, uint8_t* to) {
+    pack_grouped_blocks(*form, *source, threads, to);
 }
 
 void close_model(void* model) { delete static_cast<Handle*>(model); }

@@ -7,14 +7,19 @@
 //   key    at ... + (d / 2) * 2 B + 2 t + d % 2                                [head][D / 2][B][2]
 //   value  at ... + (t / 2) * 2 D + 2 d + t % 2                                [head][B / 2][D][2]
 // as AMX and AVX512-BF16 multiply them, and as float32 is extracted with one instruction each, if B % 16 == 0.
-// ISA variants: AMX where tiles are available, and there are pairs, and D % 32 == 0.
-// Test: tests/inference/test_native.py (its shapes cover both). It knows no attention scores.
+// In int8, numbers lie in such pairs too, for an even B, and behind a head's numbers are the B scales of its tokens in float32:
+//   key    at b * (H (D + 4) B) + h * ((D + 4) B) + (d / 2) * 2 B + 2 t + d % 2, in bytes; its scale at ... + D B + 4 t
+// A token's numbers and scale depend on its key, or value, alone (kv_int8.hpp).
+// ISA variants: AMX where tiles are available, B % 16 == 0, D % 32 == 0, and numbers are not float32.
+// Tests: tests/inference/test_native.py (its shapes cover both), test_int8_kv.py. It knows no attention scores.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
+#include "kv_int8.hpp"
 #include "rows.hpp"
 #include "simd.hpp"
 #include "step.hpp"
@@ -25,9 +30,13 @@ struct PagedTokens {
     const T* cache;
     const int32_t* table;
     size_t block_size;
-    int block_tokens;
+    int block_tokens, head_dim;
 
     const T* block(int token) const { return cache + table[token / block_tokens] * block_size; }
+    // In int8: the scales from this token on.
+    const float* scales(int token) const {
+        return reinterpret_cast<const float*>(block(token) + head_dim * block_tokens) + token % block_tokens;
+    }
     // The end of the tokens from here that lie in one block, at most `to`.
     int block_end(int token, int to) const { return std::min(token / block_tokens * block_tokens + block_tokens, to); }
 };
@@ -55,6 +64,21 @@ struct UpcomingKV {
 template <typename T>
 class KVLayout {
   public:
+    // Whether numbers have scales. Those of a head are stored together then.
+    static constexpr bool kScaled = std::is_same_v<T, int8_t>;
+
+    // Stores a row's key and value of one KV head, in int8.
+    void store_head(T* keys, T* values, int row, int head, const float* key, const float* value) const {
+        const int token = step_->positions[row] % block_tokens_, dim = head_dim_, tokens = block_tokens_;
+        const size_t at = own_block_[row] + head * head_size_;
+        T numbers[kMaxHeadDim];
+        store_scale(keys + at, token, quantize(key, dim, numbers));
+        for (int d = 0; d < dim; d += 2) memcpy(keys + at + (size_t)d * tokens + 2 * token, numbers + d, 2);
+        store_scale(values + at, token, quantize(value, dim, numbers));
+        T* const to = values + at + (size_t)(token / 2) * 2 * dim + token % 2;
+        for (int d = 0; d < dim; d++) to[2 * d] = numbers[d];
+    }
+
     // Stores 16 numbers of a row's key, or of its value. `column` counts through all KV heads.
     void store_key(T* keys, int row, int column, Vec16 values) const {
         const int token = step_->positions[row] % block_tokens_;
@@ -86,9 +110,10 @@ class KVLayout {
     void begin(const Step& step) {
         step_ = &step;
         block_tokens_ = step.block_tokens;
-        pairs_ = sizeof(T) == sizeof(bf16) && block_tokens_ % kVecSize == 0;
-        amx_ = pairs_ && uses_amx<T>() && head_dim_ % kTileColumns == 0;
-        block_size_ = (size_t)num_heads_ / heads_per_kv_ * head_dim_ * block_tokens_;
+        pairs_ = kScaled || (sizeof(T) == sizeof(bf16) && block_tokens_ % kVecSize == 0);
+        amx_ = pairs_ && block_tokens_ % kVecSize == 0 && head_dim_ % kTileColumns == 0 && uses_amx<bf16>();
+        head_size_ = ((size_t)head_dim_ + (kScaled ? sizeof(float) : 0)) * block_tokens_;
+        block_size_ = num_heads_ / heads_per_kv_ * head_size_;
         own_block_.resize(step.rows);
         for (int row = 0; row < step.rows; row++)
             own_block_[row] = block_table(row)[step.positions[row] / block_tokens_] * block_size_;
@@ -99,17 +124,24 @@ class KVLayout {
     }
 
     // Offset in a block of the keys, or values, that a query head reads.
-    size_t head_offset(int head) const { return (size_t)(head / heads_per_kv_) * head_dim_ * block_tokens_; }
+    size_t head_offset(int head) const { return head / heads_per_kv_ * head_size_; }
 
     // GQA: heads_per_kv_ query heads read one KV head.
     const int num_heads_, heads_per_kv_, head_dim_;
     const Step* step_ = nullptr;
     int block_tokens_ = 0;
     bool pairs_ = false, amx_ = false;
-    // Numbers in a block of the keys, or of the values.
-    size_t block_size_ = 0;
+    // Numbers in a block of the keys, or of the values, and those of one head.
+    size_t block_size_ = 0, head_size_ = 0;
 
   private:
+    // The largest head that a program may have: padding.py.
+    static constexpr int kMaxHeadDim = 256;
+
+    void store_scale(T* head, int token, float scale) const {
+        memcpy(head + (size_t)head_dim_ * block_tokens_ + sizeof scale * token, &scale, sizeof scale);
+    }
+
     // Offset of the block that receives each row's key and value.
     std::vector<size_t> own_block_;
 };

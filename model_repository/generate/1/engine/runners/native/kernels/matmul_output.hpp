@@ -3,7 +3,7 @@
 //   kAdd        to[row][column] += scale * y (* row_scales[row])
 //   kActivate   rows[row][column] = activation(y)
 //   kGate       rows[row][column / 2] = activation(gate) * up: 16 outputs of the gate precede the 16 of up
-//   kQkv        queries and, if RoPE follows, keys into buffers; other keys and values into the cache
+//   kQkv        queries into a buffer; keys and values into buffers, where there are such, or into the cache
 //   kLogits     to[row][column] = softcap * tanh(scale * y / softcap)
 // One type for all of them: gemm.hpp is compiled once.
 // ISA variants: those of simd.hpp. Test: tests/inference/test_native_families.py.
@@ -13,7 +13,7 @@
 #include <cstddef>
 
 #include "activation.hpp"
-#include "attention.hpp"
+#include "kv_layout.hpp"
 #include "program.hpp"
 #include "rows.hpp"
 
@@ -23,15 +23,15 @@ template <typename T>
 struct MatmulOutput {
     OutputKind kind;
     const float* bias;
-    // Of `to` and `keys`, in floats.
+    // Of `to`, and of `keys` and `values`, in floats.
     size_t stride = 0, key_stride = 0;
-    float *to = nullptr, *keys = nullptr;
+    float *to = nullptr, *keys = nullptr, *values = nullptr;
     Rows<T>* rows = nullptr;
     const float* row_scales = nullptr;
     Activation activation = Activation::kNone;
     float scale = 1, clip = 0, softcap = 0;
     // kQkv: queries are stride columns, keys key_stride ones.
-    const Attention<T>* attention = nullptr;
+    const KVLayout<T>* layout = nullptr;
     T *key_cache = nullptr, *value_cache = nullptr;
     Vec16 gate = {};
 
@@ -63,9 +63,14 @@ struct MatmulOutput {
         if (clip > 0) sums = min(max(sums, -clip), clip);
         if (column < (int)stride) return store(to + row * stride + column, sums);
         column -= (int)stride;
-        if (column >= (int)key_stride) return attention->store_value(value_cache, row, column - (int)key_stride, sums);
+        if (column >= (int)key_stride) return store_value(row, column - (int)key_stride, sums);
         if (keys) return store(keys + row * key_stride + column, sums);
-        attention->store_key(key_cache, row, column, sums);
+        layout->store_key(key_cache, row, column, sums);
+    }
+
+    void store_value(int row, int column, Vec16 sums) const {
+        if (values) return store(values + row * key_stride + column, sums);
+        layout->store_value(value_cache, row, column, sums);
     }
 
     void store_logits(float* target, Vec16 sums) const {

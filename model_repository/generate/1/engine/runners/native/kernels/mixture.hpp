@@ -1,7 +1,7 @@
 // A mixture of experts (ExpertsOp in program.hpp), for the rows of a step: route, gather each expert's rows, up, down, combine.
 //   to[r] += scale * sum over j of p[r][j] * down[e](activation(gate[e] x[r]) * up[e] x[r]), e = the j-th best expert of row r
 //
-// Layout: experts.hpp. Slots are summed in the order of their scores. ISA variants: those of gemm.hpp and int8.hpp.
+// Layout: experts.hpp. Slots are summed in the order of their scores. ISA variants: those of multiply.hpp.
 // Test: tests/inference/test_native_families.py.
 #pragma once
 
@@ -14,7 +14,7 @@
 #include "rows.hpp"
 #include "thread_pool.hpp"
 
-template <typename T, typename W>
+template <typename T>
 class Mixture {
   public:
     enum Stage { kScore, kChoose, kSort, kGather, kUp, kDown, kCombine, kStages };
@@ -26,9 +26,9 @@ class Mixture {
         Rows<T> gathered, inner;
         AlignedVector<float> outputs;
 
-        void reserve(size_t slots, int hidden_size, int inner_size) {
-            gathered.begin((int)slots, hidden_size, Multiplier<T, W>::kLayout);
-            inner.begin((int)slots, inner_size, Multiplier<T, W>::kLayout);
+        void reserve(size_t slots, int hidden_size, int inner_size, RowLayout layout) {
+            gathered.begin((int)slots, hidden_size, layout);
+            inner.begin((int)slots, inner_size, layout);
             outputs.resize(slots * hidden_size);
         }
     };
@@ -39,7 +39,7 @@ class Mixture {
     const float* shared_gates() const { return routing_.shared_gates.data(); }
 
     // Adds the experts' sum to `to`, [rows][hidden_size], or stores it. All threads call it.
-    void run(const Rows<T>& rows, int count, float* to, Scratch& scratch, Multiplier<T, W>& multiplier, MatmulQueues* queues) {
+    void run(const Rows<T>& rows, int count, float* to, Scratch& scratch, Multiplier<T>& multiplier, MatmulQueues* queues) {
         const int width = hidden_size_, top_k = op_.top_k;
         queues[kScore].items.for_each(count * Routing::items_per_row(op_), [&](int i) { routing_.score(op_, rows, i); });
         queues[kChoose].items.for_each(count, [&](int row) { routing_.choose(op_, row); });

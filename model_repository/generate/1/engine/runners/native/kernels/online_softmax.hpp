@@ -3,7 +3,8 @@
 // A new maximum multiplies what is summed so far by 2^(old m - m). Scores are in base 2: s[t] = log2(e) * scale * q . k[t],
 // or with a softcap softcap * log2(e) * tanh(scale / softcap * q . k[t]), and with ALiBi slope * log2(e) * (t - p) is added,
 // at position p. The order of additions depends on the positions of tokens alone: tokens that a query does not attend to
-// weigh exactly 0.
+// weigh exactly 0. With values in int8, weights are multiplied by the values' scales, and quantized to int16 (kv_int8.hpp) where
+// they are not multiplied in bfloat16.
 //
 // Layout: weights take the place of scores: Number w of token t lies at its index t, from the same address.
 // ISA variants: __AVX512F__ has instructions for 2^x, and __AVX512BF16__ one that rounds weights; otherwise registers of
@@ -11,8 +12,11 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 
 #include "activation.hpp"
+#include "kv_int8.hpp"
 #include "program.hpp"
 #include "simd.hpp"
 
@@ -103,17 +107,34 @@ class OnlineSoftmax {
         max_ = max > max_ ? max : max_;
     }
 
-    // The second half: scores become weights. Returns the factor of earlier sums.
-    template <typename Number>
-    float weigh(float* scores, const TileRange& tile) {
+    // The second half: scores become weights. Returns the factor of earlier sums. With `kScaled` weights are multiplied by
+    // value_scales[t]; those in int16 get a scale, `weight_scale`.
+    template <typename Number, bool kScaled>
+    float weigh(float* scores, const TileRange& tile, const float* value_scales, float* weight_scale) {
         Number* const weights = reinterpret_cast<Number*>(scores);
         if (tile.begin >= tile.end) {
             clear(weights, tile.from, tile.to);
+            *weight_scale = 0.0f;
             return 1.0f;
         }
-        clear(weights, tile.from, tile.first());
-        const Vec16 sums = exponentiate(scores, weights, tile);
-        clear(weights, tile.last(), tile.to);
+        const int first = tile.first(), last = tile.last();
+        Vec16 sums;
+        if constexpr (std::is_same_v<Number, int16_t>) {
+            MaxMagnitude max;
+            const auto keep = [&](int t, Vec16 of_tokens) {
+                const Vec16 scaled = of_tokens * load(value_scales + t);
+                max.add(scaled);
+                store(scores + t, scaled);
+            };
+            sums = exponentiate(scores, tile, keep);
+            *weight_scale = quantize(scores + first, last - first, max.get(), weights + first);
+        } else {
+            sums = exponentiate(scores, tile, [&](int t, Vec16 of_tokens) {
+                store_rounded(weights + t, kScaled ? of_tokens * load(value_scales + t) : of_tokens);
+            });
+        }
+        clear(weights, tile.from, first);
+        clear(weights, last, tile.to);
         const float factor = before_ == max_ ? 1.0f : exp2_nonpositive(Floats{} + (before_ - max_))[0];
         sums_ = sums_ * factor + sums;
         return factor;
@@ -124,7 +145,7 @@ class OnlineSoftmax {
   private:
     template <typename Number>
     static void clear(Number* weights, int from, int to) {
-        for (int t = from; t < to; t += kVecSize) store_rounded(weights + t, Vec16{});
+        if (from < to) memset(weights + from, 0, (to - from) * sizeof(Number));
     }
 
     static void change_scores(float* scores, int first, int last, const ScoreOptions& options, int position) {
@@ -158,9 +179,9 @@ class OnlineSoftmax {
 #endif
     }
 
-    // weights[t] = 2^(scores[t] - max_). Returns the sums of those with the same t % 16.
-    template <typename Number>
-    Vec16 exponentiate(const float* scores, Number* weights, const TileRange& tile) const {
+    // Calls `keep(t, weights of 16 tokens)`, weights[t] = 2^(scores[t] - max_). Returns the sums of those with the same t % 16.
+    template <typename Keep>
+    Vec16 exponentiate(const float* scores, const TileRange& tile, Keep keep) const {
         constexpr int kParts = kVecSize / kFloats;
         // Not the member: the compiler would load it again after each store of weights.
         const float max = max_;
@@ -177,7 +198,7 @@ class OnlineSoftmax {
             }
             Vec16 of_tokens;
             memcpy(&of_tokens, parts, sizeof of_tokens);
-            store_rounded(weights + t, of_tokens);
+            keep(t, of_tokens);
         }
         Vec16 all;
         memcpy(&all, sums, sizeof all);

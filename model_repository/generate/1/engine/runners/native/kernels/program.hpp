@@ -3,7 +3,7 @@
 //
 //   h = embedding of a row's token; for each op of `ops`: op(h and the buffers below); logits = lm_head(final_norm(h))
 //
-// Layout of weights: gemm.hpp, int8.hpp, bf16_packed.hpp; a pointer that is null means that the model has no such tensor.
+// Layout of weights: gemm.hpp, int8.hpp, bf16_packed.hpp, grouped_form.hpp; a pointer that is null means that the model has no such tensor.
 // ISA variants: none. Tests: tests/inference/test_native.py, test_native_families.py.
 #pragma once
 
@@ -11,15 +11,20 @@
 
 #include "bf16_packed.hpp"
 
+// How weights lie: as numbers of the rows' type or bf16_packed, as int8.hpp says, or as grouped_form.hpp does.
+enum class WeightForm : int32_t { kFull, kInt8, kGrouped };
+
 struct Weights {
+    // kGrouped: a GroupedBlock for each 16 outputs.
     const void* values;
-    // int8: a scale for each output.
+    // kInt8 and kGrouped: a scale for each output.
     const float* scales;
     const float* bias;
     // bf16_packed.
     const Outlier* outliers;
     const int64_t* outlier_offsets;
     int32_t max_exponent, inputs, outputs;
+    WeightForm form;
 };
 
 // Where operations read and write. Those before kNormed are float32, [rows][width]; those from kNormed on are Rows<T>, the

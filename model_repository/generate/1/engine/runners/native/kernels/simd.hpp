@@ -2,7 +2,7 @@
 //
 // Layout: a bfloat16 is the upper half of a float32 (float bits = bf16 bits << 16).
 // ISA variants: compiler vectors, which -march lowers to one AVX-512, two AVX or four SSE registers. __AVX512F__ adds
-// _mm512_reduce_add_ps and _mm512_rcp14_ps. Each variant is a library; isa_variants.py chooses one at load time.
+// reductions and _mm512_rcp14_ps. Each variant is a library; isa_variants.py chooses one at load time.
 // Tests: tests/inference/test_native.py (each variant against transformers), test_native_sampling.py. It knows no models.
 #pragma once
 
@@ -183,10 +183,36 @@ inline float reduce_add(Vec16 v) {
 #endif
 }
 
+inline int32_t reduce_add(Vec16i v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    for (int half = kVecSize / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+#endif
+}
+
+// For numbers that are not NaN.
 inline float reduce_max(Vec16 v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float result = v[0];
     for (int i = 1; i < kVecSize; i++) result = v[i] > result ? v[i] : result;
     return result;
+#endif
+}
+
+inline bool any_nan(Vec16 v) {
+#ifdef __AVX512F__
+    return _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+#else
+    const Vec16i nan_mask = v != v;
+    int32_t any = 0;
+    for (int i = 0; i < kVecSize; i++) any |= nan_mask[i];
+    return any;
+#endif
 }
 
 // The maximum and the first index that holds it; {NaN, 0} if any number is a NaN.

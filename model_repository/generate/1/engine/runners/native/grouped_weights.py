@@ -1,0 +1,105 @@
+"""Quantized matrices in the kernels' layout (kernels/grouped_form.hpp): blocks of 16 outputs, each with its own form.
+
+This module knows the kernels' layout, not files, nor what a matrix is for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from .quantized import BLOCK_OUTPUTS, Quantized
+from .structures import INT, POINTER, GroupedBlock, GroupedForm, GroupedSource
+
+# The groups and the bits that the kernels multiply; a larger group's scale is repeated.
+GROUPS, BITS = (16, 32), (2, 3, 4, 5, 6, 8)
+# What is added to a number of a table to make it a byte.
+_TABLE_ZERO = 128
+# Scales become float16 after division by a power of two for each output, so that the largest is at most this.
+_LARGEST_SCALE = 2.0**14
+
+
+@dataclass(frozen=True)
+class PackedGroups:
+    """`data` holds the blocks, of block_bytes each; `factors` multiply the sums of outputs."""
+
+    data: torch.Tensor
+    block_bytes: int
+    form: GroupedForm
+    factors: torch.Tensor
+
+    def blocks(self) -> list[GroupedBlock]:
+        first, form = self.data.data_ptr(), ctypes.addressof(self.form)
+        return [GroupedBlock(first + n, form) for n in range(0, len(self.data), self.block_bytes)]
+
+
+def is_supported(matrix: Quantized) -> bool:
+    """Whether the kernels multiply it without loss."""
+    return matrix.bits in BITS and any(matrix.group % group == 0 for group in GROUPS)
+
+
+def pack_groups(matrix: Quantized, library: ctypes.CDLL) -> PackedGroups:
+    outputs, inputs = matrix.shape
+    group = next(group for group in reversed(GROUPS) if matrix.group % group == 0)
+    repeats, two_level = matrix.group // group, matrix.scale_steps is not None
+    form = _form_of(matrix, group)
+    factors = _output_factors(matrix)
+    scales, minima = (_repeated(part, repeats) for part in (matrix.scales, matrix.minima))
+    steps = [
+        None if part is None else (part / factors[:, None]).half()
+        for part in (matrix.scale_steps, matrix.minimum_steps)
+    ]
+    if two_level:
+        numbers = [_whole_numbers(*pair) for pair in ((scales, matrix.scale_steps), (minima, matrix.minimum_steps))]
+    else:
+        numbers = [None if part is None else (part / factors[:, None]).half().contiguous() for part in (scales, minima)]
+    codes = (matrix.codes - matrix.lowest_code).to(torch.uint8).contiguous()
+    library.size_grouped_form.restype = ctypes.c_int64
+    library.size_grouped_form.argtypes = [POINTER, INT]
+    library.pack_grouped_weights.argtypes = [POINTER, POINTER, INT, POINTER]
+    block_bytes = library.size_grouped_form(ctypes.byref(form), inputs)
+    data = torch.zeros(-(-outputs // BLOCK_OUTPUTS) * block_bytes, dtype=torch.uint8)
+    pointers = [None if part is None else part.data_ptr() for part in (codes, *numbers, *steps)]
+    source = GroupedSource(*pointers, outputs, inputs)
+    library.pack_grouped_weights(
+        ctypes.byref(form), ctypes.byref(source), len(os.sched_getaffinity(0)), data.data_ptr()
+    )
+    return PackedGroups(data, block_bytes, form, functional.pad(factors, (0, -outputs % BLOCK_OUTPUTS)))
+
+
+def _form_of(matrix: Quantized, group: int) -> GroupedForm:
+    table = [0] * BLOCK_OUTPUTS if matrix.table is None else [_TABLE_ZERO + number for number in matrix.table]
+    return GroupedForm(
+        bits=matrix.bits, group=group, two_level=matrix.scale_steps is not None, has_minima=matrix.minima is not None,
+        zero=-matrix.lowest_code if matrix.table is None else _TABLE_ZERO, has_table=matrix.table is not None,
+        table=(ctypes.c_uint8 * 16)(*table),
+    )  # fmt: skip
+
+
+def _output_factors(matrix: Quantized) -> torch.Tensor:
+    """A power of two for each output, by which its scales and minima fit float16."""
+    numbers = (
+        [matrix.scales, matrix.minima] if matrix.scale_steps is None else [matrix.scale_steps, matrix.minimum_steps]
+    )
+    largest = torch.stack([part.abs().amax(dim=1) for part in numbers if part is not None]).amax(dim=0)
+    exponents = torch.frexp(largest / _LARGEST_SCALE).exponent
+    return torch.ldexp(torch.ones(len(largest)), exponents).where(largest > 0, torch.ones(()))
+
+
+def _repeated(numbers: torch.Tensor | None, repeats: int) -> torch.Tensor | None:
+    return numbers if numbers is None or repeats == 1 else numbers.repeat_interleave(repeats, dim=1)
+
+
+def _whole_numbers(numbers: torch.Tensor | None, steps: torch.Tensor | None) -> torch.Tensor | None:
+    """The numbers in units of the step of their 256 inputs."""
+    if numbers is None or steps is None:
+        return None
+    parts = numbers.view(*steps.shape, -1)
+    divisors = steps[..., None]
+    return (
+        (parts / divisors.where(divisors != 0, torch.ones(()))).round().to(torch.int8).view(numbers.shape).contiguous()
+    )

@@ -1,0 +1,268 @@
+// Weights in groups: w = scale * (code - zero) + minimum, with a scale (and a minimum) for each 16 or 32 inputs of an output.
+// It reads scales, and unpacks codes of 2, 3, 4, 5, 6 or 8 bits in registers.
+//
+// Layout of a block of 16 outputs: a record for each 64 inputs, to a multiple of which they are padded with zero scales:
+//   scales   [64 / group][16] in float16, then minima likewise; whole cache lines
+//   nibbles  [8][16][4] bytes for 4 bits and more: bits 0-3 of a byte are input 8 j + i, bits 4-7 input 8 j + 4 + i
+//   planes   [bits % 4][16] masks of 64 bits: bit 4 o + i of mask s is a further bit of input 4 s + i of output o
+//   bytes    [16][16][4] for 8 bits, in place of nibbles and planes
+// In two levels (as K-quants have them) scales and minima are integers of 8 bits, and before every fourth record a line holds
+// the float16 factors [16] of the scales and of the minima; inputs are padded to a multiple of 256.
+// ISA variants: __AVX512BW__, __AVX2__, or loops that the compiler vectorizes. Test: tests/inference/test_grouped.py.
+// It knows no activation rows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "simd.hpp"
+
+constexpr int kRecordInputs = 64, kSuperInputs = 256, kStepInputs = 4, kStepBytes = kStepInputs * kVecSize;
+
+struct GroupedForm {
+    int32_t bits, group, two_level, has_minima;
+    float zero;
+    int32_t has_table;
+    // Of 4-bit codes with `has_table`: the byte that a code stands for, 128 + its value.
+    uint8_t table[16];
+    // Bytes: of a record; from its beginning to the minima and to the codes. set_sizes computes them.
+    int32_t record_bytes, minima_offset, codes_offset;
+
+    void set_sizes() {
+        minima_offset = kRecordInputs / group * kVecSize * (two_level ? 1 : 2);
+        codes_offset = (minima_offset * (1 + has_minima) + kCacheLine - 1) / kCacheLine * kCacheLine;
+        record_bytes = codes_offset + kRecordInputs * kVecSize * bits / 8;
+    }
+
+    // Of the record of the inputs from k on, a multiple of 64.
+    size_t record_offset(unsigned k) const {
+        const size_t headers = two_level ? (k / kSuperInputs + 1) * kCacheLine : 0;
+        return (size_t)(k / kRecordInputs) * record_bytes + headers;
+    }
+};
+
+// Of a block with this many inputs.
+inline size_t grouped_block_bytes(const GroupedForm& form, int inputs) {
+    const int multiple = form.two_level ? kSuperInputs : kRecordInputs;
+    const int records = (inputs + multiple - 1) / multiple * (multiple / kRecordInputs);
+    return (size_t)records * form.record_bytes + (form.two_level ? records / (kSuperInputs / kRecordInputs) * kCacheLine : 0);
+}
+
+struct GroupedBlock {
+    const uint8_t* data;
+    const GroupedForm* form;
+};
+
+// How codes lie in a record.
+enum class Codes { k2, k3, k4, kTable, k5, k6, k8 };
+constexpr int bits_of(Codes codes) {
+    constexpr int kBits[] = {2, 3, 4, 4, 5, 6, 8};
+    return kBits[(int)codes];
+}
+// Whether bytes of unpacked codes may exceed 127.
+constexpr bool is_wide(Codes codes) { return codes == Codes::k8 || codes == Codes::kTable; }
+
+inline Codes codes_of(const GroupedForm& form) {
+    switch (form.bits) {
+        case 2: return Codes::k2;
+        case 3: return Codes::k3;
+        case 4: return form.has_table ? Codes::kTable : Codes::k4;
+        case 5: return Codes::k5;
+        case 6: return Codes::k6;
+        default: return Codes::k8;
+    }
+}
+
+inline Vec16 load_halves(const void* from) {
+#ifdef __AVX512F__
+    return (Vec16)_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#else
+    // The exponent's bias is 112 less than float32's, for denormals too.
+    Vec16h halves;
+    memcpy(&halves, from, sizeof halves);
+    const Vec16u bits = __builtin_convertvector(halves, Vec16u);
+    const Vec16 magnitudes = (Vec16)((bits & 0x7fff) << 13) * 0x1p112f;
+    return (Vec16)((Vec16u)magnitudes | (bits & 0x8000) << 16);
+#endif
+}
+
+inline Vec16 load_bytes(const void* from) {
+#ifdef __AVX512F__
+    return (Vec16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));
+#else
+    Vec16b bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, Vec16i), Vec16);
+#endif
+}
+
+// Of the groups of a chunk of inputs, [inputs / group]: scales, minima - zero * scale, and scale * sum of the group's codes.
+struct GroupScales {
+    float scale[kSuperInputs / 16][kVecSize], minimum[kSuperInputs / 16][kVecSize], code_sum[kSuperInputs / 16][kVecSize];
+};
+
+// Of at most 256 inputs from k on, a multiple of 64 (in two levels of 256). One function for all: its results are the same bits
+// in each pass. `offset` is subtracted from codes when they are multiplied (ByteDot). It leaves the sums of codes.
+__attribute__((noinline)) inline void load_scales(
+    const GroupedForm& form, const uint8_t* block, int k, int count, float offset, GroupScales& to
+) {
+    const unsigned per_record = form.group == 16 ? 4 : 2;
+    const float zero = form.zero - offset;
+    Vec16 factor = {}, minimum_factor = {};
+    if (form.two_level) {
+        const uint8_t* header = block + form.record_offset(k) - kCacheLine;
+        factor = load_halves(header);
+        minimum_factor = load_halves(header + kCacheLine / 2);
+    }
+    const uint8_t* from = block + form.record_offset(k);
+    for (unsigned number = 0; number < count / kRecordInputs * per_record; from += form.record_bytes)
+        for (unsigned i = 0; i < per_record; i++, number++) {
+            const uint8_t* minima = from + form.minima_offset;
+            Vec16 scale, minimum = {};
+            if (form.two_level) {
+                scale = load_bytes(from + i * kVecSize) * factor;
+                if (form.has_minima) minimum = load_bytes(minima + i * kVecSize) * minimum_factor;
+            } else {
+                scale = load_halves(from + 2 * i * kVecSize);
+                if (form.has_minima) minimum = load_halves(minima + 2 * i * kVecSize);
+            }
+            store(to.scale[number], scale);
+            store(to.minimum[number], minimum - zero * scale);
+        }
+}
+
+// 64 bytes: the codes of four inputs of 16 outputs.
+#ifdef __AVX512BW__
+struct CodeBytes {
+    __m512i bytes;
+
+    static CodeBytes load(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
+    void store(uint8_t* to) const { _mm512_storeu_si512(to, bytes); }
+    static CodeBytes zero() { return {_mm512_setzero_si512()}; }
+    CodeBytes low_nibbles() const { return {_mm512_and_si512(bytes, _mm512_set1_epi8(15))}; }
+    CodeBytes high_nibbles() const { return {_mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15))}; }
+    CodeBytes look_up(const uint8_t* table) const {
+        const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+        return {_mm512_shuffle_epi8(values, bytes)};
+    }
+    // Adds `value` to the bytes whose bit is set.
+    CodeBytes add_plane(const uint8_t* mask, int value) const {
+        uint64_t bits;
+        memcpy(&bits, mask, sizeof bits);
+        return {_mm512_mask_add_epi8(bytes, bits, bytes, _mm512_set1_epi8((char)value))};
+    }
+};
+#elif defined(__AVX2__)
+struct CodeBytes {
+    __m256i bytes[2];
+
+    template <typename Function>
+    static CodeBytes map(Function function) {
+        return {{function(0), function(1)}};
+    }
+    static CodeBytes load(const uint8_t* from) {
+        return map([&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + i); });
+    }
+    void store(uint8_t* to) const {
+        for (int i = 0; i < 2; i++) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to) + i, bytes[i]);
+    }
+    static CodeBytes zero() { return map([](int) { return _mm256_setzero_si256(); }); }
+    CodeBytes low_nibbles() const { return map([&](int i) { return _mm256_and_si256(bytes[i], _mm256_set1_epi8(15)); }); }
+    CodeBytes high_nibbles() const {
+        return map([&](int i) { return _mm256_and_si256(_mm256_srli_epi16(bytes[i], 4), _mm256_set1_epi8(15)); });
+    }
+    CodeBytes look_up(const uint8_t* table) const {
+        const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+        return map([&](int i) { return _mm256_shuffle_epi8(values, bytes[i]); });
+    }
+    CodeBytes add_plane(const uint8_t* mask, int value) const {
+        // Byte n of 32 gets byte n / 8 of the mask, of which it tests bit n % 8.
+        const __m256i places = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+        const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+        return map([&](int i) {
+            int32_t bits;
+            memcpy(&bits, mask + 4 * i, sizeof bits);
+            const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), places);
+            const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+            return _mm256_add_epi8(bytes[i], _mm256_and_si256(set, _mm256_set1_epi8((char)value)));
+        });
+    }
+};
+#else
+struct CodeBytes {
+    uint8_t bytes[kStepBytes];
+
+    template <typename Function>
+    static CodeBytes map(Function function) {
+        CodeBytes result;
+        for (int i = 0; i < kStepBytes; i++) result.bytes[i] = (uint8_t)function(i);
+        return result;
+    }
+    static CodeBytes load(const uint8_t* from) {
+        return map([&](int i) { return from[i]; });
+    }
+    void store(uint8_t* to) const { memcpy(to, bytes, sizeof bytes); }
+    static CodeBytes zero() { return {}; }
+    CodeBytes low_nibbles() const {
+        return map([&](int i) { return bytes[i] & 15; });
+    }
+    CodeBytes high_nibbles() const {
+        return map([&](int i) { return bytes[i] >> 4; });
+    }
+    CodeBytes look_up(const uint8_t* table) const {
+        return map([&](int i) { return table[bytes[i]]; });
+    }
+    CodeBytes add_plane(const uint8_t* mask, int value) const {
+        return map([&](int i) { return bytes[i] + (mask[i / 8] >> i % 8 & 1) * value; });
+    }
+};
+#endif
+
+// The codes of inputs 8 j to 8 j + 7 of a record, whose codes begin at `from`.
+template <Codes kCodes>
+__attribute__((always_inline)) inline void unpack_codes(
+    const GroupedForm& form, const uint8_t* from, int j, CodeBytes& first, CodeBytes& second
+) {
+    constexpr int kBits = bits_of(kCodes);
+    if constexpr (kBits == 8) {
+        first = CodeBytes::load(from + 2 * j * kStepBytes);
+        second = CodeBytes::load(from + (2 * j + 1) * kStepBytes);
+        return;
+    }
+    first = second = CodeBytes::zero();
+    if constexpr (kBits >= 4) {
+        const CodeBytes both = CodeBytes::load(from + j * kStepBytes);
+        first = both.low_nibbles();
+        second = both.high_nibbles();
+        from += kRecordInputs / 8 * kStepBytes;
+    }
+    for (int plane = 0; plane < kBits % 4; plane++) {
+        const uint8_t* masks = from + plane * kRecordInputs / kStepInputs * sizeof(uint64_t) + 2 * j * sizeof(uint64_t);
+        const int value = 1 << (kBits / 4 * 4 + plane);
+        first = first.add_plane(masks, value);
+        second = second.add_plane(masks + sizeof(uint64_t), value);
+    }
+    if constexpr (kCodes == Codes::kTable) {
+        first = first.look_up(form.table);
+        second = second.look_up(form.table);
+    }
+}
+
+// Calls `task(std::integral_constant<Codes, ...>)` for the form's codes.
+template <typename Task>
+auto with_codes(const GroupedForm& form, Task task) {
+    switch (codes_of(form)) {
+        case Codes::k2: return task(std::integral_constant<Codes, Codes::k2>());
+        case Codes::k3: return task(std::integral_constant<Codes, Codes::k3>());
+        case Codes::k4: return task(std::integral_constant<Codes, Codes::k4>());
+        case Codes::kTable: return task(std::integral_constant<Codes, Codes::kTable>());
+        case Codes::k5: return task(std::integral_constant<Codes, Codes::k5>());
+        case Codes::k6: return task(std::integral_constant<Codes, Codes::k6>());
+        default: return task(std::integral_constant<Codes, Codes::k8>());
+    }
+}
