@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 import multiprocessing
 import os
 import platform
@@ -56,6 +57,7 @@ STAGES = (
     Stage("tests", "inference_tests", 70, _TEST_PACKAGES),
     Stage("continuous_batching", "continuous_batching", 120),
     Stage("profile", "profile_step", 40),
+    Stage("quantized", "quantized_figures", 60),
     Stage("fleet", "fleet_check", 30),
     Stage("served", "served", 100),
     Stage("start", "start", 90),
@@ -169,6 +171,7 @@ def run_in_process(stage: Stage, options: Options, results: Path, began: float) 
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     report = Reporter(stage.name, results, terminal, began)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         run: Run = importlib.import_module(stage.module).run
         run(options, report)

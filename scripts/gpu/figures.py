@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import random_models
 import torch
@@ -12,6 +13,8 @@ from stage import Options, Report
 
 # A batch is measured only when this much of the stage's time is left.
 _LEAST_SECONDS = 12.0
+# 4-bit weights have a scale of 16 bits for 32 of them.
+WEIGHT_BYTES = {"full": DTYPE.itemsize, "int8": 1.0, "int4": 0.5625}
 
 
 def run(options: Options, report: Report) -> None:
@@ -22,17 +25,17 @@ def run(options: Options, report: Report) -> None:
         if options.left() < _LEAST_SECONDS:
             report(shape=shape.name, skipped="no time left")
             continue
-        _measure_shape(shape, options, limits, report)
+        measure_shape(shape, options, limits, report)
         random_models.release(options.device)
 
 
-def _measure_shape(shape: Shape, options: Options, limits: Limits, report: Report) -> None:
+def measure_shape(shape: Shape, options: Options, limits: Limits, report: Report, weights: str = "full") -> None:
     began = time.perf_counter()
-    engine = random_models.make_engine(shape, options, max(shape.batches))
-    runner = engine.runner
+    engine = random_models.make_engine(shape, options, max(shape.batches), weights)
+    runner: Any = engine.runner
     report(
-        shape=shape.name, made_seconds=round(time.perf_counter() - began, 2),
-        recorded_shapes=len(runner.graphs.recordings),  # type: ignore[attr-defined]
+        shape=shape.name, weights=weights, made_seconds=round(time.perf_counter() - began, 2),
+        recorded_shapes=len(runner.graphs.recordings), attention="in place" if runner.in_place else "gathered",
         kv_cache_tokens=runner.blocks * 16, memory_bytes=runner.memory.resident,
     )  # fmt: skip
     cost = random_models.cost_of(shape)
@@ -46,10 +49,11 @@ def _measure_shape(shape: Shape, options: Options, limits: Limits, report: Repor
         total = time.perf_counter() - began
         steps = shape.new_tokens - 1
         context = shape.prompt_tokens + shape.new_tokens / 2
-        read = steps * cost.step_bytes(batch, context, DTYPE.itemsize, DTYPE.itemsize)
+        read = steps * cost.step_bytes(batch, context, WEIGHT_BYTES[weights], DTYPE.itemsize)
         operations = cost.operations(batch * shape.prompt_tokens, batch)
         report(
-            shape=shape.name, batch=batch, prompt_tokens=shape.prompt_tokens, new_tokens=shape.new_tokens,
+            shape=shape.name, weights=weights, batch=batch, prompt_tokens=shape.prompt_tokens,
+            new_tokens=shape.new_tokens,
             prefill_tokens_s=round(batch * shape.prompt_tokens / seconds.prefill, 1),
             decode_tokens_s=round(batch * steps / seconds.decode, 1), step_ms=round(1000 * seconds.decode / steps, 3),
             total_tokens_s=round(batch * shape.new_tokens / total, 1),

@@ -83,7 +83,7 @@ def _time(
 
     difference = float((in_place().float() - gathered().float()).abs().max())
     read = 2 * sequences * length * shape.heads * shape.key_width * dtype.itemsize
-    own, other = (_seconds(work) for work in (in_place, gathered))
+    own, other = (seconds_of(work) for work in (in_place, gathered))
     report(
         heads=f"{heads}/{shape.heads} of {shape.key_width}", sequences=sequences, context=length,
         microseconds=round(1e6 * own, 1), gathered_microseconds=round(1e6 * other, 1),
@@ -91,7 +91,7 @@ def _time(
     )  # fmt: skip
 
 
-def _seconds(work: Callable[[], torch.Tensor]) -> float:
+def seconds_of(work: Callable[[], torch.Tensor]) -> float:
     """The mean of several runs in a CUDA graph, without the time of launches."""
     for _ in range(3):
         work()

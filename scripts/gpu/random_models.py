@@ -74,9 +74,9 @@ def save_folder(shape: Shape, folder: Path) -> Path:
     return folder
 
 
-def make_engine(shape: Shape, options: Options, most: int) -> SteppedEngine:
+def make_engine(shape: Shape, options: Options, most: int, weights: str = "full") -> SteppedEngine:
     """An engine with the graph runner and slots for `most` sequences."""
-    config = EngineConfig(device=options.device, dtype="bfloat16", max_sequences=most, runner="graphs")
+    config = EngineConfig(device=options.device, dtype="bfloat16", max_sequences=most, runner="graphs", weights=weights)
     folder = save_folder(shape, options.scratch / shape.name)
     runner = GraphRunner(
         folder,

@@ -1,15 +1,7 @@
-"""The GPU's attention kernels give the output of the reference, in an interpreter on the CPU, and in the whole engine.
-
-The interpreter computes no bfloat16 products; a load on a GPU compares them (`self_check`). It is part of triton-lang,
-whose wheel (188 MB) no other test needs: without it these tests are skipped. To run them:
-
-    pip install --no-deps --target .cache/triton-lang triton==3.6.0
-"""
+"""The GPU's attention kernels, interpreted on the CPU, give the output of the reference, alone and in an engine."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,20 +16,10 @@ from engine.scheduling.scheduler import Slice
 from fakes.sequences import Sequence
 
 from .harness import make_engine, run, save_model, submit
+from .triton_interpreter import interpreter, needs_triton  # noqa: F401 (a fixture)
 
 CPU = torch.device("cpu")
-TRITON = Path(__file__).resolve().parents[2] / ".cache" / "triton-lang"
-if TRITON.is_dir() and importlib.util.find_spec("triton") is None:
-    sys.path.append(str(TRITON))
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton-lang is not installed; the docstring says how", allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels are made for it when their module is imported."""
-    monkeypatch.setenv(block_attention.INTERPRETED, "1")
-    block_attention._kernels()
+pytestmark = needs_triton
 
 
 class Layer(torch.nn.Module):
@@ -151,7 +133,7 @@ def test_the_graph_runner_reads_blocks_in_place_and_generates_the_same(
     tested = make_engine(folder, runner="graphs", max_sequences=4)
     reference = make_engine(folder, runner="reference", max_sequences=4)
     assert isinstance(tested.runner, GraphRunner)
-    assert tested.runner._tile_rows > 0
+    assert tested.runner.in_place
     outputs = []
     for engine in (tested, reference):
         prompts = ([5, 6, 7], [8] * 30, [9, 10])
@@ -171,5 +153,5 @@ def test_kernels_that_fail_leave_gathered_attention(
 
     monkeypatch.setattr(self_check, "check", fails)
     engine = make_engine(tiny("llama"), runner="graphs")
-    assert engine.runner._tile_rows == 0  # type: ignore[attr-defined]
+    assert not engine.runner.in_place  # type: ignore[attr-defined]
     assert "the kernels fail here: no such instruction" in caplog.text

@@ -97,7 +97,7 @@ class ChatCompletions:
                 plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage
             )
         except InvalidRequest as error:
-            raise with_argument_name(error) from None
+            raise (error if answer.grammar is None else with_argument_name(error)) from None
         stream.warnings = builder.warnings
         return stream
 

@@ -16,6 +16,7 @@ from tritonlm.contract import TritonLMError
 
 from .constraint import Constraint, Words
 
+# Imported with the first constraint: an engine that gets none runs without it.
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
@@ -47,7 +48,6 @@ class _Row(NamedTuple):
 class MaskWorker:
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        # Made for the first constraint: an engine that never gets one does without llguidance.
         self._executor: LLExecutor | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
 

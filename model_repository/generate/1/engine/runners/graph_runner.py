@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import EngineConfig
+from ..config import INT4, INT8, EngineConfig
 from ..scheduling.scheduler import Slice
 from . import graphs
-from .gpu import block_attention, query_tiles, self_check
+from .gpu import block_attention, quantized_linear, query_tiles, self_check
 from .interface import ForwardOutput
 from .reference import MakeModel, ReferenceRunner
 
@@ -24,6 +25,8 @@ _log = logging.getLogger("tritonlm.engine")
 
 
 class GraphRunner(ReferenceRunner):
+    _fuses = True
+
     def __init__(
         self,
         folder: Path,
@@ -42,10 +45,25 @@ class GraphRunner(ReferenceRunner):
         most_slots = 2 * self.blocks * config.block_tokens
         self.graphs = graphs.GraphCache(
             self._compute, self._record, config.block_tokens, self.context_length, most_slots, self.dtype, self.device,
-            in_place=self._tile_rows > 0,
+            in_place=self.in_place,
         )  # fmt: skip
         if on_gpu:
             self.prepare(config.max_sequences)
+
+    def _quantize(self, config: EngineConfig) -> None:
+        if config.weights not in (INT4, INT8):
+            return
+        if not block_attention.is_possible(self.device):
+            raise CheckpointError(f"weights {config.weights} on a GPU need triton-lang: install the package triton")
+        bits = 4 if config.weights == INT4 else 8
+        head_bits = int(config.vocabulary_bits) if config.weights == INT4 else 8
+        before, after = quantized_linear.quantize(self._model, bits, head_bits)
+        _log.info("the linear layers take %d MiB in place of %d", after >> 20, before >> 20)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether attention reads the blocks where they lie."""
+        return self._tile_rows > 0
 
     @torch.inference_mode()
     def _check_kernels(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import EngineConfig
+from ..config import INT4, INT8, EngineConfig
 from ..memory import trim_heap
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import sample_tokens
@@ -23,6 +23,7 @@ from ..sampling.logprobs import score
 from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
 from . import attention, dequantized, flat_batch, packed_linear
+from .gpu import block_attention, fused_layers
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
@@ -44,6 +45,8 @@ class ReferenceRunner:
 
     # The most rows of a tile, where attention reads the blocks in place; 0: the blocks are gathered.
     _tile_rows = 0
+    # Whether small layers are replaced by those of `gpu`, where that is possible.
+    _fuses = False
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class ReferenceRunner:
                 else load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
             )
         )
-        self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder))
+        self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder, self._fuses))
+        self._quantize(config)
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
@@ -79,6 +83,11 @@ class ReferenceRunner:
         self.context_length = size.context_length
         stored = stored_dtype(config, self.dtype)
         self._cache = KVCache(self._layers, self.blocks, config.block_tokens, self.dtype, self.device, stored)
+
+    def _quantize(self, config: EngineConfig) -> None:
+        """Quantize the weights as configured: this runner has none but full ones."""
+        if config.weights in (INT4, INT8):
+            raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
@@ -170,8 +179,8 @@ def copy_weights(model: Any) -> None:
 
 
 @torch.inference_mode()
-def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], LMHead]:
-    """Pack the weights, install the paged attention, and compare the logits of a few tokens before and after.
+def prepare(model: Any, folder: Path, fuses: bool = False) -> tuple[list[LayerShape], LMHead]:
+    """Pack weights, fuse layers, install the paged attention, and compare the logits of a few tokens before and after.
 
     The comparison rejects families that do not follow the attention interface, which would generate nonsense. It also
     checks whether the LM head reproduces the logits from the hidden states.
@@ -189,6 +198,8 @@ def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], LMHead]:
         expected = model(input_ids=ids, use_cache=False).logits
         if packed_linear.is_possible(model.device, model.dtype):
             packed_linear.pack(model)
+        if fuses and block_attention.is_possible(model.device):
+            _log.info("%s: %d layers are fused", name, fused_layers.fuse(model))
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)

@@ -39,7 +39,7 @@ def write(
     """Write one row per token, (tokens, KV heads, width), to its slot."""
     width, value_width = keys.shape[-1], values.shape[-1]
     keys, values = _dense(keys), _dense(values)
-    with _on(keys.device):
+    with on_device(keys.device):
         _kernels().write[keys.shape[0], keys.shape[1]](
             keys, values, key_cache, value_cache, slots, keys.stride(0), keys.stride(1), values.stride(0),
             values.stride(1), key_cache.stride(0), value_cache.stride(0), width, value_width,
@@ -62,7 +62,7 @@ def attend(
     heads, rows, _ = query.shape
     output = torch.empty(rows, heads, value_cache.shape[-1], dtype=value_cache.dtype, device=query.device)
     query = _dense(query)
-    with _on(query.device):
+    with on_device(query.device):
         for group in tiles:
             _attend(query, key_cache, value_cache, group, output, block_tokens, scale, window, softcap, splits)
     return output
@@ -117,7 +117,7 @@ def _dense(numbers: torch.Tensor) -> torch.Tensor:
     return numbers if numbers.stride(-1) == 1 else numbers.contiguous()
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Kernels start on the current device, which is another one where a process serves several."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
