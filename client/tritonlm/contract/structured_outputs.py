@@ -205,6 +205,15 @@ def merge_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def with_sent_name(error: InvalidRequest, sent: Mapping[str, Any]) -> InvalidRequest:
+    """A server's error about the constraint, with the name under which the caller has sent it."""
+    name = next((name for name in OTHER_NAMES if sent.get(name) is not None), None)
+    if name is None or error.param is None or not error.param.startswith(NAME):
+        return error
+    shown_name = f"{name}.json_schema.schema" if name == RESPONSE_FORMAT else name
+    return type(error)(error.message.replace(error.param, shown_name, 1), shown_name)
+
+
 def _parsed(name: str, value: Any) -> Any:
     """The value of a JSON string; any other value as it is."""
     if not isinstance(value, str):
