@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import json
+import queue
 import random
 import re
 from pathlib import Path
@@ -12,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 from engine.constraints import grammars
-from engine.constraints.compiler import ConstraintCompiler
+from engine.constraints.compiler import Compiled, ConstraintCompiler
 from engine.constraints.constraint import Constraint
 from engine.engine import Engine
 from engine.output import step_output
@@ -70,6 +73,12 @@ def constrained(engine: Engine, constraint: str, seed: int = 7, **parameters: An
     return submit(
         engine, PROMPT, structured_outputs=CONSTRAINTS[constraint], seed=seed, **{"max_tokens": 60, **parameters}
     )
+
+
+def compiled(compiler: ConstraintCompiler, structured_outputs: dict[str, Any]) -> Compiled:
+    results: queue.Queue[Compiled] = queue.Queue()
+    compiler.compile(structured_outputs, results.put)
+    return results.get(timeout=60)
 
 
 def result(output: Collected, engine: Engine) -> tuple[Any, ...]:
@@ -179,6 +188,27 @@ def test_characters_of_several_bytes_are_whole(served: tuple[Engine, Tokenizer],
     assert any(output.final.finish_reason == "stop" for output in outputs)
 
 
+def test_dates_exist(folder: Path) -> None:
+    compiler = ConstraintCompiler(folder / "tokenizer.json", Checkpoint(folder).vocab_size, {0})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    constraint = compiled(compiler, {"json": {"format": "date", "type": "string"}})
+    assert isinstance(constraint, Constraint)
+    compiler.close()
+    for year, month, day in itertools.product(
+        (0, 4, 1900, 2000, 2023, 2024), (0, 2, 4, 12, 13), (0, 1, 28, 29, 30, 31)
+    ):
+        text = f"{year:04}-{month:02}-{day:02}"
+        ids = tokenizer.encode(json.dumps(text)).ids
+        assert (constraint.accepted(ids) == len(ids)) == is_date(text), text
+
+
+def is_date(text: str) -> bool:
+    try:
+        return bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
 def test_forced_tokens_need_no_steps_of_their_own(folder: Path) -> None:
     engine, tokenizer = make_text_engine(folder)
     output = submit(
@@ -197,14 +227,10 @@ def test_forced_tokens_are_those_of_the_masks(folder: Path) -> None:
     compiler = ConstraintCompiler(folder / "tokenizer.json", Checkpoint(folder).vocab_size, {0})
     source, forced = random.Random(3), 0
     for schema, refused in generate(12, seed=5):
-        compiled: list[Any] = []
-        compiler.compile({"json": schema}, compiled.append)
-        compiler._pool.submit(lambda: None).result()
-        while not compiled:
-            compiler._pool.submit(lambda: None).result()
-        if refused:
+        constraint = compiled(compiler, {"json": schema})
+        if not isinstance(constraint, Constraint):
+            assert refused
             continue
-        constraint: Constraint = compiled[0]
         for _ in range(60):
             if constraint.complete:
                 break

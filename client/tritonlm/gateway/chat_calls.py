@@ -18,6 +18,8 @@ async def with_names(chat: Awaitable[T], names: Mapping[str, str]) -> T:
     try:
         return await chat
     except NotOffered as error:
+        if error.param not in (None, "messages"):
+            raise renamed(error, names) from None
         raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
     except TritonLMError as error:
         raise renamed(error, names) from None

@@ -18,7 +18,8 @@ from tritonlm.contract import InvalidRequest, tool_formats
 from tritonlm.contract.tool_formats import ToolFormat
 
 _TEXT = "TEXT: /(.|\\n)*/"
-_SPACE = "SPACE: /[ \\t\\r\\n]*/"
+# Bounded: a weak model would write white space for ever.
+_SPACE = "SPACE: /[ \\t\\r\\n]{0,8}/"
 # The marker that begins calls, by format. Those without one begin calls at the beginning of an answer.
 _BEGIN = {
     tool_formats.HERMES: "<tool_call>", tool_formats.QWEN_XML: "<tool_call>", tool_formats.MISTRAL: "[TOOL_CALLS]",

@@ -13,8 +13,7 @@ from .schemas import LOGPROBS, SAMPLING
 from .tools import read_tools
 
 _PRIORITIES = {"flex": 3, "priority": 1, "fast": 1}
-# The chat's names of fields that have another name here, in the order in which they are tried.
-NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
+_NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
 _NO_SUPPORT = ("conversation", "prompt", "moderation", "context_management")
 
 
@@ -25,6 +24,13 @@ class ChatCall:
     items: list[dict[str, Any]]
     custom_tools: frozenset[str] = frozenset()
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The chat's names of fields that have another name here."""
+        # A schema's mistakes are found where it is compiled, under the name of the contract.
+        constraint = {"structured_outputs": "text.format"} if "response_format" in self.arguments else {}
+        return {**_NAMES, **constraint}
 
 
 def chat_call(sent: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -> ChatCall:

@@ -36,17 +36,17 @@ def open_runner(
     library = None if reason else build.kernels()
     if library is not None:
         return NativeRunner(folder, config, device, dtype, library, load_progress)
-    setting = (
-        f"weights {config.weights}"
-        if config.weights in _QUANTIZED and device.type == "cpu"
-        else "runner native"
-        if config.runner == NATIVE
-        else ""
-    )
-    if setting:
+    if setting := _native_setting(config, device):
         raise CheckpointError(f"{setting} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
     _refuse_gguf(folder, f"only the kernels read it, and {reason or 'they cannot be compiled here'}")
     return _HUGGING_FACE[REFERENCE if device.type == "cpu" else GRAPHS](folder, config, device, load_progress)
+
+
+def _native_setting(config: EngineConfig, device: torch.device) -> str:
+    """The setting that needs the native kernels; empty if there is none."""
+    if config.weights in _QUANTIZED and device.type == "cpu":
+        return f"weights {config.weights}"
+    return "runner native" if config.runner == NATIVE else ""
 
 
 def _refuse_gguf(folder: Path, reason: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -97,17 +96,27 @@ class Quantized:
     @staticmethod
     def cat(parts: Sequence[Quantized]) -> Quantized:
         """One below the other: all of one form."""
-        names = [name for name in _TENSORS if getattr(parts[0], name) is not None]
-        tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return replace(parts[0], **tensors)
+
+        def optional(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present) if present else None
+
+        return replace(
+            parts[0], codes=torch.cat([part.codes for part in parts]),
+            scales=torch.cat([part.scales for part in parts]),
+            minima=optional([part.minima for part in parts]),
+            scale_steps=optional([part.scale_steps for part in parts]),
+            minimum_steps=optional([part.minimum_steps for part in parts]),
+        )  # fmt: skip
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Quantized:
-        present = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-        changed: dict[str, Any] = {name: change(tensor) for name, tensor in present.items()}
-        return replace(self, **changed)
+        def optional(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else change(tensor)
 
-
-_TENSORS = ("codes", "scales", "minima", "scale_steps", "minimum_steps")
+        return replace(
+            self, codes=change(self.codes), scales=change(self.scales), minima=optional(self.minima),
+            scale_steps=optional(self.scale_steps), minimum_steps=optional(self.minimum_steps),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +68,7 @@ class WeightPacker:
     def matrix(
         self, name: str, *shape: int, index: int | None = None, transposed: bool = False
     ) -> torch.Tensor | Quantized:
-        """The matrix (outputs, inputs), `transposed` in the file: as the file quantizes it, if that is kept."""
+        """The matrix (outputs, inputs), maybe `transposed` in the file; as the file quantizes it, if possible."""
         full_name = self._checked_name(name, shape)
         found = self._source.quantized(full_name, index) if self._weights in (AUTO, INT4) else None
         if found is not None and is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
@@ -130,7 +129,8 @@ class WeightPacker:
         for part in parts:
             self.hold_structure(part)
         blocks = [part.blocks() for part in parts]
-        in_order = list(itertools.chain(*(zip(*blocks, strict=True) if stack.interleaved else blocks)))
+        turns = zip(*blocks, strict=True) if stack.interleaved else blocks
+        in_order = [block for each in turns for block in each]
         array = (GroupedBlock * len(in_order))(*in_order)
         self.hold_structure(array)
         factors = [part.factors for part in parts]

@@ -93,9 +93,9 @@ void for_each_pass(int first, int count, Pass pass) {
     }
 }
 
-// One pass over all inputs.
+// Each pass goes over all inputs.
 template <typename T>
-void direct_pass(
+void direct_passes(
     const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, int blocks, RowSums* sums
 ) {
     const int last = block + blocks - 1;
@@ -249,9 +249,12 @@ __attribute__((noinline)) void multiply_blocks(
         if (amx_available()) return amx_passes<false>(rows, first, count, weights, block, sums);
     }
 #endif
-    if (first % kRowTile<T> % kRowsPerPass<T> + count > kRowsPerPass<T>)
+    // With few registers, products take longer than memory, and a chunk pays only where it saves unpacking.
+    constexpr int kDirectRows = kPassBlocks == 2 ? kRowsPerPass<T> : 2 * kRowsPerPass<T>;
+    const bool chunked = kPassBlocks == 2 || weights.packed();
+    if (chunked && first % kRowTile<T> % kRowsPerPass<T> + count > kDirectRows)
         return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums);
-    direct_pass(rows, first, count, weights, block, blocks, sums);
+    direct_passes(rows, first, count, weights, block, blocks, sums);
 }
 
 // The same, and calls `output(row, block, 16 numbers)` with the results.

@@ -105,7 +105,7 @@ TRITONLM_INLINE void accumulate_packed(
 #endif
 
 // A pass that reads weights from memory prefetches this many bytes ahead in each block of outputs.
-constexpr int kPassAhead = 4096, kPackedPassAhead = 3072;
+constexpr int kPassAhead = kAccumulators == 16 ? 4096 : 6144, kPackedPassAhead = 3072;
 
 // For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line of `bytes` in each at every step.
 template <int kBlocks>
