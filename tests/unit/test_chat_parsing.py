@@ -276,3 +276,8 @@ def test_a_declared_response_template_parses_answers() -> None:
         Reasoning("hm"), Content("Yes."), CallStart(0, "noop"), CallArguments(0, '{"a": 1}'),
     ]  # fmt: skip
     assert parsed(make, "<call>no JSON</call>") == [Content("no JSON")]
+    tokens = {token: [number, True] for number, token in enumerate(["<call>", "<|im_end|>", "<pad>"])}
+    about = {"chat_template": "", "response_template": declared, "chat_tokens": tokens}
+    answer = ChatProfile.of(about).answer(read_tools(TOOLS), "<|im_start|>assistant\n")
+    assert answer.shows_special_tokens
+    assert parsed(answer.make_parser, "Yes.<pad><|im_end|>") == [Content("Yes.")]

@@ -20,6 +20,7 @@ from tritonlm.client.stream import AsyncStream
 from tritonlm.client.transport import Call, PromptEmbedding
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, Completion, CompletionUsage, Embeddings, Piece
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.structured_outputs import with_sent_name
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 
 T = TypeVar("T")
@@ -57,9 +58,12 @@ class Completions:
         """As OpenAI's: n, best_of, echo, logprobs, stop, stream, stream_options …, and every sampling parameter."""
         plan = completion_plan(model, prompt, **_with_timeout(self._client, arguments))
         builder = CompletionBuilder(plan)
-        if plan.stream:
+        try:
+            if not plan.stream:
+                return builder.build(await self._client._complete(plan))
             return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage)
-        return builder.build(await self._client._complete(plan))
+        except InvalidRequest as error:
+            raise with_sent_name(error, arguments) from None
 
 
 class Chat:
@@ -97,7 +101,8 @@ class ChatCompletions:
                 plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage
             )
         except InvalidRequest as error:
-            raise (error if answer.grammar is None else with_argument_name(error)) from None
+            own = answer.grammar is None
+            raise (with_sent_name(error, arguments) if own else with_argument_name(error)) from None
         stream.warnings = builder.warnings
         return stream
 

@@ -46,7 +46,7 @@ def chat(
         raise typer.Exit(MISUSED)
     with connected(triton) as client:
         functions = ToolFunctions.of(tools) if tools is not None else None
-        session = _ChatSession(client, model_or_first(client, model), system, functions, run_tools)
+        session = ChatSession(client, model_or_first(client, model), system, functions, run_tools)
         parameters = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         while (line := _read_line()) is not None:
             if not line.strip():
@@ -62,7 +62,7 @@ def chat(
                 err_console.print(error.message, style="red", highlight=False)
 
 
-class _ChatSession:
+class ChatSession:
     """The settings and messages of a chat."""
 
     def __init__(

@@ -18,7 +18,8 @@ from tritonlm.contract import InvalidRequest, tool_formats
 from tritonlm.contract.tool_formats import ToolFormat
 
 _TEXT = "TEXT: /(.|\\n)*/"
-_SPACE = "SPACE: /[ \\t\\r\\n]*/"
+# Bounded: a weak model would write white space for ever.
+_SPACE = "SPACE: /[ \\t\\r\\n]{0,8}/"
 # The marker that begins calls, by format. Those without one begin calls at the beginning of an answer.
 _BEGIN = {
     tool_formats.HERMES: "<tool_call>", tool_formats.QWEN_XML: "<tool_call>", tool_formats.MISTRAL: "[TOOL_CALLS]",
@@ -26,7 +27,7 @@ _BEGIN = {
     tool_formats.GEMMA: "<start_function_call>", tool_formats.GEMMA4: "<|tool_call>",
 }  # fmt: skip
 _END = {
-    tool_formats.HERMES: "</tool_call>", tool_formats.QWEN_XML: "</tool_call>", tool_formats.PHI4: "<|/tool_call|>",
+    tool_formats.HERMES: "</tool_call>", tool_formats.QWEN_XML: "</tool_call>",
     tool_formats.GEMMA: "<end_function_call>", tool_formats.GEMMA4: "<tool_call|>",
 }  # fmt: skip
 # The optional marker and the first character of a call, for formats that begin calls at the beginning of an answer.
@@ -133,7 +134,7 @@ class _Grammar:
             tool_formats.MISTRAL_ARGS: lambda: self._repeated(self._each(self._argument_call), "", ""),
             tool_formats.MISTRAL: lambda: f'" "? {self._listed(self._json_call("arguments"), "[", "]")}',
             tool_formats.PHI4: lambda: (
-                f"{self._listed(self._json_call('arguments'), '[', ']')} {self._mark(_END[tool_formats.PHI4])}"
+                f"{self._listed(self._json_call('arguments'), '[', ']')} {self._optional_end('<|/tool_call|>')}"
             ),
             tool_formats.LLAMA_JSON: lambda: self._listed(self._json_call("parameters"), "", "", "; "),
             tool_formats.PYTHONIC: lambda: self._listed(self._each(self._python_call), "[", "]"),
@@ -153,6 +154,10 @@ class _Grammar:
     def _listed(self, call: str, begin: str, end: str, separator: str = ", ") -> str:
         self._rules["call"] = call
         return f"{_optional(begin)}call{self._more(f'{quoted(separator)} call')} {_optional(end)}"
+
+    def _optional_end(self, text: str) -> str:
+        """An end marker that some models of the format do not have."""
+        return self._mark(text) if text in self._tokens else f"{quoted(text)}?"
 
     def _each(self, write: Callable[[int, Function], str]) -> str:
         """One of the functions."""

@@ -5,6 +5,7 @@ It is made of the engine's report `about`. It knows nothing of requests to an en
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -88,14 +89,22 @@ class ChatProfile:
             grammar = tool_grammar(
                 self.format, tools, self.tokens, begun_reasoning=begun, content_schema=content_schema
             )
-        shows = bool(self.special & MARKERS)
-        hidden = tuple(sorted(self.special - MARKERS)) if shows and hides_special_tokens else ()
+        markers = self._special_markers()
+        shows = bool(markers)
+        hidden = tuple(sorted(self.special - markers)) if shows and hides_special_tokens else ()
 
         def make_parser() -> Parser:
             parser = self._parser(tools, prompt, begun, separate_reasoning)
             return TokenFilter(hidden, parser) if hidden else parser
 
         return Answer(make_parser, grammar, shows, self.format.name in _MISTRAL)
+
+    def _special_markers(self) -> frozenset[str]:
+        """The special tokens that the parser reads."""
+        if self.declares_response_template:
+            declared = json.dumps(self.response_template, ensure_ascii=False)
+            return frozenset(token for token in self.special if token in declared)
+        return self.special & MARKERS
 
     def _begins_in_reasoning(self, prompt: str) -> bool:
         tags = self.format.reasoning
