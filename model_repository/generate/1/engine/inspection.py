@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 
-from .config import INT8, EngineConfig
+from .config import AUTO, INT4, INT8, EngineConfig
 from .memory import resident_memory
 from .runners.interface import choose_devices, choose_dtype
 from .runners.kv_cache import LIKELY_TOKENS, free_memory
@@ -27,6 +27,8 @@ from .runners.select import GRAPHS, NATIVE, REFERENCE, why_not_native
 
 # Larger than any cache of a processor; a smaller one where memory is short.
 _READ_BYTES, _READ_SECONDS = 256 << 20, 0.5
+# 4 bits, and a scale of 16 bits for 32 weights.
+_INT4_BITS = 4.5
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -43,7 +45,7 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
         "reason": reason,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "bits_per_weight": 8 if config.weights == INT8 else 8 * dtype.itemsize,
+        "bits_per_weight": _bits_per_weight(checkpoint, config, dtype, is_native=not reason),
         "kv_bytes_per_token": _kv_numbers(checkpoint, is_native=not reason) * dtype.itemsize,
         "likely_tokens": LIKELY_TOKENS,
         # Before the measurement, whose buffer is this process's too.
@@ -51,6 +53,15 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
         "free_bytes": free_memory(device),
         "read_bytes_per_second": read_bandwidth() if device.type == "cpu" else None,
     }
+
+
+def _bits_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, is_native: bool) -> float:
+    if is_native and config.weights in (INT4, INT8):
+        return _INT4_BITS if config.weights == INT4 else 8
+    if is_native and config.weights == AUTO and (stored := checkpoint.quantized_bytes()):
+        # The size of the weights in bfloat16 tells their number.
+        return 16 * stored / checkpoint.weight_bytes()
+    return 8 * dtype.itemsize
 
 
 def _kv_numbers(checkpoint: Checkpoint, is_native: bool) -> int:
