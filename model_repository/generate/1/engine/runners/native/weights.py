@@ -70,7 +70,7 @@ class WeightPacker:
     def matrix(
         self, name: str, *shape: int, index: int | None = None, transposed: bool = False
     ) -> torch.Tensor | Quantized:
-        """The matrix (outputs, inputs), maybe `transposed` in the file; as the file quantizes it, if possible."""
+        """The matrix (outputs, inputs), which may lie `transposed` in the file; quantized as there, if that is kept."""
         full_name = self._checked_name(name, shape)
         found = self._source.quantized(full_name, index) if self._weights in (AUTO, INT4) else None
         if found is not None and is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
