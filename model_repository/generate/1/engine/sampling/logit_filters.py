@@ -16,6 +16,7 @@ import torch
 
 from .scratch import GPU_SCRATCH_BYTES, SCRATCH_BYTES, rows_at_once, take_rows
 from .token_masks import TokenMasks
+from .transfer import row_index, to_device
 
 # The integer weight of the most likely token. The sum over a vocabulary of a million such weights fits into 64 bits,
 # and a token of weight 0 has less than 2 ** -42 of the most likely token's probability.
@@ -60,7 +61,7 @@ def sample_tokens(
         ids = _sample_rows(part, part_settings, uniforms[n : n + step])
         if masks:
             best = part.max(dim=-1)
-            greedy = torch.tensor([row.temperature == 0 for row in part_settings], device=logits.device)
+            greedy = to_device([row.temperature == 0 for row in part_settings], torch.bool, logits.device)
             ids = torch.where(greedy, best.indices, ids).masked_fill_(~best.values.isfinite(), -1)
         parts.append(ids)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -93,7 +94,7 @@ def _sample_rows(
         weights.masked_fill_(too_unlikely, 0)
     sums = weights.cumsum_(dim=-1)
     total = sums[:, -1:]
-    targets = (torch.from_numpy(uniforms).to(device)[:, None] * total.double()).to(torch.int64)
+    targets = (to_device(uniforms, torch.float64, device)[:, None] * total.double()).to(torch.int64)
     return torch.searchsorted(sums, torch.minimum(targets, total - 1), right=True)[:, 0]
 
 
@@ -123,7 +124,7 @@ def _mix(words: Words) -> Words:
 
 
 def _column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)[:, None]
+    return to_device(values, dtype, device)[:, None]
 
 
 def _keep_top_k(weights: torch.Tensor, logits: torch.Tensor, counts: Sequence[int]) -> None:
@@ -131,9 +132,10 @@ def _keep_top_k(weights: torch.Tensor, logits: torch.Tensor, counts: Sequence[in
     rows = [row for row, count in enumerate(counts) if count]
     if not rows:
         return
-    best = logits[rows].topk(max(counts)).values
+    index = row_index(rows, logits.device)
+    best = logits[index].topk(max(counts)).values
     last = best.gather(1, _column([counts[row] - 1 for row in rows], torch.int64, logits.device))
-    weights[rows] = weights[rows].masked_fill(logits[rows] < last, 0)
+    weights[index] = weights[index].masked_fill(logits[index] < last, 0)
 
 
 def _keep_top_p(weights: torch.Tensor, logits: torch.Tensor, shares: Sequence[float]) -> None:
@@ -145,7 +147,8 @@ def _keep_top_p(weights: torch.Tensor, logits: torch.Tensor, shares: Sequence[fl
     rows = [row for row, share in enumerate(shares) if share < 1]
     if not rows:
         return
-    row_weights, row_logits = weights[rows], logits[rows]
+    index = row_index(rows, logits.device)
+    row_weights, row_logits = weights[index], logits[index]
     total = row_weights.sum(dim=-1, keepdim=True)
     # In float32, as transformers compares: otherwise a share of 0.9 would keep all of ten tied tokens.
     lost = _column([1 - shares[row] for row in rows], torch.float32, logits.device)
@@ -164,4 +167,4 @@ def _keep_top_p(weights: torch.Tensor, logits: torch.Tensor, shares: Sequence[fl
     ties = row_logits == border
     ties_kept = (kept & (best == border)).sum(dim=-1, keepdim=True)
     ties_above = ties.sum(dim=-1, keepdim=True) - ties.cumsum(dim=-1)  # ties with a higher id
-    weights[rows] = row_weights.masked_fill((row_logits < border) | (ties & (ties_above >= ties_kept)), 0)
+    weights[index] = row_weights.masked_fill((row_logits < border) | (ties & (ties_above >= ties_kept)), 0)

@@ -24,6 +24,7 @@ from .logprobs import Score
 from .logprobs import score as score_with_torch
 from .scratch import SCRATCH_BYTES, rows_at_once, take_rows
 from .token_masks import TokenMasks
+from .transfer import row_index
 
 __all__ = ["Sampled", "SamplingState", "sample", "uniform"]
 
@@ -54,7 +55,8 @@ class Argmax:
         return cls(*logits.max(dim=-1))
 
     def rows(self, rows: Sequence[int]) -> Argmax:
-        return Argmax(self.values[list(rows)], self.ids[list(rows)])
+        index = row_index(rows, self.ids.device)
+        return Argmax(self.values[index], self.ids[index])
 
 
 class SamplingState:
@@ -264,7 +266,7 @@ def choose_tokens(
         if len(plain) == len(states):
             tokens = ids
         else:
-            tokens[plain] = ids
+            tokens[row_index(plain, tokens.device)] = ids
     if masked:
         usable[masked] &= tokens[masked] >= 0
     return PendingTokens(tokens, usable, logits, rows, states, score, masks)

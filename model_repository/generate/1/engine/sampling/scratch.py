@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .transfer import row_index
+
 # The most memory that the log-probabilities of a step's prompts, or the sampling of its tokens, may take. One row is
 # always processed, however large its vocabulary.
 SCRATCH_BYTES = 64 << 20
@@ -27,4 +29,4 @@ def take_rows(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     first = rows[0] if rows else 0
     if list(rows) == list(range(first, first + len(rows))):
         return logits[first : first + len(rows)]
-    return logits[list(rows)]
+    return logits[row_index(rows, logits.device)]

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .transfer import to_device
+
 WORD_BITS = 32
 Words = npt.NDArray[np.int32]
 # The index of a row without a mask.
@@ -40,6 +42,6 @@ class TokenMasks:
         """The rows of logits with -infinity for each token that is not allowed."""
         index = np.asarray(self.index)
         rows = np.where(index[:, None] == NO_MASK, np.int32(-1), self.words[index])
-        words = torch.from_numpy(rows).to(logits.device)
+        words = to_device(rows, torch.int32, logits.device)
         bits = words[:, :, None] >> torch.arange(WORD_BITS, device=logits.device, dtype=torch.int32) & 1
         return logits.masked_fill(bits.flatten(1)[:, : logits.shape[-1]] == 0, -torch.inf)
