@@ -26,6 +26,7 @@
 #include <immintrin.h>
 #endif
 
+#include "prefetch.hpp"
 #include "simd.hpp"
 
 constexpr int kTileInputs = 32, kTileWeights = kTileInputs * kVecSize, kPackedTileBytes = kTileWeights / 2 * 3;
@@ -60,6 +61,8 @@ typedef Vec16u Line;
 typedef RegGroup<RegUint, Vec16u> Line;
 #endif
 constexpr int kLineWeights = 2 * kVecSize, kTileLines = kTileWeights / kLineWeights;
+// Packed bytes of a line.
+constexpr int kPackedLineBytes = kPackedTileBytes / kTileLines;
 
 inline Line load_line(const bf16* from) {
     Line line;
@@ -69,13 +72,6 @@ inline Line load_line(const bf16* from) {
     for (int i = 0; i < kRegsPerVec; i++) memcpy(&line.regs[i], from + 2 * i * kRegSize, sizeof line.regs[i]);
 #endif
     return line;
-}
-
-// Prefetches kBytes bytes into the first-level cache, or the second-level one. always_inline: GCC takes a function that only
-// prefetches for one without effects, and drops its calls.
-template <int kBytes, int kLevel>
-__attribute__((always_inline)) inline void prefetch(const void* from) {
-    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch((const char*)from + line, 0, 4 - kLevel);
 }
 
 // Bytes between weights that are read and those that are prefetched, where the processor's own prefetching does not suffice:
@@ -95,16 +91,16 @@ struct LineUnpacker {
           low_table(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table.low))) {}
 
     void unpack(const uint8_t* tile, int i, int half, Line& first, Line& second) const {
-        // mask ? one : other, bit by bit.
-        constexpr int kSelect = 0xca;
+        // The first operand, which is overwritten, where `sign` is 0, and where it is 1; elsewhere the second.
+        constexpr int kUnlessSign = 0xd8, kIfSign = 0xe4;
         const __m512i sign = _mm512_set1_epi8(-128), nibble = _mm512_set1_epi8(15);
         const __m512i two_codes = _mm512_loadu_si512(tile + kTileWeights + i * 64);
         const __m512i codes = _mm512_and_si512(half ? _mm512_srli_epi16(two_codes, 4) : two_codes, nibble);
         const __m512i sign_fraction = _mm512_loadu_si512(tile + i * 128 + half * 64);
         const __m512i high = _mm512_ternarylogic_epi32(
-            sign, sign_fraction, _mm512_shuffle_epi8(high_table, codes), kSelect);
+            _mm512_shuffle_epi8(high_table, codes), sign_fraction, sign, kUnlessSign);
         const __m512i low = _mm512_ternarylogic_epi32(
-            sign, _mm512_shuffle_epi8(low_table, codes), sign_fraction, kSelect);
+            _mm512_shuffle_epi8(low_table, codes), sign_fraction, sign, kIfSign);
         first = (Line)_mm512_unpacklo_epi8(low, high);
         second = (Line)_mm512_unpackhi_epi8(low, high);
     }

@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "amx.hpp"
+#include "chunked_gemm.hpp"
 #include "gemv.hpp"
 #include "rows.hpp"
 #include "thread_pool.hpp"
@@ -76,25 +77,7 @@ void amx_accumulate(const Rows<bf16>& rows, int m, TileCache<bf16>& weights, int
 }
 #endif
 
-// Blocks of outputs that a pass accumulates at once, as many as fit the registers.
-constexpr int kPassBlocks = kAccumulators == 16 ? 2 : 1;
-
-// Calls `pass(m, number of rows as a constant)` for rows first + m on: passes of at most kMost rows, each within a tile of rows
-// (rows.hpp). A pass has 1, 2, 4, 8 or kMost rows; a tile is whole in memory, and results of rows beyond `count` are discarded.
-template <int kTile, int kMost, typename Pass>
-void for_each_pass(int first, int count, Pass pass) {
-    for (int m = 0, some; m < count; m += some) {
-        some = std::min({count - m, kMost, kTile - (first + m) % kTile});
-        if (some == 1) pass(m, std::integral_constant<int, 1>());
-        else if (some == 2) pass(m, std::integral_constant<int, 2>());
-        else if (some <= 4) pass(m, std::integral_constant<int, 4>());
-        else if (some <= 8 && kMost > 8) pass(m, std::integral_constant<int, 8>());
-        else pass(m, std::integral_constant<int, kMost>());
-    }
-}
-
-// Each pass of rows goes over all inputs. The first one reads the weights from memory, and the others from the second-level
-// cache.
+// Each pass goes over all inputs.
 template <typename T>
 void direct_passes(
     const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, int blocks, RowSums* sums
@@ -102,49 +85,11 @@ void direct_passes(
     const int last = block + blocks - 1;
     for_each_pass<kRowTile<T>, kRowsPerPass<T>>(first, count, [&](int m, auto number) {
         constexpr int kRows = decltype(number)::value;
-        const bool from_memory = m == 0;
         if constexpr (2 * kRows <= kAccumulators || kPassBlocks == 2)
-            gemv<kRows, 2>(rows, first + m, weights, {block, last}, from_memory, sums + m, 0);
+            gemv<kRows, 2>(rows, first + m, weights, {block, last}, sums + m, 0);
         else
-            for (int n = 0; n < blocks; n++) gemv<kRows, 1>(rows, first + m, weights, {block + n}, from_memory, sums + m, n);
+            for (int n = 0; n < blocks; n++) gemv<kRows, 1>(rows, first + m, weights, {block + n}, sums + m, n);
     });
-}
-
-// The sums before the first input.
-alignas(kCacheLine) constexpr RowSums kZeros[kPassRows] = {};
-
-// Adds the inputs [from, to), a chunk in the cache, to the sums of a pass.
-template <int kRows>
-__attribute__((noinline)) void accumulate_chunk(
-    const Rows<bf16>& rows, int m, TileCache<bf16>& weights, int from, int to, RowSums* sums
-) {
-    typedef RowType<bf16> Number;
-    for (int block = 0; block < 2; block += kPassBlocks) {
-        Accumulators<Number, kRows, kPassBlocks> totals;
-        totals.load(from ? sums : kZeros, block);
-        const Number* numbers = rows.at(m, from);
-        for (int k = from, ready = from; k < to; k += kTileInputs, numbers += kTileInputs * rows.tile()) {
-            if (k == ready) ready = weights.prepare(k);
-            const bf16* tiles[kPassBlocks];
-            for (int n = 0; n < kPassBlocks; n++) tiles[n] = weights.block(block + n) + weights.offset(k);
-            accumulate_tile(totals, numbers, rows.tile(), tiles);
-        }
-        totals.save(sums, block);
-    }
-}
-
-// Many rows and bf16_packed weights, which are unpacked once: a chunk of the inputs for all rows, then the next one.
-inline void chunked_passes(
-    const Rows<bf16>& rows, int first, int count, const PackedWeights<bf16>& packed, int block, int blocks, RowSums* sums
-) {
-    TileCache<bf16> weights(packed, rows.inputs(), block, blocks, false);
-    for (int from = 0; from < rows.inputs(); from += weights.chunk_inputs()) {
-        const int to = std::min(from + weights.chunk_inputs(), rows.inputs());
-        weights.begin_chunk(from, to);
-        for_each_pass<kRowTile<bf16>, kRowsPerPass<bf16>>(first, count, [&](int m, auto number) {
-            accumulate_chunk<decltype(number)::value>(rows, first + m, weights, from, to, sums + m);
-        });
-    }
 }
 
 #ifdef __AMX_BF16__
@@ -175,10 +120,11 @@ __attribute__((noinline)) void multiply_blocks(
         if (amx_available()) return amx_passes<false>(rows, first, count, weights, block, sums);
     }
 #endif
-    // Unpacking weights again for each pass of a few takes less time than keeping them.
-    constexpr int kDirectRows = 48;
-    if constexpr (sizeof(T) == sizeof(bf16))
-        if (weights.packed() && count > kDirectRows) return chunked_passes(rows, first, count, weights, block, blocks, sums);
+    // With few registers, products take longer than memory, and a chunk pays only where it saves unpacking.
+    constexpr int kDirectRows = kPassBlocks == 2 ? kRowsPerPass<T> : 2 * kRowsPerPass<T>;
+    const bool chunked = kPassBlocks == 2 || weights.packed();
+    if (chunked && first % kRowTile<T> % kRowsPerPass<T> + count > kDirectRows)
+        return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums);
     direct_passes(rows, first, count, weights, block, blocks, sums);
 }
 

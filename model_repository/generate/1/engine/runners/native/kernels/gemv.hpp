@@ -7,14 +7,18 @@
 #pragma once
 
 #include <cstddef>
+#include <type_traits>
 
 #include "fma.hpp"
+#include "prefetch.hpp"
 #include "tile_cache.hpp"
 
-// Adds a tile of 32 inputs, whose weights lie at weights[block]; `rows` is the first row at the tile's first input.
-template <typename Number, int kRows, int kBlocks>
+// Adds a tile of 32 inputs, whose weights lie at weights[block]; `rows` is the first row at the tile's first input. Each step
+// calls `ahead()`.
+template <typename Number, int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_tile(
-    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const Number* const (&weights)[kBlocks]
+    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const Number* const (&weights)[kBlocks],
+    Ahead& ahead
 ) {
     typedef typename StepOf<Number>::Type Step;
     constexpr int kLine = kRowLine<Number>;
@@ -22,21 +26,23 @@ TRITONLM_INLINE void accumulate_tile(
         for (int k = 0; k < kLine; k += Step::kInputs) {
             Step steps[kBlocks];
             for (int n = 0; n < kBlocks; n++) steps[n] = Step::load(weights[n] + (line + k) * kVecSize);
+            ahead();
             sums.add(0, rows + line * tile + k, steps);
         }
 }
 
 #ifndef __AVX512BF16__
 // The same for bfloat16 weights and rows in float32.
-template <int kRows, int kBlocks>
+template <int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_tile(
-    Accumulators<float, kRows, kBlocks>& sums, const float* rows, int tile, const bf16* const (&weights)[kBlocks]
+    Accumulators<float, kRows, kBlocks>& sums, const float* rows, int tile, const bf16* const (&weights)[kBlocks], Ahead& ahead
 ) {
     constexpr int kLine = kRowLine<float>;
     for (int line = 0; line < kTileInputs; line += kLine)
         for (int k = 0; k < kLine; k += 2) {
             Line lines[kBlocks];
             for (int n = 0; n < kBlocks; n++) lines[n] = load_line(weights[n] + (line + k) * kVecSize);
+            ahead();
             sums.add(0, rows + line * tile + k, lines);
         }
 }
@@ -46,11 +52,11 @@ TRITONLM_INLINE void accumulate_tile(
 // Blocks that are unpacked before they are multiplied.
 constexpr int kUnpackedBlocks = kAccumulators == 16 ? 2 : 1;
 
-// Adds the tile of 32 inputs from input k on.
-template <typename Number, int kRows, int kBlocks>
+// Adds the tile of 32 inputs from input k on. With kKeep its weights are stored at kept[block].
+template <bool kKeep, typename Number, int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_packed_tile(
     Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const LineUnpacker& unpacker,
-    const PackedBlock (&packed)[kBlocks], int k
+    const PackedBlock (&packed)[kBlocks], int k, bf16* const (&kept)[kBlocks], Ahead& ahead
 ) {
     constexpr int kSome = kUnpackedBlocks < kBlocks ? kUnpackedBlocks : kBlocks;
     for (unsigned i = 0; i < kTileLines / 4; i++)
@@ -59,65 +65,90 @@ TRITONLM_INLINE void accumulate_packed_tile(
 #pragma GCC unroll 4
             for (int n = 0; n < kBlocks; n += kSome) {
                 Line first[kSome], second[kSome];
-                for (int j = 0; j < kSome; j++) unpacker.unpack(packed[n + j].tile(k), i, half, first[j], second[j]);
+                for (int j = 0; j < kSome; j++) {
+                    unpacker.unpack(packed[n + j].tile(k), i, half, first[j], second[j]);
+                    if (!kKeep) continue;
+                    bf16* const to = kept[n + j] + (4 * i + 2 * half) * kLineWeights;
+                    memcpy(to, &first[j], sizeof(Line));
+                    memcpy(to + kLineWeights, &second[j], sizeof(Line));
+                }
                 const unsigned input = 8 * i + 4 * half, line = input / kRowLine<Number> * kRowLine<Number>;
                 const Number* from = rows + line * tile + input % kRowLine<Number>;
+                if (n == 0) ahead(), ahead();
                 sums.add(n, from, first);
                 sums.add(n, from + 2, second);
             }
 }
 
-template <typename Number, int kRows, int kBlocks>
+// Adds the inputs [from, to). With kKeep their weights are stored at kept[block].
+template <bool kKeep, typename Number, int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_packed(
-    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const PackedWeights<bf16>& weights, int inputs,
-    const int (&blocks)[kBlocks], bool from_memory
+    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const ExponentTable& exponents,
+    PackedBlock (&packed)[kBlocks], int from, int to, bf16* const (&kept)[kBlocks], Ahead ahead
 ) {
-    const LineUnpacker unpacker(weights.exponents);
-    PackedBlock packed[kBlocks];
-    for (int n = 0; n < kBlocks; n++) packed[n] = PackedBlock(weights, inputs, blocks[n]);
-    for (int k = 0; k < inputs; k += kTileInputs) {
+    const LineUnpacker unpacker(exponents);
+    alignas(kCacheLine) bf16 tiles[kBlocks][kKeep ? 1 : kTileWeights];
+    for (int k = from; k < to; k += kTileInputs, rows += kTileInputs * tile) {
         bool has_outliers = false;
+        bf16* unpacked[kBlocks];
         for (int n = 0; n < kBlocks; n++) {
             has_outliers |= packed[n].has_outliers(k);
-            if (from_memory) prefetch<kPackedTileBytes, 1>(packed[n].tile(k) + kPrefetchAhead);
+            unpacked[n] = kKeep ? kept[n] + (k - from) * kVecSize : tiles[n];
         }
         if (__builtin_expect(has_outliers, 0)) {
-            alignas(kCacheLine) bf16 tiles[kBlocks][kTileWeights];
-            const bf16* from[kBlocks];
-            for (int n = 0; n < kBlocks; n++) packed[n].unpack(k, weights.exponents, tiles[n]), from[n] = tiles[n];
-            accumulate_tile(sums, rows + (size_t)k * tile, tile, from);
-        } else accumulate_packed_tile(sums, rows + (size_t)k * tile, tile, unpacker, packed, k);
+            const bf16* weights[kBlocks];
+            for (int n = 0; n < kBlocks; n++) packed[n].unpack(k, exponents, unpacked[n]), weights[n] = unpacked[n];
+            accumulate_tile(sums, rows, tile, weights, ahead);
+        } else accumulate_packed_tile<kKeep>(sums, rows, tile, unpacker, packed, k, unpacked, ahead);
     }
 }
 #endif
 
+// A pass that reads weights from memory prefetches this many bytes ahead in each block of outputs.
+constexpr int kPassAhead = kAccumulators == 16 ? 4096 : 6144, kPackedPassAhead = 3072;
+
+// For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line of `bytes` in each at every step.
+template <int kBlocks>
+SpreadPrefetch<kBlocks> prefetch_blocks(const char* const (&blocks)[kBlocks], int bytes, int ahead) {
+    const char* const from = blocks[0] + ahead;
+    if (kBlocks == 2) return {from, blocks[kBlocks - 1] + ahead, bytes};
+    return {from, from + bytes, 2 * bytes};
+}
+
 // sums[i][to_block + n] = row first + i times block blocks[n].
 template <int kRows, int kBlocks, typename T>
 __attribute__((noinline)) void gemv(
-    const Rows<T>& rows, int first, const PackedWeights<T>& weights, const int (&blocks)[kBlocks], bool from_memory,
-    RowSums* to, int to_block
+    const Rows<T>& rows, int first, const PackedWeights<T>& weights, const int (&blocks)[kBlocks], RowSums* to, int to_block
 ) {
     Accumulators<RowType<T>, kRows, kBlocks> sums;
     sums.clear();
-    const int inputs = rows.inputs();
+    const int inputs = rows.inputs(), tile = rows.tile();
     const RowType<T>* numbers = rows.at(first);
-    const int tile = rows.tile();
+    const char* begin[kBlocks];
 #ifdef TRITONLM_UNPACKS
     if constexpr (sizeof(T) == sizeof(bf16))
         if (weights.packed()) {
-            accumulate_packed(sums, numbers, tile, weights, inputs, blocks, from_memory);
+            PackedBlock packed[kBlocks];
+            bf16* const kept[kBlocks] = {};
+            for (int n = 0; n < kBlocks; n++) {
+                packed[n] = PackedBlock(weights, inputs, blocks[n]);
+                begin[n] = (const char*)packed[n].tile(0);
+            }
+            const auto ahead = prefetch_blocks(begin, kPackedLineBytes, kPackedPassAhead);
+            accumulate_packed<false>(sums, numbers, tile, weights.exponents, packed, 0, inputs, kept, ahead);
             return sums.save(to, to_block);
         }
 #endif
-    // The processor's own prefetching suffices where weights are all that is read.
-    constexpr bool kPrefetches = sizeof(T) == sizeof(bf16) && kRows > 4;
+    // The processor's own prefetching suffices for one row.
+    constexpr bool kPrefetches = kRows > 1;
+    for (int n = 0; n < kBlocks; n++) begin[n] = reinterpret_cast<const char*>(weights.block(blocks[n], inputs));
+    typedef std::conditional_t<kPrefetches, SpreadPrefetch<kBlocks>, NoPrefetch> Ahead;
+    Ahead ahead;
+    if constexpr (kPrefetches) ahead = prefetch_blocks(begin, kCacheLine, kPassAhead);
     for (int k = 0; k < inputs; k += kTileInputs) {
         const T* tiles[kBlocks];
-        for (int n = 0; n < kBlocks; n++) {
-            tiles[n] = static_cast<const T*>(weights.values) + ((size_t)blocks[n] * inputs + k) * kVecSize;
-            if (kPrefetches && from_memory) prefetch<kTileWeights * sizeof(T), 1>((const char*)tiles[n] + kPrefetchAhead);
-        }
-        accumulate_tile(sums, numbers + (size_t)k * tile, tile, tiles);
+        for (int n = 0; n < kBlocks; n++) tiles[n] = reinterpret_cast<const T*>(begin[n]) + (size_t)k * kVecSize;
+        accumulate_tile(sums, numbers + (size_t)k * tile, tile, tiles, ahead);
     }
     sums.save(to, to_block);
 }

@@ -27,6 +27,8 @@ struct PackedWeights {
     ExponentTable exponents;
 
     bool packed() const { return kCanUnpack && sizeof(T) == sizeof(bf16) && outlier_offsets; }
+    // Of weights that are not packed.
+    const T* block(int n, int inputs) const { return static_cast<const T*>(values) + (size_t)n * inputs * kVecSize; }
 };
 
 // The tiles of one bf16_packed block of outputs, read from the first to the last.
@@ -101,7 +103,7 @@ class TileCache {
 
     bool packed() const { return weights_.packed(); }
     const T* values(int n, int input) const {
-        return static_cast<const T*>(weights_.values) + ((size_t)(block_ + n) * inputs_ + input) * kVecSize;
+        return weights_.block(block_ + n, inputs_) + (size_t)input * kVecSize;
     }
 
     void unpack(int n) {

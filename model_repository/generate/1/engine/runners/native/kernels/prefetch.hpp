@@ -1,0 +1,35 @@
+// Prefetches of weights that are spread over the steps of a pass, so that memory is read while products are computed: a burst
+// of prefetches fills the processor's queue of cache misses, and the loads behind it wait.
+//
+// Layout: a step multiplies one line of 64 bytes of each block of outputs (fma.hpp), or its 48 packed bytes (bf16_packed.hpp).
+// ISA variants: none. A prefetch changes no result: the tests of gemm.hpp. It knows addresses, not what lies there.
+#pragma once
+
+// Prefetches kBytes bytes into the first-level cache, or the second-level one. always_inline: GCC takes a function that only
+// prefetches for one without effects, and drops its calls.
+template <int kBytes, int kLevel>
+__attribute__((always_inline)) inline void prefetch(const void* from) {
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch((const char*)from + line, 0, 4 - kLevel);
+}
+
+// For weights that are in the cache.
+struct NoPrefetch {
+    __attribute__((always_inline)) void operator()() {}
+};
+
+// Two streams of bytes. Each step prefetches kLines lines, of one stream and then of the other; a stream advances by `stride`
+// bytes at a time.
+template <int kLines>
+struct SpreadPrefetch {
+    const char *from, *other;
+    int stride;
+
+    __attribute__((always_inline)) void operator()() {
+        for (int line = 0; line < kLines; line++) {
+            __builtin_prefetch(from, 0, 3);
+            const char* const next = from + stride;
+            from = other;
+            other = next;
+        }
+    }
+};
