@@ -79,9 +79,8 @@ class Attention : public KVLayout<T> {
     using KVLayout<T>::head_dim_, KVLayout<T>::head_offset, KVLayout<T>::heads_per_kv_, KVLayout<T>::num_heads_;
     using KVLayout<T>::pairs_, KVLayout<T>::step_;
 
-    // Queries of an item at most: each key that is loaded is multiplied with all of them. Tokens of a tile: its scores, 52
-    // KiB, stay in the second-level cache, and so do its keys and values.
-    static constexpr int kMaxQueries = 48, kTileTokens = 256, kItemsPerThread = 2;
+    // Queries of an item at most: each key that is loaded is multiplied with all of them.
+    static constexpr int kMaxQueries = 48, kItemsPerThread = 2;
     // Room for a vector beyond the tile.
     static constexpr size_t kScoreStride = kTileTokens + kVecSize;
 
@@ -193,8 +192,7 @@ class Attention : public KVLayout<T> {
             for_each_range([&](int n, int count, int row, int from, int to) {
                 float* scores = &scratch.scores[n * kScoreStride + from - tile];
                 const PagedTokens<T> keys = tokens_of(item.keys, item, row), values = tokens_of(item.values, item, row);
-                const UpcomingKV<T> kv{keys, values, kTileTokens, count == item.count ? shared : end_token(row)};
-                matmuls.score(queries + (size_t)n * head_dim_, scratch.query_scales + n, count, kv, from, to, scores);
+                matmuls.score(queries + (size_t)n * head_dim_, scratch.query_scales + n, count, keys, values, from, to, scores);
             });
             weigh_scores<Number>(item, tile, begin, tile_end, scratch);
             for_each_range([&](int n, int count, int row, int from, int to) {
@@ -215,7 +213,7 @@ class Attention : public KVLayout<T> {
     }
 
     PagedTokens<T> tokens_of(const T* cache, const Item& item, int row) const {
-        return {cache + head_offset(item.head), block_table(row), block_size_, block_tokens_, head_dim_};
+        return {cache + head_offset(item.head), block_table(row), block_size_, block_tokens_, head_dim_, end_token(row)};
     }
 
     // Scores of a tile's tokens [begin, end) become weights, and the sums so far are multiplied by the softmax's factor.

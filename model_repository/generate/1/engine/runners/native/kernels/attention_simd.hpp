@@ -81,9 +81,9 @@ class SimdAttention {
     // Tokens [from, to), and up to 15 more if `to` is not a multiple of 16. scores[0] is that of token `from`. `query_scales`
     // are those of int8.
     void score(
-        const Number* queries, const float* query_scales, int count, const UpcomingKV<T>& kv, int from, int to, float* scores
+        const Number* queries, const float* query_scales, int count, const PagedTokens<T>& keys, const PagedTokens<T>&,
+        int from, int to, float* scores
     ) const {
-        const PagedTokens<T>& keys = kv.keys;
         for (int token = from; token < to;) {
             KeyVectors vectors;
             for (; vectors.count < kKeyVectors && token < to; vectors.count++) {
@@ -91,6 +91,7 @@ class SimdAttention {
                 vectors.keys[at] = keys.block(token) + token % keys.block_tokens * Fma::kInputs;
                 vectors.scores[at] = scores + token - from;
                 if (kScaled) vectors.scales[at] = keys.scales(token);
+                if (kScaled && count <= kPassQueries) keys.prefetch(token + kPrefetchTokens);
                 token = std::min(token + kVecSize, end);
             }
             for (int n = vectors.count; n < kKeyVectors; n++) {
@@ -111,7 +112,8 @@ class SimdAttention {
             for_each_pass(count, [&](auto pass, int n) {
                 constexpr int kVecs = vectors_per_pass(pass());
                 weigh_vectors<pass(), kVecs>(
-                    weights + n * weight_stride_ + begin - from, values, begin, end, 0, sums + (size_t)n * head_dim_
+                    weights + n * weight_stride_ + begin - from, values, begin, end, 0, sums + (size_t)n * head_dim_,
+                    kScaled && count <= kPassQueries
                 );
             });
         }
@@ -122,6 +124,9 @@ class SimdAttention {
     // Keys that stay in the first-level cache while all queries pass: 64 of them, 16 KiB of float32 with head_dim 64. And
     // values: 32 KiB, so many because the sums are loaded and stored once for them.
     static constexpr int kKeyVectors = 4, kCachedValues = 128;
+    // How far ahead keys and values in int8 are prefetched, where one pass over them does all queries. For others it gained
+    // nothing.
+    static constexpr int kPrefetchTokens = 128;
     // Queries of a pass, and accumulators beside which a pass's operands fit the registers.
     static constexpr int kPassQueries = 6, kPassAccumulators = kAccumulators == 4 ? 6 : 24;
 
@@ -197,15 +202,17 @@ class SimdAttention {
     // All vectors of the head from vector `vec` on, kVecs at a time.
     template <int kQueries, int kVecs>
     void weigh_vectors(
-        const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, Sum* sums
+        const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, Sum* sums, bool prefetches
     ) const {
         for (; vec + kVecs <= head_dim_ / kVecSize; vec += kVecs)
-            weigh_pass<kQueries, kVecs>(weights, values, from, to, vec, sums + vec * kVecSize);
-        if constexpr (kVecs > 1) weigh_vectors<kQueries, kVecs / 2>(weights, values, from, to, vec, sums);
+            weigh_pass<kQueries, kVecs>(weights, values, from, to, vec, sums + vec * kVecSize, prefetches && vec == 0);
+        if constexpr (kVecs > 1) weigh_vectors<kQueries, kVecs / 2>(weights, values, from, to, vec, sums, prefetches);
     }
 
     template <int kQueries, int kVecs>
-    void weigh_pass(const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, Sum* sums) const {
+    void weigh_pass(
+        const Number* weights, const PagedTokens<T>& values, int from, int to, int vec, Sum* sums, bool prefetches
+    ) const {
         typename Fma::Sums totals[kQueries][kVecs];
 #pragma GCC unroll 6
         for (int n = 0; n < kQueries; n++)
@@ -213,6 +220,7 @@ class SimdAttention {
             for (int i = 0; i < kVecs; i++) totals[n][i] = load_regs(sums + (size_t)n * head_dim_ + i * kVecSize);
         for (int token = from, end; token < to; token = end) {
             end = values.block_end(token, to);
+            if (prefetches) values.prefetch(token + kPrefetchTokens);
             const T* value = values.block(token) + (size_t)vec * kVecSize * Fma::kInputs;
             value += (size_t)(token % values.block_tokens) * head_dim_;
             const Number* weight = weights + token - from;

@@ -24,13 +24,17 @@
 #include "simd.hpp"
 #include "step.hpp"
 
+// Tokens of a tile of attention: its scores for 48 queries, 52 KiB, its keys and its values stay in the second-level cache.
+constexpr int kTileTokens = 256;
+
 // The keys, or values, of one KV head of a sequence: its block of token t begins at cache + table[t / B] * block_size.
 template <typename T>
 struct PagedTokens {
     const T* cache;
     const int32_t* table;
     size_t block_size;
-    int block_tokens, head_dim;
+    // The tokens from `end` on are not read.
+    int block_tokens, head_dim, end;
 
     const T* block(int token) const { return cache + table[token / block_tokens] * block_size; }
     // In int8: the scales from this token on.
@@ -39,24 +43,14 @@ struct PagedTokens {
     }
     // The end of the tokens from here that lie in one block, at most `to`.
     int block_end(int token, int to) const { return std::min(token / block_tokens * block_tokens + block_tokens, to); }
-};
 
-// Keys that are read now, and what is read after them: their values, and the keys of `shift` tokens later, before `end`.
-template <typename T>
-struct UpcomingKV {
-    PagedTokens<T> keys, values;
-    int shift, end;
-
-    // Into the second-level cache, for 16 tokens: all of them if a block holds 16 tokens, the default; with other sizes it
-    // is a hint without effect on the result. AMX multiplies a block in less time than memory takes; without AMX a prefetch
-    // gained nothing.
-    void prefetch(int token, int head_dim) const {
-        prefetch_block(values.block(token), head_dim);
-        if (token + shift < end) prefetch_block(keys.block(token + shift), head_dim);
-    }
-
-  private:
-    static void prefetch_block(const T* from, int head_dim) {
+    // Into the second-level cache, for 16 tokens: all of them if a block holds 16 tokens, the default; with other sizes it is a
+    // hint without effect on the result. A block's tokens of one head are too few for the hardware to foresee the next ones.
+    void prefetch(int token) const {
+        if (token >= end) return;
+        const T* const from = block(token);
+        // GCC 12 takes a function of prefetches for one without effect, and deletes its calls. This is an effect.
+        asm volatile("");
         for (int i = 0; i < head_dim * kVecSize; i += kCacheLine / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
     }
 };
