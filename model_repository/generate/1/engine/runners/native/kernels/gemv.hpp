@@ -143,12 +143,11 @@ __attribute__((noinline)) void gemv(
             return sums.save(to, to_block);
         }
 #endif
-    // The processor's own prefetching suffices for one row.
-    constexpr bool kPrefetches = kRows > 1;
     for (int n = 0; n < kBlocks; n++) begin[n] = reinterpret_cast<const char*>(weights.block(blocks[n], inputs));
-    typedef std::conditional_t<kPrefetches, BlockPrefetch<kBlocks>, NoPrefetch> Ahead;
-    Ahead ahead;
-    const int turn = inputs - kPassAhead / (int)kCacheLine * kLineInputs<T>;
+    [[maybe_unused]] const int turn = inputs - kPassAhead / (int)kCacheLine * kLineInputs<T>;
+    // For few rows of float32 the processor's own prefetching is faster.
+    constexpr bool kPrefetches = sizeof(T) == sizeof(bf16) || kRows > 4;
+    std::conditional_t<kPrefetches, BlockPrefetch<kBlocks>, NoPrefetch> ahead;
     if constexpr (kPrefetches) ahead = prefetch_blocks(begin, kCacheLine, kPassAhead, turn);
     for (int k = 0; k < inputs; k += kTileInputs) {
         ahead.begin_tile(k);

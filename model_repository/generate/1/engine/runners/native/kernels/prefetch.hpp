@@ -14,7 +14,6 @@ __attribute__((always_inline)) inline void prefetch(const void* from) {
     for (int line = 0; line < kBytes; line += 64) __builtin_prefetch((const char*)from + line, 0, 4 - kLevel);
 }
 
-// For weights that are in the cache.
 struct NoPrefetch {
     __attribute__((always_inline)) void operator()() {}
     __attribute__((always_inline)) void begin_tile(int) {}
