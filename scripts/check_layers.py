@@ -16,7 +16,9 @@ from pathlib import Path
 SOURCE_ROOTS = ("client", "model_repository/*/1", "scripts", "tests")
 
 ENGINE = "model_repository/*/1/engine"
-TRITON = ("triton_python_backend_utils", "tritonclient", "pytriton")
+GPU_MACHINE = ("numpy", "safetensors", "tokenizers", "torch", "transformers", "triton")
+# Imported for the first grammar, and for a GGUF file; tests/inference/test_gpu_check.py runs without them.
+IMPORTED_LATE = ("gguf", "llguidance")
 HTTP = ("httpx", "fastapi", "requests", "aiohttp", "urllib3")
 
 
@@ -37,9 +39,8 @@ class Rule:
 RULES = (
     Rule(
         (f"{ENGINE}/**/*.py",),
-        never=(*TRITON, *HTTP, "tritonlm"),
-        but=("tritonlm.contract",),
-        why="the engine speaks token ids",
+        only=(*GPU_MACHINE, *IMPORTED_LATE, "engine", "tritonlm.contract"),
+        why="the engine speaks token ids, and needs no packages that a GPU machine lacks",
     ),
     Rule(
         (f"{ENGINE}/scheduling/*.py", f"{ENGINE}/request.py", f"{ENGINE}/output/release.py"),
@@ -64,6 +65,11 @@ RULES = (
         ("client/tritonlm/client/*.py",),
         never=("fastapi", "torch", "grpc", "tritonclient", "tokenizers"),
         why="the client reaches Triton through its transport",
+    ),
+    Rule(
+        ("client/tritonlm/client/chat_parsing/**/*.py",),
+        only=("tritonlm.client.chat_parsing", "tritonlm.contract", "transformers.utils.chat_parsing"),
+        why="parsers are plain Python, and the client installs without more",
     ),
     Rule(
         ("client/tritonlm/client/transport/**/*.py",),

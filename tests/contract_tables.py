@@ -43,6 +43,7 @@ _TENSORS_BY_ROUTE = (
     ("caller → LM", tensors.LM_INPUTS),
     ("LM → caller", tensors.LM_OUTPUTS),
     ("tokenize → generate", tensors.TOKENIZE_OUTPUTS),
+    ("tokenize → caller", (tensors.RENDERED_PROMPT,)),
     ("generate → detokenize", (tensors.CHUNK,)),
     ("caller → generate", (tensors.CONTROL,)),
     ("generate → caller", (tensors.REPORT, tensors.EMBEDDING, tensors.USAGE)),

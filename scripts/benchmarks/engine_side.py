@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 from engine.config import INT8, EngineConfig  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.request import Request  # noqa: E402
+from engine.runners.interface import Runner  # noqa: E402
 from engine.runners.native import build  # noqa: E402
 from engine.runners.native.runner import unsupported_reason  # noqa: E402
 from engine.runners.native.weights import bf16_packing_pays  # noqa: E402
@@ -45,8 +47,78 @@ def weight_bytes(folder: Path, dtype: torch.dtype, weights: str = "full") -> flo
     return 1.5 if dtype == torch.bfloat16 and bf16_packing_pays(library) else dtype.itemsize
 
 
-class EngineSide:
+class SteppedEngine:
     """An engine whose steps run on this thread."""
+
+    def __init__(self, runner: Runner, config: EngineConfig, decode: Callable[[list[int], bool], str]) -> None:
+        self.runner = runner
+        self._engine = Engine(runner, config, decode, ())
+
+    def metric_values(self) -> dict[str, float]:
+        return self._engine.metric_values()
+
+    def measure(self, prompts: Prompts, new_tokens: int, temperature: float = 0.0) -> Seconds:
+        parameters = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": temperature, "seed": 0})
+        finished: list[bool] = []
+
+        def deliver(_: object, last: bool) -> None:
+            if last:
+                finished.append(True)
+
+        start = time.perf_counter()
+        requests = self._submit(prompts, parameters, deliver)
+        while not all(request.has_first_token for request in requests):
+            self._step()
+        middle = time.perf_counter()
+        # Sequences that were prefilled first have decoded already: only the tokens from here on are counted.
+        remaining = sum(new_tokens - request.generated for request in requests)
+        while len(finished) < len(requests):
+            self._step()
+        # None are left where each sequence gets one token.
+        scale = len(prompts) * (new_tokens - 1) / remaining if remaining else 0.0
+        return Seconds(middle - start, (time.perf_counter() - middle) * scale)
+
+    def steps(self, prompts: Prompts, new_tokens: int) -> Iterator[list[Request]]:
+        """Generate greedily, and yield the requests after each step; the caller may stop at any time."""
+        parameters = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": 0, "seed": 0})
+        finished: list[bool] = []
+        requests = self._submit(prompts, parameters, lambda _, last: finished.append(last))
+        while sum(finished) < len(requests):
+            self._step()
+            yield requests
+
+    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
+        """The log-probabilities of a prompt's tokens, but for the first one."""
+        parameters = SamplingParameters.from_mapping({"max_tokens": 0, "seed": 0, "echo": True, "logprobs": 0})
+        items: list[Any] = []
+        self._submit([prompt], parameters, lambda item, _: items.append(item), stream=False)
+        while not items:
+            self._step()
+        entries = [entry for chunk in items for entry in chunk.logprobs]
+        return [entry.logprob for entry in entries[1:]]
+
+    def _submit(
+        self,
+        prompts: Prompts,
+        parameters: SamplingParameters,
+        deliver: Callable[[Any, bool], None],
+        *,
+        stream: bool = True,
+    ) -> list[Request]:
+        generation = GenerationRequest(parameters, stream)
+        requests = [Request(str(i), prompt, generation, deliver) for i, prompt in enumerate(prompts)]
+        for request in requests:
+            self._engine.submit(request)
+        return requests
+
+    def _step(self) -> None:
+        self._engine.process_inbox()
+        self._engine.step()
+        self._engine.deliver_now()
+
+
+class EngineSide(SteppedEngine):
+    """The engine of a checkpoint."""
 
     def __init__(
         self,
@@ -68,52 +140,9 @@ class EngineSide:
             speculative_tokens=speculative_tokens,
             **settings,
         )
-        self.runner = open_runner(folder, config, torch.device(device))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._engine = Engine(
-            self.runner, config, lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip), ()
+        super().__init__(
+            open_runner(folder, config, torch.device(device)),
+            config,
+            lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip),
         )
-
-    def metric_values(self) -> dict[str, float]:
-        return self._engine.metric_values()
-
-    def measure(self, prompts: Prompts, new_tokens: int, temperature: float = 0.0) -> Seconds:
-        parameters = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": temperature, "seed": 0})
-        finished: list[bool] = []
-
-        def deliver(_: object, last: bool) -> None:
-            if last:
-                finished.append(True)
-
-        requests = [
-            Request(str(i), prompt, GenerationRequest(parameters, True), deliver) for i, prompt in enumerate(prompts)
-        ]
-        start = time.perf_counter()
-        for request in requests:
-            self._engine.submit(request)
-        while not all(request.has_first_token for request in requests):
-            self._step()
-        middle = time.perf_counter()
-        # Sequences that were prefilled first have decoded already: only the tokens from here on are counted.
-        remaining = sum(new_tokens - request.generated for request in requests)
-        while len(finished) < len(requests):
-            self._step()
-        # None are left where each sequence gets one token.
-        scale = len(prompts) * (new_tokens - 1) / remaining if remaining else 0.0
-        return Seconds(middle - start, (time.perf_counter() - middle) * scale)
-
-    def prompt_logprobs(self, prompt: list[int]) -> list[float]:
-        """The log-probabilities of a prompt's tokens, but for the first one."""
-        parameters = SamplingParameters.from_mapping({"max_tokens": 0, "seed": 0, "echo": True, "logprobs": 0})
-        items: list[Any] = []
-        request = Request("prompt", prompt, GenerationRequest(parameters, False), lambda item, _: items.append(item))
-        self._engine.submit(request)
-        while not items:
-            self._step()
-        entries = [entry for chunk in items for entry in chunk.logprobs]
-        return [entry.logprob for entry in entries[1:]]
-
-    def _step(self) -> None:
-        self._engine.process_inbox()
-        self._engine.step()
-        self._engine.deliver_now()

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,13 @@ class Cost:
 
     @classmethod
     def of(cls, folder: Path) -> Cost:
+        return cls.of_shapes(_shapes(folder), AutoConfig.from_pretrained(folder).get_text_config())
+
+    @classmethod
+    def of_shapes(cls, shapes: Mapping[str, Sequence[int]], config: Any) -> Cost:
+        """From the tensors' shapes by name, and the configuration of the language model."""
         layers = head = experts = embedding = 0
-        for name, shape in _shapes(folder).items():
+        for name, shape in shapes.items():
             count = math.prod(shape)
             if _HEAD.search(name):
                 head += count
@@ -49,7 +55,6 @@ class Cost:
                 experts += count
             elif len(shape) > 1:
                 layers += count
-        config: Any = AutoConfig.from_pretrained(folder).get_text_config()
         routed = [getattr(config, name, None) or 0 for name in ("num_experts_per_tok", "num_experts")]
         num_experts = routed[1] or getattr(config, "num_local_experts", None) or 0
         # A tied LM head is the embedding.

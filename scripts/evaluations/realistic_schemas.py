@@ -12,17 +12,22 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-_NOUNS = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_NOUNS = _words(
     "order invoice customer address product review ticket event booking flight recipe song article author repository "
-    "commit issue job node cluster metric alert patient visit account payment shipment device sensor reading route stop "
-    "lesson student grade survey answer message thread contact note task project release licence policy claim"
-).split()
-_FIELDS = (
+    "commit issue job node cluster metric alert patient visit account payment shipment device sensor reading route "
+    "stop lesson student grade survey answer message thread contact note task project release licence policy claim"
+)
+_FIELDS = _words(
     "id name title label code status kind owner city country street zip phone email url language currency amount price "
     "total tax count quantity weight height score rank rating level priority size duration latitude longitude created "
     "updated due start end color unit version branch path host port user group role tag comment summary reason source"
-).split()
-_WORDS = "open closed pending active low medium high red green blue small large daily weekly admin guest draft".split()
+)
+_WORDS = _words("open closed pending active low medium high red green blue small large daily weekly admin guest draft")
 _FORMATS = ("date", "date-time", "time", "email", "uuid", "ipv4", "hostname")
 _PATTERNS = ("^[A-Z]{3}-[0-9]{4}$", "^[a-z][a-z0-9_]{0,9}$", "^#[0-9a-f]{6}$", "^(yes|no)$", "^\\d{3}-\\d{2}$")
 # Each is refused: the keyword that the message must name.
@@ -83,7 +88,15 @@ class _Generator:
             self._text, self._text, self._number, self._number, self._choice, self._choice, self._flag, self._nullable,
         ]  # fmt: skip
         if depth < 3:
-            kinds += [self._array, self._array, self._object, self._alternatives, self._variants, self._tuple, self._map]
+            kinds += [
+                self._array,
+                self._array,
+                self._object,
+                self._alternatives,
+                self._variants,
+                self._tuple,
+                self._map,
+            ]
         return self._random.choice(kinds)(depth)
 
     def _text(self, depth: int) -> Schema:

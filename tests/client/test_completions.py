@@ -232,7 +232,7 @@ def test_a_chat_has_openais_fields_streamed_and_complete() -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"), ({"logprobs": 5}, "logprobs"),
         ({"echo": True}, "echo"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"), ({"max_tokens": 0}, "max_tokens"),
-        ({"tools": []}, "tools"),
+        ({"tools": [{}]}, "tools[0]"), ({"tools": {}}, "tools"), ({"tool_choice": "required"}, "tool_choice"),
     ],
 )  # fmt: skip
 def test_bad_chats_are_refused_by_name(arguments: dict[str, Any], param: str) -> None:
@@ -271,3 +271,35 @@ def test_a_lost_chunk_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> Non
     received = run(streamed("a b c", seed=1, max_tokens=40))
     assert lost
     assert [chunk.choices[0].text for chunk in received] == [chunk.choices[0].text for chunk in expected]
+
+
+NUMBER = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "sent", "shown"),
+    [
+        ("response_format", NUMBER, {"json": {"not": {}}}, "response_format.json_schema.schema"),
+        ("guided_choice", ["a", "b"], {"choice": ["a", "b"]}, "guided_choice"),
+        ("structured_outputs", {"regex": "a"}, {"regex": "a"}, "structured_outputs.regex"),
+    ],
+)
+def test_a_constraint_is_sent_under_one_name_and_refused_under_the_callers(
+    chat: bool, stream: bool, name: str, value: Any, sent: Any, shown: str
+) -> None:
+    async def refused() -> InvalidRequest:
+        transport = FakeTransport()
+        kind = next(iter(sent))
+        error = InvalidRequest(f"structured_outputs.{kind}: it is wrong", f"structured_outputs.{kind}")
+        transport.trouble = [error]
+        async with AsyncClient(transports=[transport]) as client:
+            calls: Any = client.chat.completions if chat else client.completions
+            with pytest.raises(InvalidRequest) as refusal:
+                await calls.create(LM, CHAT if chat else "Once", stream=stream, **{name: value})
+            assert [call.parameters["structured_outputs"] for call in transport.calls] == [sent]
+            return refusal.value
+
+    error = run(refused())
+    assert (error.message, error.param) == (f"{shown}: it is wrong", shown)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from tritonlm.client.transport import Call, Prompt, PromptEmbedding, RepositoryM
 from tritonlm.client.types import Logprob, Piece, TopLogprob
 from tritonlm.contract import (
     ContextLengthExceeded,
-    InvalidRequest,
     ModelNotFound,
     NotLoaded,
     NotOffered,
@@ -27,6 +25,8 @@ from tritonlm.contract import (
     Unavailable,
 )
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, RETIRE, STATUS, Command
+
+from fakes.models import load_module
 
 LM = "fake"
 CONTEXT = 512
@@ -56,6 +56,11 @@ class FakeTransport:
         self.loads, self.load_seconds = 0, 0.0
         self.load_trouble: TritonLMError | None = None
         self.has_chats = True
+        # The end of rendered chats.
+        self.generation_prompt = "assistant:"
+        self.about: dict[str, Any] = ABOUT_LM
+        # Answered to calls instead of a random text, if set: one piece for each string, one list for each call.
+        self.answers: list[list[str]] = []
         self.has_embeddings = True
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
@@ -70,7 +75,8 @@ class FakeTransport:
         self.running.add(call.request_id)
         ended = False
         try:
-            for number, made in enumerate(pieces_of(call)):
+            made_pieces = scripted(call, self.answers.pop(0)) if self.answers else pieces_of(call)
+            for number, made in enumerate(made_pieces):
                 await asyncio.sleep(self.pause)
                 piece = cancelled(made) if call.request_id in self.cancelled else made
                 if self.breaks_after and self.breaks_after[0] == number:
@@ -113,7 +119,7 @@ class FakeTransport:
             state = {"state": "running", "position": 0, "completion_tokens": 1}
             return {"requests": [state] if command.request_id in self.running else []}
         if command.name == ABOUT:
-            return ABOUT_LM
+            return self.about
         assert command.name in (PING, STATUS, RETIRE)
         return {
             "created": 1, "context_length": CONTEXT, "device": "cpu", "dtype": "float32", "slots": 64, "places": 64,
@@ -125,6 +131,12 @@ class FakeTransport:
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         self._find(model)
         return [*([0] if add_special_tokens else []), *prompt_text(prompt).encode()]
+
+    async def render(self, model: str, prompt: Prompt) -> str:
+        self._find(model)
+        if not self.has_chats:
+            raise NotOffered("this model has no chat template; use /v1/completions", "messages")
+        return f"{prompt_text(prompt)}\n{self.generation_prompt}"
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         self._find(model)
@@ -164,10 +176,20 @@ def prompt_text(prompt: Prompt) -> str:
         return prompt.text
     if prompt.input_ids is not None:
         return "".join(chr(32 + token_id % 90) for token_id in prompt.input_ids)
-    contents = [message.get("content") for message in json.loads(prompt.messages or "[]")]
-    if not all(isinstance(content, str) for content in contents):
-        raise InvalidRequest("messages[0].content must be a string", "messages[0].content")
-    return "".join(contents)
+    chat = load_module("tokenize", "messages").read_chat(prompt.messages)
+    return "".join(message["content"] for message in chat.messages)
+
+
+def scripted(call: Call, texts: Sequence[str]) -> list[Piece]:
+    """An answer of these texts; not streamed, they are one."""
+    parts = list(texts) if call.stream else ["".join(texts)]
+    return [
+        Piece(
+            index=index, text=text, finish_reason="stop" if index + 1 == len(parts) else "", prompt_tokens=3,
+            completion_tokens=index + 1, cached_tokens=0, seed=1, token_ids=[], logprobs=None,
+        )
+        for index, text in enumerate(parts)
+    ]  # fmt: skip
 
 
 def pieces_of(call: Call) -> list[Piece]:
@@ -188,7 +210,7 @@ def pieces_of(call: Call) -> list[Piece]:
     shown = text
     if params.echo:
         shown = prompt + text
-        entries = [_entry(prompt, 0, rng, first=True), *entries]
+        entries = [*_prompt_entries(call.prompt, prompt, rng), *entries]
     if not call.stream:
         return [replace(_piece(0, shown, reason, prompt, used, params, words, entries), stop=stopped)]
     # After this many words: the text up to a position within the last word. The rest is held back.
@@ -214,6 +236,17 @@ def pieces_of(call: Call) -> list[Piece]:
     sent = [count for count, _ in cuts].index(len(params.resume_token_ids)) + 1
     assert [WORDS.index(word) for word in words[: len(params.resume_token_ids)]] == list(params.resume_token_ids)
     return [replace(piece, index=index) for index, piece in enumerate(pieces[sent:])]
+
+
+def _prompt_entries(prompt: Prompt, text: str, rng: random.Random) -> list[Logprob]:
+    """Of ids an entry for each, whose value depends on the ids up to it."""
+    if prompt.input_ids is None:
+        return [_entry(text, 0, rng, first=True)]
+    ids = prompt.input_ids
+    return [
+        _entry(character, 0, random.Random(str(ids[: index + 1])), first=index == 0)
+        for index, character in enumerate(text)
+    ]
 
 
 def _entry(word: str, alternatives: int, rng: random.Random, first: bool = False) -> Logprob:

@@ -136,7 +136,7 @@ BAD: list[tuple[str, dict[str, Any], str | None]] = [
     ("/v1/completions", {"model": LM, "prompt": "a", "timeout": 3}, "timeout"),
     ("/v1/completions", {"model": LM, "prompt": "a", "request_id": "x"}, "request_id"),
     ("/v1/chat/completions", {"model": LM, "messages": []}, "messages"),
-    ("/v1/chat/completions", {"model": LM, "messages": CHAT, "tools": [{}]}, "tools"),
+    ("/v1/chat/completions", {"model": LM, "messages": CHAT, "tools": [{}]}, "tools[0]"),
     ("/v1/chat/completions", {"model": LM, "messages": CHAT, "top_logprobs": 2}, "top_logprobs"),
     ("/detokenize", {"model": LM, "tokens": ["a"]}, "tokens"),
     ("/tokenize", {"model": LM, "prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),

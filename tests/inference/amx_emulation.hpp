@@ -3,6 +3,7 @@
 //   dpbf16ps: c[m][n] += (sum over k of a[m][k][0] * b[k][n][0]) + (sum over k of a[m][k][1] * b[k][n][1]), as fused
 //             multiply-adds in float32, where denormal operands and results are 0
 //   dpbssd:   c[m][n] += sum over k and i < 4 of a[m][k][i] * b[k][n][i], in int32
+//   dpbsud:   the same with unsigned b
 //
 // Layout: a tile is 16 rows of 64 bytes, of which an instruction uses as many as the configuration has. The others read as 0.
 // ISA variants: AVX512F for the sums. Used by: isa_variants.py (the variant `amx_emulated`). It knows no kernels.
@@ -23,6 +24,7 @@
 #undef _tile_zero
 #undef _tile_dpbf16ps
 #undef _tile_dpbssd
+#undef _tile_dpbsud
 
 namespace amx_emulation {
 
@@ -110,7 +112,9 @@ inline void dpbf16ps(int to, int a, int b) {
     }
 }
 
-inline void dpbssd(int to, int a, int b) {
+// `Byte` is that of b.
+template <typename Byte>
+void multiply_bytes(int to, int a, int b) {
     require_shapes(to, a, b);
     for (int m = 0; m < config.rows[to]; m++)
         for (int k = 0; k < config.rows[b]; k++)
@@ -118,10 +122,13 @@ inline void dpbssd(int to, int a, int b) {
                 int32_t sum;
                 memcpy(&sum, tiles[to].row[m] + 4 * n, sizeof sum);
                 for (int i = 0; i < 4; i++)
-                    sum += (int8_t)tiles[a].row[m][4 * k + i] * (int8_t)tiles[b].row[k][4 * n + i];
+                    sum += (int8_t)tiles[a].row[m][4 * k + i] * (Byte)tiles[b].row[k][4 * n + i];
                 memcpy(tiles[to].row[m] + 4 * n, &sum, sizeof sum);
             }
 }
+
+inline void dpbssd(int to, int a, int b) { multiply_bytes<int8_t>(to, a, b); }
+inline void dpbsud(int to, int a, int b) { multiply_bytes<uint8_t>(to, a, b); }
 
 }  // namespace amx_emulation
 
@@ -135,3 +142,4 @@ inline void dpbssd(int to, int a, int b) {
 #define _tile_stored amx_emulation::store
 #define _tile_dpbf16ps amx_emulation::dpbf16ps
 #define _tile_dpbssd amx_emulation::dpbssd
+#define _tile_dpbsud amx_emulation::dpbsud

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from engine.config import EngineConfig
+from engine.constraints.compiler import ConstraintCompiler
 from engine.engine import Engine
 from engine.request import Request
 from engine.runners.interface import choose_devices
 from engine.runners.select import open_runner
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM
-from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TokenLogprob, TritonLMError
+from tritonlm.contract import Checkpoint, Chunk, GenerationRequest, SamplingParameters, TokenLogprob, TritonLMError
 
 VOCABULARY = 96
 # All tests here pass with every runner: TRITONLM_RUNNER=reference scripts/test tests/inference
@@ -111,6 +112,21 @@ def make_engine(folder: Path, **settings: Any) -> Engine:
     return Engine(runner, config, lambda ids, _: "".join(f" {i}" for i in ids), ())
 
 
+def make_text_engine(folder: Path, **settings: Any) -> tuple[Engine, Tokenizer]:
+    """An engine that knows its checkpoint's tokenizer, so that it offers structured outputs."""
+    checkpoint, tokenizer = Checkpoint(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    defaults = {"max_sequences": 32, "block_tokens": 4, "runner": RUNNER, "chunk_milliseconds": 0.0}
+    config = EngineConfig(**{**defaults, **settings})
+    runner = open_runner(folder, config, choose_devices(config.device)[0])
+    ends = checkpoint.eos_token_ids
+    compiler = ConstraintCompiler(checkpoint.tokenizer_file, checkpoint.vocab_size, ends)
+
+    def decode(ids: list[int], skip_special_tokens: bool) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    return Engine(runner, config, decode, ends, constraints=compiler), tokenizer
+
+
 def submit(
     engine: Engine, prompt: list[int], stream: bool = False, request_id: str = "", **parameters: Any
 ) -> Collected:
@@ -131,6 +147,7 @@ def forward_methods(engine: Engine) -> dict[str, Callable[..., Any]]:
 
 def step(engine: Engine) -> bool:
     """Run one step, deliver its items, and check the invariants of the block pool."""
+    engine._intake.wait_for_compiled()
     engine.process_inbox()
     worked = engine.step()
     engine.deliver_now()

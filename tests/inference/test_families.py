@@ -23,7 +23,8 @@ class Family:
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = save_model(name, folder)
         self.runner = harness.RUNNER if name.endswith("wide") else "reference"
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        # The default attention of some releases leaves out soft-capping.
+        self.model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
 
     def engine(self, **settings: Any) -> Engine:
         return harness.make_engine(self.folder, runner=self.runner, **settings)

@@ -107,6 +107,10 @@ def difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return float((logits - expected).abs().max() / expected.std())
 
 
+def rms_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits - expected).square().mean().sqrt() / expected.std())
+
+
 def test_every_architecture_is_tested() -> None:
     assert {ARCHITECTURES[name.split(maxsplit=1)[0]] for name in CASES} == set(READ)
 
@@ -131,9 +135,13 @@ def test_quantized_logits_are_those_of_the_dequantized_weights(kind: str, tmp_pa
         for weight in (weight for weight in model.parameters() if weight.dim() > 1):
             stored = gguf.quants.quantize(weight.numpy(), number)
             weight.copy_(torch.from_numpy(gguf.quants.dequantize(stored, number)))
-    assert difference(logits_of(folder, library), transformers_logits(model)) < 1e-4
+    expected = transformers_logits(model)
+    assert difference(logits_of(folder, library, weights="full"), expected) < 1e-4
+    assert 0 < rms_difference(logits_of(folder, library), expected) < ROWS_IN_INT8 or kind in ("BF16", "F16")
 
 
+# What int8 rows change in the logits of these random models: 1 to 3 %, of mixtures 5 to 7 %.
+ROWS_IN_INT8, ROWS_IN_INT8_MIXTURES = 0.04, 0.1
 # Whole blocks in every row.
 _BLOCKED = {"intermediate_size": 96, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 96}
 
@@ -154,7 +162,12 @@ def test_rows_and_experts_of_blocks_are_those_of_full_precision(
         write_gguf(original, tmp_path / f"{dequantized}.gguf", GGMLQuantizationType[kind], dequantized=dequantized)
         for dequantized in (False, True)
     ]
-    assert torch.equal(*(logits_of(prepare(file), library) for file in files))
+    folders = [prepare(file) for file in files]
+    exact = [logits_of(folder, library, weights="full") for folder in folders]
+    assert torch.equal(*exact)
+    # A changed choice of experts is a larger difference.
+    bound = ROWS_IN_INT8_MIXTURES if "experts" in " ".join(ZOO[name]) else ROWS_IN_INT8
+    assert rms_difference(logits_of(folders[0], library), exact[0]) < bound
 
 
 @pytest.mark.parametrize(("dtype", "weights"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "int8")])

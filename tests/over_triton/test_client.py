@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tritonlm import AsyncClient, Client
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.sync import Stream
-from tritonlm.client.types import Completion
+from tritonlm.client.types import ChatCompletion, Completion
 from tritonlm.contract import ContextLengthExceeded, InvalidRequest, ModelNotFound, NotOffered, TimedOut, Unavailable
 
 from .servers import LM, Server, copy_repository, running, wait_until
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.triton
 
 def as_completion(response: object) -> Completion:
     assert isinstance(response, Completion)
+    return response
+
+
+def as_chat(response: object) -> ChatCompletion:
+    assert isinstance(response, ChatCompletion)
     return response
 
 
@@ -85,6 +91,33 @@ def test_chats_use_the_template(small_server: Server, server: Server) -> None:
         assert reply.choices[0].message.content == same.choices[0].text  # type: ignore[union-attr]
     with Client(server.grpc) as client, pytest.raises(NotOffered):
         client.chat.completions.create(LM, chat)
+
+
+def test_a_tiny_model_calls_tools(small_server: Server) -> None:
+    """Random weights and a template without tools: the grammar alone makes the calls valid."""
+    schema = {"type": "object", "properties": {"city": {"enum": ["Bern", "Rome"]}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "sun", "parameters": schema}}]
+    chat = [{"role": "user", "content": "Sun?"}]
+    options: dict[str, Any] = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False, "seed": 5}
+    with Client(small_server.grpc) as client:
+        prompt = client.chat.completions.apply_template(LM, chat, tools=tools)
+        assert prompt.startswith("system: You may call functions")
+        assert prompt.endswith("user: Sun?\nassistant:")
+        (choice,) = as_chat(client.chat.completions.create(LM, chat, **options)).choices
+        assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
+        (call,) = choice.message.tool_calls or []
+        assert call.function.name == "sun"
+        assert json.loads(call.function.arguments)["city"] in ("Bern", "Rome")
+        stream = client.chat.completions.create(LM, chat, **options, stream=True)
+        assert isinstance(stream, Stream)
+        deltas = [part for chunk in stream for part in chunk.choices[0].delta.tool_calls or ()]
+        assert "".join(delta.function.arguments for delta in deltas) == call.function.arguments
+        results = [
+            {"role": "assistant", "tool_calls": [call.to_dict()]},
+            {"role": "tool", "tool_call_id": call.id, "content": "9"},
+        ]
+        answer = as_chat(client.chat.completions.create(LM, [*chat, *results], max_tokens=3)).choices[0]
+        assert answer.finish_reason == "length"
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -21,7 +21,7 @@ REPOSITORY = README.parent
 MORE = ["fable"]
 # The inputs and outputs of the three parts.
 PARTS: dict[str, tuple[Sequence[TensorSpec], Sequence[TensorSpec]]] = {
-    "tokenize": (tensors.TOKENIZE_INPUTS, tensors.TOKENIZE_OUTPUTS),
+    "tokenize": (tensors.TOKENIZE_INPUTS, (*tensors.TOKENIZE_OUTPUTS, tensors.RENDERED_PROMPT)),
     "generate": (tensors.GENERATE_INPUTS, tensors.GENERATE_OUTPUTS),
     "detokenize": (tensors.DETOKENIZE_INPUTS, tensors.DETOKENIZE_OUTPUTS),
 }

@@ -15,10 +15,12 @@ from pydantic import BaseModel
 from tritonlm.cli import app
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
+from tritonlm.contract.structured_outputs import OTHER_NAMES
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
 from tritonlm.gateway.messages_api.schemas import MessageRequest
 from tritonlm.gateway.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
+from tritonlm.gateway.scoring.schemas import ScoreRequest
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +103,7 @@ def test_a_documented_command_exists_with_its_options(location: str) -> None:
 SCHEMAS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest, "/v1/responses": ResponseRequest,
     "/v1/messages": MessageRequest,
+    "/v1/score": ScoreRequest,
 }  # fmt: skip
 
 
@@ -115,7 +118,7 @@ def test_a_curl_line_sends_only_known_fields(location: str) -> None:
             return
     path = next(word for word in words if "/v2/models/" in word)
     assert (ROOT / "model_repository" / path.split("/v2/models/")[1].split("/")[0]).is_dir()
-    parameters = {spec.name for spec in fields(SamplingParameters)}
+    parameters = {*(spec.name for spec in fields(SamplingParameters)), *OTHER_NAMES}
     tensors = {spec.name for spec in (*LM_INPUTS, CONTROL)}
     assert set(body) <= parameters | tensors
     assert set(json.loads(body.get("sampling_parameters", "{}"))) <= parameters

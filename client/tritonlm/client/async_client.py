@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tritonlm.client.calls import Chat, Completions, EmbeddingCalls
+from tritonlm.client.chat_parsing.profile import ChatProfile
+from tritonlm.client.chat_parsing.response_template import is_installed
 from tritonlm.client.load_balancer import LoadBalancer
 from tritonlm.client.models import Models, probe
 from tritonlm.client.observer import Observer, SequenceReporter
@@ -33,6 +35,8 @@ _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
 REPAIR_SECONDS = 30.0
 # The timeout of the health check of a Triton that has failed.
 _LIVENESS_SECONDS = 1.0
+# A model may be replaced by another one of the same name.
+_PROFILE_SECONDS = 30.0
 # Loads a model that is missing after a fault, or waits until it is loaded.
 Revive = Callable[[str], Awaitable[None]]
 
@@ -76,6 +80,7 @@ class AsyncClient:
         self.chat = Chat(self)
         self.embeddings = EmbeddingCalls(self)
         self.models = Models(self._transports)
+        self._chat_profiles: dict[str, tuple[float, ChatProfile]] = {}
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -134,11 +139,6 @@ class AsyncClient:
         prompt = Prompt(text=text)
         return await self._on_any(lambda transport: transport.tokenize(model, prompt, add_special_tokens))
 
-    async def tokenize_chat(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The token ids of a chat's prompt; raises NotOffered if the checkpoint has no chat template."""
-        prompt = Prompt(messages=json.dumps(list(messages)))
-        return await self._on_any(lambda transport: transport.tokenize(model, prompt))
-
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         (prompt,) = read_prompts(list(ids), "ids")
         if prompt.input_ids is None:
@@ -173,7 +173,7 @@ class AsyncClient:
     async def _stream(
         self,
         plan: Plan,
-        make: Callable[[int, Piece], T],
+        make: Callable[[int, Piece], T | None],
         at_end: Callable[[], T | None],
         usage: Callable[[], CompletionUsage | None] = lambda: None,
     ) -> AsyncStream[T]:
@@ -230,17 +230,41 @@ class AsyncClient:
 
     async def _embed(self, call: Call) -> PromptEmbedding:
         """One prompt's embedding. After a fault it is computed again."""
+        return await self._repeat(call, lambda transport, attempt: transport.embed(attempt))
+
+    async def _chat_profile(self, model: str) -> ChatProfile:
+        """How the LM's checkpoint writes its answers. It is asked for anew from time to time, because a model may be
+        replaced."""
+        made, profile = self._chat_profiles.get(model, (0.0, None))
+        now = time.monotonic()
+        if profile is None or now - made > _PROFILE_SECONDS:
+            about = await self._repeat(
+                Call(model, "about", Prompt()), lambda transport, _: transport.command(model, Command(ABOUT))
+            )
+            profile = ChatProfile.of(about)
+            if profile.response_template is not None:
+                # The import of its parser takes too long for the event loop.
+                await asyncio.to_thread(is_installed)
+            self._chat_profiles[model] = now, profile
+        return profile
+
+    async def _render(self, model: str, chat: str) -> str:
+        prompt = Prompt(messages=chat)
+        return await self._repeat(Call(model, "render", prompt), lambda transport, _: transport.render(model, prompt))
+
+    async def _repeat(self, call: Call, query: Callable[[Transport, Call], Awaitable[T]]) -> T:
+        """The result of a call that has one response. After a fault it is made again."""
         attempts = Attempts(call, self._max_retries, self._repair_seconds)
         transport: Transport | None = None
         while True:
             transport = await self._healthy_transport(call, transport)
             try:
-                embedding = await transport.embed(attempts.next_call())
+                result = await query(transport, attempts.next_call())
             except TritonLMError as error:
                 pause = self._pause_after(error, transport, attempts)
             else:
                 self._balancer.mark_healthy(transport)
-                return embedding
+                return result
             await asyncio.sleep(pause)
 
     def _pause_after(self, error: TritonLMError, transport: Transport, attempts: Attempts) -> float:

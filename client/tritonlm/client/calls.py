@@ -10,13 +10,17 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
+from tritonlm.client.chat_parsing.profile import ChatProfile
+from tritonlm.client.chat_results import ChatBuilder
+from tritonlm.client.chats import take_chat, with_argument_name
 from tritonlm.client.embeddings import build_embeddings, read_inputs
-from tritonlm.client.results import ChatBuilder, CompletionBuilder
+from tritonlm.client.results import CompletionBuilder
 from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.transport import Call, PromptEmbedding
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, Completion, CompletionUsage, Embeddings, Piece
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.structured_outputs import with_sent_name
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 
 T = TypeVar("T")
@@ -32,12 +36,16 @@ class Caller(Protocol):
     async def _stream(
         self,
         plan: Plan,
-        make: Callable[[int, Piece], T],
+        make: Callable[[int, Piece], T | None],
         at_end: Callable[[], T | None],
         usage: Callable[[], CompletionUsage | None] = ...,
     ) -> AsyncStream[T]: ...
 
     async def _embed(self, call: Call) -> PromptEmbedding: ...
+
+    async def _chat_profile(self, model: str) -> ChatProfile: ...
+
+    async def _render(self, model: str, chat: str) -> str: ...
 
 
 class Completions:
@@ -50,9 +58,12 @@ class Completions:
         """As OpenAI's: n, best_of, echo, logprobs, stop, stream, stream_options …, and every sampling parameter."""
         plan = completion_plan(model, prompt, **_with_timeout(self._client, arguments))
         builder = CompletionBuilder(plan)
-        if plan.stream:
+        try:
+            if not plan.stream:
+                return builder.build(await self._client._complete(plan))
             return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage)
-        return builder.build(await self._client._complete(plan))
+        except InvalidRequest as error:
+            raise with_sent_name(error, arguments) from None
 
 
 class Chat:
@@ -67,12 +78,37 @@ class ChatCompletions:
     async def create(
         self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
-        """As OpenAI's, with the checkpoint's chat template; raises NotOffered if it has none."""
-        plan = chat_plan(model, messages, **_with_timeout(self._client, arguments))
-        builder = ChatBuilder(plan)
-        if plan.stream:
-            return await self._client._stream(plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage)
-        return builder.build(await self._client._complete(plan))
+        """As OpenAI's, with the checkpoint's chat template; raises NotOffered if it has none. With tools, calls are
+        valid by construction. Also: chat_template_kwargs, documents, continue_final_message, separate_reasoning …"""
+        arguments = _with_timeout(self._client, arguments)
+        chat = take_chat(messages, arguments)
+        # Checked before the model is asked for anything.
+        constraint = chat_plan(model, chat.prompt, **arguments).parameters.structured_outputs
+        chat.check_constraint(constraint, arguments)
+        profile = await self._client._chat_profile(model)
+        needs_prompt = profile.needs_prompt(continues=chat.continues)
+        rendered = await self._client._render(model, chat.prompt) if needs_prompt else ""
+        answer = chat.answer(profile, rendered, constraint)
+        plan = chat_plan(model, chat.prompt, further=answer.parameters, **arguments)
+        builder = ChatBuilder(plan, answer, chat.tools.warnings)
+        try:
+            if not plan.stream:
+                return builder.build(await self._client._complete(plan))
+            stream = await self._client._stream(
+                plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage
+            )
+        except InvalidRequest as error:
+            raise with_argument_name(error, arguments, chat.tools.active) from None
+        stream.warnings = builder.warnings
+        return stream
+
+    async def apply_template(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+        """A chat as text, as the checkpoint's chat template renders it: the prompt that the model would get. Takes
+        create's arguments of the prompt."""
+        chat = take_chat(messages, arguments)
+        if arguments:
+            raise InvalidRequest(f"apply_template has no argument {next(iter(arguments))}", next(iter(arguments)))
+        return await self._client._render(model, chat.prompt)
 
 
 def _with_timeout(client: Caller, arguments: dict[str, Any]) -> dict[str, Any]:

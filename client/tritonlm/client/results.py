@@ -1,4 +1,4 @@
-"""Builds OpenAI's objects from a call's pieces, complete or chunk by chunk. No I/O here.
+"""Builds OpenAI's completions from a call's pieces, complete or chunk by chunk. `chat_results` builds chats. No I/O.
 
 A builder belongs to one call. `chunk` takes one piece of any sequence as it arrives; `build` takes all pieces.
 """
@@ -10,14 +10,6 @@ from typing import Any, Literal, cast
 
 from tritonlm.client.sequences import Plan, usage_of
 from tritonlm.client.types import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatDelta,
-    ChatLogprobs,
-    ChatMessage,
-    ChatTokenLogprob,
     Completion,
     CompletionChoice,
     CompletionLogprobs,
@@ -28,10 +20,10 @@ from tritonlm.client.types import (
 )
 from tritonlm.contract import Cancelled, EngineFailure, TimedOut
 
-_TEXT, _CHAT, _CHAT_CHUNK = "text_completion", "chat.completion", "chat.completion.chunk"
+_TEXT = "text_completion"
 
 
-class _Builder:
+class SequenceBuilder:
     """Shared by completions and chats: checks the order and the end of sequences, and sums the usage."""
 
     def __init__(self, plan: Plan) -> None:
@@ -77,14 +69,14 @@ class _Builder:
         return {"usage": None} if self.plan.include_usage else {}
 
 
-class CompletionBuilder(_Builder):
+class CompletionBuilder(SequenceBuilder):
     def chunk(self, sequence: int, piece: Piece) -> Completion:
         offset = self._record(sequence, piece)
         choice = CompletionChoice.model_construct(
             index=sequence,
             text=piece.text,
             logprobs=self._logprobs(piece.logprobs, offset),
-            finish_reason=_reason(piece),
+            finish_reason=finish_reason_of(piece),
             **self._extras([piece]),
         )
         return Completion.model_construct(**self._common(_TEXT), choices=[choice], **self._null_usage())
@@ -157,54 +149,6 @@ def _mean_logprob(pieces: Sequence[Piece]) -> float:
     return sum(values) / len(values) if values else float("-inf")
 
 
-class ChatBuilder(_Builder):
-    def chunk(self, sequence: int, piece: Piece) -> ChatCompletionChunk:
-        self._record(sequence, piece)
-        first: dict[str, Any] = {"role": "assistant"} if piece.index == 0 else {}
-        choice = ChatChunkChoice.model_construct(
-            index=sequence,
-            delta=ChatDelta.model_construct(**first, content=piece.text),
-            logprobs=self._logprobs(piece.logprobs),
-            finish_reason=_reason(piece),
-            **self._extras([piece]),
-        )
-        return ChatCompletionChunk.model_construct(**self._common(_CHAT_CHUNK), choices=[choice], **self._null_usage())
-
-    def usage_chunk(self) -> ChatCompletionChunk:
-        return ChatCompletionChunk(**self._common(_CHAT_CHUNK), choices=[], usage=self.usage)
-
-    def build(self, sequences: Sequence[Sequence[Piece]]) -> ChatCompletion:
-        choices = [self._choice(index, pieces) for index, pieces in enumerate(sequences)]
-        return ChatCompletion(**self._common(_CHAT), choices=choices, usage=self.usage)
-
-    def _choice(self, sequence: int, pieces: Sequence[Piece]) -> ChatChoice:
-        for piece in pieces:
-            self._record(sequence, piece)
-        entries = [entry for piece in pieces for entry in piece.logprobs or []]
-        return ChatChoice(
-            index=sequence,
-            message=ChatMessage(role="assistant", content="".join(piece.text for piece in pieces), refusal=None),
-            logprobs=self._logprobs(entries),
-            finish_reason=_reason(pieces[-1]),
-            **self._extras(pieces),
-        )
-
-    def _logprobs(self, entries: Sequence[Logprob] | None) -> ChatLogprobs | None:
-        if entries is None or not self.plan.show_logprobs:
-            return None
-        return ChatLogprobs.model_construct(content=[_chat_entry(entry) for entry in entries])
-
-
-def _chat_entry(entry: Logprob) -> ChatTokenLogprob:
-    assert entry.logprob is not None, "only the first token of a prompt has none, and chats do not echo the prompt"
-    return ChatTokenLogprob.model_construct(
-        token=entry.token, logprob=entry.logprob, bytes=entry.bytes, top_logprobs=list(entry.top)
-    )
-
-
-def _reason(piece: Piece) -> FinishReason | None:
+def finish_reason_of(piece: Piece) -> FinishReason | None:
     assert piece.finish_reason in ("", "stop", "length"), piece.finish_reason
     return cast(Literal["stop", "length"], piece.finish_reason) if piece.finish_reason else None
-
-
-Builder = CompletionBuilder | ChatBuilder

@@ -5,7 +5,6 @@ Arguments that can be checked without a model are checked here; errors name the 
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -86,8 +85,9 @@ def completion_plan(
 
 def chat_plan(
     model: str,
-    messages: Sequence[Mapping[str, Any]],
+    chat: str,
     *,
+    further: Mapping[str, Any] | None = None,
     n: int | None = None,
     logprobs: bool | None = None,
     top_logprobs: int | None = None,
@@ -100,8 +100,7 @@ def chat_plan(
     timeout: float = 600.0,
     **parameters: Any,
 ) -> Plan:
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise InvalidRequest("messages must be a list of at least one message", "messages")
+    """`chat`: the messages and tools as JSON. `further`: parameters that the caller did not send."""
     if "echo" in parameters:
         raise InvalidRequest("echo is not offered for chats; use completions", "echo")
     check_text("user", user)
@@ -110,11 +109,7 @@ def chat_plan(
     _check_logprobs(logprobs, top_logprobs)
     sampling = read_parameters({**parameters, "max_tokens": limit})
     count = _count("n", n, 1)
-    sent = sampling.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {})
-    try:
-        chat = json.dumps(list(messages))
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"messages is not valid JSON: {error}", "messages") from None
+    sent = sampling.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {}) | dict(further or {})
     common = _Common(model, request_id, "chatcmpl", streamed, timeout, sent, count)
     calls = common.calls([Prompt(messages=chat)])
     return Plan(

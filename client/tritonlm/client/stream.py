@@ -115,12 +115,15 @@ class AsyncStream(Generic[T]):
         self,
         request_id: str,
         merged: MergedSources,
-        make: Callable[[int, Piece], T],
+        make: Callable[[int, Piece], T | None],
         at_end: Callable[[], T | None],
         on_close: Callable[[], None],
         usage: Callable[[], CompletionUsage | None] = lambda: None,
     ) -> None:
+        """`make` may return None for a piece: it is left out of the stream."""
         self.request_id = request_id
+        # What of the request was left out.
+        self.warnings: tuple[str, ...] = ()
         # Returns the tokens so far.
         self.usage = usage
         self._merged, self._make, self._at_end, self._on_close = merged, make, at_end, on_close
@@ -133,9 +136,9 @@ class AsyncStream(Generic[T]):
         if self._ended:
             raise StopAsyncIteration
         try:
-            item = await self._merged.next()
-            if item is not None:
-                return self._make(*item)
+            while (item := await self._merged.next()) is not None:
+                if (made := self._make(*item)) is not None:
+                    return made
         except BaseException:
             await self.close()
             raise

@@ -160,9 +160,6 @@ class Client:
     def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self._loop.run(self._client.tokenize(model, text, add_special_tokens=add_special_tokens))
 
-    def tokenize_chat(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self._loop.run(self._client.tokenize_chat(model, messages))
-
     def detokenize(self, model: str, ids: Sequence[int]) -> str:
         return self._loop.run(self._client.detokenize(model, ids))
 
@@ -193,6 +190,10 @@ class ChatCompletions:
     ) -> ChatCompletion | Stream[ChatCompletionChunk]:
         result = self._client._loop.run(self._client._client.chat.completions.create(model, messages, **arguments))
         return Stream(self._client._loop, result) if isinstance(result, AsyncStream) else result
+
+    def apply_template(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+        completions = self._client._client.chat.completions
+        return self._client._loop.run(completions.apply_template(model, messages, **arguments))
 
 
 class EmbeddingCalls:

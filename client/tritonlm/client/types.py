@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Result(BaseModel):
@@ -89,17 +90,32 @@ class ChatLogprobs(Result):
     content: list[ChatTokenLogprob]
 
 
+class CalledFunction(Result):
+    name: str
+    # JSON, as the model wrote it.
+    arguments: str
+
+
+class ToolCall(Result):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(Result):
     role: Literal["assistant"] = "assistant"
-    content: str
+    # Null when the model only calls tools.
+    content: str | None
     refusal: None = None
+    reasoning_content: str | None = Field(None, description="what the model thought before its answer")
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Result):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
     stop_reason: StopReason = None
     token_ids: list[int] | None = None
     seed: int | None = None
@@ -112,18 +128,35 @@ class ChatCompletion(CompactResult):
     model: str
     choices: list[ChatChoice]
     usage: CompletionUsage
+    warnings: list[str] | None = Field(None, description="what of the request was left out")
+
+
+class FunctionDelta(Result):
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCallDelta(Result):
+    """A part of a call: the first one has its id and its function's name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
 
 
 class ChatDelta(Result):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(Result):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
     stop_reason: StopReason = None
     token_ids: list[int] | None = None
     seed: int | None = None
@@ -136,6 +169,7 @@ class ChatCompletionChunk(CompactResult):
     model: str
     choices: list[ChatChunkChoice]
     usage: CompletionUsage | None = None
+    warnings: list[str] | None = Field(None, description="what of the request was left out; in the first chunk")
 
 
 class EmbeddingItem(Result):

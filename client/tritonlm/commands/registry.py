@@ -49,6 +49,9 @@ def add(
     idle_unload_seconds: Annotated[
         float | None, typer.Option(help="the gateway unloads it after this time without a request")
     ] = None,
+    tool_format: Annotated[
+        str | None, typer.Option(help="how it writes tool calls; default: recognized from its chat template")
+    ] = None,
     preload: Annotated[bool, typer.Option(help="load it at the start, not at its first request")] = False,
     repository: Annotated[
         Path | None, typer.Option(help="write it into this model repository instead, for another Triton")
@@ -61,6 +64,7 @@ def add(
         "dtype": dtype, "kv_dtype": kv_dtype, "device": device, "max_context_tokens": max_context_tokens,
         "max_sequences": max_sequences, "kv_cache_tokens": kv_cache_tokens, "max_queue_size": max_queue_size,
         "queue_seconds": queue_seconds, "idle_unload_seconds": idle_unload_seconds,
+        "tool_format": tool_format,
     }  # fmt: skip
     with _errors_printed():
         source = parse(model)

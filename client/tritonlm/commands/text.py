@@ -1,4 +1,4 @@
-"""`tritonlm generate, complete, embed, chat`: text and vectors from a language model."""
+"""`tritonlm generate, complete, embed`: text and vectors from a language model. `chat` has a module of its own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tritonlm.client.sync import Client, Stream
+from tritonlm.client.sync import Stream
 from tritonlm.client.types import Completion
-from tritonlm.contract import InvalidRequest
 
-from .common import AsJson, Triton, connected, err_console, model_or_first, print_json
+from .common import AsJson, Triton, connected, model_or_first, print_json
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="the language model; default: the first ready one")
@@ -24,7 +23,6 @@ TopP = Annotated[float | None, typer.Option(help="sample from the most likely to
 TopK = Annotated[int | None, typer.Option("--top-k", "--top_k", help="sample from the k most likely tokens")]
 Seed = Annotated[int | None, typer.Option(help="same seed, same text")]
 Stop = Annotated[list[str] | None, typer.Option(help="a text at which the output ends; may be repeated")]
-_HELP = "/clear: new chat, /system TEXT: set the system message, /model NAME: change the model, /quit: exit"
 
 
 def generate(
@@ -56,10 +54,10 @@ def generate(
             assert isinstance(completion, Completion)
             print_json(completion.to_dict())
             return
-        with _stream(client.completions.create(name, **parameters, stream=True)) as stream:
+        with stream_of(client.completions.create(name, **parameters, stream=True)) as stream:
             for chunk in stream:
-                _write(chunk.choices[0].text)
-        _write("\n")
+                write(chunk.choices[0].text)
+        write("\n")
 
 
 def complete(
@@ -93,7 +91,7 @@ def complete(
             print_json(completion.to_dict())
             return
         for choice in completion.choices:
-            _write(choice.text.replace("\\", "\\\\").replace("\n", "\\n") + "\n")
+            write(choice.text.replace("\\", "\\\\").replace("\n", "\\n") + "\n")
 
 
 def embed(
@@ -114,79 +112,11 @@ def embed(
         print(json.dumps(item.embedding))
 
 
-def chat(
-    model: ModelOption = None,
-    system: Annotated[str | None, typer.Option(help="the system message")] = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    seed: Seed = None,
-    triton: Triton = None,
-) -> None:
-    """Chat with a language model that has a chat template; /help lists the commands."""
-    with connected(triton) as client:
-        session = _ChatSession(client, model_or_first(client, model), system)
-        parameters = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        while (line := _read_line()) is not None:
-            if not line.strip():
-                continue
-            if line.startswith("/"):
-                if not session.run_command(line):
-                    return
-                continue
-            try:
-                session.send(line, parameters)
-            except InvalidRequest as error:
-                # An invalid message, for example one that is too long, must not end the chat.
-                err_console.print(error.message, style="red", highlight=False)
-
-
-class _ChatSession:
-    """The settings and messages of a chat."""
-
-    def __init__(self, client: Client, model: str, system: str | None) -> None:
-        self._client, self._model, self._system = client, model, system
-        self._messages: list[dict[str, str]] = []
-
-    def run_command(self, command: str) -> bool:
-        """Run a slash command; return False when it ends the chat."""
-        name, _, rest = command.partition(" ")
-        if name in ("/quit", "/exit"):
-            return False
-        if name == "/clear":
-            self._messages.clear()
-        elif name == "/system":
-            self._system = rest or None
-        elif name == "/model" and rest:
-            self._model = rest.strip()
-        else:
-            err_console.print(_HELP, highlight=False)
-        return True
-
-    def send(self, text: str, parameters: dict[str, Any]) -> None:
-        system = [{"role": "system", "content": self._system}] if self._system else []
-        messages = [*system, *self._messages, {"role": "user", "content": text}]
-        parts = []
-        with _stream(self._client.chat.completions.create(self._model, messages, **parameters, stream=True)) as stream:
-            for chunk in stream:
-                parts.append(chunk.choices[0].delta.content or "")
-                _write(parts[-1])
-        _write("\n")
-        self._messages = [*messages[len(system) :], {"role": "assistant", "content": "".join(parts)}]
-
-
-def _read_line() -> str | None:
-    """The next line of input; None at its end."""
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return None
-
-
-def _stream(response: Any) -> Stream[Any]:
+def stream_of(response: Any) -> Stream[Any]:
     assert isinstance(response, Stream)
     return response
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import gguf_tensors, quantization
+from . import gguf_tensors, quantization, tool_formats
 from .errors import CheckpointError
 from .safetensors_header import read_header
 
@@ -22,6 +23,7 @@ _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seque
 HUB = "hf://"
 # Larger sizes are treated as a damaged file: building such a model would take hours and all memory.
 _MAX_SIZES = {"layers": 1000, "width": 1_000_000, "vocab_size": 100_000_000}
+_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*')
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 # The files of weights: the first kind of which there are some. A folder of `checkpoints.gguf` has the second.
 _WEIGHTS = ("*.safetensors", "*.gguf")
@@ -61,8 +63,9 @@ class Checkpoint:
         _ = self.config, self.vocab_size, self.context_length
         if weights:
             _ = self.quantized
+        about = self.about
         for name, limit in _MAX_SIZES.items():
-            if isinstance(size := self.about[name], int) and size > limit:
+            if isinstance(size := about[name], int) and size > limit:
                 raise CheckpointError(
                     f"{self.folder}/config.json: {name} is {size:,}, above the limit of {limit:,}; is the file damaged?"
                 )
@@ -91,7 +94,10 @@ class Checkpoint:
 
     def weight_bytes(self) -> int:
         """The size of the weights' files; of quantized weights that of their numbers in 16 bits, which they become."""
-        return 2 * self.quantized_count() or sum(file.stat().st_size for file in self.weight_files())
+        return 2 * self.quantized_count() or self.file_bytes()
+
+    def file_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.weight_files())
 
     def quantized_count(self) -> int:
         """The numbers in a checkpoint whose weights are quantized, in GGUF files too; 0 for others."""
@@ -199,6 +205,24 @@ class Checkpoint:
             template = by_name.get("default")
         return template if isinstance(template, str) else None
 
+    @cached_property
+    def tool_format(self) -> str | None:
+        """The format of its tool calls, if its tokenizer's config names one."""
+        name = self.tokenizer_config.get(tool_formats.SETTING)
+        return name if isinstance(name, str) else None
+
+    @cached_property
+    def added_tokens(self) -> dict[str, tuple[int, bool]]:
+        """The tokens beside the vocabulary: their ids, and whether they are special."""
+        try:
+            text = self.tokenizer_file.read_text(encoding="utf-8")
+            # They stand at the file's beginning. Reading all of it would take long for a large vocabulary.
+            rows, _ = json.JSONDecoder().raw_decode(text, _ADDED_TOKENS.search(text).end())  # type: ignore[union-attr]
+            return {row["content"]: (int(row["id"]), bool(row.get("special"))) for row in rows}
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
+            # None, or the file is damaged, which whoever loads the tokenizer reports.
+            return {}
+
     @property
     def about(self) -> dict[str, Any]:
         """The checkpoint's description, ready for JSON."""
@@ -209,6 +233,9 @@ class Checkpoint:
             "vocab_size": self.vocab_size,
             "special_tokens": self.special_tokens,
             "chat_template": self.chat_template,
+            "chat_tokens": tool_formats.chat_tokens(self.added_tokens, self.chat_template, self.special_tokens),
+            "tool_format": self.tool_format,
+            "response_template": self.tokenizer_config.get("response_template"),
             "training": self._json("training.json"),
         }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import InvalidRequest
@@ -56,7 +56,7 @@ def _read_json(name: str, value: Any) -> dict[str, Any] | bool:
 
 
 def _read_flag(name: str, value: Any) -> bool:
-    if value is not True and value != "true":
+    if value is not True:
         raise InvalidRequest.for_value(name, "true; leave it out otherwise", value)
     return True
 
@@ -85,21 +85,22 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
 }  # fmt: skip
 
 
+def _object_of(kind: str) -> Schema:
+    """The schema of an object of this kind. As with every optional field, null means "not sent"."""
+    others = {other: {"type": "null"} for other in KINDS if other != kind}
+    return {
+        "type": "object", "properties": {kind: _JSON_SCHEMAS[kind], **others}, "required": [kind],
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class StructuredOutputs:
     """Reads the parameter: an object of exactly one kind."""
 
-    schema: Schema = field(
-        default_factory=lambda: {
-            "anyOf": [
-                {
-                    "type": "object", "properties": _JSON_SCHEMAS, "additionalProperties": False,
-                    "minProperties": 1, "maxProperties": 1,
-                },
-                _TEXT,
-            ]
-        }
-    )  # fmt: skip
+    @property
+    def schema(self) -> Schema:
+        return {"anyOf": [*map(_object_of, KINDS), _TEXT]}
 
     def __call__(self, name: str, value: Any) -> dict[str, Any]:
         sent = _parsed(name, value)
@@ -166,8 +167,8 @@ _FORMAT_SCHEMA: Schema = {
                 "json_schema": {
                     "type": "object",
                     "properties": {
-                        "name": {"type": "string"}, "description": {"type": "string"},
-                        "schema": _JSON_SCHEMAS[JSON], "strict": {"type": "boolean"},
+                        "name": {"type": ["string", "null"]}, "description": {"type": ["string", "null"]},
+                        "schema": _JSON_SCHEMAS[JSON], "strict": {"type": ["boolean", "null"]},
                     },
                     "required": ["schema"], "additionalProperties": False,
                 },
@@ -202,6 +203,15 @@ def merge_names(values: Mapping[str, Any]) -> dict[str, Any]:
     if sent and sent[0] != NAME:
         merged[NAME] = OTHER_NAMES[sent[0]].read(values[sent[0]]) or None
     return merged
+
+
+def with_sent_name(error: InvalidRequest, sent: Mapping[str, Any]) -> InvalidRequest:
+    """A server's error about the constraint, with the name under which the caller has sent it."""
+    name = next((name for name in OTHER_NAMES if sent.get(name) is not None), None)
+    if name is None or error.param is None or not error.param.startswith(NAME):
+        return error
+    shown_name = f"{name}.json_schema.schema" if name == RESPONSE_FORMAT else name
+    return type(error)(error.message.replace(error.param, shown_name, 1), shown_name)
 
 
 def _parsed(name: str, value: Any) -> Any:

@@ -49,7 +49,9 @@ class TensorSpec:
 # Inputs of an LM (the ensemble). All are optional, but exactly one prompt is needed.
 TEXT_INPUT = TensorSpec("text_input", "STRING", (1,), "the prompt as text", optional=True)
 INPUT_IDS = TensorSpec("input_ids", "INT32", (-1,), "or the prompt as token ids", optional=True, ragged=True)
-MESSAGES = TensorSpec("messages", "STRING", (1,), "or a chat: JSON list of {role, content}", optional=True)
+MESSAGES = TensorSpec(
+    "messages", "STRING", (1,), "or a chat as JSON: a list of messages, or an object with it and tools", optional=True
+)
 STREAM = TensorSpec("stream", "BOOL", (1,), "many responses as text is generated, or (default) one", optional=True)
 SAMPLING_PARAMETERS = TensorSpec(
     "sampling_parameters", "STRING", (1,), "parameters as a JSON object (or flat request parameters)", optional=True
@@ -62,6 +64,9 @@ EXCLUDE_INPUT = TensorSpec(
 # tokenize -> generate
 PROMPT_IDS = TensorSpec("prompt_ids", "INT32", (-1,), "the prompt's token ids", optional=True, ragged=True)
 REQUEST = TensorSpec("request", "STRING", (1,), "the validated request, as JSON", optional=True)
+
+# tokenize -> caller, outside the ensemble
+RENDERED_PROMPT = TensorSpec("rendered_prompt", "STRING", (1,), "a chat as text, as its template renders it")
 
 # caller -> generate, outside the ensemble: cancel, ping, status, drain
 CONTROL = TensorSpec("control", "STRING", (1,), "a command to the engine, as JSON", optional=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -26,7 +26,7 @@ from .services import services_of
 
 # Unicode line breaks that JSON does not escape; many event-stream readers would split a line there.
 _LINE_ENDS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
-IGNORED = "x-tritonlm-ignored"
+IGNORED_HEADER = "x-tritonlm-ignored"
 _MAX_HEADER = 1000
 # Tasks that close a stream after the request's own task was cancelled; the set keeps a reference to them.
 _closing: set[asyncio.Task[None]] = set()
@@ -58,7 +58,8 @@ class ResponseFormat:
     finish: Callable[[], Awaitable[None]] = _nothing
     # What keeps a silent stream alive; None: a comment.
     ping: Callable[[], ServerSentEvent] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    # What of the request was left out, beside what the result itself names.
+    warnings: Sequence[str] = ()
 
 
 OPENAI = ResponseFormat()
@@ -91,7 +92,7 @@ async def respond(
             ping=services.settings.ping_seconds,
             sep="\n",
             ping_message_factory=response_format.ping,
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **response_format.headers},
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **_ignored(result, response_format)},
             # A reader that stops reading blocks only its own stream, for a limited time.
             send_timeout=services.settings.reader_seconds,
         )
@@ -99,13 +100,14 @@ async def respond(
     entry.end(COMPLETED)
     text = response_format.complete(result, context)
     await response_format.finish()
-    return Response(text, media_type="application/json", headers=dict(response_format.headers))
+    return Response(text, media_type="application/json", headers=_ignored(result, response_format))
 
 
-def ignored_header(warnings: Sequence[str]) -> dict[str, str]:
-    """What was left out of a request, for callers that do not read the body. A header is bounded and ASCII only."""
+def _ignored(result: Any, response_format: ResponseFormat) -> dict[str, str]:
+    """The header that names what of the request was left out, for callers that do not read the body. It is bounded."""
+    warnings = (*response_format.warnings, *(getattr(result, "warnings", None) or ()))
     text = "; ".join(warnings).encode("ascii", "replace").decode()[:_MAX_HEADER]
-    return {IGNORED: text.replace("\n", " ").replace("\r", " ")} if text else {}
+    return {IGNORED_HEADER: text.replace("\n", " ").replace("\r", " ")} if text else {}
 
 
 def json_response(result: Result) -> Response:

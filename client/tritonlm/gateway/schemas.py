@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
+from tritonlm.client.chat_parsing.tools import HOSTED_TOOLS, MAX_TOOLS
 from tritonlm.client.sequences import MAX_SEQUENCES, RESERVED_PARAMETERS
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
@@ -37,18 +38,105 @@ _TEXT_PART = {
     "type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["type", "text"],
     "additionalProperties": False,
 }  # fmt: skip
-_MESSAGE = {
+_CONTENT = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT_PART, "minItems": 1}]}
+_TOOL_CALL = {
     "type": "object",
     "properties": {
-        "role": {"type": "string", "minLength": 1},
-        "content": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT_PART, "minItems": 1}]},
+        "id": _TEXT,
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {"name": _TEXT, "arguments": {"type": "string", "contentMediaType": "application/json"}},
+            "required": ["name", "arguments"],
+        },
     },
-    "required": ["role", "content"],
-    # As with every optional field, null means "not sent".
+    "required": ["function"],
+}
+# As with every optional field, null means "not sent".
+_MESSAGE = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"role": {"type": "string", "minLength": 1}, "content": _CONTENT},
+            "required": ["role", "content"],
+            "additionalProperties": _NULL,
+        },
+        {
+            "type": "object",
+            "properties": {
+                "role": {"const": "assistant"},
+                "content": {"anyOf": [_CONTENT, _NULL]},
+                "reasoning_content": {"anyOf": [_TEXT, _NULL]},
+                "tool_calls": {"type": "array", "items": _TOOL_CALL, "minItems": 1},
+            },
+            "required": ["role", "tool_calls"],
+            "additionalProperties": _NULL,
+        },
+        {
+            "type": "object",
+            "properties": {"role": {"const": "tool"}, "content": _CONTENT, "tool_call_id": _TEXT, "name": _TEXT},
+            "required": ["role", "content"],
+            "additionalProperties": _NULL,
+        },
+    ]
+}
+_FUNCTION = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"},
+        "description": {"anyOf": [_TEXT, _NULL]},
+        "parameters": {"anyOf": [{"type": "object"}, _NULL]},
+        "strict": {"anyOf": [{"type": "boolean"}, _NULL]},
+    },
+    "required": ["name"],
     "additionalProperties": _NULL,
+}
+_TOOL = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+            "required": ["type", "function"],
+        },
+        # They run on their provider's servers: left out, and named in the answer.
+        {"type": "object", "properties": {"type": {"enum": sorted(HOSTED_TOOLS)}}, "required": ["type"]},
+    ]
+}
+_NAMED_TOOL = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": _TEXT}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
+_TOOL_CHOICE = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        _NAMED_TOOL,
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "allowed_tools"},
+                "allowed_tools": {
+                    "type": "object",
+                    "properties": {
+                        "mode": {"enum": ["auto", "required"]},
+                        "tools": {"type": "array", "items": _NAMED_TOOL, "minItems": 1},
+                    },
+                    "required": ["mode", "tools"],
+                },
+            },
+            "required": ["type", "allowed_tools"],
+        },
+        _NULL,
+    ]
 }
 # The model's chat template decides about further fields.
 Message = Annotated[dict[str, Any], WithJsonSchema(_MESSAGE)]
+# The client reads tools and names what is wrong in them.
+Tool = Annotated[dict[str, Any], WithJsonSchema(_TOOL)]
+ToolChoice = Annotated[Any, WithJsonSchema(_TOOL_CHOICE)]
 
 
 class Body(BaseModel):
@@ -69,8 +157,9 @@ def sampling_fields(*without: str) -> dict[str, Any]:
             schema: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, _NULL]}
             definitions[spec.name] = (Any, Field(None, description=meaning, json_schema_extra=schema))
     for name, other in OTHER_NAMES.items():
-        schema = {"anyOf": [other.schema, _NULL]}
-        definitions[name] = (Any, Field(None, description=other.meaning, json_schema_extra=schema))
+        if name not in without:
+            schema = {"anyOf": [other.schema, _NULL]}
+            definitions[name] = (Any, Field(None, description=other.meaning, json_schema_extra=schema))
     return definitions
 
 
@@ -92,8 +181,29 @@ class _Completion(_Common):
     suffix: Refused = Field(None, description="not supported: needs a fill-in-the-middle model")
 
 
-class _Chat(_Common):
+class ChatPrompt(Body):
+    """The fields of a chat from which its prompt is rendered."""
+
     messages: list[Message] = Field(description="the chat: [{role, content}, …]", min_length=1)
+    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = Field(
+        None, description="functions that the model may call"
+    )
+    documents: list[dict[str, Any]] | None = Field(None, description="for a chat template that takes documents")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="further variables of the chat template, such as enable_thinking"
+    )
+    add_generation_prompt: bool | None = Field(None, description="whether the prompt begins the model's answer")
+    continue_final_message: bool | None = Field(
+        None, description="continue the last message, which is the assistant's, instead of answering it"
+    )
+
+
+class _Chat(_Common, ChatPrompt):
+    tool_choice: ToolChoice = Field(None, description="none, auto (default), required, or the function to call")
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call in an answer")
+    separate_reasoning: bool | None = Field(
+        None, description="whether reasoning comes as reasoning_content (default) or stays in the content"
+    )
     max_completion_tokens: Annotated[Integer | None, Field(ge=1, le=MAX_TOKENS_LIMIT)] = Field(
         None, description="the same as max_tokens"
     )
@@ -115,6 +225,10 @@ class EmbeddingRequest(Body):
     encoding_format: Literal["float", "base64"] | None = Field(None, description="the encoding of the vectors")
     dimensions: Refused = Field(None, description="not supported: the vectors have a fixed size")
     user: ShortText = Field(None, description="an identifier of the end user")
+
+
+class ApplyTemplateRequest(ChatPrompt):
+    model: Model | None = Field(None, description="the language model; default: the gateway's default model")
 
 
 class TokenizeRequest(Body):

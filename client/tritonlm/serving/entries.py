@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tritonlm.checkpoints.reference import HubModel
+from tritonlm.contract import tool_formats
 from tritonlm.contract.parts import PARTS
 
 from . import paths
@@ -75,8 +76,9 @@ def _config(entry: Entry, file: Path, part: str) -> str:
     if part == "detokenize":
         return text
     parameters = entry.engine_parameters() if part == "generate" else {}
-    if entry.max_context_tokens is not None:
-        parameters["max_context_tokens"] = str(entry.max_context_tokens)
+    # Both `tokenize` and `generate` read these.
+    shared = {"max_context_tokens": entry.max_context_tokens, tool_formats.SETTING: entry.tool_format}
+    parameters |= {name: str(value) for name, value in shared.items() if value is not None}
     lines = [
         f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}\n' for name, value in parameters.items()
     ]

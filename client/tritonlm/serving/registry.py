@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tritonlm.checkpoints.reference import HubModel, Source, absolute, default_name, source_of
-from tritonlm.contract import CheckpointError, devices
+from tritonlm.contract import CheckpointError, devices, tool_formats
 from tritonlm.contract.parts import PARTS, part_of
 
 from .errors import ServingError
@@ -60,6 +60,9 @@ class Entry(BaseModel):
     idle_unload_seconds: Annotated[float, Field(ge=0)] | None = Field(
         None, description="the gateway unloads it after this time without a request"
     )
+    tool_format: Literal[tool_formats.FORMATS] | None = Field(  # type: ignore[valid-type]
+        None, description="how it writes tool calls; default: recognized from its chat template"
+    )
     preload: bool = Field(False, description="whether it is loaded at the start, and not at its first request")
 
     @model_validator(mode="after")
@@ -89,7 +92,7 @@ class Entry(BaseModel):
         """The parameters for its models' config.pbtxt."""
         names = (
             "dtype", "kv_dtype", "device", "max_context_tokens", "max_sequences", "kv_cache_tokens", "max_queue_size",
-            "queue_seconds", "idle_unload_seconds",
+            "queue_seconds", "idle_unload_seconds", "tool_format",
         )  # fmt: skip
         return {name: f"{value}" for name in names if (value := getattr(self, name)) is not None}
 

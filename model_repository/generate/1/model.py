@@ -27,6 +27,7 @@ from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
 from tritonlm.contract.load_progress import LoadProgress, load_file
 from tritonlm.contract.parts import language_model_of
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
+from tritonlm.contract.tool_formats import AUTO, SETTING
 from tritonlm.observability import logs
 
 from .engine.runners.loading import import_torch
@@ -65,6 +66,9 @@ class TritonPythonModel:
             load_progress.close()
         self._folder, self._fingerprint = folder, checkpoint.fingerprint()
         tokenizer = load_decoder(checkpoint)
+        about = checkpoint.about
+        if self._config.tool_format != AUTO:
+            about[SETTING] = self._config.tool_format
 
         def decode(ids: list[int], skip_special_tokens: bool) -> str:
             return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -79,7 +83,7 @@ class TritonPythonModel:
                     self._config,
                     decode,
                     checkpoint.eos_token_ids,
-                    checkpoint.about,
+                    about,
                     StepJournal(journal_file(args["model_name"], number, self._fingerprint)),
                     self._constraints,
                 )

@@ -1,11 +1,12 @@
-"""Chats: validates messages and renders them to text with the checkpoint's chat template, in a sandbox.
+"""Renders chats to text with the checkpoint's chat template, in a sandbox.
 
-It knows jinja2 and the schema of messages. Of tokens it knows only the texts of the special ones.
+It knows jinja2; `messages` knows the schema of chats. Of tokens it knows only the texts of the special ones.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
@@ -17,45 +18,95 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tritonlm.contract import CheckpointError, InvalidRequest, NotOffered
+from tritonlm.contract.tool_formats import tool_format_of
 
-Message = dict[str, str]
+from .messages import PARAM, Chat, Message
+from .tool_text import with_tools_as_text, without_system
 
-_PARAM = "messages"
-_MESSAGE_FIELDS = ("role", "content")
+# Marks the end of the message to continue: characters that no text may hold.
+_CONTINUE = "\ufdd0\ufdd1\ufdd0"
 
 
 class ChatTemplate:
-    def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str | None, special_tokens: Mapping[str, str], tool_format: str | None = None) -> None:
+        """`tool_format` is the setting of that name."""
         self._source = source
         self._special_tokens = dict(special_tokens)
+        self._format = tool_format_of(source, tool_format)
 
     def check_offered(self) -> None:
         if self._source is None:
             raise NotOffered(
-                "this model has no chat template; send the prompt as text instead (completions, text_input)", _PARAM
+                "this model has no chat template; send the prompt as text instead (completions, text_input)", PARAM
             )
 
-    def render(self, messages: list[Message]) -> str:
-        """The chat as text, up to the beginning of the model's answer."""
+    def render(self, chat: Chat) -> str:
+        """The chat as text: up to the beginning of the model's answer, or to the end of the message to continue."""
+        self._check_variables(chat)
+        messages = [self._adapted(message) for message in chat.messages]
+        if chat.continue_final_message:
+            messages[-1] = {**messages[-1], "content": messages[-1]["content"] + _CONTINUE}
+        if not self._format.native:
+            messages = with_tools_as_text(messages, chat.tools)
+        try:
+            text = self._render(chat, messages)
+        except _Refusal as error:
+            if self._format.native or not chat.tools or messages[0]["role"] != "system" or len(messages) < 2:
+                raise _refused(error) from error
+            try:
+                text = self._render(chat, without_system(messages))
+            except _Refusal as second:
+                raise _refused(second) from second
+        if chat.continue_final_message:
+            text, marker, _ = text.rpartition(_CONTINUE)
+            if not marker:
+                raise InvalidRequest(
+                    "this model's chat template does not write the last message, so it cannot be continued",
+                    "continue_final_message",
+                )
+        return text
+
+    def _render(self, chat: Chat, messages: list[Message]) -> str:
         try:
             return self._template.render(
-                messages=messages,
-                add_generation_prompt=True,
-                # Templates test whether these are none, and not whether they are defined.
-                tools=None,
-                documents=None,
-                **self._special_tokens,
+                **{
+                    **self._special_tokens,
+                    **chat.template_kwargs,
+                    "messages": messages,
+                    "add_generation_prompt": chat.add_generation_prompt,
+                    # Templates test whether these are none, and not whether they are defined.
+                    "tools": chat.tools if self._format.native else None,
+                    "documents": chat.documents,
+                }
             )
-        except CheckpointError:
+        except (CheckpointError, _Refusal):
             raise
         except SecurityError as error:
             raise CheckpointError(f"this model's chat template uses a forbidden operation: {error}") from error
-        except _Refusal as error:
-            raise InvalidRequest(f"this model's chat template refuses these messages: {error}", _PARAM) from error
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequest(
-                f"this model's chat template fails on these messages: {str(error)[:200]}", _PARAM
+                f"this model's chat template fails on these messages: {str(error)[:200]}", PARAM
             ) from error
+
+    def _check_variables(self, chat: Chat) -> None:
+        """Refuse what the template would ignore."""
+        sent = {f"chat_template_kwargs.{name}": name for name in chat.template_kwargs}
+        if chat.documents:
+            sent["documents"] = "documents"
+        for param, name in sent.items():
+            if name in self._special_tokens or not self._mentions(name):
+                raise InvalidRequest(f"this model's chat template has no variable {name}; leave it out", param)
+
+    def _adapted(self, message: Message) -> Message:
+        """The message in the words of this template."""
+        if message["role"] == "developer" and not self._mentions("developer"):
+            return {**message, "role": "system"}
+        if "reasoning_content" in message and self._mentions("thinking"):
+            return {**message, "thinking": message["reasoning_content"]}
+        return message
+
+    def _mentions(self, word: str) -> bool:
+        return re.search(rf"\b{re.escape(word)}\b", self._source or "") is not None
 
     @cached_property
     def _template(self) -> Template:
@@ -76,6 +127,10 @@ class ChatTemplate:
 
 class _Refusal(TemplateRuntimeError):
     """Raised by a template through raise_exception."""
+
+
+def _refused(error: _Refusal) -> InvalidRequest:
+    return InvalidRequest(f"this model's chat template refuses these messages: {error}", PARAM)
 
 
 class _GenerationBlock(Extension):
@@ -99,43 +154,3 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
-
-
-def read_messages(text: str) -> list[Message]:
-    """Parse a caller's JSON to messages whose role and content are strings."""
-    try:
-        messages = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"messages is not valid JSON: {error}", _PARAM) from error
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("messages must be a JSON list of at least one {role, content}", _PARAM)
-    return [_read_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
-
-
-def _read_message(name: str, message: Any) -> Message:
-    if not isinstance(message, dict):
-        raise InvalidRequest(f"{name} must be an object with role and content", name)
-    for field, value in message.items():
-        if field not in _MESSAGE_FIELDS and value is not None:
-            raise InvalidRequest(
-                f"{name} has the field {field[:60]!r}, which is not supported; send role and content only", name
-            )
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise InvalidRequest(f"{name}.role must be a string such as user, assistant or system", f"{name}.role")
-    return {"role": role, "content": _read_content(f"{name}.content", message.get("content"))}
-
-
-def _read_content(name: str, content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise InvalidRequest(f'{name} must be a string or a list of {{"type": "text", "text": "…"}}', name)
-    texts = []
-    for index, part in enumerate(content):
-        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            where = f"{name}[{index}]"
-            raise InvalidRequest(f'{where} must be {{"type": "text", "text": "…"}}: only text is supported', where)
-        texts.append(text)
-    return "\n".join(texts)

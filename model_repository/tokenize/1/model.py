@@ -5,11 +5,12 @@ It knows tensors only. `prompt` interprets the request.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from tritonlm.checkpoints.resolve import checkpoint_folder
-from tritonlm.contract import Checkpoint
+from tritonlm.contract import Checkpoint, tool_formats
 from tritonlm.contract.adapter import (
     error_response,
     flat_parameters,
@@ -18,7 +19,7 @@ from tritonlm.contract.adapter import (
     response,
 )
 from tritonlm.contract.priority import lower_thread_priority
-from tritonlm.contract.tensors import PROMPT_IDS, REQUEST
+from tritonlm.contract.tensors import PROMPT_IDS, RENDERED_PROMPT, REQUEST
 
 from .limits import Limits
 from .prompt import RequestReader
@@ -29,7 +30,9 @@ class TritonPythonModel:
         checkpoint = Checkpoint(checkpoint_folder(args))
         checkpoint.check(weights=False)
         lower_thread_priority()
-        self._reader = RequestReader(checkpoint, Limits.of(checkpoint, model_parameters(args)))
+        settings = model_parameters(args)
+        tool_format = settings.get(tool_formats.SETTING) or os.environ.get(tool_formats.VARIABLE)
+        self._reader = RequestReader(checkpoint, Limits.of(checkpoint, settings), tool_format)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -38,6 +41,8 @@ class TritonPythonModel:
         # An error of one request must not affect the others of the batch, which may belong to other callers.
         try:
             inputs, flat, outputs = inputs_of(request), flat_parameters(request), request.requested_output_names()
+            if RENDERED_PROMPT.name in outputs and PROMPT_IDS.name not in outputs:
+                return response(pb_utils, {RENDERED_PROMPT: RENDERED_PROMPT.pack(self._reader.render(inputs))}, outputs)
             if REQUEST.name not in outputs:
                 return response(pb_utils, {PROMPT_IDS: PROMPT_IDS.pack(self._reader.read_ids(inputs, flat))}, outputs)
             prompt_ids, generation = self._reader.read(inputs, flat)

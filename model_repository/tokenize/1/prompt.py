@@ -14,15 +14,16 @@ from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, Sam
 from tritonlm.contract.adapter import text_of
 from tritonlm.contract.tensors import EXCLUDE_INPUT, INPUT_IDS, MESSAGES, SAMPLING_PARAMETERS, STREAM, TEXT_INPUT, Array
 
-from .chat import ChatTemplate, read_messages
+from .chat import ChatTemplate
 from .limits import Limits
+from .messages import read_chat
 
 _PROMPTS = (TEXT_INPUT.name, INPUT_IDS.name, MESSAGES.name)
 
 
 class RequestReader:
-    def __init__(self, checkpoint: Checkpoint, limits: Limits) -> None:
-        self._encoder = PromptEncoder(checkpoint)
+    def __init__(self, checkpoint: Checkpoint, limits: Limits, tool_format: str | None = None) -> None:
+        self._encoder = PromptEncoder(checkpoint, tool_format)
         self._limits = limits
 
     def read(self, inputs: Mapping[str, Array], flat: Mapping[str, Any]) -> tuple[list[int], GenerationRequest]:
@@ -39,6 +40,13 @@ class RequestReader:
         """The prompt's ids alone, without a limit on their number, because nothing is generated."""
         return self._read_prompt(inputs, flat)[1]
 
+    def render(self, inputs: Mapping[str, Array]) -> str:
+        """A chat as text; nothing is generated."""
+        messages = text_of(MESSAGES, inputs)
+        if messages is None:
+            raise InvalidRequest("rendered_prompt needs messages", MESSAGES.name)
+        return self._encoder.render(messages)
+
     def _read_prompt(
         self, inputs: Mapping[str, Array], flat: Mapping[str, Any]
     ) -> tuple[SamplingParameters, list[int]]:
@@ -51,9 +59,11 @@ class RequestReader:
 class PromptEncoder:
     """Converts each kind of prompt to token ids."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, tool_format: str | None = None) -> None:
         self._tokenizer = _load_tokenizer(checkpoint)
-        self._chat_template = ChatTemplate(checkpoint.chat_template, checkpoint.special_tokens)
+        self._chat_template = ChatTemplate(
+            checkpoint.chat_template, checkpoint.special_tokens, tool_format or checkpoint.tool_format
+        )
         bos_token = checkpoint.special_tokens.get("bos_token")
         self._bos_id: int | None = self._tokenizer.token_to_id(bos_token) if bos_token else None
 
@@ -90,9 +100,12 @@ class PromptEncoder:
             raise InvalidRequest("input_ids is empty; send at least one token id", INPUT_IDS.name)
         return ids
 
-    def from_messages(self, messages_json: str) -> list[int]:
+    def render(self, messages_json: str) -> str:
         self._chat_template.check_offered()
-        rendered = self._chat_template.render(read_messages(messages_json))
+        return self._chat_template.render(read_chat(messages_json))
+
+    def from_messages(self, messages_json: str) -> list[int]:
+        rendered = self.render(messages_json)
         # The template writes the special tokens itself.
         ids = self._encode(rendered, MESSAGES.name, add_special_tokens=False)
         if not ids:

@@ -70,6 +70,10 @@ class Transport(Protocol):
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]: ...
 
+    async def render(self, model: str, prompt: Prompt) -> str:
+        """A chat as text, as the checkpoint's template renders it."""
+        ...
+
     async def detokenize(self, model: str, ids: Sequence[int]) -> str: ...
 
     async def ping(self, model: str) -> dict[str, Any]:

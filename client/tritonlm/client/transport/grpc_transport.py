@@ -217,6 +217,10 @@ class GrpcTransport:
             inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({"add_special_tokens": False})
         return (await self._infer(parts.tokenize, inputs, tensors.PROMPT_IDS)).numbers(tensors.PROMPT_IDS)
 
+    async def render(self, model: str, prompt: Prompt) -> str:
+        parts, output = await self._parts_of(model), tensors.RENDERED_PROMPT
+        return (await self._infer(parts.tokenize, _prompt(prompt), output)).text(output)
+
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         parts = await self._parts_of(model)
         chunk = Chunk(0, list(ids), len(ids), 0, 0, skip_special_tokens=False)

@@ -12,7 +12,7 @@ from ..chat_tools import ChatTools, read_function, read_name
 from .blocks import read_conversation
 from .schemas import SAMPLING
 
-NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
+_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
 _NO_SUPPORT = ("inference_geo", "container", "diagnostics")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
@@ -22,6 +22,13 @@ _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 class ChatCall:
     arguments: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The chat's names of fields that have another name here."""
+        # A schema's mistakes are found where it is compiled, under the name of the contract.
+        constraint = {"structured_outputs": "output_config.format"} if "response_format" in self.arguments else {}
+        return {**_NAMES, **constraint}
 
 
 def chat_call(sent: Mapping[str, Any]) -> ChatCall:
@@ -39,7 +46,11 @@ def chat_call(sent: Mapping[str, Any]) -> ChatCall:
         **{name: sent[name] for name in (*SAMPLING, "stream", "max_tokens") if name in sent},
         **tools.arguments(parallel),
         **_format(sent.get("output_config") or {}),
+        **_template_variables(sent),
     }
+    if conversation.messages[-1]["role"] == "assistant":
+        # The answer goes on where this message ends.
+        arguments |= {"continue_final_message": True, "add_generation_prompt": False}
     if sent.get("stop_sequences"):
         arguments["stop"] = sent["stop_sequences"]
     if user := (sent.get("metadata") or {}).get("user_id"):
@@ -87,14 +98,25 @@ def _format(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-def _ineffective(sent: Mapping[str, Any]) -> list[str]:
-    warnings = []
+def _template_variables(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """`thinking` and the effort as the variables of chat templates that switch reasoning."""
+    variables: dict[str, Any] = {}
     if (thinking := sent.get("thinking")) is not None:
         if thinking.get("type") not in _THINKING:
             raise InvalidRequest(f"thinking.type must be one of {', '.join(_THINKING)}", "thinking.type")
-        warnings.append("thinking has no effect: the model thinks where its chat template asks for it")
+        variables["enable_thinking"] = thinking["type"] != "disabled"
+    if (effort := (sent.get("output_config") or {}).get("effort")) is not None:
+        variables["reasoning_effort"] = effort
+    variables |= sent.get("chat_template_kwargs") or {}
+    return {"chat_template_kwargs": variables} if variables else {}
+
+
+def _ineffective(sent: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if sent.get("thinking") is not None:
+        warnings.append("thinking has an effect only if the chat template has a variable for it, without a budget")
     if (sent.get("output_config") or {}).get("effort") is not None:
-        warnings.append("output_config.effort has no effect")
+        warnings.append("output_config.effort has an effect only if the chat template has the variable")
     if sent.get("context_management"):
         warnings.append("context_management has no effect")
     if sent.get("mcp_servers"):

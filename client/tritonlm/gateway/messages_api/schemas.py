@@ -33,7 +33,7 @@ class CacheControl(Body):
 
 class OutputConfig(Body):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="has no effect; named in warnings"
+        None, description="the template's variable reasoning_effort"
     )
     format: dict[str, Any] | None = Field(None, description="{type: json_schema, schema}")
 
@@ -48,6 +48,9 @@ class _Prompt(Body):
     tool_choice: dict[str, Any] | None = Field(None, description="{type: auto | any | tool | none}")
     thinking: dict[str, Any] | None = Field(None, description="{type: enabled | adaptive | disabled}")
     output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="further variables of the chat template, such as enable_thinking"
+    )
     cache_control: CacheControl | None = Field(None, description="no effect: prefixes are cached by their content")
     context_management: dict[str, Any] | None = Field(None, description="has no effect; named in warnings")
     mcp_servers: Objects | None = Field(None, description="left out and named in warnings")

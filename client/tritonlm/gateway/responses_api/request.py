@@ -13,8 +13,7 @@ from .schemas import LOGPROBS, SAMPLING
 from .tools import read_tools
 
 _PRIORITIES = {"flex": 3, "priority": 1, "fast": 1}
-# The chat's names of fields that have another name here, in the order in which they are tried.
-NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
+_NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
 _NO_SUPPORT = ("conversation", "prompt", "moderation", "context_management")
 
 
@@ -25,6 +24,13 @@ class ChatCall:
     items: list[dict[str, Any]]
     custom_tools: frozenset[str] = frozenset()
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The chat's names of fields that have another name here."""
+        # A schema's mistakes are found where it is compiled, under the name of the contract.
+        constraint = {"structured_outputs": "text.format"} if "response_format" in self.arguments else {}
+        return {**_NAMES, **constraint}
 
 
 def chat_call(sent: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -> ChatCall:
@@ -43,6 +49,7 @@ def chat_call(sent: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -
         **tools.arguments(sent.get("parallel_tool_calls")),
         **_text_format(sent.get("text") or {}),
         **_logprobs(sent),
+        **_template_variables(sent),
     }
     if "max_output_tokens" in sent:
         arguments["max_tokens"] = sent["max_output_tokens"]
@@ -76,13 +83,23 @@ def _logprobs(sent: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _template_variables(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """`reasoning.effort` as the variables of chat templates that switch reasoning."""
+    effort = (sent.get("reasoning") or {}).get("effort")
+    variables: dict[str, Any] = {}
+    if effort is not None:
+        variables = {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+    variables |= sent.get("chat_template_kwargs") or {}
+    return {"chat_template_kwargs": variables} if variables else {}
+
+
 def _ineffective(sent: Mapping[str, Any]) -> list[str]:
     reasoning, text = sent.get("reasoning") or {}, sent.get("text") or {}
     warnings = []
     if text.get("verbosity") not in (None, "medium"):
         warnings.append("text.verbosity has no effect")
     if reasoning.get("effort") is not None:
-        warnings.append("reasoning.effort has no effect")
+        warnings.append("reasoning.effort has an effect only if the chat template has the variable")
     if reasoning.get("summary") or reasoning.get("generate_summary"):
         warnings.append("reasoning.summary has no effect: reasoning is returned in full")
     return warnings

@@ -70,7 +70,10 @@ class _Base(Body):
     )
     tool_choice: Choice | None = Field(None, description="none, auto, required, or {type: function, name}")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may call several tools")
-    reasoning: ReasoningConfig | None = None
+    reasoning: ReasoningConfig | None = Field(None, description="effort is the template's variable reasoning_effort")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="further variables of the chat template, such as enable_thinking"
+    )
     include: list[Includable] | None = Field(None, description="message.output_text.logprobs has an effect")
     metadata: Metadata | None = Field(None, description="returned with the response")
     store: bool | None = Field(None, description="keep the response for previous_response_id; needs --response-store")
@@ -108,6 +111,7 @@ class InputTokensRequest(Body):
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     text: TextConfig | None = None
     truncation: Annotated[Literal["disabled"] | None, Field(description="auto is not supported")] = None
     conversation: Refused = Field(None, description="not supported: use previous_response_id")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,12 +12,12 @@ from sse_starlette import ServerSentEvent
 
 from tritonlm.contract import TritonLMError
 
+from ..chat_calls import count_tokens, with_names
 from ..errors import RESPONSES, anthropic_body, body_of
-from ..field_names import with_names
-from ..messages_api.request import NAMES, chat_call
+from ..messages_api.request import chat_call
 from ..messages_api.schemas import CountRequest, MessageError, MessageObject, MessageRequest, TokenCount
 from ..messages_api.writer import MessageWriter
-from ..responses import ResponseFormat, ignored_header, respond
+from ..responses import ResponseFormat, respond
 from ..services import ServicesParameter
 from .openai import STREAMED, common_arguments
 
@@ -50,12 +49,12 @@ async def create(
         end=lambda context: writer.end(context.usage),
         failure=failure,
         ping=lambda: ServerSentEvent(event="ping", data='{"type": "ping"}', sep="\n"),
-        headers=ignored_header(call.warnings),
+        warnings=call.warnings,
     )
     common = common_arguments(request, services)
 
     async def create_chat() -> Any:
-        return await with_names(services.client.chat.completions.create(**call.arguments, **common), NAMES)
+        return await with_names(services.client.chat.completions.create(**call.arguments, **common), call.names)
 
     return await respond(request, sent["model"], f"chatcmpl-{common['request_id']}", create_chat, response_format)
 
@@ -64,6 +63,4 @@ async def create(
 async def count(body: CountRequest, services: ServicesParameter) -> TokenCount:
     """The number of tokens of a prompt, with its chat template."""
     call = chat_call(body.arguments())
-    model, messages = body.model, call.arguments["messages"]
-    tokenize: Callable[[], Awaitable[list[int]]] = lambda: services.client.tokenize_chat(model, messages)  # noqa: E731
-    return TokenCount(input_tokens=len(await with_names(services.loader.call(model, tokenize), NAMES)))
+    return TokenCount(input_tokens=await count_tokens(services, call.arguments, call.names))

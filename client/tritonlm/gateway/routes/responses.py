@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -12,11 +11,11 @@ from fastapi.responses import Response
 
 from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered
 
+from ..chat_calls import count_tokens, with_names
 from ..errors import RESPONSES, body_of
-from ..field_names import with_names
 from ..middleware import context_of
-from ..responses import ResponseFormat, ignored_header, respond
-from ..responses_api.request import NAMES, ChatCall, chat_call
+from ..responses import ResponseFormat, respond
+from ..responses_api.request import ChatCall, chat_call
 from ..responses_api.schemas import (
     DeletedResponse,
     InputTokens,
@@ -58,12 +57,12 @@ async def create(
         end=lambda context: writer.end(context.usage),
         failure=lambda error: writer.failure(error, body_of(error)),
         finish=finish,
-        headers=ignored_header(call.warnings),
+        warnings=call.warnings,
     )
     common = common_arguments(request, services)
 
     async def create_chat() -> Any:
-        return await with_names(services.client.chat.completions.create(**call.arguments, **common), NAMES)
+        return await with_names(services.client.chat.completions.create(**call.arguments, **common), call.names)
 
     return await respond(request, sent["model"], f"chatcmpl-{common['request_id']}", create_chat, response_format)
 
@@ -73,7 +72,7 @@ async def count(body: InputTokensRequest, request: Request, services: ServicesPa
     """The number of tokens of a prompt, with its chat template."""
     sent = body.arguments()
     call: ChatCall = chat_call(sent, await _history(services, context_of(request.scope).caller, sent))
-    return InputTokens(input_tokens=await count_tokens(services, call.arguments))
+    return InputTokens(input_tokens=await count_tokens(services, call.arguments, call.names))
 
 
 @router.get("/{response_id}")
@@ -114,13 +113,6 @@ async def input_items(
         last_id=page[-1]["id"] if page else None,
         has_more=first + limit < len(items),
     )
-
-
-async def count_tokens(services: Services, chat: dict[str, Any]) -> int:
-    """The tokens of a chat's prompt. `chat`: the arguments of a chat."""
-    model, messages = chat["model"], chat["messages"]
-    call: Callable[[], Awaitable[list[int]]] = lambda: services.client.tokenize_chat(model, messages)  # noqa: E731
-    return len(await with_names(services.loader.call(model, call), NAMES))
 
 
 def _store(services: Services) -> ResponseStore:

@@ -17,7 +17,7 @@ from tritonlm.contract import TritonLMError
 
 from .. import metrics
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
-from ..schemas import DetokenizeRequest, TokenizeRequest
+from ..schemas import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from ..scopes import redirects_to_playground
 from ..services import ServicesParameter
 from .older.common import default_model
@@ -86,6 +86,15 @@ async def detokenize(body: DetokenizeRequest, services: ServicesParameter) -> Te
     model = body.model or await default_model(services)
     text = await services.loader.call(model, lambda: services.client.detokenize(model, body.tokens))
     return Text(prompt=text)
+
+
+@router.post("/apply-template", response_model=Text, responses=RESPONSES)
+async def apply_template(body: ApplyTemplateRequest, services: ServicesParameter) -> Text:
+    """A chat as text: the prompt that the chat template renders from it."""
+    model = body.model or await default_model(services)
+    chats = services.client.chat.completions
+    arguments = {**body.arguments(), "model": model}
+    return Text(prompt=await services.loader.call(model, lambda: chats.apply_template(**arguments)))
 
 
 @router.get("/tokenizer_info", responses=RESPONSES)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tritonlm.contract import CheckpointError, devices
+from tritonlm.contract import CheckpointError, devices, tool_formats
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
 AUTO, INT4, INT8 = "auto", "int4", "int8"
@@ -53,8 +53,8 @@ class EngineConfig:
     )
     weights: str = _one_of(
         AUTO, "full", INT8, INT4,
-        meaning="weight format: auto is the checkpoint's own, which for quantized files is that of each matrix; full is the "
-        "dtype; int8 is int8 quantization with per-channel scales; int4 is 4 bits in groups of 32",
+        meaning="weight format: auto is the checkpoint's own, quantized matrices included; full is the dtype; int8 is "
+        "int8 quantization with per-channel scales; int4 is 4 bits with a scale for 32 inputs",
     )  # fmt: skip
     vocabulary_bits: str = _one_of(
         "8", "4", meaning="with weights int4, the bits of the embedding and of the matrix of the logits"
@@ -95,6 +95,11 @@ class EngineConfig:
     enable_embeddings: bool = field(
         default=False, metadata={"meaning": "whether embeddings are offered: true or false"}
     )
+    tool_format: str = _one_of(
+        tool_formats.AUTO, *tool_formats.FORMATS,
+        meaning="how the checkpoint writes tool calls; auto: its tokenizer_config.json says it (tool_format), or it is "
+        "recognized from the chat template",
+    )  # fmt: skip
     threads: int = _number(0, "CPU threads; 0: one per core that the process may use")
     memory_budget: int = _size("memory that all models on one device may use together, such as 8GiB; 0: no limit")
     idle_unload_seconds: float = _number(0.0, "the gateway unloads a model that is idle for this time; 0: never")

@@ -44,7 +44,7 @@ async def chat(body: ChatRequest, request: Request, services: ServicesParameter)
     """An answer with its speed. A model without a chat template continues the prompt."""
 
     def complete(result: Completion | ChatCompletion, context: RequestContext) -> str:
-        text = result.choices[0].text if isinstance(result, Completion) else result.choices[0].message.content
+        text = result.choices[0].text if isinstance(result, Completion) else result.choices[0].message.content or ""
         speed = _speed(context).model_dump()
         return ChatAnswer(prompt=body.prompt, response=text, **speed).model_dump_json()
 

@@ -7,12 +7,15 @@ are checked on a copy: nothing is rolled back. It does not know logits, nor when
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher
 from tritonlm.contract import InvalidRequest, SamplingParameters
 from tritonlm.contract.structured_outputs import NAME
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 Words = npt.NDArray[np.int32]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from tritonlm.contract import InvalidRequest
 from tritonlm.contract.structured_outputs import CHOICE, GRAMMAR, JSON, JSON_OBJECT, NAME, REGEX
+
+from .json_schemas import keywords, place_of, with_real_dates
 
 # Bounds of a grammar: the regular expressions built at its start (50,000 in a millisecond) and in a step (14,000), the
 # parser's items in a step (20,000 in a millisecond), the states of its lexer (up to 2 kB each), and its symbols.
@@ -40,9 +42,6 @@ _REPETITIONS = re.compile(r"\{\s*(\d+)?\s*(?:,\s*(\d+)?\s*)?\}")
 # The time to convert GBNF grows with the square of its length.
 _MOST_GBNF_CHARACTERS = 16_384
 _MESSAGE_CHARACTERS = 400
-# Keywords whose keys are names, and keywords that hold values and no schemas.
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_VALUES = ("enum", "const", "default", "examples")
 _UNSUPPORTED = re.compile(r"Unimplemented keys: (\[.*?\])")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: (.*)")
 
@@ -101,11 +100,11 @@ def _json_grammar(name: str, schema: dict[str, Any] | bool) -> str:
     schema = {} if schema is True else schema
     if _OPTIONS_KEY in schema:
         raise InvalidRequest(f"{name}: the key {_OPTIONS_KEY!r} is not supported; leave it out", name)
-    for place, key, value in _keywords(schema):
+    for place, key, value in keywords(schema):
         patterns = [value] if key == "pattern" else value if key == "patternProperties" else ()
         for pattern in patterns:
             _check_repetitions(name, pattern, f" (at {place})")
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_OPTIONS)
+    return LLMatcher.grammar_from_json_schema(json.dumps(with_real_dates(schema)), overrides=_JSON_OPTIONS)
 
 
 def _check_repetitions(name: str, text: Any, where: str = "") -> None:
@@ -120,35 +119,14 @@ def _check(name: str, matcher: LLMatcher, content: Any) -> None:
     message = matcher.get_error()
     if match := _UNSUPPORTED.search(message):
         keys = json.loads(match[1])
-        places = [place for key in keys if (place := _place_of(content, key)) is not None]
+        places = [place for key in keys if (place := place_of(content, key)) is not None]
         where = f" (at {', '.join(places)})" if places else ""
         raise InvalidRequest(f"{name}: {', '.join(keys)} is not supported{where}; leave it out", name)
     if match := _UNKNOWN_FORMAT.search(message):
-        place = _place_of(content, "format", match[1].strip())
+        place = place_of(content, "format", match[1].strip())
         where = f" (at {place})" if place else ""
         raise InvalidRequest(f"{name}: the format {match[1].strip()} is not supported{where}; leave it out", name)
     raise InvalidRequest(f"{name} is refused: {_short(message)}", name)
-
-
-def _place_of(schema: Any, key: str, value: str | None = None) -> str | None:
-    """The JSON pointer of the first such keyword in a schema, or of the first with this value."""
-    return next((place for place, name, found in _keywords(schema) if name == key and value in (None, found)), None)
-
-
-def _keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
-    """Each keyword of a schema with its JSON pointer and its value, the outer ones first."""
-    # Objects whose keys are names of the caller are no schemas, but hold some.
-    pending: list[tuple[str, Any, bool]] = [("", schema, True)]
-    while pending:
-        path, item, is_schema = pending.pop(0)
-        if isinstance(item, Mapping):
-            for key, value in item.items():
-                if is_schema:
-                    yield f"{path}/{key}", key, value
-                if not is_schema or key not in _VALUES:
-                    pending.append((f"{path}/{key}", value, not is_schema or key not in _NAMED))
-        elif isinstance(item, list):
-            pending += [(f"{path}/{index}", inner, True) for index, inner in enumerate(item)]
 
 
 def _short(message: str) -> str:

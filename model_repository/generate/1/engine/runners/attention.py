@@ -1,8 +1,8 @@
 """Attention over the paged KV cache, as a function for Hugging Face's modelling code.
 
 It is registered as `NAME` in transformers' attention registry. The runner passes the step's batch and cache through the
-model's keyword arguments. This is the reference in pure torch, exact and for every device. It does not know requests
-or scheduling.
+model's keyword arguments. This is the reference in pure torch, exact and for every device; a batch in tiles goes to the
+kernels of `gpu`. It does not know requests or scheduling.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from .flat_batch import AttentionGroup, FlatBatch
+from .gpu import block_attention
 from .kv_cache import KVCache, LayerShape
 
 NAME = "tritonlm_paged"
@@ -49,8 +50,14 @@ def paged_attention(
     assert attention_mask is None
     layer = module.layer_idx
     assert isinstance(layer, int)
-    paged.cache.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if paged.batch.tiles:
+        keys, values = paged.cache.keys[layer], paged.cache.values[layer]
+        block_attention.write(key[0].transpose(0, 1), value[0].transpose(0, 1), keys, values, paged.batch.slots)
+        tiles, tokens = paged.batch.tiles, paged.cache.block_tokens
+        rows = block_attention.attend(query[0], keys, values, tiles, tokens, scale, sliding_window, softcap)
+        return rows.unsqueeze(0), None
+    paged.cache.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     for group in paged.batch.groups:
         keys, values = paged.cache.read(layer, group.slots)

@@ -15,6 +15,8 @@ import torch
 
 from ..scheduling.blocks import PADDING_BLOCK
 from ..scheduling.scheduler import Slice
+from .gpu import query_tiles
+from .gpu.query_tiles import QueryTiles
 
 # Context lengths are padded to multiples of this, the width of vector units. Then the padding does not change the order
 # of summation of a sequence, and its logits are the same alone and in a batch with longer ones.
@@ -58,9 +60,14 @@ class FlatBatch:
     # The rows whose logits are needed, and the rows whose last hidden states are needed, in the plan's order.
     logit_rows: torch.Tensor
     hidden_rows: torch.Tensor
+    # In place of groups, for attention that reads the blocks where they lie.
+    tiles: list[QueryTiles] = field(default_factory=list)
 
 
-def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: torch.device) -> FlatBatch:
+def build(
+    plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: torch.device, tile_rows: int = 0
+) -> FlatBatch:
+    """`tile_rows` above 0 makes tiles with as many rows at most; else there are groups."""
     ids: list[int] = []
     logit_rows: list[int] = []
     hidden_rows: list[int] = []
@@ -76,6 +83,11 @@ def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: 
     def tensor(values: object) -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.long, device=device)
 
+    ids_row, positions_row = tensor(ids).unsqueeze(0), tensor(positions).unsqueeze(0)
+    common = (ids_row, positions_row, tensor(slots))
+    if tile_rows:
+        tiles = query_tiles.build(plan, tile_rows, device)
+        return FlatBatch(*common, [], tensor(logit_rows), tensor(hidden_rows), tiles)
     groups = []
     for members in _grouped(plan, block_tokens):
         count = plan[members[0]].count
@@ -87,8 +99,7 @@ def build(plan: Sequence[Slice], block_tokens: int, dtype: torch.dtype, device: 
         starts = np.array([[plan[i].start] for i in members]) + np.arange(count)
         rows = np.concatenate([np.arange(first_rows[i], first_rows[i] + count) for i in members])
         groups.append(AttentionGroup(tensor(rows), count, tensor(table), tensor(starts), dtype))
-    ids_row, positions_row = tensor(ids).unsqueeze(0), tensor(positions).unsqueeze(0)
-    return FlatBatch(ids_row, positions_row, tensor(slots), groups, tensor(logit_rows), tensor(hidden_rows))
+    return FlatBatch(*common, groups, tensor(logit_rows), tensor(hidden_rows))
 
 
 def _length(piece: Slice) -> int:

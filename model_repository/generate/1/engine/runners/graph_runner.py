@@ -11,37 +11,73 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import EngineConfig
+from ..config import INT4, INT8, EngineConfig
 from ..scheduling.scheduler import Slice
 from . import graphs
+from .gpu import block_attention, quantized_linear, query_tiles, self_check
 from .interface import ForwardOutput
-from .reference import ReferenceRunner
+from .reference import MakeModel, ReferenceRunner
 
 _log = logging.getLogger("tritonlm.engine")
 
 
 class GraphRunner(ReferenceRunner):
+    _fuses = True
+
     def __init__(
         self,
         folder: Path,
         config: EngineConfig,
         device: torch.device | None = None,
         load_progress: LoadProgress | None = None,
+        make_model: MakeModel | None = None,
     ) -> None:
-        super().__init__(folder, config, device, load_progress)
+        super().__init__(folder, config, device, load_progress, make_model)
         on_gpu = self.device.type == "cuda"
+        self._tile_rows = self._check_kernels()
         self._recorder: graphs.Recorder = graphs.CudaRecorder(self.device) if on_gpu else graphs.run_eagerly
         # Gather buffers that recordings use. They must stay when the cache allocates larger ones.
         self._gather_buffers: list[tuple[torch.Tensor, ...]] = []
         # The gather buffer of a step may hold twice the slots of one layer of the cache.
         most_slots = 2 * self.blocks * config.block_tokens
         self.graphs = graphs.GraphCache(
-            self._compute, self._record, config.block_tokens, self.context_length, most_slots, self.dtype, self.device
-        )
+            self._compute, self._record, config.block_tokens, self.context_length, most_slots, self.dtype, self.device,
+            in_place=self.in_place,
+        )  # fmt: skip
         if on_gpu:
             self.prepare(config.max_sequences)
+
+    def _quantize(self, config: EngineConfig) -> None:
+        if config.weights not in (INT4, INT8):
+            return
+        if not block_attention.is_possible(self.device):
+            raise CheckpointError(f"weights {config.weights} on a GPU need triton-lang: install the package triton")
+        bits = 4 if config.weights == INT4 else 8
+        head_bits = int(config.vocabulary_bits) if config.weights == INT4 else 8
+        before, after = quantized_linear.quantize(self._model, bits, head_bits)
+        _log.info("the linear layers take %d MiB in place of %d", after >> 20, before >> 20)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether attention reads the blocks where they lie."""
+        return self._tile_rows > 0
+
+    @torch.inference_mode()
+    def _check_kernels(self) -> int:
+        """The rows of a tile, if the kernels compute this model's attention here; else 0."""
+        if not block_attention.is_possible(self.device) or self._cache.keys[0].dtype != self.dtype:
+            return 0
+        config = self._model.config.get_text_config()
+        try:
+            self_check.check(self._layers, config, self._cache.block_tokens, self.dtype, self.device)
+        except Exception as error:  # the compiler of triton-lang may raise anything
+            _log.warning("attention gathers its blocks, because the kernels fail here: %s", error)
+            return 0
+        repeats = config.num_attention_heads // min(layer.heads for layer in self._layers)
+        return query_tiles.tile_rows(repeats, self.dtype)
 
     @torch.inference_mode()
     def prepare(self, most_rows: int) -> None:

@@ -1,7 +1,8 @@
 """CUDA graphs of decoding steps: recorded once and replayed, because launching each kernel takes longer than it runs.
 
-A recording has a fixed shape: the number of rows, and the context length of each row in slots. A step runs in the
-smallest shape that holds it, padded with copies of its last row. It knows tensors and shapes, and not requests.
+A recording has a fixed shape: the number of rows, and the context length of each row in slots (where attention reads
+the blocks in place, the longest). A step runs in the smallest shape that holds it, padded with copies of its last row.
+It knows tensors and shapes, and not requests.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..scheduling.blocks import PADDING_BLOCK
 from ..scheduling.scheduler import Slice
 from .flat_batch import LENGTH_STEP, AttentionGroup, FlatBatch
+from .gpu.query_tiles import QueryTiles
 from .interface import ForwardOutput
 
 Compute = Callable[[], ForwardOutput]
@@ -45,26 +48,33 @@ class GraphInputs:
     At first it is zeros: a step on the padding block.
     """
 
-    def __init__(self, rows: int, length: int, block_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, rows: int, length: int, block_tokens: int, dtype: torch.dtype, device: torch.device, in_place: bool
+    ) -> None:
+        """`in_place`: attention reads the blocks where they lie."""
         self._rows, self._length, self._block_tokens, self._dtype = rows, length, block_tokens, dtype
+        self._in_place = in_place
         self._blocks = -(-length // block_tokens)
         values = rows * (2 + self._blocks)
-        self._device_buffer = torch.zeros(values, dtype=torch.int64, device=device)
+        self._device_buffer = torch.zeros(values, dtype=torch.int32, device=device)
         # Two alternating host buffers: the copy of the previous step may still be in progress.
         pinned = device.type == "cuda"
-        self._host_buffers = [torch.zeros(values, dtype=torch.int64, pin_memory=pinned) for _ in range(2)]
+        self._host_buffers = [torch.zeros(values, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+        self._tables = np.full((rows, self._blocks), PADDING_BLOCK, dtype=np.int32)
+        # The list of blocks that each row of the tables holds, and how many of them: the list grows while its request
+        # runs, so mostly nothing is copied.
+        self._held: list[tuple[list[int], int]] = [([], 0) for _ in range(rows)]
 
     def fill(self, plan: Sequence[Slice], ids: torch.Tensor | None) -> None:
         """Copy the plan to the device. `ids` are its tokens if they exist on the device alone."""
         self._host_buffers.reverse()
         values = self._host_buffers[0].numpy().reshape(-1)
         token_ids, positions, tables = self._parts(values)
-        tables.fill(PADDING_BLOCK)
         for row, piece in enumerate(plan):
             token_ids[row] = piece.ids[0] if ids is None else 0
             positions[row] = piece.start
-            blocks = piece.request.table.blocks[: self._blocks]
-            tables[row, : len(blocks)] = blocks
+            self._hold(row, piece.request.table.blocks)
+        tables[:] = self._tables
         last = len(plan) - 1
         for part in (token_ids, positions, tables):
             part[last + 1 :] = part[last]
@@ -74,15 +84,31 @@ class GraphInputs:
             device_ids[: len(plan)] = ids
             device_ids[len(plan) :] = ids[-1]
 
+    def _hold(self, row: int, blocks: list[int]) -> None:
+        """Make the row of the tables that of these blocks."""
+        held, done = self._held[row]
+        count = min(len(blocks), self._blocks)
+        if held is not blocks:
+            self._tables[row], done = PADDING_BLOCK, 0
+        if done < count:
+            self._tables[row, done:count] = blocks[done:count]
+        self._held[row] = (blocks, count)
+
     def batch(self) -> FlatBatch:
         """The batch as views of the device buffer: they hold the values at the time of the computation."""
-        ids, positions, tables = self._parts(self._device_buffer)
-        tokens = self._block_tokens
-        slots = (tables.unsqueeze(-1) * tokens + torch.arange(tokens, device=tables.device)).flatten(1)
-        own = slots.gather(1, positions.unsqueeze(-1))[:, 0]
+        ids, starts, tables = self._parts(self._device_buffer)
+        positions, tokens = starts.long(), self._block_tokens
         rows = torch.arange(self._rows, device=tables.device)
+        common = (ids.long().unsqueeze(0), positions.unsqueeze(0))
+        if self._in_place:
+            block = tables.gather(1, (positions // tokens).unsqueeze(-1))[:, 0].long()
+            sequences, ones = rows.int(), torch.ones_like(starts)
+            tiles = QueryTiles(tables, sequences, ones, starts, sequences, height=1)
+            return FlatBatch(*common, block * tokens + positions % tokens, [], rows, rows[:0], [tiles])
+        slots = (tables.long().unsqueeze(-1) * tokens + torch.arange(tokens, device=tables.device)).flatten(1)
+        own = slots.gather(1, positions.unsqueeze(-1))[:, 0]
         group = AttentionGroup(rows, 1, slots[:, : self._length], positions.unsqueeze(-1), self._dtype)
-        return FlatBatch(ids.unsqueeze(0), positions.unsqueeze(0), own, [group], rows, rows[:0])
+        return FlatBatch(*common, own, [group], rows, rows[:0])
 
     def _parts(self, values: Any) -> tuple[Any, Any, Any]:
         rows = self._rows
@@ -105,7 +131,10 @@ class GraphCache:
         most_slots: int,
         dtype: torch.dtype,
         device: torch.device,
+        in_place: bool = False,
     ) -> None:
+        """`in_place`: attention reads the blocks where they lie, so a recording serves every context length."""
+        self._in_place = in_place
         self._compute, self._record = compute, record
         self._block_tokens, self._longest, self._dtype, self._device = block_tokens, longest, dtype, device
         self._most_slots = most_slots
@@ -117,7 +146,7 @@ class GraphCache:
         The largest comes first, so that its gather buffer is large enough for all others.
         """
         rows = {rows_of_shape(count) for count in range(1, most_rows + 1)}
-        lengths = {length_of_shape(1 << bits, self._longest) for bits in range(self._longest.bit_length() + 1)}
+        lengths = {self._length(1 << bits) for bits in range(self._longest.bit_length() + 1)}
         for shape in sorted(product(rows, lengths), key=math.prod, reverse=True):
             if self._fits(shape):
                 self._recording(shape)
@@ -133,20 +162,26 @@ class GraphCache:
         return recording.compute().first(len(plan))
 
     def _shape(self, plan: Sequence[Slice]) -> Shape:
-        return rows_of_shape(len(plan)), length_of_shape(max(piece.start + 1 for piece in plan), self._longest)
+        return rows_of_shape(len(plan)), self._length(max(piece.start + 1 for piece in plan))
+
+    def _length(self, length: int) -> int:
+        return length_of_shape(self._longest if self._in_place else length, self._longest)
 
     def _fits(self, shape: Shape) -> bool:
         """Whether the shape fits into the gather buffer: one long context pads all rows to its length."""
-        return shape[1] <= _LEAST_LENGTH or math.prod(shape) <= self._most_slots
+        return self._in_place or shape[1] <= _LEAST_LENGTH or math.prod(shape) <= self._most_slots
 
     def _recording(self, shape: Shape, fill: Callable[[GraphInputs], None] = lambda _: None) -> Recording:
         """The recording of this shape. Recording computes the step, so the inputs are filled before."""
         recording = self.recordings.get(shape)
-        inputs = recording.inputs if recording else GraphInputs(*shape, self._block_tokens, self._dtype, self._device)
+        inputs = recording.inputs if recording else self._inputs(shape)
         fill(inputs)
         if not recording:
             recording = self.recordings[shape] = Recording(inputs, self._record(lambda: self._compute(inputs.batch())))
         return recording
+
+    def _inputs(self, shape: Shape) -> GraphInputs:
+        return GraphInputs(*shape, self._block_tokens, self._dtype, self._device, self._in_place)
 
 
 def run_eagerly(compute: Compute) -> Compute:

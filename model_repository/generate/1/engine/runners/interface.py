@@ -24,7 +24,7 @@ from ..sampling.token_masks import TokenMasks
 from ..scheduling.scheduler import Slice
 from .flat_batch import FlatBatch
 
-# Of the bytes of quantized weights in a file, those in the kernels' layout; of int8 weights, int4 ones with their scales.
+# Of the bytes of quantized weights in a file, those in the kernels' layout; of int8 weights, int4 ones with scales.
 _REPACKED, _INT4_SHARE = 1.2, 0.7
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import EngineConfig
+from ..config import INT4, INT8, EngineConfig
 from ..memory import trim_heap
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import sample_tokens
@@ -23,6 +23,7 @@ from ..sampling.logprobs import score
 from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
 from . import attention, dequantized, flat_batch, packed_linear
+from .gpu import block_attention, fused_layers
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
@@ -35,9 +36,17 @@ _PROBE_TOKENS = 8
 _LOGIT_BYTES, _PROJECTED_BYTES = 8, SCRATCH_BYTES // 2
 _REMEDY = "serve a decoder-only model whose attention follows transformers' attention interface"
 
+# Makes a model of Hugging Face's in evaluation mode, of this dtype and on this device.
+MakeModel = Callable[[torch.dtype, torch.device], Any]
+
 
 class ReferenceRunner:
     """Runs Hugging Face's modelling code over the paged KV cache."""
+
+    # The most rows of a tile, where attention reads the blocks in place; 0: the blocks are gathered.
+    _tile_rows = 0
+    # Whether small layers are replaced by those of `gpu`, where that is possible.
+    _fuses = False
 
     def __init__(
         self,
@@ -45,9 +54,11 @@ class ReferenceRunner:
         config: EngineConfig,
         device: torch.device | None = None,
         load_progress: LoadProgress | None = None,
+        make_model: MakeModel | None = None,
     ) -> None:
+        """`make_model` makes the model in place of the checkpoint's weights: random ones, for a measurement."""
         checkpoint = Checkpoint(folder)
-        checkpoint.check()
+        checkpoint.check(weights=make_model is None)
         self.device = device or choose_devices(config.device)[0]
         self.dtype = choose_dtype(config.dtype, checkpoint, self.device)
         self.vocab_size = checkpoint.vocab_size
@@ -55,23 +66,34 @@ class ReferenceRunner:
         self.memory = engine_memory(config, self.device)
         self.memory.reserve_weights(weights_on_disk(checkpoint, self.dtype))
         self._model = load_at_low_priority(
-            lambda: load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
+            lambda: (
+                make_model(self.dtype, self.device)
+                if make_model
+                else load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
+            )
         )
-        layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder))
+        self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder, self._fuses))
+        self._quantize(config)
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
         budget_left = self.memory.measure()
-        size = cache_size(layers, config, checkpoint.context_length, self.dtype, self.device, budget_left)
+        size = cache_size(self._layers, config, checkpoint.context_length, self.dtype, self.device, budget_left)
         self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
         self.context_length = size.context_length
         stored = stored_dtype(config, self.dtype)
-        self._cache = KVCache(layers, self.blocks, config.block_tokens, self.dtype, self.device, stored)
+        self._cache = KVCache(self._layers, self.blocks, config.block_tokens, self.dtype, self.device, stored)
+
+    def _quantize(self, config: EngineConfig) -> None:
+        """Quantize the weights as configured: this runner has none but full ones."""
+        if config.weights in (INT4, INT8):
+            raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
         """Compute the plan's slices."""
-        return self._compute(flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device))
+        batch = flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device, self._tile_rows)
+        return self._compute(batch)
 
     def _compute(self, batch: flat_batch.FlatBatch) -> ForwardOutput:
         logits = self._logits(batch, batch.logit_rows)
@@ -125,11 +147,9 @@ class ReferenceRunner:
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device, progress: LoadProgress) -> Any:
     """Load the model in evaluation mode, or raise CheckpointError."""
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: PLC0415
 
-    AttentionInterface.register(attention.NAME, attention.paged_attention)
-    AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -159,14 +179,15 @@ def copy_weights(model: Any) -> None:
 
 
 @torch.inference_mode()
-def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], LMHead]:
-    """Pack the weights, install the paged attention, and compare the logits of a few tokens before and after.
+def prepare(model: Any, folder: Path, fuses: bool = False) -> tuple[list[LayerShape], LMHead]:
+    """Pack weights, fuse layers, install the paged attention, and compare the logits of a few tokens before and after.
 
     The comparison rejects families that do not follow the attention interface, which would generate nonsense. It also
     checks whether the LM head reproduces the logits from the hidden states.
     """
-    from transformers import AttentionInterface  # noqa: PLC0415
+    from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415
 
+    AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
     name = type(model).__name__
     ids = torch.arange(_PROBE_TOKENS, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
     refusal = f"{folder}: {name} is not supported; {_REMEDY}"
@@ -177,6 +198,8 @@ def prepare(model: Any, folder: Path) -> tuple[list[LayerShape], LMHead]:
         expected = model(input_ids=ids, use_cache=False).logits
         if packed_linear.is_possible(model.device, model.dtype):
             packed_linear.pack(model)
+        if fuses and block_attention.is_possible(model.device):
+            _log.info("%s: %d layers are fused", name, fused_layers.fuse(model))
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)

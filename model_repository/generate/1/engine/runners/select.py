@@ -19,14 +19,14 @@ from .reference import ReferenceRunner
 NATIVE, GRAPHS, REFERENCE = "native", "graphs", "reference"
 _HUGGING_FACE = {GRAPHS: GraphRunner, REFERENCE: ReferenceRunner}
 
-# Weights that only the kernels quantize.
-_KERNELS_ONLY = (INT4, INT8)
+# Weights that are quantized at load: on a CPU by the native kernels alone, on a GPU by the graph runner alone.
+_QUANTIZED = (INT4, INT8)
 
 
 def open_runner(
     folder: Path, config: EngineConfig, device: torch.device, load_progress: LoadProgress | None = None
 ) -> Runner:
-    if config.runner in _HUGGING_FACE and config.weights not in _KERNELS_ONLY:
+    if config.runner in _HUGGING_FACE and (config.weights not in _QUANTIZED or device.type != "cpu"):
         _refuse_gguf(folder, f"runner {config.runner} does not read it; set runner to auto")
         return _HUGGING_FACE[config.runner](folder, config, device, load_progress)
     checkpoint = Checkpoint(folder)
@@ -36,17 +36,17 @@ def open_runner(
     library = None if reason else build.kernels()
     if library is not None:
         return NativeRunner(folder, config, device, dtype, library, load_progress)
-    setting = (
-        f"weights {config.weights}"
-        if config.weights in _KERNELS_ONLY
-        else "runner native"
-        if config.runner == NATIVE
-        else ""
-    )
-    if setting:
+    if setting := _native_setting(config, device):
         raise CheckpointError(f"{setting} cannot serve {folder}: {reason or 'the kernels cannot be compiled here'}")
     _refuse_gguf(folder, f"only the kernels read it, and {reason or 'they cannot be compiled here'}")
     return _HUGGING_FACE[REFERENCE if device.type == "cpu" else GRAPHS](folder, config, device, load_progress)
+
+
+def _native_setting(config: EngineConfig, device: torch.device) -> str:
+    """The setting that needs the native kernels; empty if there is none."""
+    if config.weights in _QUANTIZED and device.type == "cpu":
+        return f"weights {config.weights}"
+    return "runner native" if config.runner == NATIVE else ""
 
 
 def _refuse_gguf(folder: Path, reason: str) -> None:

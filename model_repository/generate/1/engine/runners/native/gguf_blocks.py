@@ -1,6 +1,6 @@
 """The blocks of GGUF's quantized types as codes, scales and minima, without loss.
 
-Each function takes bytes (rows, blocks, bytes of a block). This module knows how numbers are stored, not whose they are.
+Each function takes bytes (rows, blocks, bytes of a block). This module knows how numbers are stored, not whose.
 """
 
 from __future__ import annotations
@@ -40,32 +40,29 @@ def _crumbs(packed: Bytes) -> Bytes:
     return np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
 
 
-def _result(codes: npt.NDArray[Any], scales: Floats, minima: Floats | None, bits: int, **others: Any) -> Quantized:
-    rows = len(codes)
-    tensors = {name: torch.from_numpy(part.reshape(rows, -1)) for name, part in others.items() if name in _STEPS}
-    options = {name: value for name, value in others.items() if name not in _STEPS}
+def _tensor(numbers: npt.NDArray[Any]) -> torch.Tensor:
+    """(rows, …) → (rows, numbers of a row)."""
+    return torch.from_numpy(np.ascontiguousarray(numbers.reshape(len(numbers), -1)))
+
+
+def _result(codes: npt.NDArray[Any], scales: Floats, minima: Floats | None, bits: int, **form: Any) -> Quantized:
     return Quantized(
-        torch.from_numpy(codes.reshape(rows, -1).astype(np.int8, copy=False)),
-        torch.from_numpy(np.ascontiguousarray(scales.reshape(rows, -1))),
-        None if minima is None else torch.from_numpy(np.ascontiguousarray(minima.reshape(rows, -1))),
-        bits, **tensors, **options,
+        _tensor(codes.astype(np.int8, copy=False)), _tensor(scales), None if minima is None else _tensor(minima), bits,
+        **form,
     )  # fmt: skip
-
-
-_STEPS = ("scale_steps", "minimum_steps")
 
 
 def _in_two_levels(
     codes: npt.NDArray[Any], steps: Floats, scales: npt.NDArray[Any], bits: int, minimum_steps: Floats | None = None,
-    minima: npt.NDArray[Any] | None = None, **options: Any,
+    minima: npt.NDArray[Any] | None = None, **form: Any,
 ) -> Quantized:  # fmt: skip
     """`scales` and `minima` (rows, blocks, groups) are in units of the steps (rows, blocks)."""
-    others: dict[str, Any] = {"scale_steps": steps, **options}
     full_minima = None
     if minimum_steps is not None and minima is not None:
-        others["minimum_steps"] = minimum_steps
         full_minima = minimum_steps[..., None] * minima.astype(np.float32)
-    return _result(codes, steps[..., None] * scales.astype(np.float32), full_minima, bits, **others)
+        form["minimum_steps"] = _tensor(minimum_steps)
+    full_scales = steps[..., None] * scales.astype(np.float32)
+    return _result(codes, full_scales, full_minima, bits, scale_steps=_tensor(steps), **form)
 
 
 def _q4_0(blocks: Bytes) -> Quantized:
@@ -77,7 +74,8 @@ def _q4_1(blocks: Bytes) -> Quantized:
 
 
 def _fifth_bits(packed: Bytes) -> Bytes:
-    return np.unpackbits(packed, axis=-1, bitorder="little") << 4
+    bits: Bytes = np.unpackbits(packed, axis=-1, bitorder="little")
+    return bits << np.uint8(4)
 
 
 def _q5_0(blocks: Bytes) -> Quantized:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch

@@ -12,7 +12,7 @@ import torch
 
 # A smaller tensor stays where it is: few of its pages are read one after the other.
 _LEAST_BYTES = 1 << 20
-# Memory is taken from the system in extents, so that tensors share their large pages. Memory that is not written is not used.
+# Memory is taken from the system in extents, so that tensors share their large pages. What is not written is not used.
 _LARGE_PAGE, _EXTENT = 2 << 20, 64 << 20
 _ALIGNMENT = 4096
 

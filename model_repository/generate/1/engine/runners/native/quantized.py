@@ -96,15 +96,27 @@ class Quantized:
     @staticmethod
     def cat(parts: Sequence[Quantized]) -> Quantized:
         """One below the other: all of one form."""
-        names = [name for name in _TENSORS if getattr(parts[0], name) is not None]
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+        def optional(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present) if present else None
+
+        return replace(
+            parts[0], codes=torch.cat([part.codes for part in parts]),
+            scales=torch.cat([part.scales for part in parts]),
+            minima=optional([part.minima for part in parts]),
+            scale_steps=optional([part.scale_steps for part in parts]),
+            minimum_steps=optional([part.minimum_steps for part in parts]),
+        )  # fmt: skip
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Quantized:
-        present = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-        return replace(self, **{name: change(tensor) for name, tensor in present.items()})
+        def optional(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else change(tensor)
 
-
-_TENSORS = ("codes", "scales", "minima", "scale_steps", "minimum_steps")
+        return replace(
+            self, codes=change(self.codes), scales=change(self.scales), minima=optional(self.minima),
+            scale_steps=optional(self.scale_steps), minimum_steps=optional(self.minimum_steps),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,8 +127,8 @@ class Stack:
     interleaved: bool = False
 
     def rows(self, index: Sequence[int]) -> Stack | None:
-        """These outputs of a stack that is not interleaved, with zeros where the index is PADDING; None if 16 rows that the
-        kernels multiply together are not of one matrix.
+        """These outputs of a stack that is not interleaved, with zeros where the index is PADDING; None if 16 rows that
+        the kernels multiply together are not of one matrix.
         """
         ends = list(itertools.accumulate(len(part.codes) for part in self.parts))
         # The matrix of each row: padding belongs to that of the row before it.

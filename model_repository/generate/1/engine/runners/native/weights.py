@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
 from ...config import AUTO, INT4, INT8
-
 from .grouped_weights import is_supported, pack_groups
 from .large_pages import LargePages
 from .quantize import quantize_groups
@@ -72,12 +70,12 @@ class WeightPacker:
     def matrix(
         self, name: str, *shape: int, index: int | None = None, transposed: bool = False
     ) -> torch.Tensor | Quantized:
-        """The matrix (outputs, inputs), which lies `transposed` in the file: as the file quantizes it, if that is kept."""
+        """The matrix (outputs, inputs), which may lie `transposed` in the file; quantized as there, if that is kept."""
         full_name = self._checked_name(name, shape)
-        if self._weights in (AUTO, INT4) and (found := self._source.quantized(full_name, index)) is not None:
-            if is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
-                self._load_progress.add(found.codes.numel() * self._dtype.itemsize)
-                return found
+        found = self._source.quantized(full_name, index) if self._weights in (AUTO, INT4) else None
+        if found is not None and is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
+            self._load_progress.add(found.codes.numel() * self._dtype.itemsize)
+            return found
         tensor = self.get(name, *shape, index=index)
         return tensor.t() if transposed else tensor
 
@@ -133,9 +131,8 @@ class WeightPacker:
         for part in parts:
             self.hold_structure(part)
         blocks = [part.blocks() for part in parts]
-        in_order = (
-            [block for each in zip(*blocks, strict=True) for block in each] if stack.interleaved else sum(blocks, [])
-        )
+        turns = zip(*blocks, strict=True) if stack.interleaved else blocks
+        in_order = [block for each in turns for block in each]
         array = (GroupedBlock * len(in_order))(*in_order)
         self.hold_structure(array)
         factors = [part.factors for part in parts]

@@ -3,8 +3,8 @@
 // g = heads_per_kv; softcap, ALiBi and sinks: online_softmax.hpp. Tokens are read in tiles of kTileTokens, which begin at
 // multiples of it. A row is summed in one order, whichever rows share its group: its result is the same bits.
 //
-// Keys and values are of type S, that of y's rows or int8. In int8 a tile's weights are multiplied by the scales of its values
-// and quantized to int16 (kv_int8.hpp), and its sums are integers until they are added to those of earlier tiles.
+// Keys and values are of type T: that of y's rows, or int8. In int8 a tile's weights are multiplied by the scales of its values
+// and, but for AMX, quantized to int16 (kv_int8.hpp): its sums are integers then, until they are added to earlier tiles'.
 //
 // Layout: queries and y are [row][head][head_dim]; keys and values: kv_layout.hpp.
 // ISA variants: attention_simd.hpp, and attention_amx.hpp where KVLayout uses AMX. Tests: tests/inference/test_native.py,
@@ -28,16 +28,16 @@
 #include "step.hpp"
 #include "thread_pool.hpp"
 
-template <typename T, typename S>
-class Attention : public KVLayout<S> {
+template <typename T>
+class Attention : public KVLayout<T> {
   public:
-    using KVLayout<S>::kScaled;
+    using KVLayout<T>::kScaled;
 
-    Attention(int num_heads, int heads_per_kv, int head_dim) : KVLayout<S>(num_heads, heads_per_kv, head_dim) {}
+    Attention(int num_heads, int heads_per_kv, int head_dim) : KVLayout<T>(num_heads, heads_per_kv, head_dim) {}
 
     // Before the layers: where each row's key and value go, and which rows are attended together.
     void begin(const Step& step, int threads) {
-        KVLayout<S>::begin(step);
+        KVLayout<T>::begin(step);
         scratch_.resize(threads);
         for (Scratch& scratch : scratch_) scratch.reserve(head_dim_);
         const int items = kItemsPerThread * threads, queries = step.rows * num_heads_ / items;
@@ -47,8 +47,9 @@ class Attention : public KVLayout<S> {
     }
 
     // This thread's share of all rows and heads.
+    template <typename Row>
     void attend(
-        const AttendOp& op, const S* keys, const S* values, const float* queries, Rows<T>& output, WorkQueue& queue,
+        const AttendOp& op, const T* keys, const T* values, const float* queries, Rows<Row>& output, WorkQueue& queue,
         int thread
     ) {
         Scratch& scratch = scratch_[thread];
@@ -59,7 +60,7 @@ class Attention : public KVLayout<S> {
             const int heads = std::min(heads_per_item_, heads_per_kv_ - first), head = kv_head * heads_per_kv_ + first;
             const Item item{op, group, groups_.rows(group), head, heads, group.count * heads, keys, values};
             if constexpr (kScaled) attend_item<true>(item, queries, scratch);
-            else if (pairs_) attend_item<sizeof(S) == sizeof(bf16)>(item, queries, scratch);
+            else if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
             else attend_item<false>(item, queries, scratch);
             for (int n = 0; n < item.count && claim.acquire(); n++) {
                 const float denominator = scratch.softmax[n].denominator();
@@ -74,9 +75,9 @@ class Attention : public KVLayout<S> {
     }
 
   private:
-    using KVLayout<S>::amx_, KVLayout<S>::block_size_, KVLayout<S>::block_table, KVLayout<S>::block_tokens_;
-    using KVLayout<S>::head_dim_, KVLayout<S>::head_offset, KVLayout<S>::heads_per_kv_, KVLayout<S>::num_heads_;
-    using KVLayout<S>::pairs_, KVLayout<S>::step_;
+    using KVLayout<T>::amx_, KVLayout<T>::block_size_, KVLayout<T>::block_table, KVLayout<T>::block_tokens_;
+    using KVLayout<T>::head_dim_, KVLayout<T>::head_offset, KVLayout<T>::heads_per_kv_, KVLayout<T>::num_heads_;
+    using KVLayout<T>::pairs_, KVLayout<T>::step_;
 
     // Queries of an item at most: each key that is loaded is multiplied with all of them. Tokens of a tile: its scores, 52
     // KiB, stay in the second-level cache, and so do its keys and values.
@@ -90,7 +91,7 @@ class Attention : public KVLayout<S> {
         const RowGroup& group;
         const int* rows;
         int head, heads, count;
-        const S *keys, *values;
+        const T *keys, *values;
     };
 
     struct Scratch {
@@ -132,15 +133,25 @@ class Attention : public KVLayout<S> {
 
     template <bool kPairs>
     void attend_item(const Item& item, const float* queries, Scratch& scratch) const {
-        typedef SimdAttention<S, kPairs> Simd;
-        auto* const numbers = reinterpret_cast<typename Simd::Number*>(scratch.queries.data());
-        begin_queries(item, queries, numbers, scratch);
 #ifdef __AMX_BF16__
-        if constexpr (kPairs && !kScaled)
-            if (amx_) return attend_tiles(item, numbers, AmxAttention(head_dim_, kScoreStride, scratch.configured), scratch);
+        if constexpr (kPairs) {
+            typedef std::conditional_t<kScaled, Int8AmxAttention, AmxAttention> Amx;
+            if (amx_) return attend_by(Amx(head_dim_, kScoreStride, scratch.configured), item, queries, scratch);
+        }
 #endif
-        attend_tiles(item, numbers, Simd(head_dim_, kScoreStride), scratch);
+        attend_by(SimdAttention<T, kPairs>(head_dim_, kScoreStride), item, queries, scratch);
     }
+
+    template <typename Matmuls>
+    void attend_by(Matmuls matmuls, const Item& item, const float* queries, Scratch& scratch) const {
+        auto* const numbers = reinterpret_cast<typename Matmuls::Number*>(scratch.queries.data());
+        begin_queries(item, queries, numbers, scratch);
+        attend_tiles(item, numbers, matmuls, scratch);
+    }
+
+    // Whether queries and weights of this type are quantized.
+    template <typename Number>
+    static constexpr bool kQuantized = std::is_same_v<Number, int16_t>;
 
     template <typename Number>
     void begin_queries(const Item& item, const float* queries, Number* to, Scratch& scratch) const {
@@ -148,9 +159,10 @@ class Attention : public KVLayout<S> {
             const ScoreOptions options(item.op, head_of(item, n));
             const float* query = queries + ((size_t)row_of(item, n) * num_heads_ + head_of(item, n)) * head_dim_;
             Number* const numbers = to + (size_t)n * head_dim_;
-            if constexpr (kScaled) scratch.query_scales[n] = quantize(query, head_dim_, numbers) * options.scale;
+            if constexpr (kQuantized<Number>)
+                scratch.query_scales[n] = quantize(query, head_dim_, numbers) * options.scale;
             for (int k = 0; k < head_dim_; k += kVecSize) {
-                if constexpr (!kScaled) store_rounded(numbers + k, load(query + k) * options.scale);
+                if constexpr (!kQuantized<Number>) store_rounded(numbers + k, load(query + k) * options.scale);
                 store(&scratch.sums[(size_t)n * head_dim_ + k], Vec16{});
             }
             scratch.softmax[n].begin(options);
@@ -159,7 +171,7 @@ class Attention : public KVLayout<S> {
 
     // All queries over the tokens that their rows share, and each row's queries over its own tokens: tile by tile.
     template <typename Number, typename Matmuls>
-    void attend_tiles(const Item& item, const Number* queries, Matmuls matmuls, Scratch& scratch) const {
+    void attend_tiles(const Item& item, const Number* queries, Matmuls& matmuls, Scratch& scratch) const {
         int first = end_token(item.rows[0]), end = 0;
         for (int n = 0; n < item.group.count; n++) {
             first = std::min(first, first_token(item.op, item.rows[n]));
@@ -180,8 +192,8 @@ class Attention : public KVLayout<S> {
             };
             for_each_range([&](int n, int count, int row, int from, int to) {
                 float* scores = &scratch.scores[n * kScoreStride + from - tile];
-                const PagedTokens<S> keys = tokens_of(item.keys, item, row), values = tokens_of(item.values, item, row);
-                const UpcomingKV<S> kv{keys, values, kTileTokens, count == item.count ? shared : end_token(row)};
+                const PagedTokens<T> keys = tokens_of(item.keys, item, row), values = tokens_of(item.values, item, row);
+                const UpcomingKV<T> kv{keys, values, kTileTokens, count == item.count ? shared : end_token(row)};
                 matmuls.score(queries + (size_t)n * head_dim_, scratch.query_scales + n, count, kv, from, to, scores);
             });
             weigh_scores<Number>(item, tile, begin, tile_end, scratch);
@@ -189,18 +201,20 @@ class Attention : public KVLayout<S> {
                 const Number* weights = reinterpret_cast<const Number*>(&scratch.scores[n * kScoreStride]) + from - tile;
                 // Beyond the end weights are 0, up to a multiple of 16.
                 const int padded = pairs_ ? (to + 1) / 2 * 2 : to;
-                matmuls.weigh(weights, count, tokens_of(item.values, item, row), from, padded, sums_of(scratch, n));
+                const PagedTokens<T> values = tokens_of(item.values, item, row);
+                matmuls.weigh(weights, count, values, from, padded, sums_of<Number>(scratch, n));
             });
-            if constexpr (kScaled) add_tile(item, scratch);
+            if constexpr (kQuantized<Number>) add_tile(item, scratch);
         }
     }
 
+    template <typename Number>
     auto* sums_of(Scratch& scratch, int n) const {
-        if constexpr (kScaled) return &scratch.tile_sums[(size_t)n * head_dim_];
+        if constexpr (kQuantized<Number>) return &scratch.tile_sums[(size_t)n * head_dim_];
         else return &scratch.sums[(size_t)n * head_dim_];
     }
 
-    PagedTokens<S> tokens_of(const S* cache, const Item& item, int row) const {
+    PagedTokens<T> tokens_of(const T* cache, const Item& item, int row) const {
         return {cache + head_offset(item.head), block_table(row), block_size_, block_tokens_, head_dim_};
     }
 
@@ -219,7 +233,7 @@ class Attention : public KVLayout<S> {
         for (int n = 0; n < item.count; n++) {
             if (kScaled && (n == 0 || (!item.group.one_sequence && n % item.heads == 0)))
                 load_value_scales(item, row_of(item, n), tile, begin, end, scratch);
-            const float factor = scratch.softmax[n].template weigh<Number>(
+            const float factor = scratch.softmax[n].template weigh<Number, kScaled>(
                 &scratch.scores[n * kScoreStride], ranges[n], scratch.value_scales.data(), &scratch.weight_scales[n]
             );
             if (factor == 1.0f) continue;
@@ -231,7 +245,7 @@ class Attention : public KVLayout<S> {
     // Those of a row's tokens [begin, end). Up to a multiple of 16 they are 0.
     void load_value_scales(const Item& item, int row, int tile, int begin, int end, Scratch& scratch) const {
         if constexpr (kScaled) {
-            const PagedTokens<S> values = tokens_of(item.values, item, row);
+            const PagedTokens<T> values = tokens_of(item.values, item, row);
             float* const to = &scratch.value_scales[0] - tile;
             store(to + end, Vec16{});
             for (int token = begin, next; token < end; token = next) {

@@ -46,11 +46,16 @@ struct GroupedForm {
     }
 };
 
+// The inputs that are multiplied, with those that pad a record.
+inline int padded_inputs(const GroupedForm& form, int inputs) {
+    const int multiple = form.two_level ? kSuperInputs : kRecordInputs;
+    return (inputs + multiple - 1) / multiple * multiple;
+}
+
 // Of a block with this many inputs.
 inline size_t grouped_block_bytes(const GroupedForm& form, int inputs) {
-    const int multiple = form.two_level ? kSuperInputs : kRecordInputs;
-    const int records = (inputs + multiple - 1) / multiple * (multiple / kRecordInputs);
-    return (size_t)records * form.record_bytes + (form.two_level ? records / (kSuperInputs / kRecordInputs) * kCacheLine : 0);
+    const size_t padded = padded_inputs(form, inputs), headers = form.two_level ? padded / kSuperInputs : 0;
+    return padded / kRecordInputs * form.record_bytes + headers * kCacheLine;
 }
 
 struct GroupedBlock {

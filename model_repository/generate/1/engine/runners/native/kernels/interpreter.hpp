@@ -224,7 +224,7 @@ class Interpreter : public Decoder {
     }
 
     template <typename S>
-    void attend_with(Attention<T, S>& attention, const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
+    void attend_with(Attention<S>& attention, const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
         const S *keys = static_cast<const S*>(step.keys[op.layer]), *values = static_cast<const S*>(step.values[op.layer]);
         Rows<T>& output = buffers_.rows(Buffer::kAttended, 0);
         attention.attend(op, keys, values, buffers_.floats(Buffer::kQueries), output, queue, thread);
@@ -292,8 +292,8 @@ class Interpreter : public Decoder {
     Multiplier<T> multiplier_;
     Rope rope_;
     const bool int8_kv_;
-    Attention<T, T> attention_;
-    Attention<T, int8_t> int8_attention_;
+    Attention<T> attention_;
+    Attention<int8_t> int8_attention_;
     std::list<Mixture<T>> mixtures_;
     typename Mixture<T>::Scratch scratch_;
     // For each operation its first queues, and the mixture that it is or that precedes it.

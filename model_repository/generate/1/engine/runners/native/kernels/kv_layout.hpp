@@ -10,7 +10,7 @@
 // In int8, numbers lie in such pairs too, for an even B, and behind a head's numbers are the B scales of its tokens in float32:
 //   key    at b * (H (D + 4) B) + h * ((D + 4) B) + (d / 2) * 2 B + 2 t + d % 2, in bytes; its scale at ... + D B + 4 t
 // A token's numbers and scale depend on its key, or value, alone (kv_int8.hpp).
-// ISA variants: AMX where tiles are available, and there are pairs of bfloat16, and D % 32 == 0.
+// ISA variants: AMX where tiles are available, B % 16 == 0, D % 32 == 0, and numbers are not float32.
 // Tests: tests/inference/test_native.py (its shapes cover both), test_int8_kv.py. It knows no attention scores.
 #pragma once
 
@@ -111,7 +111,7 @@ class KVLayout {
         step_ = &step;
         block_tokens_ = step.block_tokens;
         pairs_ = kScaled || (sizeof(T) == sizeof(bf16) && block_tokens_ % kVecSize == 0);
-        amx_ = pairs_ && uses_amx<T>() && head_dim_ % kTileColumns == 0;
+        amx_ = pairs_ && block_tokens_ % kVecSize == 0 && head_dim_ % kTileColumns == 0 && uses_amx<bf16>();
         head_size_ = ((size_t)head_dim_ + (kScaled ? sizeof(float) : 0)) * block_tokens_;
         block_size_ = num_heads_ / heads_per_kv_ * head_size_;
         own_block_.resize(step.rows);

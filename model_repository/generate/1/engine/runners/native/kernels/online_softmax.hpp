@@ -3,7 +3,8 @@
 // A new maximum multiplies what is summed so far by 2^(old m - m). Scores are in base 2: s[t] = log2(e) * scale * q . k[t],
 // or with a softcap softcap * log2(e) * tanh(scale / softcap * q . k[t]), and with ALiBi slope * log2(e) * (t - p) is added,
 // at position p. The order of additions depends on the positions of tokens alone: tokens that a query does not attend to
-// weigh exactly 0. With values in int8, weights are multiplied by the values' scales and quantized to int16 (kv_int8.hpp).
+// weigh exactly 0. With values in int8, weights are multiplied by the values' scales, and quantized to int16 (kv_int8.hpp) where
+// they are not multiplied in bfloat16.
 //
 // Layout: weights take the place of scores: Number w of token t lies at its index t, from the same address.
 // ISA variants: __AVX512F__ has instructions for 2^x, and __AVX512BF16__ one that rounds weights; otherwise registers of
@@ -106,9 +107,9 @@ class OnlineSoftmax {
         max_ = max > max_ ? max : max_;
     }
 
-    // The second half: scores become weights. Returns the factor of earlier sums. Weights in int16 are multiplied by
-    // value_scales[t], and get a scale, `weight_scale`.
-    template <typename Number>
+    // The second half: scores become weights. Returns the factor of earlier sums. With `kScaled` weights are multiplied by
+    // value_scales[t]; those in int16 get a scale, `weight_scale`.
+    template <typename Number, bool kScaled>
     float weigh(float* scores, const TileRange& tile, const float* value_scales, float* weight_scale) {
         Number* const weights = reinterpret_cast<Number*>(scores);
         if (tile.begin >= tile.end) {
@@ -127,7 +128,11 @@ class OnlineSoftmax {
             };
             sums = exponentiate(scores, tile, keep);
             *weight_scale = quantize(scores + first, last - first, max.get(), weights + first);
-        } else sums = exponentiate(scores, tile, [&](int t, Vec16 of_tokens) { store_rounded(weights + t, of_tokens); });
+        } else {
+            sums = exponentiate(scores, tile, [&](int t, Vec16 of_tokens) {
+                store_rounded(weights + t, kScaled ? of_tokens * load(value_scales + t) : of_tokens);
+            });
+        }
         clear(weights, tile.from, first);
         clear(weights, last, tile.to);
         const float factor = before_ == max_ ? 1.0f : exp2_nonpositive(Floats{} + (before_ - max_))[0];

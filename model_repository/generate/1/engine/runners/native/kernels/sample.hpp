@@ -96,11 +96,16 @@ class Sampler {
     // Replaces the row by a copy with -infinity for each token that the mask does not allow.
     void apply_mask(const uint32_t* mask) {
         masked_.resize(count_);
-        for (int i = 0; i < count_; i += kMaskBits) {
+        const int whole = count_ / kMaskBits * kMaskBits;
+        for (int i = 0; i < whole; i += kMaskBits) {
             const uint32_t word = mask[i / kMaskBits];
-            const int bits = std::min(kMaskBits, count_ - i);
-            for (int n = 0; n < bits; n++) masked_[i + n] = word >> n & 1 ? logits_[i + n] : -INFINITY;
+            // Most words allow all of their tokens or none.
+            if (word == ~0u) memcpy(&masked_[i], logits_ + i, kMaskBits * sizeof(float));
+            else if (!word) std::fill_n(&masked_[i], kMaskBits, -INFINITY);
+            else
+                for (int n = 0; n < kMaskBits; n++) masked_[i + n] = word >> n & 1 ? logits_[i + n] : -INFINITY;
         }
+        for (int i = whole; i < count_; i++) masked_[i] = mask[i / kMaskBits] >> i % kMaskBits & 1 ? logits_[i] : -INFINITY;
         logits_ = masked_.data();
         mask_ = mask;
     }

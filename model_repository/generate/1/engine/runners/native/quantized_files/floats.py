@@ -30,7 +30,8 @@ def read_float8(layout: Layout, part: Parts, dtype: torch.dtype) -> torch.Tensor
     *stack, outputs, inputs = values.shape
     blocks = scales.float().view(*stack, -(-outputs // layout.block_outputs), -(-inputs // layout.group))
     rows = blocks.repeat_interleave(layout.block_outputs, -2)[..., :outputs, :]
-    values *= rows.repeat_interleave(layout.group, -1)[..., :inputs]
+    for number in range(rows.shape[-1]):
+        values[..., number * layout.group : (number + 1) * layout.group] *= rows[..., number : number + 1]
     return (values.to(number_type) if layout.rounded else values).to(dtype)
 
 

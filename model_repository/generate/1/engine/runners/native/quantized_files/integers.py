@@ -14,7 +14,7 @@ The formats differ in the order of their integers. In int32, element k of 32 / b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +25,8 @@ from ..quantized import Quantized
 
 # A stored tensor of a layout, by its role.
 Parts = Callable[[str], torch.Tensor]
-# Where output n of each 8 lies.
-_AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
+# Which of each 8 outputs element k is.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 # The kernels need groups of whole vectors.
 _GROUP_MULTIPLE = 16
 
@@ -46,7 +46,7 @@ class Integers:
         outputs, groups = self.scales.shape
         scales, zeros = self.scales, self.zeros
         if self.index is not None:
-            scales, zeros = scales[:, self.index], None if zeros is None else zeros[:, self.index]
+            scales, zeros = _columns(scales, self.index), None if zeros is None else _columns(zeros, self.index)
             groups = scales.shape[1]
         values = self.codes.to(scales.dtype).view(outputs, groups, -1)
         if zeros is not None:
@@ -64,31 +64,36 @@ class Integers:
         return Quantized(self.codes, scales, minima, self.bits)
 
 
+def _columns(numbers: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """numbers[:, index]: whole rows of the transposed are much faster to take."""
+    return numbers.t().contiguous().index_select(0, index).t().contiguous()
+
+
 def read_integers(layout: Layout, part: Parts) -> Integers:
     readers = {Encoding.AWQ: _awq, Encoding.GPTQ: _gptq, Encoding.PACKED: _packed, Encoding.SCALED: _int8}
     return readers[layout.encoding](layout, part)
 
 
 def _awq(layout: Layout, part: Parts) -> Integers:
-    codes, zeros = (_unpacked(part(role), layout.bits)[:, :, _AWQ_ORDER].flatten(1) for role in ("codes", "zeros"))
-    return _signed(layout, codes.t(), zeros.t(), part("scales").t(), None)
+    codes, zeros = (_unpacked_outputs(part(role), layout.bits, _AWQ_ORDER) for role in ("codes", "zeros"))
+    return _signed(layout, codes, zeros, part("scales").t(), None)
 
 
 def _gptq(layout: Layout, part: Parts) -> Integers:
-    codes = _unpacked(part("codes"), layout.bits).permute(1, 0, 2).flatten(1)
-    zeros = _unpacked(part("zeros"), layout.bits).flatten(1) + layout.zero_offset & 2**layout.bits - 1
-    return _signed(layout, codes, zeros.t(), part("scales").t(), _index(layout, part))
+    codes = _unpacked(part("codes").t(), layout.bits)
+    zeros = _unpacked_outputs(part("zeros"), layout.bits) + layout.zero_offset & 2**layout.bits - 1
+    return _signed(layout, codes, zeros, part("scales").t(), _index(layout, part))
 
 
 def _packed(layout: Layout, part: Parts) -> Integers:
-    codes = _unpacked(part("codes"), layout.bits).flatten(1)
+    codes = _unpacked(part("codes"), layout.bits)
     if "shape" in layout.parts and part("shape").tolist() != list(codes.shape):
         raise CheckpointError(
             f"{layout.parts['shape']} says {part('shape').tolist()}, but the packed numbers are {list(codes.shape)}"
         )
     zeros = None
     if "zeros" in layout.parts:
-        zeros = _unpacked(part("zeros"), layout.bits).permute(0, 2, 1).flatten(0, 1)[: len(codes)]
+        zeros = _unpacked_outputs(part("zeros").t(), layout.bits)[: len(codes)]
     return _signed(layout, codes, zeros, part("scales"), _index(layout, part))
 
 
@@ -112,9 +117,18 @@ def _unless_zero(zeros: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 (a, b) → uint8 (a, b, 32 / bits)."""
-    whole = packed.contiguous().view(torch.uint8).view(*packed.shape, 4)
-    return whole if bits == 8 else torch.stack([whole & 15, whole >> 4], -1).flatten(2)
+    """int32 (a, b) → uint8 (a, b * 32 / bits)."""
+    whole = packed.contiguous().view(torch.uint8)
+    return whole if bits == 8 else torch.stack([whole & 15, whole >> 4], -1).flatten(1)
+
+
+def _unpacked_outputs(packed: torch.Tensor, bits: int, order: Sequence[int] = range(8)) -> torch.Tensor:
+    """int32 (a, b) → uint8 (b * 32 / bits, a): transposed while there are few numbers to move."""
+    columns = packed.t().contiguous()
+    unpacked = torch.empty(len(columns), 32 // bits, len(packed), dtype=torch.uint8)
+    for k in range(32 // bits):
+        unpacked[:, order[k]] = columns >> k * bits & 2**bits - 1
+    return unpacked.flatten(0, 1)
 
 
 def _index(layout: Layout, part: Parts) -> torch.Tensor | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tritonlm.contract import Checkpoint
+from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.quantization import is_transposed
 
 from ..quantize import quantize_groups
@@ -53,10 +53,8 @@ def write_quantized(
         for number, name in enumerate(names):
             progress(number, len(names))
             if _is_linear(name, source, transposed):
-                weight = source.get(name).float()
-                matrix = quantize_groups(weight.t() if transposed else weight, bits, GROUP, dtype)
+                shards.add(_packed(name.removesuffix(_SUFFIX), _matrix(source, name, bits, dtype, transposed), dtype))
                 written.quantized.append(name)
-                shards.add(_packed(name.removesuffix(_SUFFIX), matrix, dtype))
                 continue
             if len(source.shape(name)) >= 2:
                 written.plain.append(name)
@@ -76,6 +74,14 @@ def _is_linear(name: str, source: TensorSource, transposed: bool) -> bool:
     if len(shape) != 2 or not _IN_LAYERS.search(name) or _NEVER.search(name.split(".")[-2]):
         return False
     return shape[0 if transposed else 1] % GROUP == 0
+
+
+def _matrix(source: TensorSource, name: str, bits: int, dtype: torch.dtype, transposed: bool) -> Quantized:
+    weight = source.get(name)
+    try:
+        return quantize_groups(weight.t() if transposed else weight, bits, GROUP, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error.message}") from None
 
 
 def _plain(source: TensorSource, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -1,0 +1,94 @@
+"""The arguments of a chat beside the sampling parameters: messages, tools, rendering, and how the answer is read.
+
+They are checked here, as far as that needs no model; errors name the argument. `chat_parsing` knows formats. No I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tritonlm.client.chat_parsing.profile import Answer, ChatProfile
+from tritonlm.client.chat_parsing.tools import Tools, read_tools
+from tritonlm.contract import InvalidRequest
+from tritonlm.contract.structured_outputs import JSON, JSON_OBJECT, NAME, OTHER_NAMES, with_sent_name
+
+_FLAGS = ("add_generation_prompt", "continue_final_message", "separate_reasoning")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat as the model `tokenize` reads it, and how its answer is to be read."""
+
+    prompt: str
+    tools: Tools
+    continues: bool
+    separate_reasoning: bool
+    hides_special_tokens: bool
+
+    def check_constraint(self, structured_outputs: Mapping[str, Any], sent: Mapping[str, Any]) -> None:
+        """Refuse a constraint that cannot be a part of the grammar of tool calls. `sent`: the caller's arguments."""
+        if self.tools.active and structured_outputs and _content_schema(structured_outputs) is None:
+            name = next(name for name in (NAME, *OTHER_NAMES) if sent.get(name) is not None)
+            raise InvalidRequest(f"{name} and tools both constrain the answer; send one of them", name)
+
+    def answer(self, profile: ChatProfile, rendered: str, structured_outputs: Mapping[str, Any]) -> Answer:
+        return profile.answer(
+            self.tools,
+            rendered,
+            separate_reasoning=self.separate_reasoning,
+            hides_special_tokens=self.hides_special_tokens,
+            constrained=bool(structured_outputs),
+            content_schema=_content_schema(structured_outputs),
+        )
+
+
+def _content_schema(structured_outputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema of the content, if the constraint is one."""
+    if JSON_OBJECT in structured_outputs:
+        return {"type": "object"}
+    schema = structured_outputs.get(JSON)
+    return schema if isinstance(schema, dict) else None
+
+
+# The arguments of `take_chat`, beside `messages`; all others belong to the plan of the sequences.
+CHAT_ARGUMENTS = ("tools", "tool_choice", "parallel_tool_calls", "documents", "chat_template_kwargs", *_FLAGS)
+
+
+def take_chat(messages: Sequence[Mapping[str, Any]], arguments: dict[str, Any]) -> Chat:
+    """Take a chat's own arguments out of all of them."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise InvalidRequest("messages must be a list of at least one message", "messages")
+    sent = {name: arguments.pop(name) for name in CHAT_ARGUMENTS if name in arguments}
+    for name in _FLAGS:
+        if sent.get(name) is not None and not isinstance(sent[name], bool):
+            raise InvalidRequest(f"{name} must be true or false", name)
+    tools = read_tools(sent.get("tools"), sent.get("tool_choice"), sent.get("parallel_tool_calls"))
+    options = {
+        name: sent[name]
+        for name in ("documents", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+        if sent.get(name) is not None
+    }
+    if tools.shown:
+        options["tools"] = tools.definitions
+    try:
+        # A list alone is what a server of an older release reads.
+        prompt = json.dumps({"messages": list(messages), **options} if options else list(messages))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"messages is not valid JSON: {error}", "messages") from None
+    return Chat(
+        prompt,
+        tools,
+        bool(sent.get("continue_final_message")),
+        sent.get("separate_reasoning") is not False,
+        arguments.get("skip_special_tokens") is not False,
+    )
+
+
+def with_argument_name(error: InvalidRequest, sent: Mapping[str, Any], has_tools: bool) -> InvalidRequest:
+    """An error about the answer's grammar names what the caller has sent: the tools, or the format of the answer."""
+    if has_tools and error.param is not None and error.param.startswith(NAME):
+        return InvalidRequest(f"the parameters of a tool cannot be enforced: {error.message}", "tools")
+    return with_sent_name(error, sent)

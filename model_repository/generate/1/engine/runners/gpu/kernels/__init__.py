@@ -1,0 +1,1 @@
+"""Functions that triton-lang compiles. Importing a module here needs the package `triton`."""
