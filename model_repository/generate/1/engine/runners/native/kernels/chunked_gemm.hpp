@@ -103,7 +103,7 @@ class ChunkedPasses {
             const bool last = to == inputs;
             SpreadPrefetch<1> ahead{begin(0, 2 * last, last ? 0 : to), begin(1, 2 * last, last ? 0 : to), 0};
             // The steps of a pass that prefetch a block.
-            const int steps = (to - from) / kLineInputs / kPassBlocks;
+            const int steps = (to - from) / kLineInputs<T> / kPassBlocks;
             ahead.stride = ((last ? chunk : std::min(chunk, inputs - to)) * input_bytes() / steps + passes - 1) / passes;
             bool is_first = true;
             for_each_pass<kRowTile<T>, kRowsPerPass<T>>(first, count, [&](int m, auto number) {
@@ -116,9 +116,6 @@ class ChunkedPasses {
     }
 
   private:
-    // Inputs of a line of weights.
-    static constexpr int kLineInputs = kCacheLine / sizeof(T) / kVecSize;
-
     template <int kRows>
     void run_pass(int m, bool is_first, int from, int to, RowSums* sums, SpreadPrefetch<1> ahead) {
         if constexpr (sizeof(T) == sizeof(bf16))

@@ -89,6 +89,7 @@ TRITONLM_INLINE void accumulate_packed(
     const LineUnpacker unpacker(exponents);
     alignas(kCacheLine) bf16 tiles[kBlocks][kKeep ? 1 : kTileWeights];
     for (int k = from; k < to; k += kTileInputs, rows += kTileInputs * tile) {
+        ahead.begin_tile(k);
         bool has_outliers = false;
         bf16* unpacked[kBlocks];
         for (int n = 0; n < kBlocks; n++) {
@@ -104,15 +105,17 @@ TRITONLM_INLINE void accumulate_packed(
 }
 #endif
 
-// A pass that reads weights from memory prefetches this many bytes ahead in each block of outputs.
-constexpr int kPassAhead = kAccumulators == 16 ? 4096 : 6144, kPackedPassAhead = 3072;
+// A pass that reads weights from memory prefetches this many bytes ahead in each block of outputs: whole tiles.
+constexpr int kPassAhead = kAccumulators == 16 ? 4096 : 6144, kPackedPassAhead = 4608;
 
-// For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line of `bytes` in each at every step.
+// For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line of `bytes` in each at every step, and
+// from input `turn` on a line of the next blocks.
 template <int kBlocks>
-SpreadPrefetch<kBlocks> prefetch_blocks(const char* const (&blocks)[kBlocks], int bytes, int ahead) {
+BlockPrefetch<kBlocks> prefetch_blocks(const char* const (&blocks)[kBlocks], int bytes, int ahead, int turn) {
     const char* const from = blocks[0] + ahead;
-    if (kBlocks == 2) return {from, blocks[kBlocks - 1] + ahead, bytes};
-    return {from, from + bytes, 2 * bytes};
+    if (kBlocks == 1) return {{from, from + bytes, 2 * bytes}, -1, 0};
+    const size_t block_bytes = blocks[kBlocks - 1] - blocks[0];
+    return {{from, blocks[kBlocks - 1] + ahead, bytes}, turn, block_bytes};
 }
 
 // sums[i][to_block + n] = row first + i times block blocks[n].
@@ -134,18 +137,20 @@ __attribute__((noinline)) void gemv(
                 packed[n] = PackedBlock(weights, inputs, blocks[n]);
                 begin[n] = (const char*)packed[n].tile(0);
             }
-            const auto ahead = prefetch_blocks(begin, kPackedLineBytes, kPackedPassAhead);
+            const int turn = inputs - kPackedPassAhead / kPackedLineBytes * kLineInputs<T>;
+            const auto ahead = prefetch_blocks(begin, kPackedLineBytes, kPackedPassAhead, turn);
             accumulate_packed<false>(sums, numbers, tile, weights.exponents, packed, 0, inputs, kept, ahead);
             return sums.save(to, to_block);
         }
 #endif
-    // The processor's own prefetching suffices for one row.
-    constexpr bool kPrefetches = kRows > 1;
     for (int n = 0; n < kBlocks; n++) begin[n] = reinterpret_cast<const char*>(weights.block(blocks[n], inputs));
-    typedef std::conditional_t<kPrefetches, SpreadPrefetch<kBlocks>, NoPrefetch> Ahead;
-    Ahead ahead;
-    if constexpr (kPrefetches) ahead = prefetch_blocks(begin, kCacheLine, kPassAhead);
+    [[maybe_unused]] const int turn = inputs - kPassAhead / (int)kCacheLine * kLineInputs<T>;
+    // For few rows of float32 the processor's own prefetching is faster.
+    constexpr bool kPrefetches = sizeof(T) == sizeof(bf16) || kRows > 4;
+    std::conditional_t<kPrefetches, BlockPrefetch<kBlocks>, NoPrefetch> ahead;
+    if constexpr (kPrefetches) ahead = prefetch_blocks(begin, kCacheLine, kPassAhead, turn);
     for (int k = 0; k < inputs; k += kTileInputs) {
+        ahead.begin_tile(k);
         const T* tiles[kBlocks];
         for (int n = 0; n < kBlocks; n++) tiles[n] = reinterpret_cast<const T*>(begin[n]) + (size_t)k * kVecSize;
         accumulate_tile(sums, numbers + (size_t)k * tile, tile, tiles, ahead);

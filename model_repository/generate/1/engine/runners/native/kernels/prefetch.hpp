@@ -5,6 +5,8 @@
 // ISA variants: none. A prefetch changes no result: the tests of gemm.hpp. It knows addresses, not what lies there.
 #pragma once
 
+#include <cstddef>
+
 // Prefetches kBytes bytes into the first-level cache, or the second-level one. always_inline: GCC takes a function that only
 // prefetches for one without effects, and drops its calls.
 template <int kBytes, int kLevel>
@@ -12,9 +14,9 @@ __attribute__((always_inline)) inline void prefetch(const void* from) {
     for (int line = 0; line < kBytes; line += 64) __builtin_prefetch((const char*)from + line, 0, 4 - kLevel);
 }
 
-// For weights that are in the cache.
 struct NoPrefetch {
     __attribute__((always_inline)) void operator()() {}
+    __attribute__((always_inline)) void begin_tile(int) {}
 };
 
 // Two streams of bytes. Each step prefetches kLines lines, of one stream and then of the other; a stream advances by `stride`
@@ -31,5 +33,20 @@ struct SpreadPrefetch {
             from = other;
             other = next;
         }
+    }
+    __attribute__((always_inline)) void begin_tile(int) {}
+};
+
+// The streams of a pass over one or two neighbouring blocks of outputs, which run ahead of the weights that are read: from the
+// tile at input `turn` on they are beyond the end of their blocks, in those that the thread reads next.
+template <int kBlocks>
+struct BlockPrefetch : SpreadPrefetch<kBlocks> {
+    int turn;
+    size_t skipped;
+
+    __attribute__((always_inline)) void begin_tile(int input) {
+        if (input != turn) return;
+        this->from += skipped;
+        this->other += skipped;
     }
 };

@@ -18,6 +18,10 @@
 // 48 KiB cache. Where one pass reads each weight once, nothing has to stay, and the unpacked tiles are a ring of 128 inputs.
 constexpr int kChunkInputs = 384, kRingInputs = 128;
 
+// Inputs of a line of weights that are not packed.
+template <typename T>
+constexpr int kLineInputs = kCacheLine / sizeof(T) / kVecSize;
+
 // A matrix of weights: bf16_packed if `outlier_offsets` is not null.
 template <typename T>
 struct PackedWeights {
