@@ -2,7 +2,8 @@
 
     scripts/chaos [--faults 40] [--clients 64] [--tritons 2] [--pause 5] [--seed 0]
 
-Clients request completions from both bundled language models, greedy and with seeds, with and without streams.
+Clients request completions from both bundled language models, greedy and with seeds, with and without streams, half of
+them with structured outputs.
 Meanwhile processes are killed (SIGKILL) or stopped (SIGSTOP) at random times: a model's tokenize, generate or
 detokenize, or a whole Triton. Every request must be answered with the same text, usage and finish reason as in a run
 without faults. The report lists the faults and the longest pause of a stream.
@@ -34,6 +35,19 @@ SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 # Stops are rarer, since the supervisor needs time to detect a hanging process.
 WEIGHTS = (3, 1)
 MAX_SECONDS = 120.0
+# Half of the requests have one of these. Each allows a text that is longer than max_tokens.
+CONSTRAINTS = (
+    {"regex": "[A-Za-z0-9 ,.]+"},
+    {"grammar": 'start: (WORD " " NUMBER "; ")+\nWORD: /[a-zé]+/\nNUMBER: /[0-9]{1,4}/'},
+    {"json": {
+        "type": "array", "minItems": 40,
+        "items": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "maxLength": 12}, "kind": {"enum": ["animal", "thing"]}},
+            "required": ["name", "kind"], "additionalProperties": False,
+        },
+    }},
+)  # fmt: skip
 
 console = Console()
 
@@ -50,6 +64,8 @@ class Request:
         else:
             body = {"model": "fable", "prompt": rng.choice(["Once upon a time", "The fox", "One day a mole"])}
             body |= {"max_tokens": rng.randrange(100, 400), "ignore_eos": True}
+        if rng.random() < 0.5:
+            body["structured_outputs"] = rng.choice(CONSTRAINTS)
         if rng.random() < 0.5:
             body |= {"temperature": 0}
         else:

@@ -65,10 +65,10 @@ def find_process(serve: Serve, name: str) -> psutil.Process:
     return found
 
 
-def stream_events(url: str, on_third_event: Any = lambda: None) -> list[dict[str, Any]]:
+def stream_events(url: str, on_third_event: Any = lambda: None, **fields: Any) -> list[dict[str, Any]]:
     """All events of the long stream."""
-    events = []
-    with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=WAIT_SECONDS, trust_env=False) as response:
+    events, body = [], {**LONG, **fields}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=WAIT_SECONDS, trust_env=False) as response:
         for line in response.iter_lines():
             if line.startswith("data:") and not line.endswith("[DONE]"):
                 events.append(json.loads(line[5:]))
@@ -107,6 +107,16 @@ def test_a_stream_is_resumed_after_a_fault(served: Serve, name: str, fault: sign
     assert max(differences) < 1e-4
     assert usage["completion_tokens"] == expected[2]["completion_tokens"] == LONG["max_tokens"]
     wait_until(lambda: httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200, "the server is ready")
+
+
+def test_a_constrained_stream_is_resumed_after_a_killed_engine(served: Serve) -> None:
+    """The new process feeds the tokens so far to the grammar, and goes on in it."""
+    url = f"http://127.0.0.1:{served.ports['port']}"
+    form = {"json": {"type": "array", "items": {"enum": ["north", "northeast", "south", 12]}, "minItems": 200}}
+    expected = collected(stream_events(url, structured_outputs=form))
+    text, values, usage = collected(stream_events(url, find_process(served, "generate").kill, structured_outputs=form))
+    assert text.startswith("[")
+    assert (text, values, usage["completion_tokens"]) == (expected[0], expected[1], LONG["max_tokens"])
 
 
 def test_a_process_that_dies_during_the_drain_does_not_break_a_stream(tmp_path: Path) -> None:
