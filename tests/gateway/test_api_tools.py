@@ -145,9 +145,9 @@ class TestResponses:
             assert stream.get_final_response().output_parsed == City(name="Paris")
         # The engine compiles the schema.
         gateway.transport.trouble = [InvalidRequest("structured_outputs.json: bad", "structured_outputs.json")]
-        with pytest.raises(openai.BadRequestError, match=r"text\.format\.json: bad") as refused:
+        with pytest.raises(openai.BadRequestError, match=r"text\.format\.schema: bad") as refused:
             sdk.responses.parse(model=LM, input="A city", text_format=City)
-        assert refused.value.param == "text.format.json"
+        assert refused.value.param == "text.format.schema"
 
 
 class TestMessages:

@@ -12,7 +12,12 @@ from ..chat_tools import ChatTools, read_function, read_name
 from .blocks import read_conversation
 from .schemas import SAMPLING
 
-_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
+# The chat's names of fields that have another name here; the first that fits counts.
+NAMES = {
+    "stop": "stop_sequences",
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+}
 _NO_SUPPORT = ("inference_geo", "container", "diagnostics")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
@@ -22,13 +27,6 @@ _THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 class ChatCall:
     arguments: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def names(self) -> dict[str, str]:
-        """The chat's names of fields that have another name here."""
-        # A schema's mistakes are found where it is compiled, under the name of the contract.
-        constraint = {"structured_outputs": "output_config.format"} if "response_format" in self.arguments else {}
-        return {**_NAMES, **constraint}
 
 
 def chat_call(sent: Mapping[str, Any]) -> ChatCall:

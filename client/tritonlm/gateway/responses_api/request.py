@@ -13,7 +13,13 @@ from .schemas import LOGPROBS, SAMPLING
 from .tools import read_tools
 
 _PRIORITIES = {"flex": 3, "priority": 1, "fast": 1}
-_NAMES = {"max_tokens": "max_output_tokens", "messages": "input", "response_format": "text.format"}
+# The chat's names of fields that have another name here; the first that fits counts.
+NAMES = {
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+}
 _NO_SUPPORT = ("conversation", "prompt", "moderation", "context_management")
 
 
@@ -24,13 +30,6 @@ class ChatCall:
     items: list[dict[str, Any]]
     custom_tools: frozenset[str] = frozenset()
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def names(self) -> dict[str, str]:
-        """The chat's names of fields that have another name here."""
-        # A schema's mistakes are found where it is compiled, under the name of the contract.
-        constraint = {"structured_outputs": "text.format"} if "response_format" in self.arguments else {}
-        return {**_NAMES, **constraint}
 
 
 def chat_call(sent: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -> ChatCall:

@@ -14,7 +14,7 @@ from tritonlm.contract import TritonLMError
 from ..chat_calls import renamed
 from ..responses import Event, event_data
 from .output import COMPLETED, IN_PROGRESS, INCOMPLETE, Json, OutputItems
-from .request import ChatCall
+from .request import NAMES, ChatCall
 
 _ECHOED: Json = {
     "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "metadata": {},
@@ -31,7 +31,6 @@ class ResponseWriter:
         self._sequence_number = 0
         self._items = OutputItems(self._emit, call.custom_tools)
         self._is_cut = False
-        self._names = call.names
         self.response: Json = {
             "id": f"resp_{secrets.token_hex(24)}", "object": "response", "created_at": int(time.time()),
             "status": IN_PROGRESS, "model": sent["model"], "output": self._items.items, "background": False,
@@ -60,7 +59,7 @@ class ResponseWriter:
         """The end of a stream that fails: the response with its error. `body`: the error in OpenAI's form."""
         details = body["error"]
         if isinstance(error, TritonLMError):
-            details = {**details, "param": renamed(error, self._names).param}
+            details = {**details, "param": renamed(error, NAMES).param}
         kind = "rate_limit_exceeded" if details["type"] == "rate_limit_exceeded" else "server_error"
         self._items.finish(INCOMPLETE)
         self.response |= {"status": _FAILED, "error": {**details, "code": kind}}

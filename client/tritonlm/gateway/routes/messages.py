@@ -14,7 +14,7 @@ from tritonlm.contract import TritonLMError
 
 from ..chat_calls import count_tokens, with_names
 from ..errors import RESPONSES, anthropic_body, body_of
-from ..messages_api.request import chat_call
+from ..messages_api.request import NAMES, chat_call
 from ..messages_api.schemas import CountRequest, MessageError, MessageObject, MessageRequest, TokenCount
 from ..messages_api.writer import MessageWriter
 from ..responses import ResponseFormat, respond
@@ -54,7 +54,7 @@ async def create(
     common = common_arguments(request, services)
 
     async def create_chat() -> Any:
-        return await with_names(services.client.chat.completions.create(**call.arguments, **common), call.names)
+        return await with_names(services.client.chat.completions.create(**call.arguments, **common), NAMES)
 
     return await respond(request, sent["model"], f"chatcmpl-{common['request_id']}", create_chat, response_format)
 
@@ -63,4 +63,4 @@ async def create(
 async def count(body: CountRequest, services: ServicesParameter) -> TokenCount:
     """The number of tokens of a prompt, with its chat template."""
     call = chat_call(body.arguments())
-    return TokenCount(input_tokens=await count_tokens(services, call.arguments, call.names))
+    return TokenCount(input_tokens=await count_tokens(services, call.arguments, NAMES))

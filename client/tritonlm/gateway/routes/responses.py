@@ -15,7 +15,7 @@ from ..chat_calls import count_tokens, with_names
 from ..errors import RESPONSES, body_of
 from ..middleware import context_of
 from ..responses import ResponseFormat, respond
-from ..responses_api.request import ChatCall, chat_call
+from ..responses_api.request import NAMES, ChatCall, chat_call
 from ..responses_api.schemas import (
     DeletedResponse,
     InputTokens,
@@ -62,7 +62,7 @@ async def create(
     common = common_arguments(request, services)
 
     async def create_chat() -> Any:
-        return await with_names(services.client.chat.completions.create(**call.arguments, **common), call.names)
+        return await with_names(services.client.chat.completions.create(**call.arguments, **common), NAMES)
 
     return await respond(request, sent["model"], f"chatcmpl-{common['request_id']}", create_chat, response_format)
 
@@ -72,7 +72,7 @@ async def count(body: InputTokensRequest, request: Request, services: ServicesPa
     """The number of tokens of a prompt, with its chat template."""
     sent = body.arguments()
     call: ChatCall = chat_call(sent, await _history(services, context_of(request.scope).caller, sent))
-    return InputTokens(input_tokens=await count_tokens(services, call.arguments, call.names))
+    return InputTokens(input_tokens=await count_tokens(services, call.arguments, NAMES))
 
 
 @router.get("/{response_id}")
