@@ -204,7 +204,7 @@ def rows_of(
 
 
 def show(rows: list[Row], measurements: list[Measurement], arguments: argparse.Namespace) -> None:
-    weights = ", int8 weights" if arguments.weights == "int8" else ""
+    weights = f", {arguments.weights} weights" if arguments.weights != "full" else ""
     threads = f"{torch.get_num_threads()} threads ({processor.kind().name})"
     hardware = threads if arguments.device == "cpu" else torch.cuda.get_device_name()
     title = f"{title_of(arguments.shape)}, {arguments.dtype}{weights}, {hardware}; tokens/s"
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
     parser.add_argument("--runner", choices=["auto", "native", "graphs", "reference"], default="auto")
-    parser.add_argument("--weights", choices=["full", "int8"], default="full")
+    parser.add_argument("--weights", choices=["auto", "full", "int8", "int4"], default="full")
     parser.add_argument("--batch", type=int, nargs="+", help="1 8 32; with --profile 1 4 8 32")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)

@@ -60,7 +60,7 @@ void time_form(
     for (const int rows : row_counts) {
         prepare(rows);
         const double seconds = least_seconds([&] {
-            for (auto& queue : queues) queue.reset();
+            for (auto& queue : queues) queue.reset(pool.size());
             pool.run([&](int) {
                 begin_matmul_tiles();
                 for (int matrix = 0; matrix < kMatrices; matrix++)

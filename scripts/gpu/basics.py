@@ -36,7 +36,7 @@ def _device(options: Options) -> dict[str, Any]:
     free, total = torch.cuda.mem_get_info(options.device)
     return {
         "name": properties.name, "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count, "l2_bytes": properties.L2_cache_size,
+        "multiprocessors": properties.multi_processor_count, "l2_bytes": getattr(properties, "L2_cache_size", None),
         "free_bytes": free, "total_bytes": total, "cuda": torch.version.cuda, "count": torch.cuda.device_count(),
         "driver": _driver(),
     }  # fmt: skip

@@ -102,7 +102,8 @@ def _arguments() -> tuple[Options, list[Stage], float]:
     arguments = parser.parse_args()
     if arguments.devices < 1:
         parser.error("--devices must be at least 1")
-    options = Options(arguments.device, arguments.tiny, arguments.devices, arguments.out.resolve())
+    device = "cuda:0" if arguments.device == "cuda" else arguments.device
+    options = Options(device, arguments.tiny, arguments.devices, arguments.out.resolve())
     return options, [stage for stage in STAGES if stage.name in arguments.stages], arguments.seconds
 
 

@@ -2,13 +2,14 @@
 
 Beside them is torch's attention over gathered blocks, which serves where the kernels cannot. Without a GPU the kernels
 are compiled for one, if triton-lang is installed: registers, shared memory and stack (spilled registers) are reported.
+With TRITON_INTERPRET=1 and --tiny this stage runs on a CPU as it does on a GPU, in small sizes.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -25,6 +26,7 @@ _BLOCK_TOKENS = 16
 _HEADS = ((12, 12, 64), (25, 25, 64), (32, 8, 128), (16, 8, 256))
 # Sequences and the context length of each.
 _LOADS = ((1, 8192), (64, 2048), (256, 512))
+_TINY_HEADS, _TINY_LOADS = ((4, 2, 16),), ((1, 80), (2, 48))
 _REPEATS = 20
 
 
@@ -32,23 +34,29 @@ def run(options: Options, report: Report) -> None:
     if importlib.util.find_spec("triton") is None:
         report(missing=["triton"], remedy="install triton-lang; attention over gathered blocks serves without it")
         return
-    if not options.on_gpu:
+    device = torch.device(options.device)
+    if not block_attention.is_possible(device):
         from compile_kernels import report_compiled  # noqa: PLC0415 (it imports triton-lang)
 
         report_compiled(report)
         return
-    device = torch.device(options.device)
-    _check(device, report)
+    sizes, loads = (_TINY_HEADS, _TINY_LOADS) if options.tiny else (_HEADS, _LOADS)
+    # The interpreter multiplies no bfloat16.
+    dtype = torch.bfloat16 if options.on_gpu else torch.float16
+    _check(sizes, (dtype,) if options.tiny else (dtype, torch.float16, torch.float32), device, report)
     limits = Limits.measured(torch.bfloat16, options.device)
-    for heads, kv_heads, width in _HEADS:
-        for sequences, length in _LOADS:
+    for heads, kv_heads, width in sizes:
+        for sequences, length in loads:
             if options.left() > 5:
-                _time(heads, LayerShape(kv_heads, width, width), sequences, length, device, limits.read, report)
+                shape = LayerShape(kv_heads, width, width)
+                _time(heads, shape, sequences, length, dtype, device, limits.read, report)
 
 
-def _check(device: torch.device, report: Report) -> None:
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for heads, kv_heads, width in _HEADS:
+def _check(
+    sizes: Sequence[tuple[int, int, int]], dtypes: Sequence[torch.dtype], device: torch.device, report: Report
+) -> None:
+    for dtype in dtypes:
+        for heads, kv_heads, width in sizes:
             config = SimpleNamespace(num_attention_heads=heads, sliding_window=40, attn_logit_softcapping=30.0)
             began = time.perf_counter()
             shape = LayerShape(kv_heads, width, width)
@@ -57,10 +65,11 @@ def _check(device: torch.device, report: Report) -> None:
 
 
 def _time(
-    heads: int, shape: LayerShape, sequences: int, length: int, device: torch.device, bandwidth: float, report: Report
-) -> None:
+    heads: int, shape: LayerShape, sequences: int, length: int, dtype: torch.dtype, device: torch.device,
+    bandwidth: float, report: Report,
+) -> None:  # fmt: skip
     """One decoding step of one layer, with the blocks of each sequence scattered over the cache."""
-    dtype, per_sequence = torch.bfloat16, length // _BLOCK_TOKENS
+    per_sequence = length // _BLOCK_TOKENS
     blocks = sequences * per_sequence
     cache = KVCache([shape], blocks, _BLOCK_TOKENS, dtype, device)
     for tensor in (cache.keys[0], cache.values[0]):
@@ -83,7 +92,7 @@ def _time(
 
     difference = float((in_place().float() - gathered().float()).abs().max())
     read = 2 * sequences * length * shape.heads * shape.key_width * dtype.itemsize
-    own, other = (seconds_of(work) for work in (in_place, gathered))
+    own, other = (seconds_of(work, device) for work in (in_place, gathered))
     report(
         heads=f"{heads}/{shape.heads} of {shape.key_width}", sequences=sequences, context=length,
         microseconds=round(1e6 * own, 1), gathered_microseconds=round(1e6 * other, 1),
@@ -91,8 +100,12 @@ def _time(
     )  # fmt: skip
 
 
-def seconds_of(work: Callable[[], torch.Tensor]) -> float:
-    """The mean of several runs in a CUDA graph, without the time of launches."""
+def seconds_of(work: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """The mean of several runs, on a GPU in a CUDA graph, without the time of launches."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
     for _ in range(3):
         work()
     torch.cuda.synchronize()

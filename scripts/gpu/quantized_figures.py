@@ -17,6 +17,7 @@ from stage import Options, Report
 # Of Llama 8B: gate with up, and down.
 _MATRICES = ((28_672, 4096), (4096, 14_336))
 _ROWS = (1, 16, 64, 512)
+_TINY_MATRICES, _TINY_ROWS = ((64, 96),), (1, 17)
 
 
 def run(options: Options, report: Report) -> None:
@@ -24,11 +25,16 @@ def run(options: Options, report: Report) -> None:
     if not block_attention.is_possible(device):
         report(missing=["triton"], remedy="install triton-lang, and run it on a GPU")
         return
+    # The interpreter multiplies no bfloat16.
+    dtype = DTYPE if options.on_gpu else torch.float16
     limits = Limits.measured(DTYPE, options.device)
-    for outputs, inputs in _MATRICES:
+    for outputs, inputs in _TINY_MATRICES if options.tiny else _MATRICES:
         for bits in (8, 4):
-            _time_matmul(outputs, inputs, bits, device, limits.read, report)
+            for rows in _TINY_ROWS if options.tiny else _ROWS:
+                _time_matmul(outputs, inputs, bits, rows, dtype, device, limits.read, report)
     release(options.device)
+    if not options.on_gpu:
+        return
     by_name = {shape.name: shape for shape in shapes(options)}
     # The search for 4-bit scales takes half a minute for 8B weights, more than a lease has.
     for name, weights in (("llama-8b", "int8"), ("gpt2-124m", "int4")):
@@ -36,18 +42,20 @@ def run(options: Options, report: Report) -> None:
         release(options.device)
 
 
-def _time_matmul(outputs: int, inputs: int, bits: int, device: torch.device, bandwidth: float, report: Report) -> None:
+@torch.inference_mode()
+def _time_matmul(
+    outputs: int, inputs: int, bits: int, count: int, dtype: torch.dtype, device: torch.device, bandwidth: float,
+    report: Report,
+) -> None:  # fmt: skip
     groups = 1 if bits == 8 else inputs // GROUP
     highest = 2 ** (bits - 1)
     codes = torch.randint(1 - highest, highest, (outputs, inputs), dtype=torch.int8, device=device)
-    layer = QuantizedLinear(Quantized(codes, torch.rand(outputs, groups), None, bits), None, DTYPE, device)
-    full = torch.nn.Linear(inputs, outputs, bias=False, device=device, dtype=DTYPE)
-    with torch.inference_mode():
-        for count in _ROWS:
-            rows = torch.randn(count, inputs, device=device, dtype=DTYPE)
-            own, other = seconds_of(lambda rows=rows: layer(rows)), seconds_of(lambda rows=rows: full(rows))  # type: ignore[misc]
-            read = outputs * inputs * bits / 8 + 2 * outputs * groups
-            report(
-                matrix=f"{outputs} × {inputs}", bits=bits, rows=count, microseconds=round(1e6 * own, 1),
-                full_microseconds=round(1e6 * other, 1), of_bandwidth=round(read / own / bandwidth, 3),
-            )  # fmt: skip
+    layer = QuantizedLinear(Quantized(codes, torch.rand(outputs, groups), None, bits), None, dtype, device)
+    full = torch.nn.Linear(inputs, outputs, bias=False, device=device, dtype=dtype)
+    rows = torch.randn(count, inputs, device=device).to(dtype)
+    own, other = seconds_of(lambda: layer(rows), device), seconds_of(lambda: full(rows), device)
+    read = outputs * inputs * bits / 8 + 2 * outputs * groups
+    report(
+        matrix=f"{outputs} × {inputs}", bits=bits, rows=count, microseconds=round(1e6 * own, 1),
+        full_microseconds=round(1e6 * other, 1), of_bandwidth=round(read / own / bandwidth, 3),
+    )  # fmt: skip

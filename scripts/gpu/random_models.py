@@ -5,6 +5,7 @@ Writing and reading 16 GB of weights would take a good part of a short lease.
 
 from __future__ import annotations
 
+import gc
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,8 @@ def prompts(shape: Shape, batch: int) -> Prompts:
 
 def release(device: str) -> None:
     """Return the memory of what is not referenced any more, before the next model is made."""
+    # A runner and its model refer to each other.
+    gc.collect()
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -94,10 +94,32 @@ def test_a_schema_for_answers_is_a_part_of_the_grammar_of_tools() -> None:
         assert part in transport.calls[-1].parameters["structured_outputs"]["grammar"]
 
 
+def test_a_schema_holds_after_reasoning() -> None:
+    schema = {"type": "object", "title": "Answer"}
+    for template, arguments, grammar in (
+        (QWEN, {"guided_json": schema}, "start: answer | SPACE"),
+        (REASONING, {"response_format": {"type": "json_object"}}, "start: reasoning answer"),
+        (QWEN, {"guided_json": schema, "separate_reasoning": False}, None), (QWEN, {"guided_regex": "a+"}, None),
+        ("plain", {"guided_json": schema}, None),
+    ):  # fmt: skip
+        transport = CountingTransport(template)
+        transport.generation_prompt = "<think>\n" if template is REASONING else ""
+        transport.answers = [["Hm.</think>{}" if template is REASONING else "{}"]]
+        message = ask(transport, **arguments).choices[0].message
+        assert message.content == "{}"
+        sent = transport.calls[-1].parameters["structured_outputs"]
+        if grammar is None:
+            assert "grammar" not in sent
+        else:
+            assert grammar in sent["grammar"]
+            assert "answer: SPACE content" in sent["grammar"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "param"),
     [
-        ({"response_format": {"type": "xml"}}, "response_format"), ({"guided_json": {}}, "guided_json"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"guided_regex": "a"}, "guided_regex"), ({"guided_json": 5}, "guided_json"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"), ({"tool_choice": 5}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}}, "tool_choice"),
         (

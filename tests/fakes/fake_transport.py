@@ -210,7 +210,7 @@ def pieces_of(call: Call) -> list[Piece]:
     shown = text
     if params.echo:
         shown = prompt + text
-        entries = [_entry(prompt, 0, rng, first=True), *entries]
+        entries = [*_prompt_entries(call.prompt, prompt, rng), *entries]
     if not call.stream:
         return [replace(_piece(0, shown, reason, prompt, used, params, words, entries), stop=stopped)]
     # After this many words: the text up to a position within the last word. The rest is held back.
@@ -236,6 +236,17 @@ def pieces_of(call: Call) -> list[Piece]:
     sent = [count for count, _ in cuts].index(len(params.resume_token_ids)) + 1
     assert [WORDS.index(word) for word in words[: len(params.resume_token_ids)]] == list(params.resume_token_ids)
     return [replace(piece, index=index) for index, piece in enumerate(pieces[sent:])]
+
+
+def _prompt_entries(prompt: Prompt, text: str, rng: random.Random) -> list[Logprob]:
+    """Of ids an entry for each, whose value depends on the ids up to it."""
+    if prompt.input_ids is None:
+        return [_entry(text, 0, rng, first=True)]
+    ids = prompt.input_ids
+    return [
+        _entry(character, 0, random.Random(str(ids[: index + 1])), first=index == 0)
+        for index, character in enumerate(text)
+    ]
 
 
 def _entry(word: str, alternatives: int, rng: random.Random, first: bool = False) -> Logprob:

@@ -37,7 +37,7 @@ NOT_OFFERED = {label: [not_a_server_error] for label in TRAINING}
 
 def storing(folder: Path) -> dict[str, Any]:
     """The settings that switch on what writes files, except training."""
-    return {"response_store": folder / "responses.sqlite"}
+    return {"response_store": folder / "responses.sqlite", "batch_folder": folder / "batches"}
 
 
 @pytest.fixture(scope="module")

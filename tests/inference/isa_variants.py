@@ -20,18 +20,17 @@ _EMULATION = Path(__file__).with_name("amx_emulation.hpp")
 _AMX_EMULATED = ("-O2", f"-DTRITONLM_AMX_EMULATION={zlib.crc32(_EMULATION.read_bytes())}", "-include", str(_EMULATION))
 _ALL_VARIANTS = {
     "all": (), "no_amx": _NO_AMX, "no_bf16": (*_NO_AMX, "-mno-avx512bf16", "-mno-avx512vnni"),
-    "amx_emulated": _AMX_EMULATED, "avx2": build.CAPABILITY_FLAGS["avx2"], "plain": build.CAPABILITY_FLAGS["default"],
+    "amx_emulated": _AMX_EMULATED, "avx_vnni": (*build.CAPABILITY_FLAGS["avx2"], "-mavxvnni"),
+    "avx2": build.CAPABILITY_FLAGS["avx2"], "plain": build.CAPABILITY_FLAGS["default"],
 }  # fmt: skip
-# A variant is the same as "all" if the processor has none of the instruction sets that it excludes.
-_EXCLUDED = {"no_amx": {"amx_bf16"}, "no_bf16": {"avx512_bf16", "avx512_vnni"}}
 _PROCESSOR = build.processor_flags()
-# Every processor with AMX has AVX512-BF16, and the kernels for AMX use it.
-_EMULATES_AMX = "avx512_bf16" in _PROCESSOR and "amx_bf16" not in _PROCESSOR
-VARIANTS = {
-    name: flags
-    for name, flags in _ALL_VARIANTS.items()
-    if (_EMULATES_AMX if name == "amx_emulated" else name not in _EXCLUDED or _EXCLUDED[name] & _PROCESSOR)
-}
+# A variant is the same as "all" if the processor has none of the instruction sets that it excludes. Every processor
+# with AMX has AVX512-BF16, and the kernels for AMX use it.
+_EXISTS = {
+    "no_amx": "amx_bf16" in _PROCESSOR, "no_bf16": bool({"avx512_bf16", "avx512_vnni"} & _PROCESSOR),
+    "amx_emulated": "avx512_bf16" in _PROCESSOR and "amx_bf16" not in _PROCESSOR, "avx_vnni": "avx_vnni" in _PROCESSOR,
+}  # fmt: skip
+VARIANTS = {name: flags for name, flags in _ALL_VARIANTS.items() if _EXISTS.get(name, True)}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine.runners.native.quantize import quantize_groups
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonlm.contract import CheckpointError
 
@@ -21,6 +21,7 @@ def squared_error(weight: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@settings(deadline=None, max_examples=40)
 @given(arrays.arrays(np.float32, (3, 64), elements=st.floats(-1e3, 1e3, width=32)))
 def test_each_code_is_the_nearest_of_its_range(bits: int, numbers: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     weight = torch.from_numpy(numbers)

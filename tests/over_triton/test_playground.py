@@ -101,6 +101,23 @@ def test_the_playground_works_by_keyboard(page: Page) -> None:
     expect(page.locator(".token")).to_contain_text("“0”")
 
 
+def test_a_tool_call_is_shown_as_a_card(page: Page) -> None:
+    page.select_option(".model", "fable")
+    page.check("input[value=chat]")
+    page.fill("#prompt", STORY)
+    page.click(".parameters summary")
+    schema = {"type": "object", "properties": {"hero": {"enum": ["fox"]}}, "required": ["hero"]}
+    page.fill("[name=tools]", json.dumps([{"type": "function", "function": {"name": "tell", "parameters": schema}}]))
+    page.fill("[name=tool_choice]", "required")
+    page.select_option("[name=parallel_tool_calls]", "false")
+    run(page)
+    expect(page.locator(".call")).to_have_text('tell{"hero": "fox"}')
+    expect(page.locator(".counters")).to_contain_text("tool_calls")
+    page.fill("[name=tools]", '[{"type": "function"}]')
+    page.click("#run")
+    expect(page.locator("[name=tools]")).to_have_attribute("aria-invalid", "")
+
+
 STOP_AT_FIRST_TEXT = """() => {
   const watch = new MutationObserver(() => {
     if (!document.querySelector(".answer")?.textContent) return;

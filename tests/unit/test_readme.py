@@ -20,6 +20,7 @@ from tritonlm.contract.tensors import CONTROL, LM_INPUTS
 from tritonlm.gateway.messages_api.schemas import MessageRequest
 from tritonlm.gateway.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
+from tritonlm.gateway.scoring.schemas import ScoreRequest
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,7 @@ def test_a_documented_command_exists_with_its_options(location: str) -> None:
 SCHEMAS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest, "/v1/responses": ResponseRequest,
     "/v1/messages": MessageRequest,
+    "/v1/score": ScoreRequest,
 }  # fmt: skip
 
 

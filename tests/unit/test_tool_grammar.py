@@ -189,6 +189,22 @@ def test_an_answer_without_calls_may_have_a_schema(vocabulary: Vocabulary) -> No
         assert not vocabulary.accepts(grammar, "text")
 
 
+@pytest.mark.parametrize("name", ["hermes", "harmony"])
+def test_json_may_come_after_reasoning(name: str) -> None:
+    vocabulary = Vocabulary("special")
+    reasoning = None if name == "harmony" else REASONING
+    grammar = tool_grammar(
+        ToolFormat(name, reasoning), read_tools(None), vocabulary.ids, content_schema={"type": "object"}
+    )
+    before, final = "<think>\nHm {?\n</think>\n\n", ""
+    if name == "harmony":
+        before = "<|channel|>analysis<|message|>Hm {?<|end|><|start|>assistant"
+        final = "<|channel|>final<|message|>"
+    assert vocabulary.accepts(grammar, f'{before}{final}{{"a": 1}}')
+    assert vocabulary.accepts(grammar, f'{final}{{"a": 1}}')
+    assert not vocabulary.accepts(grammar, f"{before}{final}text")
+
+
 def test_llamas_calls_need_their_marker_beside_a_schema() -> None:
     special, text = Vocabulary("special"), Vocabulary("text")
     grammar = grammar_of("llama3_json", special, "auto", content_schema={"type": "object"})

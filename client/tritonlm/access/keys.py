@@ -140,6 +140,11 @@ class KeyRing:
                 match = key
         return match
 
+    def is_valid(self, name: str) -> bool:
+        """Whether there is a key of this name that is not revoked."""
+        self.reload()
+        return any(key.name == name and key.revoked is None for key in self._keys)
+
     def reload(self) -> None:
         """Read the file again if it has changed. If it cannot be read, keep the keys and set `problem`."""
         if self._file is None or time.monotonic() - self._checked_at < _CHECK_SECONDS:

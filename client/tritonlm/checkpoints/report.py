@@ -48,7 +48,7 @@ def describe(
 def memory(engine: Mapping[str, Any], parameters: int, slots: int, context: int) -> dict[str, int]:
     """Bytes that an engine takes with so many requests of this length at once."""
     parts = {
-        "weight_bytes": int(parameters * engine["bits_per_weight"] / 8),
+        "weight_bytes": round(parameters * engine["bits_per_weight"] / 8),
         "kv_cache_bytes": slots * context * engine["kv_bytes_per_token"],
         "process_bytes": engine["process_bytes"],
     }

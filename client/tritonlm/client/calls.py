@@ -83,16 +83,13 @@ class ChatCompletions:
         arguments = _with_timeout(self._client, arguments)
         chat = take_chat(messages, arguments)
         # Checked before the model is asked for anything.
-        chat_plan(model, chat.prompt, **arguments)
+        constraint = chat_plan(model, chat.prompt, **arguments).parameters.structured_outputs
+        chat.check_constraint(constraint, arguments)
         profile = await self._client._chat_profile(model)
         needs_prompt = profile.needs_prompt(continues=chat.continues)
-        answer = chat.answer(profile, await self._client._render(model, chat.prompt) if needs_prompt else "")
-        constraint: dict[str, Any] = {}
-        if answer.grammar is not None:
-            constraint["structured_outputs"] = {"grammar": answer.grammar}
-        if answer.shows_special_tokens:
-            constraint["skip_special_tokens"] = False
-        plan = chat_plan(model, chat.prompt, constraint=constraint, **arguments)
+        rendered = await self._client._render(model, chat.prompt) if needs_prompt else ""
+        answer = chat.answer(profile, rendered, constraint)
+        plan = chat_plan(model, chat.prompt, further=answer.parameters, **arguments)
         builder = ChatBuilder(plan, answer, chat.tools.warnings)
         try:
             if not plan.stream:
@@ -101,8 +98,7 @@ class ChatCompletions:
                 plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage
             )
         except InvalidRequest as error:
-            own = answer.grammar is None
-            raise (with_sent_name(error, arguments) if own else with_argument_name(error)) from None
+            raise with_argument_name(error, arguments, chat.tools.active) from None
         stream.warnings = builder.warnings
         return stream
 

@@ -13,9 +13,8 @@ from typing import Any
 from tritonlm.client.chat_parsing.profile import Answer, ChatProfile
 from tritonlm.client.chat_parsing.tools import Tools, read_tools
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.structured_outputs import JSON, JSON_OBJECT, NAME, OTHER_NAMES, with_sent_name
 
-# Parameters that constrain the text themselves.
-_CONSTRAINTS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _FLAGS = ("add_generation_prompt", "continue_final_message", "separate_reasoning")
 
 
@@ -28,17 +27,30 @@ class Chat:
     continues: bool
     separate_reasoning: bool
     hides_special_tokens: bool
-    # The schema of answers without tool calls.
-    content_schema: dict[str, Any] | None
 
-    def answer(self, profile: ChatProfile, rendered: str) -> Answer:
+    def check_constraint(self, structured_outputs: Mapping[str, Any], sent: Mapping[str, Any]) -> None:
+        """Refuse a constraint that cannot be a part of the grammar of tool calls. `sent`: the caller's arguments."""
+        if self.tools.active and structured_outputs and _content_schema(structured_outputs) is None:
+            name = next(name for name in (NAME, *OTHER_NAMES) if sent.get(name) is not None)
+            raise InvalidRequest(f"{name} and tools both constrain the answer; send one of them", name)
+
+    def answer(self, profile: ChatProfile, rendered: str, structured_outputs: Mapping[str, Any]) -> Answer:
         return profile.answer(
             self.tools,
             rendered,
             separate_reasoning=self.separate_reasoning,
             hides_special_tokens=self.hides_special_tokens,
-            content_schema=self.content_schema,
+            constrained=bool(structured_outputs),
+            content_schema=_content_schema(structured_outputs),
         )
+
+
+def _content_schema(structured_outputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema of the content, if the constraint is one."""
+    if JSON_OBJECT in structured_outputs:
+        return {"type": "object"}
+    schema = structured_outputs.get(JSON)
+    return schema if isinstance(schema, dict) else None
 
 
 # The arguments of `take_chat`, beside `messages`; all others belong to the plan of the sequences.
@@ -72,36 +84,11 @@ def take_chat(messages: Sequence[Mapping[str, Any]], arguments: dict[str, Any]) 
         bool(sent.get("continue_final_message")),
         sent.get("separate_reasoning") is not False,
         arguments.get("skip_special_tokens") is not False,
-        _take_content_schema(tools, arguments),
     )
 
 
-def _take_content_schema(tools: Tools, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """With tools, the grammar of the calls includes that of the other answers."""
-    if not tools.active:
-        return None
-    for name in _CONSTRAINTS:
-        if arguments.get(name) is not None:
-            raise InvalidRequest(f"{name} and tools both constrain the answer; send one of them", name)
-    response_format = arguments.pop("response_format", None)
-    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
-    if response_format is None or kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "object"}
-    described = response_format.get("json_schema") if kind == "json_schema" else None
-    schema = described.get("schema") if isinstance(described, Mapping) else None
-    if not isinstance(schema, Mapping):
-        raise InvalidRequest(
-            'response_format must be {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", '
-            '"json_schema": {"name": …, "schema": …}}',
-            "response_format",
-        )
-    return dict(schema)
-
-
-def with_argument_name(error: InvalidRequest) -> InvalidRequest:
-    """An error about the grammar of the tools names the tools, whose schemas it comes from."""
-    if error.param is None or not error.param.startswith("structured_outputs"):
-        return error
-    return InvalidRequest(f"the parameters of a tool cannot be enforced: {error.message}", "tools")
+def with_argument_name(error: InvalidRequest, sent: Mapping[str, Any], has_tools: bool) -> InvalidRequest:
+    """An error about the answer's grammar names what the caller has sent: the tools, or the format of the answer."""
+    if has_tools and error.param is not None and error.param.startswith(NAME):
+        return InvalidRequest(f"the parameters of a tool cannot be enforced: {error.message}", "tools")
+    return with_sent_name(error, sent)

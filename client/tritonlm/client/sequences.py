@@ -87,7 +87,7 @@ def chat_plan(
     model: str,
     chat: str,
     *,
-    constraint: Mapping[str, Any] | None = None,
+    further: Mapping[str, Any] | None = None,
     n: int | None = None,
     logprobs: bool | None = None,
     top_logprobs: int | None = None,
@@ -100,7 +100,7 @@ def chat_plan(
     timeout: float = 600.0,
     **parameters: Any,
 ) -> Plan:
-    """`chat`: the messages and tools as JSON. `constraint`: further parameters, which the caller did not send."""
+    """`chat`: the messages and tools as JSON. `further`: parameters that the caller did not send."""
     if "echo" in parameters:
         raise InvalidRequest("echo is not offered for chats; use completions", "echo")
     check_text("user", user)
@@ -109,7 +109,7 @@ def chat_plan(
     _check_logprobs(logprobs, top_logprobs)
     sampling = read_parameters({**parameters, "max_tokens": limit})
     count = _count("n", n, 1)
-    sent = sampling.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {}) | dict(constraint or {})
+    sent = sampling.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {}) | dict(further or {})
     common = _Common(model, request_id, "chatcmpl", streamed, timeout, sent, count)
     calls = common.calls([Prompt(messages=chat)])
     return Plan(

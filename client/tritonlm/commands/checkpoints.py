@@ -27,7 +27,7 @@ def pull(model: Model, as_json: AsJson = False) -> None:
         path = downloaded(parse(model))
         checkpoint = Checkpoint(folder_of(path))
         checkpoint.check()
-    size = checkpoint.weight_bytes()
+    size = checkpoint.file_bytes()
     if as_json:
         print_json({"model": model, "path": str(path), "folder": str(checkpoint.folder), "weight_bytes": size})
     else:

@@ -80,12 +80,11 @@ def _quantize(model: str, weights: Weights, out: Path, text: Path | None) -> dic
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    files = sum(file.stat().st_size for file in checkpoint.weight_files())
     return {
         "model": model,
         "folder": str(out),
         "weights": weights.value,
-        "file_bytes": files,
+        "file_bytes": checkpoint.file_bytes(),
         "quantized_bytes": result["bytes"],
         "quantized": result["quantized"],
         "plain": result["plain"],

@@ -94,7 +94,10 @@ class Checkpoint:
 
     def weight_bytes(self) -> int:
         """The size of the weights' files; of quantized weights that of their numbers in 16 bits, which they become."""
-        return 2 * self.quantized_count() or sum(file.stat().st_size for file in self.weight_files())
+        return 2 * self.quantized_count() or self.file_bytes()
+
+    def file_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.weight_files())
 
     def quantized_count(self) -> int:
         """The numbers in a checkpoint whose weights are quantized, in GGUF files too; 0 for others."""

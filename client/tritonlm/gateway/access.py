@@ -16,6 +16,7 @@ from tritonlm.contract import InsufficientScope, InvalidKey, TritonLMError
 
 from . import metrics
 from .admission import AdmissionQueue
+from .batches.calls import INTERNAL_CALLER
 from .errors import response_of
 from .middleware import context_of
 from .quota import Caller, Quota
@@ -40,7 +41,8 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            caller = self._identify(scope)
+            # A batch's request has its owner beside it; HTTP cannot set this.
+            caller = scope["state"].get(INTERNAL_CALLER) or self._identify(scope)
             context_of(scope).caller = caller.label
             if is_inference(scope["method"], scope["path"]):
                 await self._run_inference(caller, scope, receive, send)

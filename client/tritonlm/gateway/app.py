@@ -19,6 +19,8 @@ from tritonlm.serving.restart_counts import read_restart_counts
 from . import errors
 from .access import AccessMiddleware
 from .admission import AdmissionQueue
+from .batches.runner import BatchRunner
+from .batches.store import BatchStore
 from .history import History
 from .loading import Loader
 from .metrics import LiveValues
@@ -34,13 +36,18 @@ from .training import TrainingService
 
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     services = _create_services(client, settings)
+    runner: BatchRunner | None = None
     tracing = Tracing(settings.otlp_endpoint, "tritonlm-gateway") if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await services.training.start()
+        if runner is not None:
+            runner.start()
         services.loader.start()
         yield
+        if runner is not None:
+            await runner.close()
         await services.training.close()
         await services.loader.close()
         await client.close()
@@ -59,7 +66,10 @@ def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
-    _add_middleware(app, services, tracing)
+    ring = key_ring(settings)
+    _add_middleware(app, services, ring, tracing)
+    if services.batches is not None:
+        runner = BatchRunner(services.batches, app, services.admission, ring.is_valid, settings.batch_requests)
     return app
 
 
@@ -68,11 +78,13 @@ def _create_services(client: AsyncClient, settings: GatewaySettings) -> Services
     admission = AdmissionQueue(
         settings.max_requests, settings.max_running, settings.queue_seconds, settings.max_prompt_tokens
     )
+    batches = _batch_store(settings)
     live_values = LiveValues(
         running=admission.running.total,
         waiting=lambda: admission.waiting,
         limit=settings.max_requests,
         jobs=training.counts,
+        batches=batches.counts if batches else dict,
         repairs=lambda: read_restart_counts(settings.repairs),
     )
     return Services(
@@ -84,6 +96,7 @@ def _create_services(client: AsyncClient, settings: GatewaySettings) -> Services
         loader=Loader(client, settings),
         quota=Quota(settings.limits_storage),
         response_store=_response_store(settings),
+        batches=batches,
         training=training,
     )
 
@@ -94,13 +107,19 @@ def _response_store(settings: GatewaySettings) -> ResponseStore | None:
     return ResponseStore(settings.response_store, settings.response_days, settings.response_store_bytes)
 
 
-def _add_middleware(app: FastAPI, services: Services, tracing: Tracing | None) -> None:
+def _batch_store(settings: GatewaySettings) -> BatchStore | None:
+    if settings.batch_folder is None:
+        return None
+    return BatchStore(settings.batch_folder, settings.batch_days, settings.batch_folder_bytes)
+
+
+def _add_middleware(app: FastAPI, services: Services, ring: KeyRing, tracing: Tracing | None) -> None:
     """The middleware added last runs first."""
     settings = services.settings
     app.add_middleware(
         AccessMiddleware,
         settings=settings,
-        ring=key_ring(settings),
+        ring=ring,
         quota=services.quota,
         admission=services.admission,
     )
@@ -112,7 +131,12 @@ def _add_middleware(app: FastAPI, services: Services, tracing: Tracing | None) -
             allow_headers=["Authorization", "X-Api-Key", "Anthropic-Version", "Content-Type", REQUEST_ID],
             expose_headers=[REQUEST_ID, IGNORED_HEADER],
         )
-    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, tracing=tracing)
+    app.add_middleware(
+        RequestMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
+        tracing=tracing,
+    )
 
 
 def key_ring(settings: GatewaySettings) -> KeyRing:

@@ -56,6 +56,7 @@ _running = _gauge("running_requests", "Requests that are being served")
 _waiting = _gauge("waiting_requests", "Requests that wait in the gateway's admission queue")
 _limit = _gauge("requests_limit", "Limit of requests that run or wait at once")
 _jobs = _gauge("training_jobs", "Training jobs by state", "state")
+_batches = _gauge("batches", "Batches by status", "status")
 _repairs = _counter("repairs", "Processes that the supervisor restarted because they had died or hung", "part")
 Info("tritonlm_build", "Versions of tritonlm and Python", registry=REGISTRY).info(
     {"version": tritonlm.__version__, "python": platform.python_version()}
@@ -129,6 +130,7 @@ class LiveValues:
     waiting: Callable[[], float]
     limit: float
     jobs: Callable[[], Mapping[str, int]]
+    batches: Callable[[], Mapping[str, int]]
     repairs: Callable[[], Mapping[str, int]]
 
 
@@ -138,6 +140,8 @@ def exposition(live: LiveValues) -> bytes:
     _limit.set(live.limit)
     for state, count in live.jobs().items():
         _jobs.labels(state).set(count)
+    for state, count in live.batches().items():
+        _batches.labels(state).set(count)
     for part, count in live.repairs().items():
         # The supervisor counts these; its count starts at zero when it is restarted.
         _repairs.labels(part).inc(max(0, count - _last_repairs.get(part, 0)))

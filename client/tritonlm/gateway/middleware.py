@@ -28,6 +28,8 @@ _log = logging.getLogger("tritonlm.access")
 REQUEST_ID = "x-request-id"
 # The name under which Anthropic's libraries read it.
 _ANTHROPIC_REQUEST_ID = "request-id"
+# The route whose body is a file, and what the form around the file may take.
+UPLOAD_PATH, _FORM_BYTES = "/v1/files", 64 * 1024
 # OpenAI's libraries send the number of their earlier attempts.
 _RETRY_COUNT = "x-stainless-retry-count"
 # GET requests for health and metrics are too frequent to trace.
@@ -56,8 +58,9 @@ def context_of(scope: Scope) -> RequestContext:
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, max_body_bytes: int, tracing: Tracing | None = None) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_file_bytes: int, tracing: Tracing | None = None) -> None:
         self._app, self._max_body_bytes, self._tracing = app, max_body_bytes, tracing
+        self._max_upload_bytes = max_file_bytes + _FORM_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,26 +83,13 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, self._limited(receive), send_with_id)
+            limit = self._max_upload_bytes if scope["path"] == UPLOAD_PATH else self._max_body_bytes
+            await self._app(scope, _limited(receive, limit), send_with_id)
         finally:
             status = 499 if context.client_left else status
             _finish(scope, context, status)
             if span is not None:
                 _end_span(span, scope, context, status)
-
-    def _limited(self, receive: Receive) -> Receive:
-        """`receive`, with an error when the body exceeds the limit."""
-        total = 0
-
-        async def limited_receive() -> Message:
-            nonlocal total
-            message = await receive()
-            total += len(message.get("body", b""))
-            if total > self._max_body_bytes:
-                raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
-            return message
-
-        return limited_receive
 
     def _begin_span(self, scope: Scope) -> Span | None:
         """Start the request's span, in the caller's trace if it sent one, and make it the current trace."""
@@ -108,6 +98,21 @@ class RequestMiddleware:
         span = self._tracing.begin(scope["method"], Headers(scope=scope).get(TRACEPARENT, ""))
         current.set(traceparent_of(span))
         return span
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """`receive`, with an error when the body exceeds the limit."""
+    total = 0
+
+    async def limited_receive() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise HTTPException(413, f"the body is larger than {limit} bytes")
+        return message
+
+    return limited_receive
 
 
 def _accept_curl_json(scope: Scope) -> None:

@@ -15,6 +15,10 @@ _ADMIN = (
 )  # fmt: skip
 
 
+# Their requests only store something; what a batch sends counts by itself.
+_NOT_COMPUTED = ("/v1/files", "/v1/batches")
+
+
 def scope_of(method: str, path: str) -> str:
     if path == "/metrics":
         return METRICS
@@ -35,4 +39,4 @@ def redirects_to_playground(path: str, accept: str) -> bool:
 
 def is_inference(method: str, path: str) -> bool:
     """Whether a request needs a slot, since a model computes for it."""
-    return method == "POST" and scope_of(method, path) == INFER
+    return method == "POST" and scope_of(method, path) == INFER and not path.startswith(_NOT_COMPUTED)

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from tritonlm.client.async_client import AsyncClient
 
 from .admission import AdmissionQueue
+from .batches.store import BatchStore
 from .history import History
 from .loading import Loader
 from .metrics import LiveValues
@@ -31,6 +32,8 @@ class Services:
     # None: responses are not stored.
     response_store: ResponseStore | None
     training: TrainingService
+    # None: there are no files and batches.
+    batches: BatchStore | None
 
 
 async def services_of(request: Request) -> Services:

@@ -62,6 +62,13 @@ class GatewaySettings(ObservabilitySettings):
     response_store_bytes: int = Field(
         2**30, ge=2**20, description="Limit of the stored responses' size; the oldest make room for new ones."
     )
+    batch_folder: Path | None = Field(
+        None, description="Folder for the files and the progress of batches; unset: neither is offered."
+    )
+    batch_requests: int = Field(8, ge=1, le=256, description="Requests of batches that are sent at once.")
+    batch_days: float = Field(30, gt=0, le=3650, description="How long files and ended batches are kept.")
+    batch_folder_bytes: int = Field(10 * 2**30, ge=2**20, description="Limit of all uploaded files together.")
+    max_file_bytes: int = Field(100 * 2**20, ge=1024, description="Largest accepted file.")
     registry: Path | None = Field(
         None,
         validation_alias=_aliases("registry", "MODEL_REGISTRY_PATH"),

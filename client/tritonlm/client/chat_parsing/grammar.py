@@ -1,4 +1,5 @@
 """Grammars for answers with tool calls, in llguidance's Lark: free text until a call begins, then a valid call.
+Without tools: JSON that may come after reasoning.
 
 `required` leaves out the free text. Reasoning may come first. The grammar knows the checkpoint's markers by their token
 ids where they are tokens, since a regular expression does not match special tokens.
@@ -18,7 +19,8 @@ from tritonlm.contract import InvalidRequest, tool_formats
 from tritonlm.contract.tool_formats import ToolFormat
 
 _TEXT = "TEXT: /(.|\\n)*/"
-_SPACE = "SPACE: /[ \\t\\r\\n]*/"
+# Bounded: a weak model would write white space for ever.
+_SPACE = "SPACE: /[ \\t\\r\\n]{0,8}/"
 # The marker that begins calls, by format. Those without one begin calls at the beginning of an answer.
 _BEGIN = {
     tool_formats.HERMES: "<tool_call>", tool_formats.QWEN_XML: "<tool_call>", tool_formats.MISTRAL: "[TOOL_CALLS]",
@@ -89,6 +91,9 @@ class _Grammar:
 
     def _write_answer(self) -> None:
         name = self._format.name
+        if not self._tools.active:
+            self._rules["answer"] = "SPACE content"
+            return
         calls = self._calls()
         if name in _FIRST:
             marker, first = _FIRST[name]
@@ -210,12 +215,14 @@ class _Grammar:
         ]
         ended = f"{message} {self._text_until('text', '<|end|>')} {start} {quoted('assistant')}"
         content = "content" if self._has_schema else "TEXT"
-        final = f" | {channel} {quoted('final')} {message} {content}" if self._tools.mode == "auto" else ""
+        answers = ["call"] if self._tools.active else []
+        if self._tools.mode != "required":
+            answers.append(f"{channel} {quoted('final')} {message} {content}")
         self._rules = {
-            "start": f"(reasoning){{0,8}} (preamble)? (call{final})",
+            "start": f"(reasoning){{0,8}} (preamble)? ({' | '.join(answers)})",
             "reasoning": f"{channel} {quoted('analysis')} {ended}",
             "preamble": f"{channel} {quoted('commentary')} {ended}",
-            "call": f"{channel} ({' | '.join(calls)})",
+            **({"call": f"{channel} ({' | '.join(calls)})"} if calls else {}),
             **self._rules,
         }
 

@@ -37,6 +37,12 @@ class Answer:
     # Mistral's templates demand ids of nine letters and digits.
     short_ids: bool = False
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the request that follow from it."""
+        grammar = {} if self.grammar is None else {"structured_outputs": {"grammar": self.grammar}}
+        return grammar | ({"skip_special_tokens": False} if self.shows_special_tokens else {})
+
 
 @dataclass(frozen=True)
 class ChatProfile:
@@ -74,18 +80,20 @@ class ChatProfile:
 
     def answer(
         self, tools: Tools, prompt: str = "", *, separate_reasoning: bool = True, hides_special_tokens: bool = True,
-        content_schema: Mapping[str, Any] | None = None,
+        constrained: bool = False, content_schema: Mapping[str, Any] | None = None,
     ) -> Answer:  # fmt: skip
-        """`prompt`: the rendered chat, if `needs_prompt`."""
+        """`prompt`: the rendered chat, if `needs_prompt`. `constrained`: the request limits the text, maybe by the
+        schema of its content; then what is no content comes before it, or there is nothing to read."""
         if _SINGLE_CALL in self.template:
             tools = replace(tools, max_calls=1)
         reasons = self.format.reasoning is not None or self.format.name == tool_formats.HARMONY
         reads = tools.active or (reasons and separate_reasoning) or self.response_template is not None
-        if not reads:
+        schema_after_reasoning = reasons and separate_reasoning and content_schema is not None
+        if not reads or (constrained and not tools.active and not schema_after_reasoning):
             return Answer()
         begun = self._begins_in_reasoning(prompt)
         grammar = None
-        if tools.active:
+        if tools.active or constrained:
             grammar = tool_grammar(
                 self.format, tools, self.tokens, begun_reasoning=begun, content_schema=content_schema
             )

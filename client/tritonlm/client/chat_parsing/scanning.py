@@ -168,31 +168,39 @@ class JsonCall:
         # The key that is read or whose value is read, the value's end, and its text.
         self._key: str | None = None
         self._value: ValueEnd | None = None
-        self._text = ""
+        self._text: list[str] = []
         self._expects = "{"
-        self._arguments = ""
+        # Arguments that are not emitted yet, because the name is not known or the text goes on.
+        self._arguments: list[str] = []
         self._has_arguments = False
-        # All of it, in case that it is no call after all.
-        self.raw = ""
+        # All of it while there is no name, in case that it is no call after all.
+        self._raw: list[str] = []
         self.ended = self.broken = False
 
     def feed(self, text: str) -> tuple[int, list[Event]]:
         """The number of characters that belong to the call, and its events."""
         events: list[Event] = []
-        for count, character in enumerate(text):
-            if self.ended or self.broken:
-                return count, events
-            self._read(character, events)
+        count = 0
+        while count < len(text) and not self.ended:
+            self._read(text[count], events)
             if self.broken:
-                return count, events
-            self.raw += character
-        return len(text), events
+                break
+            if self._name is None:
+                self._raw.append(text[count])
+            count += 1
+        if self._name is not None and self._arguments:
+            events.append(CallArguments(self._index, "".join(self._arguments)))
+            self._arguments.clear()
+        return count, events
+
+    @property
+    def raw(self) -> str:
+        return "".join(self._raw)
 
     def _read(self, character: str, events: list[Event]) -> None:
         if self._value is not None:
             if self._value.accepts(character):
-                self._text += character
-                self._stream(character, events)
+                self._keep(character)
                 if self._value.ended:
                     self._end_value(events)
                 return
@@ -202,7 +210,7 @@ class JsonCall:
         if character in _SPACE:
             return
         if character == "}" and self._expects in ('"', ","):
-            self._end(events)
+            self._end()
         elif character != self._expects:
             self.broken = True
         else:
@@ -212,27 +220,24 @@ class JsonCall:
         if character in {"{", ","}:
             self._expects = '"'
         elif character == '"':
-            self._key, self._value, self._text = None, ValueEnd(), '"'
+            self._key, self._value, self._text = None, ValueEnd(), ['"']
             self._value.accepts('"')
         else:
-            self._value, self._text = ValueEnd(), ""
+            self._value, self._text = ValueEnd(), []
 
-    def _stream(self, character: str, events: list[Event]) -> None:
-        if self._key not in _ARGUMENT_KEYS or self._text[0] != "{":
-            return
-        self._has_arguments = True
-        self._write(character, events)
-
-    def _write(self, text: str, events: list[Event]) -> None:
-        if self._name is None:
-            self._arguments += text
+    def _keep(self, character: str) -> None:
+        """Arguments that are an object are passed on as they come; other values are read at their end."""
+        if self._key in _ARGUMENT_KEYS and (self._text or [character])[0] == "{":
+            self._has_arguments = True
+            self._text = ["{"]
+            self._arguments.append(character)
         else:
-            events.append(CallArguments(self._index, text))
+            self._text.append(character)
 
     def _end_value(self, events: list[Event]) -> None:
         self._value = None
         try:
-            value = json.loads(self._text)
+            value = json.loads("".join(self._text))
         except (ValueError, RecursionError):
             # Arguments are passed on as they are; a key or a name must be right.
             value = None
@@ -243,19 +248,16 @@ class JsonCall:
         if self._key in _NAME_KEYS and isinstance(value, str) and self._name is None:
             self._name, self._index = value, self._content.begin_call()
             events.append(CallStart(self._index, value))
-            self._write(self._arguments, events)
         elif self._key in _ARGUMENT_KEYS and isinstance(value, str):
             # Some models write the arguments as a string that holds JSON.
             self._has_arguments = True
-            self._write(value, events)
+            self._arguments.append(value)
         self._key, self._expects = None, ","
 
-    def _end(self, events: list[Event]) -> None:
-        self.ended = True
-        if self._name is None:
-            self.broken, self.ended = True, False
-        elif not self._has_arguments:
-            self._write("{}", events)
+    def _end(self) -> None:
+        self.ended, self.broken = self._name is not None, self._name is None
+        if self.ended and not self._has_arguments:
+            self._arguments.append("{}")
 
     @property
     def started(self) -> bool:

@@ -21,6 +21,9 @@ export function parametersOf(description, mode) {
 // `null` means "not sent"; the field uses the first of the other alternatives.
 function fieldSchema(schema) {
   const kinds = (schema.anyOf ?? [schema]).filter((kind) => kind.type !== "null");
+  // Lists of objects, such as tools, are written as JSON.
+  const { type, items } = kinds[0];
+  if (type === "array" && items && (items.type ?? "object") === "object") return { ...kinds[0], type: "json" };
   return kinds.length === 1 && kinds[0].anyOf ? { ...kinds[0], type: "lines" } : kinds[0];
 }
 
@@ -54,10 +57,10 @@ function inputOf(schema) {
     }
     return select;
   }
-  if (schema.type === "lines" || schema.type === "array" || schema.type === "object") {
+  if (["lines", "array", "object", "json"].includes(schema.type)) {
     const area = document.createElement("textarea");
     area.rows = 1;
-    area.placeholder = { lines: "one per line", array: "1, 2, 3", object: '{"50256": -100}' }[schema.type];
+    area.placeholder = { lines: "one per line", array: "1, 2, 3", object: '{"50256": -100}', json: "[{…}]" }[schema.type];
     return area;
   }
   const input = document.createElement("input");
@@ -81,7 +84,7 @@ function readField(input, schema) {
   if (schema.type === "lines") return text.split("\n").filter((line) => line !== "");
   if (schema.type === "boolean") return text === "true";
   if (schema.type === "array") return text.split(",").map((part) => numberOr(part.trim()));
-  if (schema.type === "object") {
+  if (schema.type === "object" || schema.type === "json") {
     try {
       return JSON.parse(text);
     } catch {

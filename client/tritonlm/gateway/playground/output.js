@@ -43,6 +43,35 @@ export class Output {
     this.#scrollToEnd();
   }
 
+  // Shows what the model thinks before its answer.
+  addReasoning(index, text) {
+    const line = this.answers.get(index) ?? this.#answer(index);
+    if (!line.reasoning) {
+      line.reasoning = document.createElement("span");
+      line.reasoning.className = "reasoning";
+      line.append(line.reasoning);
+    }
+    line.reasoning.append(text);
+    this.#scrollToEnd();
+  }
+
+  // Shows a part of a tool call: the first has the function's name, and all have pieces of its arguments.
+  addCall(index, { index: number, function: { name, arguments: piece } }) {
+    const line = this.answers.get(index) ?? this.#answer(index);
+    line.calls ??= new Map();
+    if (!line.calls.has(number)) {
+      const card = document.createElement("code");
+      card.className = "call";
+      const title = document.createElement("b");
+      title.textContent = name;
+      card.append(title);
+      line.calls.set(number, card);
+      line.append(card);
+    }
+    line.calls.get(number).append(piece ?? "");
+    this.#scrollToEnd();
+  }
+
   #answer(index) {
     const line = document.createElement("p");
     line.className = "message answer";

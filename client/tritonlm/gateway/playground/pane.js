@@ -6,6 +6,13 @@ import { fieldOf } from "./form.js";
 import { Output, tokensOf } from "./output.js";
 
 const ALTERNATIVES = 5;
+// The page shows tool calls and runs none.
+const NOT_RUN = "The user has not run this function.";
+
+function addCall(calls, { index, id, function: { name, arguments: piece } }) {
+  calls[index] ??= { id, type: "function", function: { name, arguments: "" } };
+  calls[index].function.arguments += piece ?? "";
+}
 
 export class Pane {
   constructor(number, settings, onChange) {
@@ -132,19 +139,26 @@ export class Pane {
   async #read(input, body, signal) {
     const started = performance.now();
     let first = null, chunks = 0, text = "", usage = null, reasons = [];
+    const calls = [];
     const path = input.mode === "chat" ? "v1/chat/completions" : "v1/completions";
     try {
       for await (const chunk of stream(path, body, input.key, signal)) {
         usage = chunk.usage ?? usage;
         for (const choice of chunk.choices) {
           const piece = choice.text ?? choice.delta?.content ?? "";
-          if (piece) {
+          const { reasoning_content: reasoning, tool_calls: parts } = choice.delta ?? {};
+          if (piece || reasoning || parts) {
             first ??= performance.now();
             chunks += 1;
           }
           if (choice.index === 0) text += piece;
+          if (reasoning) this.output.addReasoning(choice.index, reasoning);
           if (choice.finish_reason) reasons.push(choice.finish_reason);
-          this.output.add(choice.index, piece, tokensOf(choice));
+          this.output.add(choice.index, piece, parts ? null : tokensOf(choice));
+          for (const part of parts ?? []) {
+            this.output.addCall(choice.index, part);
+            if (choice.index === 0) addCall(calls, part);
+          }
         }
         this.showCounters({ started, first, chunks, usage, reasons });
       }
@@ -153,8 +167,10 @@ export class Pane {
       throw error;
     } finally {
       this.showCounters({ started, first, chunks, usage, reasons });
-      if (input.mode === "chat" && text) {
-        this.history.push({ role: "user", content: input.prompt }, { role: "assistant", content: text });
+      if (input.mode === "chat" && (text || calls.length)) {
+        const answer = { role: "assistant", content: text, ...(calls.length ? { tool_calls: calls } : {}) };
+        this.history.push({ role: "user", content: input.prompt }, answer);
+        for (const { id } of calls) this.history.push({ role: "tool", tool_call_id: id, content: NOT_RUN });
       }
     }
   }
@@ -162,9 +178,11 @@ export class Pane {
   showError(message, param = null, status = 0) {
     const hint = { 401: " – enter your key in the field above", 429: " – wait a moment" }[status] ?? "";
     this.error.textContent = message && `${message}${hint}`;
+    // The path of a part of a field, such as tools[0], marks the field.
+    const field = param?.split(/[.[]/)[0];
     for (const input of this.fields.querySelectorAll("[name]")) {
-      input.toggleAttribute("aria-invalid", Boolean(param) && input.name === param);
-      if (param && input.name === param) this.section.querySelector(".parameters").open = true;
+      input.toggleAttribute("aria-invalid", Boolean(field) && input.name === field);
+      if (field && input.name === field) this.section.querySelector(".parameters").open = true;
     }
   }
 

@@ -1,7 +1,6 @@
 """The gateway's routes, one module per kind. Each handler parses the request, calls the client and responds."""
 
-from . import jobs, messages, models, older, openai, playground, responses, tools, usage
+from . import batches, jobs, messages, models, older, openai, playground, responses, scoring, tools, usage
 
-ROUTERS = tuple(
-    module.router for module in (openai, responses, messages, older, jobs, models, tools, usage, playground)
-)
+_MODULES = (openai, responses, messages, scoring, batches, older, jobs, models, tools, usage, playground)
+ROUTERS = tuple(module.router for module in _MODULES)

@@ -53,8 +53,8 @@ class EngineConfig:
     )
     weights: str = _one_of(
         AUTO, "full", INT8, INT4,
-        meaning="weight format: auto is the checkpoint's own, which for quantized files is that of each matrix; full "
-        "is the dtype; int8 is int8 quantization with per-channel scales; int4 is 4 bits in groups of 32",
+        meaning="weight format: auto is the checkpoint's own, quantized matrices included; full is the dtype; int8 is "
+        "int8 quantization with per-channel scales; int4 is 4 bits with a scale for 32 inputs",
     )  # fmt: skip
     vocabulary_bits: str = _one_of(
         "8", "4", meaning="with weights int4, the bits of the embedding and of the matrix of the logits"

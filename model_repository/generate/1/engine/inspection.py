@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 
-from .config import INT8, EngineConfig
+from .config import INT4, INT8, EngineConfig
 from .memory import resident_memory
 from .runners.interface import choose_devices, choose_dtype, weights_in_memory
 from .runners.kv_cache import LIKELY_TOKENS, LayerShape, free_memory, stored_dtype
@@ -27,6 +27,8 @@ from .runners.select import GRAPHS, NATIVE, REFERENCE, why_not_native
 
 # Larger than any cache of a processor; a smaller one where memory is short.
 _READ_BYTES, _READ_SECONDS = 256 << 20, 0.5
+# 4 bits, and a scale of 16 bits for 32 weights.
+_INT4_BITS = 4.5
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -55,9 +57,11 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
 
 
 def _bits_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, is_native: bool) -> float:
-    if not is_native or not checkpoint.quantized_count():
-        return 8 if config.weights == INT8 else 8 * dtype.itemsize
-    return 8 * weights_in_memory(checkpoint, config.weights, dtype) / checkpoint.quantized_count()
+    if is_native and config.weights in (INT4, INT8):
+        return _INT4_BITS if config.weights == INT4 else 8
+    if is_native and (count := checkpoint.quantized_count()):
+        return 8 * weights_in_memory(checkpoint, config.weights, dtype) / count
+    return 8 * dtype.itemsize
 
 
 def _kv_bytes(checkpoint: Checkpoint, dtype: torch.dtype, is_native: bool) -> int:

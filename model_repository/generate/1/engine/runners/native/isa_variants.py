@@ -40,6 +40,7 @@ VARIANTS = (
     ),
     Variant("avx512bf16", (*_V4_FLAGS, "-mavx512bf16", "-mavx512vnni"), _V4 | {"avx512_bf16", "avx512_vnni"}),
     Variant("avx512", _V4_FLAGS, _V4),
+    Variant("avx_vnni", ("-march=x86-64-v3", "-mavxvnni"), _V3 | {"avx_vnni"}),
     Variant("avx2", ("-march=x86-64-v3",), _V3),
     Variant("plain", ("-march=x86-64",)),
 )  # fmt: skip

@@ -20,6 +20,7 @@ from tritonlm.contract.load_progress import LoadProgress
 
 from ...config import AUTO, INT4, INT8
 from .grouped_weights import is_supported, pack_groups
+from .large_pages import LargePages
 from .quantize import quantize_groups
 from .quantized import BLOCK_OUTPUTS, Quantized, Stack, interleave_blocks
 from .structures import INT, POINTER, GroupedBlock, WeightForm, Weights
@@ -53,6 +54,7 @@ class WeightPacker:
         self._folder, self._dtype, self._weights, self._library = folder, dtype, weights, library
         self._load_progress = progress
         self._held: list[Any] = []
+        self._large_pages = LargePages()
         self._source = open_tensors(folder, torch.float32 if weights in (INT4, INT8) else dtype)
         self._full_names = {name.removeprefix(prefix): name for name in self._source.names()}
 
@@ -68,7 +70,7 @@ class WeightPacker:
     def matrix(
         self, name: str, *shape: int, index: int | None = None, transposed: bool = False
     ) -> torch.Tensor | Quantized:
-        """The matrix (outputs, inputs), maybe `transposed` in the file; as the file quantizes it, if possible."""
+        """The matrix (outputs, inputs), which may lie `transposed` in the file; quantized as there, if that is kept."""
         full_name = self._checked_name(name, shape)
         found = self._source.quantized(full_name, index) if self._weights in (AUTO, INT4) else None
         if found is not None and is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
@@ -141,7 +143,7 @@ class WeightPacker:
         )  # fmt: skip
 
     def hold(self, tensor: torch.Tensor) -> int:
-        tensor = tensor.contiguous()
+        tensor = self._large_pages.place(tensor)
         self._held.append(tensor)
         return tensor.data_ptr()
 

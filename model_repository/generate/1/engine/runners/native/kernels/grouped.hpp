@@ -21,8 +21,9 @@
 #include "grouped_sums.hpp"
 #include "thread_pool.hpp"
 
-// Rows that unpack codes in registers, at most, and with AMX; and rows of a work item, whose sums take 60 KiB of the stack.
-constexpr int kGroupedDirectRows = kGroupedPassRows, kAmxDirectRows = 4, kMaxGroupedRows = 480;
+// Rows that unpack codes in registers, at most, in passes: unpacking again takes less time than keeping bytes. And rows of a work
+// item, whose sums take 60 KiB of the stack.
+constexpr int kGroupedDirectRows = 4 * kGroupedPassRows, kAmxDirectRows = 4, kMaxGroupedRows = 480;
 // Requests the lines of a block's inputs [begin, begin + count) from memory, into the second-level cache.
 inline void prefetch_chunk(const GroupedBlock& block, int begin, int count) {
     const uint8_t *from = block.data + block.form->record_offset(begin), *end = block.data + block.form->record_offset(begin + count);
@@ -55,21 +56,27 @@ class GroupedBlocks {
                one.has_minima == other.has_minima && one.zero == other.zero && !memcmp(one.table, other.table, sizeof one.table);
     }
 
+    // Passes of rows over all inputs. The first one reads the weights from memory, and the others from the caches.
     void direct(int first, int count, int n, int blocks, RowSums* sums) const {
         with_codes(*blocks_[n].form, [&](auto codes) {
-            constexpr Codes kCodes = decltype(codes)::value;
-            constexpr int kGroup = direct_group(kCodes);
-            for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
-                constexpr int kRows = decltype(number)::value;
-                for (int i = 0; i < blocks;) {
-                    // More rows than half of the registers hold of two blocks: one at a time.
-                    constexpr bool kPair = 4 * kRows <= kAccumulators;
-                    const int some = kPair ? blocks : 1;
-                    const GroupedBlock pair[] = {blocks_[n + i], blocks_[n + i + some - 1]};
-                    grouped_direct<kCodes, kGroup, kRows, 1 + kPair>(rows_, first + m, tile_, pair, some, inputs_, sums + m, n + i);
-                    i += some;
-                }
-            });
+            // More rows than half of the registers hold of two blocks: one block after the other.
+            const int some = count <= kAccumulators / 4 ? blocks : 1;
+            for (int i = n; i < n + blocks; i += some) {
+                const GroupedBlock pair[] = {blocks_[i], blocks_[i + some - 1]};
+                direct_passes<decltype(codes)::value>(first, count, pair, some, sums, i);
+            }
+        });
+    }
+
+    template <Codes kCodes>
+    void direct_passes(int first, int count, const GroupedBlock (&pair)[2], int blocks, RowSums* sums, int n) const {
+        for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
+            constexpr int kRows = decltype(number)::value, kBlocks = 4 * kRows <= kAccumulators ? 2 : 1;
+            for (int i = 0; i < blocks; i += kBlocks) {
+                const GroupedBlock own[] = {pair[i], pair[std::min(i + 1, blocks - 1)]};
+                grouped_direct<kCodes, direct_group(kCodes), kRows, kBlocks>(
+                    rows_, first + m, tile_, own, std::min(kBlocks, blocks - i), inputs_, m == 0, sums + m, n + i);
+            }
         });
     }
 

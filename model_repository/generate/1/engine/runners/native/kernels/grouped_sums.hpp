@@ -114,7 +114,8 @@ TRITONLM_INLINE void prefetch_record(const GroupedForm& form, const uint8_t* blo
 // Few rows: all inputs. Of kBlocks blocks, `stored` ones are stored: a single block is multiplied twice.
 template <Codes kCodes, int kGroup, int kRows, int kBlocks>
 __attribute__((noinline)) void grouped_direct(
-    const GroupedRows& rows, int m, int tile, const GroupedBlock (&blocks)[2], int stored, int inputs, RowSums* to, int to_block
+    const GroupedRows& rows, int m, int tile, const GroupedBlock (&blocks)[2], int stored, int inputs, bool from_memory,
+    RowSums* to, int to_block
 ) {
     typedef ByteDot<is_wide(kCodes)> Dot;
     const GroupedForm form = *blocks[0].form;
@@ -136,7 +137,7 @@ __attribute__((noinline)) void grouped_direct(
         const int count = std::min(kSuperInputs, padded - begin);
         for (int n = 0; n < kBlocks; n++) load_scales(form, blocks[n].data, begin, count, Dot::kOffset, own_scales[n]);
         for (int k = 0; k < count; k += kRowGroup) {
-            if (k % kRecordInputs == 0)
+            if (from_memory && k % kRecordInputs == 0)
                 for (int n = 0; n < kBlocks; n++) prefetch_record(form, blocks[n].data, begin + k);
             const Int8Group group = rows.group(m, inputs, begin + k, tile);
             const size_t offset = form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;

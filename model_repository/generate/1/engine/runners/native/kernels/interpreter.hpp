@@ -59,7 +59,7 @@ class Interpreter : public Decoder {
         reserve(step.rows);
         if (int8_kv_) int8_attention_.begin(step, pool.size());
         else attention_.begin(step, pool.size());
-        for (auto& queues : queues_) queues.reset();
+        for (auto& queues : queues_) queues.reset(pool.size());
         clock_ = Clock(step.stage_seconds);
         progress_ = step.progress;
         pool.run([&](int thread) {
@@ -73,7 +73,7 @@ class Interpreter : public Decoder {
     // The last stages of a step, for hidden states of earlier steps.
     void project(ThreadPool& pool, const Project& project) override {
         reserve(project.rows);
-        for (LastStage stage : {kFinalNorm, kLmHead}) last(stage).reset();
+        for (LastStage stage : {kFinalNorm, kLmHead}) last(stage).reset(pool.size());
         clock_ = Clock(project.stage_seconds);
         progress_ = project.progress;
         const int width = program_.hidden_size;

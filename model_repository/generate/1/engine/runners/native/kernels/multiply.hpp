@@ -21,9 +21,9 @@
 struct MatmulQueues {
     WorkQueue items, quantize;
 
-    void reset() {
-        items.reset();
-        quantize.reset();
+    void reset(int threads) {
+        items.reset(threads);
+        quantize.reset(threads);
     }
 };
 

@@ -2,7 +2,7 @@
 // items [0, count) of a stage, and acts as the barrier at the stage's end.
 //
 // Threads wait for a stage's end by spinning: stages take microseconds, and waking a thread takes longer. Between steps they
-// sleep. The state of item i is states_[i / batch], with at most 2048 states.
+// sleep. The state of item i is states_[i / items_per_state], with at most 2048 states.
 // ISA variants: none. Tests: tests/inference/test_native.py (one thread, several, and more threads than cores give the same
 // bits). It knows no models.
 #pragma once
@@ -32,9 +32,9 @@ class SpinWait {
     int spins_ = 0;
 };
 
-// An item's result: not published, being published by one thread, or published.
+// An item's result: not published (kFirst: the first one of a batch), being published by one thread, or published.
 typedef std::atomic<uint8_t> ItemState;
-enum : uint8_t { kPending, kPublishing, kDone };
+enum : uint8_t { kPending, kFirst, kPublishing, kDone };
 
 // The right to publish an item's result. Several threads may compute the same item; the first to acquire it publishes.
 class Claim {
@@ -43,8 +43,9 @@ class Claim {
 
     // Whether this thread publishes. Call it before the first write that other threads see.
     bool acquire() {
-        uint8_t pending = kPending;
-        if (!attempted_) acquired_ = state_.compare_exchange_strong(pending, kPublishing, std::memory_order_acq_rel);
+        uint8_t state = state_.load(std::memory_order_relaxed);
+        while (!attempted_ && !acquired_ && state <= kFirst)
+            acquired_ = state_.compare_exchange_weak(state, kPublishing, std::memory_order_acq_rel);
         attempted_ = true;
         return acquired_;
     }
@@ -60,8 +61,10 @@ class Claim {
     bool attempted_ = false, acquired_ = false;
 };
 
-// The work items of a stage. A thread takes a batch at a time, so that one that loses its core to another process leaves
-// the rest to the others. An item's result does not depend on the thread that computes it.
+// The work items of a stage. A thread takes a batch of neighbouring items at a time: what a matmul prefetches at an item's end
+// is what the thread needs next. Batches become smaller towards the end, so that the load is balanced, and that a thread which
+// loses its core to another process leaves the rest to the others. An item's result does not depend on the thread that
+// computes it.
 class WorkQueue {
   public:
     // Calls `task(item)` for each item. Returns when all items are done, by any thread.
@@ -79,8 +82,9 @@ class WorkQueue {
         process<true>(count, task);
     }
 
-    // Between steps, when no thread is inside.
-    void reset() {
+    // Between steps, when no thread is inside; for this many threads.
+    void reset(int threads) {
+        batches_ = kBatchesPerThread * threads;
         next_.store(0, std::memory_order_relaxed);
         complete_.store(false, std::memory_order_relaxed);
         for (int n = 0; n < used_.load(std::memory_order_relaxed); n++) states_[n].store(kPending, std::memory_order_relaxed);
@@ -89,8 +93,9 @@ class WorkQueue {
   private:
     typedef std::chrono::steady_clock Time;
     typedef Time::time_point Moment;
-    // A stage is taken in about 32 batches: few enough that `next_` is not contended, and many enough to balance the load.
-    static constexpr int kBatches = 32, kStates = 2048;
+    // A batch is half of a thread's part of the items that are left. Where no other thread repeats a slow one's items, batches
+    // are small.
+    static constexpr int kBatchesPerThread = 2, kBatches = 32, kStates = 2048;
     // Added to the time after which a begun item is repeated, so that very short items are not.
     static constexpr std::chrono::microseconds kGrace{20};
 
@@ -106,12 +111,11 @@ class WorkQueue {
             claim.finish();
         };
         used_.store(states, std::memory_order_relaxed);
-        const int batch = std::max(1, states / kBatches);
-        const auto is_pending = [&](int n) { return states_[n].load(std::memory_order_relaxed) == kPending; };
+        const auto is_pending = [&](int n) { return states_[n].load(std::memory_order_relaxed) <= kFirst; };
         const Moment start = Time::now();
         int executed = 0;
-        for (int first; (first = next_.fetch_add(batch, std::memory_order_relaxed)) < states;)
-            for (int n = first; n < std::min(first + batch, states); n++)
+        for (int first, size; (size = take(states, kRedundant ? batches_ : kBatches, first)) > 0;)
+            for (int n = first; n < first + size; n++)
                 if (!kRedundant || is_pending(n)) execute(n), executed++;
         // What is pending now belongs to other threads, which take their batches from the front: it is taken from the back.
         // An item whose predecessor in the batch is pending is not begun. Repeating a begun one would slow its thread down
@@ -120,14 +124,34 @@ class WorkQueue {
         SpinWait spin;
         for (int n = states - 1; n >= 0;) {
             if (states_[n].load(std::memory_order_acquire) == kDone) n--;
-            else if (kRedundant && is_pending(n) && ((n % batch && is_pending(n - 1)) || Time::now() > deadline)) execute(n);
+            else if (kRedundant && is_pending(n) && (!is_begun(n) || Time::now() > deadline)) execute(n);
             else spin.wait();
         }
         complete_.store(true, std::memory_order_release);
     }
 
+    // Whether the thread that has taken a pending item may have begun it: its batch's item before it is done.
+    bool is_begun(int n) const {
+        const auto state = [&](int i) { return states_[i].load(std::memory_order_relaxed); };
+        return n == 0 || state(n) == kFirst || state(n - 1) > kFirst;
+    }
+
+    // Takes a batch of the `states` items: one of `batches` equal parts of those that are left. Returns its size, 0 if none is.
+    int take(int states, int batches, int& first) {
+        int size;
+        first = next_.load(std::memory_order_relaxed);
+        do {
+            if (first >= states) return 0;
+            size = std::max(1, (states - first) / batches);
+        } while (!next_.compare_exchange_weak(first, first + size, std::memory_order_relaxed));
+        uint8_t pending = kPending;
+        states_[first].compare_exchange_strong(pending, kFirst, std::memory_order_relaxed);
+        return size;
+    }
+
     std::atomic<int> next_{0}, used_{0};
     std::atomic<bool> complete_{false};
+    int batches_ = kBatches;
     ItemState states_[kStates] = {};
 };
 

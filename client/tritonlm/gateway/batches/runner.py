@@ -1,0 +1,249 @@
+"""Runs batches in the background, a few requests at once, each at the lowest priority and only while nobody waits.
+
+Progress is what the output files hold: after a kill the next gateway goes on behind the last whole line. Of several
+gateways with one folder, the holder of its lock runs the batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from starlette.types import ASGIApp
+
+from tritonlm.access.keys import Limits
+
+from ..admission import AdmissionQueue
+from ..quota import Caller
+from . import lines, store
+from .calls import send
+from .store import Batch, BatchStore
+
+_log = logging.getLogger("tritonlm.gateway")
+_POLL_SECONDS = 0.5
+_SWEEP_SECONDS = 600.0
+_SAVE_SECONDS = 1.0
+_BUSY_SECONDS = 0.05
+_MAX_BATCHES_AT_ONCE = 4
+_LOWEST_PRIORITY = 3
+# Answers after which a request is sent again: too many requests, or a model that is not there at the moment.
+_RETRIED = (429, 503)
+# The endpoints without the field `priority`.
+_NO_PRIORITY = ("/v1/embeddings",)
+OUTPUT, ERRORS = "output", "errors"
+
+
+class BatchRunner:
+    def __init__(
+        self,
+        batches: BatchStore,
+        app: ASGIApp,
+        admission: AdmissionQueue,
+        is_valid: Callable[[str], bool],
+        max_requests: int,
+    ) -> None:
+        """`is_valid`: whether a key of this name may still send requests."""
+        self._store, self._app, self._admission, self._is_valid = batches, app, admission, is_valid
+        self._max_requests = max_requests
+        self._slots = asyncio.Semaphore(max_requests)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._poll_task: asyncio.Task[None] | None = None
+        self._lock: IO[bytes] | None = None
+
+    def start(self) -> None:
+        self._poll_task = asyncio.get_running_loop().create_task(self._poll())
+
+    async def close(self) -> None:
+        """Stop; batches go on at the next start."""
+        tasks = [*self._tasks.values(), *([self._poll_task] if self._poll_task else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._lock is not None:
+            self._lock.close()
+
+    async def _poll(self) -> None:
+        swept = float("-inf")
+        while True:
+            try:
+                if await asyncio.to_thread(self._has_lock):
+                    if time.monotonic() - swept > _SWEEP_SECONDS:
+                        swept = time.monotonic()
+                        await asyncio.to_thread(self._store.sweep)
+                    for batch in await asyncio.to_thread(self._store.active):
+                        self._begin(batch)
+            except Exception:
+                # A temporary failure, such as a full disk, must not end this task.
+                _log.exception("polling the batches failed")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _has_lock(self) -> bool:
+        if self._lock is None:
+            file = (self._store.folder / "lock").open("wb")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                return False
+            self._lock = file
+        return True
+
+    def _begin(self, batch: Batch) -> None:
+        if batch.id not in self._tasks and len(self._tasks) < _MAX_BATCHES_AT_ONCE and not self._admission.closed:
+            task = self._tasks[batch.id] = asyncio.get_running_loop().create_task(self._run(batch))
+            task.add_done_callback(lambda _: self._tasks.pop(batch.id))
+
+    async def _run(self, batch: Batch) -> None:
+        try:
+            await _BatchRun(self._store, batch, self._slots, self._max_requests, self._call).run()
+        except Exception:
+            # It is tried again at the next look.
+            _log.exception("the batch %s failed", batch.id)
+
+    async def _call(self, batch: Batch, line: lines.Line) -> dict[str, Any] | None:
+        """The answer's line; None if the gateway stops."""
+        endpoint = batch.data["endpoint"]
+        body = line.body if endpoint in _NO_PRIORITY else {**line.body, "priority": _LOWEST_PRIORITY}
+        # Its tokens count for the key's usage; the key's limits are for interactive requests.
+        caller = Caller(batch.owner, Limits(), has_key=bool(batch.owner))
+        request_id = f"{batch.id}-{os.urandom(6).hex()}"
+        while not self._admission.closed and time.time() < batch.data["expires_at"]:
+            if batch.owner and not self._is_valid(batch.owner):
+                return lines.error_line(line.custom_id, "invalid_api_key", "the key of this batch is revoked")
+            if self._admission.waiting:
+                await asyncio.sleep(_BUSY_SECONDS)
+                continue
+            answer = await send(self._app, endpoint, body, caller, request_id)
+            if answer.status not in _RETRIED:
+                return lines.answer_line(line.custom_id, answer.status, request_id, answer.body)
+            await asyncio.sleep(answer.retry_after)
+        return None
+
+
+class _BatchRun:
+    """One batch from its present state to its end."""
+
+    def __init__(
+        self, batches: BatchStore, batch: Batch, slots: asyncio.Semaphore, max_requests: int, call: Callable[..., Any]
+    ) -> None:
+        self._store, self._batch, self._slots, self._call = batches, batch, slots, call
+        self._max_requests = max_requests
+        self._files = {kind: batches.output(batch, kind) for kind in (OUTPUT, ERRORS)}
+        self._progress = lines.Progress()
+        self._saved = 0.0
+        self._stopped = False
+
+    async def run(self) -> None:
+        if self._batch.status == store.VALIDATING and not await asyncio.to_thread(self._validate):
+            return
+        if "end" not in self._batch.data:
+            self._progress = await asyncio.to_thread(lines.read_progress, *self._files.values())
+        if self._batch.status == store.IN_PROGRESS:
+            requests = self._requests()
+            await asyncio.gather(*(self._work(requests) for _ in range(self._max_requests)))
+        if not self._stopped:
+            await asyncio.to_thread(self._finish)
+
+    def _validate(self) -> bool:
+        data = self._batch.data
+        try:
+            total, errors = lines.check_file(self._store.content(data["input_file_id"]), data["endpoint"])
+        except FileNotFoundError:
+            message = "the input file was deleted"
+            total, errors = 0, [{"code": "missing_file", "line": None, "param": "input_file_id", "message": message}]
+        data["request_counts"]["total"] = total
+        if errors:
+            data["errors"] = {"object": "list", "data": errors}
+            self._set(store.FAILED)
+        elif not self._is_cancelled():
+            self._set(store.IN_PROGRESS)
+        return not errors
+
+    def _requests(self) -> Iterator[lines.Line]:
+        for line in lines.read_lines(self._store.content(self._batch.data["input_file_id"])):
+            if line.custom_id not in self._progress.done:
+                yield line
+
+    async def _work(self, requests: Iterator[lines.Line]) -> None:
+        """Take requests one after the other, until there are none or the batch ends."""
+        while self._batch.status == store.IN_PROGRESS and not self._stopped:
+            async with self._slots:
+                # Reading on while others write: the file itself does not change.
+                line = next(requests, None)
+                if line is None or time.time() >= self._batch.data["expires_at"]:
+                    return
+                answer = await self._call(self._batch, line)
+            if answer is None:
+                self._stopped = time.time() < self._batch.data["expires_at"]
+                return
+            is_good = (answer["response"] or {}).get("status_code") == 200
+            await asyncio.to_thread(lines.append, self._files[OUTPUT if is_good else ERRORS], answer)
+            self._progress.add(answer)
+            if time.monotonic() - self._saved > _SAVE_SECONDS:
+                self._saved = time.monotonic()
+                await asyncio.to_thread(self._save)
+
+    def _save(self) -> None:
+        """Note the progress."""
+        self._is_cancelled()
+        self._count()
+        self._store.put(self._batch)
+
+    def _is_cancelled(self) -> bool:
+        """Read whether the owner has cancelled the batch."""
+        row = self._store.batch(self._batch.owner, self._batch.id)
+        if row.status == store.CANCELLING:
+            self._batch.status = store.CANCELLING
+            self._batch.data |= {"status": store.CANCELLING, "cancelling_at": row.data["cancelling_at"]}
+        return row.status == store.CANCELLING
+
+    def _finish(self) -> None:
+        """Turn the output files into files of the owner. Every step may be repeated after a kill."""
+        data = self._batch.data
+        if "end" not in data:
+            self._save()
+            data["end"] = self._end()
+            for kind, field in ((OUTPUT, "output_file_id"), (ERRORS, "error_file_id")):
+                if self._files[kind].is_file():
+                    data[field] = store.new_file_id()
+            if data["end"] == store.COMPLETED:
+                self._set(store.FINALIZING)
+            self._store.put(self._batch)
+        for kind, field in ((OUTPUT, "output_file_id"), (ERRORS, "error_file_id")):
+            if field in data:
+                name, seconds = f"{self._batch.id}_{kind}.jsonl", data["output_seconds"]
+                self._store.add_file(
+                    self._batch.owner, name, "batch_output", self._files[kind], seconds, file_id=data[field]
+                )
+        self._set(data["end"])
+
+    def _end(self) -> str:
+        if self._batch.status == store.CANCELLING:
+            return store.CANCELLED
+        if len(self._progress.done) >= self._batch.data["request_counts"]["total"]:
+            return store.COMPLETED
+        for line in self._requests():
+            lines.append(self._files[ERRORS], lines.error_line(line.custom_id, "batch_expired", "not sent in time"))
+        return store.EXPIRED
+
+    def _count(self) -> None:
+        progress, data = self._progress, self._batch.data
+        data["request_counts"] |= {"completed": progress.completed, "failed": progress.failed}
+        data["usage"] = {
+            "input_tokens": progress.input_tokens,
+            "input_tokens_details": {"cached_tokens": progress.cached_tokens},
+            "output_tokens": progress.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": progress.input_tokens + progress.output_tokens,
+        }
+
+    def _set(self, status: str) -> None:
+        self._batch.status = status
+        self._batch.data |= {"status": status, f"{status}_at": int(time.time())}
+        self._store.put(self._batch)

@@ -1,0 +1,1 @@
+"""Scores, rankings and decisions from the likelihoods of texts. It knows their formats and formulas, not HTTP."""

@@ -1,0 +1,119 @@
+"""The bodies of /v1/score, /v1/rerank and /v1/decisions, and their answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from ..responses_api.schemas import CacheOptions
+from ..schemas import Body, Integer, Model, ShortText
+
+MAX_TEXTS = 1000
+Texts = (
+    Annotated[str, Field(min_length=1)]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)]
+)
+Priority = Annotated[Integer | None, Field(ge=1, le=3, description="1 is served first, 3 last")]
+
+
+class ScoreRequest(Body):
+    model: Model = Field(description="the language model's name, as /v1/models lists it")
+    text_1: Texts = Field(description="the text before, or one for each text_2")
+    text_2: Texts = Field(description="the text whose likelihood is the score, or several")
+    user: ShortText = Field(None, description="an identifier of the end user")
+    priority: Priority = None
+
+
+class Score(BaseModel):
+    index: int
+    object: Literal["score"] = "score"
+    score: float = Field(description="the mean probability of a token of text_2: exp of the mean log-probability")
+    log_likelihood: float = Field(description="the sum of the log-probabilities of text_2")
+    tokens: int = Field(description="the number of tokens of text_2")
+
+
+class ScoreUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Scores(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Score]
+    usage: ScoreUsage
+
+
+class RerankDocument(Body):
+    text: str = Field(min_length=1)
+
+
+Documents = list[Annotated[str, Field(min_length=1)] | RerankDocument]
+
+
+class RerankRequest(Body):
+    model: Model = Field(description="the language model's name")
+    query: str = Field(min_length=1, description="what the documents are ranked for")
+    documents: Annotated[Documents, Field(min_length=1, max_length=MAX_TEXTS)] = Field(
+        description="texts, or objects with text"
+    )
+    top_n: Annotated[Integer | None, Field(ge=1)] = Field(None, description="return the best n only")
+    return_documents: bool | None = Field(None, description="whether the documents are returned (default), too")
+    user: ShortText = Field(None, description="an identifier of the end user")
+    priority: Priority = None
+
+
+class RankedDocument(BaseModel):
+    index: int
+    relevance_score: float
+    document: RerankDocument | None
+
+
+class Ranking(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    model: str
+    results: list[RankedDocument]
+    usage: ScoreUsage
+
+
+class DecisionRequest(Body):
+    model: Model = Field(description="the language model's name")
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000)] = Field(
+        description="a text, or messages and calls of tools, which every question is about"
+    )
+    questions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=400)] = Field(
+        description="predicates, choices and scores, each with instructions"
+    )
+    prompt_cache_key: ShortText = Field(None, description="no effect: prefixes are cached by their content")
+    prompt_cache_options: CacheOptions | None = Field(None, description="no effect")
+    safety_identifier: ShortText = Field(None, description="an identifier of the end user")
+    priority: Priority = None
+
+
+class _Details(BaseModel):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class _OutputDetails(BaseModel):
+    reasoning_tokens: int = 0
+
+
+class DecisionUsage(BaseModel):
+    """Every option is computed after the whole input; all of these tokens count."""
+
+    input_tokens: int
+    input_tokens_details: _Details
+    output_tokens: int = 0
+    output_tokens_details: _OutputDetails = _OutputDetails()
+    total_tokens: int
+
+
+class DecisionAnswers(BaseModel):
+    model: str
+    answers: list[dict[str, Any]] = Field(description="an answer for each question, in their order")
+    usage: DecisionUsage

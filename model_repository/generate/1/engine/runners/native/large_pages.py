@@ -1,0 +1,44 @@
+"""Copies of tensors in memory of large pages, where the system has them: reading weights misses the TLB less often.
+
+It knows the size of tensors, not what they hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import torch
+
+# A smaller tensor stays where it is: few of its pages are read one after the other.
+_LEAST_BYTES = 1 << 20
+# Memory is taken from the system in extents, so that tensors share their large pages. What is not written is not used.
+_LARGE_PAGE, _EXTENT = 2 << 20, 64 << 20
+_ALIGNMENT = 4096
+
+
+class LargePages:
+    def __init__(self) -> None:
+        # The free rest of the last extent.
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself, if it is small, or a contiguous copy in large pages."""
+        if tensor.nbytes < _LEAST_BYTES:
+            return tensor.contiguous()
+        size = tensor.nbytes + -tensor.nbytes % _ALIGNMENT
+        if size > len(self._rest):
+            self._rest = _extent(max(size, _EXTENT))
+        place, self._rest = self._rest[: tensor.nbytes], self._rest[size:]
+        copy = place.view(tensor.dtype).view(tensor.shape)
+        copy.copy_(tensor)
+        return copy
+
+
+def _extent(size: int) -> torch.Tensor:
+    """At least `size` bytes from the beginning of a large page on."""
+    memory = mmap.mmap(-1, size + 2 * _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    pages = torch.frombuffer(memory, dtype=torch.uint8)
+    return pages[-pages.data_ptr() % _LARGE_PAGE :]
