@@ -28,6 +28,7 @@ from tritonlm.contract import Checkpoint, InvalidRequest, NotOffered
 
 from .harness import Collected, make_engine, make_text_engine, run, save_model, step, submit
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPT = [5, 6, 7]
 PERSON = {
     "type": "object",
@@ -346,8 +347,21 @@ def test_special_tokens_are_named_in_a_grammar(served: tuple[Engine, Tokenizer])
     assert tokenizer.decode(output.token_ids, skip_special_tokens=False) == "a<|endoftext|>b"
 
 
-@pytest.mark.parametrize("end_ids", [(), (1,)])
-def test_a_tokenizer_that_is_not_supported_is_refused(tmp_path: Path, end_ids: tuple[int, ...]) -> None:
+def test_a_vocabulary_without_the_needed_tokens_is_an_error() -> None:
+    """The bundled calculator has characters as tokens, and knows few of them."""
+    engine, tokenizer = make_text_engine(ROOT / "model_repository" / "abacus" / "1")
+    prompt = tokenizer.encode("7+8=").ids
+    sent = ({"regex": "[0-9]{3}-[A-C]"}, {"choice": ["fox"]}, {"regex": "1fox|2é"}, {"json": {"type": "integer"}})
+    outputs = [submit(engine, prompt, structured_outputs=one, max_tokens=9) for one in sent]
+    run(engine)
+    assert re.fullmatch("[0-9]{3}-[A-C]", tokenizer.decode(outputs[0].token_ids))
+    assert isinstance(outputs[1].error, InvalidRequest)
+    assert isinstance(outputs[2].error, InvalidRequest)
+    assert outputs[3].final.finish_reason == "stop"
+    assert tokenizer.decode(outputs[3].token_ids) == "15"
+
+
+def test_a_tokenizer_that_is_not_supported_is_refused(tmp_path: Path) -> None:
     save_model("gpt2", tmp_path)
     engine, _ = make_text_engine(tmp_path)
     output = submit(engine, PROMPT, structured_outputs={"regex": "1"})

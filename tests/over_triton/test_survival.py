@@ -116,7 +116,9 @@ def test_a_constrained_stream_is_resumed_after_a_killed_engine(served: Serve) ->
     expected = collected(stream_events(url, structured_outputs=form))
     text, values, usage = collected(stream_events(url, find_process(served, "generate").kill, structured_outputs=form))
     assert text.startswith("[")
-    assert (text, values, usage["completion_tokens"]) == (expected[0], expected[1], LONG["max_tokens"])
+    assert (text, usage["completion_tokens"]) == (expected[0], LONG["max_tokens"])
+    # As above: the reference runner rounds differently in prefill and decode.
+    assert values == pytest.approx(expected[1], abs=1e-4)
 
 
 def test_a_process_that_dies_during_the_drain_does_not_break_a_stream(tmp_path: Path) -> None:

@@ -11,27 +11,24 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
 from tritonlm.contract import EngineFailure, NotOffered, TritonLMError
 
 from ..memory import trim_heap
 from .constraint import Constraint
+from .token_table import TokenTable, load_token_table
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
 _log = logging.getLogger("tritonlm.engine")
 _THREADS = 2
 # Grammars that are kept compiled. One takes up to some megabytes.
 _KEPT = 64
-# Stands for the end of text where a checkpoint has none: llguidance needs one. It is never sampled.
-_NO_END = "<|tritonlm: no end of text|>"
 
 Compiled = Constraint | TritonLMError
 
@@ -44,7 +41,7 @@ class ConstraintCompiler:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")
         self._kept: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._lock, self._table_lock = threading.Lock(), threading.Lock()
-        self._table: _Table | NotOffered | None = None
+        self._table: TokenTable | NotOffered | None = None
 
     def compile(self, structured_outputs: Mapping[str, Any], done: Callable[[Compiled], None]) -> None:
         """Call `done` with a constraint before its first token, or with the error that refuses the grammar.
@@ -73,7 +70,7 @@ class ConstraintCompiler:
 
         with self._table_lock:
             if self._table is None:
-                self._table = _load(self._tokenizer_file, self._vocab_size, self._end_ids)
+                self._table = load_token_table(self._tokenizer_file, self._vocab_size, self._end_ids)
                 trim_heap()
         if isinstance(self._table, NotOffered):
             raise self._table
@@ -82,7 +79,7 @@ class ConstraintCompiler:
     def _result(self, matcher: Future[LLMatcher]) -> Compiled:
         try:
             copy = matcher.result().deep_copy()
-            assert isinstance(self._table, _Table)
+            assert isinstance(self._table, TokenTable)
             return Constraint(copy, self._table.end_ids, self._table.mask_words, can_end=bool(self._end_ids))
         except TritonLMError as error:
             # A new one for each request: errors carry the headers of their response.
@@ -90,31 +87,3 @@ class ConstraintCompiler:
         except BaseException as error:  # a library's failure, or a compiler that is closed
             _log.exception("a grammar could not be compiled", exc_info=error)
             return EngineFailure(f"the grammar could not be compiled ({type(error).__name__}); send the request again")
-
-
-@dataclass(frozen=True)
-class _Table:
-    tokenizer: LLTokenizer
-    end_ids: list[int]
-
-    @property
-    def mask_words(self) -> int:
-        return -(-self.tokenizer.vocab_size // 32)
-
-
-def _load(file: Path, vocab_size: int, end_ids: Sequence[int]) -> _Table | NotOffered:
-    try:
-        from llguidance import LLTokenizer  # noqa: PLC0415
-
-        tokenizer = Tokenizer.from_file(str(file))
-        # Settings from the tokenizer's training: they would change forced texts.
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        if not end_ids:
-            tokenizer.add_special_tokens([_NO_END])
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        size = max(vocab_size, 1 + max(vocabulary.values()))
-        ends = list(end_ids) or [vocabulary[_NO_END]]
-        return _Table(LLTokenizer(tokenizer.to_str(), n_vocab=size, eos_token=ends), ends)
-    except Exception as error:  # the libraries raise nothing narrower
-        return NotOffered(f"structured_outputs is not offered: this model's tokenizer is not supported ({error})")

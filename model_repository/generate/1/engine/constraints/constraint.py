@@ -63,8 +63,8 @@ class Constraint:
         if self.complete:
             return None
         # The first of these tokens is the only one that the mask allows; the others belong to later masks.
-        tokens = self._matcher.compute_ff_tokens()
-        return tokens[0] if tokens else None
+        tokens = self._matcher.compute_ff_tokens()[:1]
+        return tokens[0] if tokens and self._matcher.validate_tokens(tokens) else None
 
     def accepted(self, draft_tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first on, the grammar allows next."""
@@ -92,11 +92,12 @@ class Constraint:
             _clear(mask, banned)
             if not mask.any():
                 mask[:] = before
-        if matcher.is_accepting():
-            rest = mask.copy()
-            _clear(rest, self._ends)
+        rest = mask.copy()
+        _clear(rest, self._ends)
+        if rest.any() or matcher.is_accepting():
             return bool(rest.any())
-        if not mask.any():
+        # An end stands for what the tokenizer does not know, unless the grammar names it.
+        if not any(matcher.deep_copy().consume_token(token_id) for token_id in self._ends):
             raise InvalidRequest(f"{NAME}: no token of this model's vocabulary continues the grammar", NAME)
         return True
 
@@ -108,6 +109,6 @@ def _clear(mask: Words, ids: Sequence[int]) -> None:
 
 
 def _failure(matcher: LLMatcher) -> InvalidRequest:
-    """It has reached a limit of its size: a grammar that is wrong is refused before."""
+    """It has reached a limit of its size, or the vocabulary has no token for it: a wrong one is refused before."""
     reason = " ".join(matcher.get_error().split())[:200]
-    return InvalidRequest(f"{NAME}: the grammar is too complex to go on ({reason})", NAME)
+    return InvalidRequest(f"{NAME}: the grammar is too complex to go on, or no token continues it ({reason})", NAME)
