@@ -89,8 +89,10 @@ def plan() -> list[Slice]:
     return [Slice(sequence, 0, len(sequence.ids)) for sequence in sequences]  # type: ignore[arg-type]
 
 
-def logits_of(folder: Path, library: ctypes.CDLL, dtype: str = "float32", **settings: Any) -> torch.Tensor:
-    config = config_of(dtype, kv_cache_tokens=len(LENGTHS) * _BLOCKS * 16, block_tokens=16, **settings)
+def logits_of(
+    folder: Path, library: ctypes.CDLL, dtype: str = "float32", weights: str = "full", **settings: Any
+) -> torch.Tensor:
+    config = config_of(dtype, weights=weights, kv_cache_tokens=len(LENGTHS) * _BLOCKS * 16, block_tokens=16, **settings)
     runner = NativeRunner(folder, config, CPU, DTYPES[dtype], library)
     logits = every_logits(runner, plan())
     runner.close()
@@ -101,6 +103,15 @@ def transformers_logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         rows = [model(torch.tensor([part.request.ids]), use_cache=False).logits[0] for part in plan()]  # type: ignore[attr-defined]
     return torch.cat(rows)
+
+
+# Where activations are in int8.
+_INT8_DIFFERENCE = 0.08
+
+
+def typical_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    """The root of the mean square, in standard deviations of the logits."""
+    return float((logits - expected).square().mean().sqrt() / expected.std())
 
 
 def difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
@@ -131,7 +142,10 @@ def test_quantized_logits_are_those_of_the_dequantized_weights(kind: str, tmp_pa
         for weight in (weight for weight in model.parameters() if weight.dim() > 1):
             stored = gguf.quants.quantize(weight.numpy(), number)
             weight.copy_(torch.from_numpy(gguf.quants.dequantize(stored, number)))
-    assert difference(logits_of(folder, library), transformers_logits(model)) < 1e-4
+    expected = transformers_logits(model)
+    assert difference(logits_of(folder, library), expected) < 1e-4
+    # With activations in int8.
+    assert typical_difference(logits_of(folder, library, weights="auto"), expected) < _INT8_DIFFERENCE
 
 
 # Whole blocks in every row.
@@ -154,7 +168,10 @@ def test_rows_and_experts_of_blocks_are_those_of_full_precision(
         write_gguf(original, tmp_path / f"{dequantized}.gguf", GGMLQuantizationType[kind], dequantized=dequantized)
         for dequantized in (False, True)
     ]
-    assert torch.equal(*(logits_of(prepare(file), library) for file in files))
+    folders = [prepare(file) for file in files]
+    logits = [logits_of(folder, library) for folder in folders]
+    assert torch.equal(*logits)
+    assert typical_difference(logits_of(folders[0], library, weights="auto"), logits[0]) < _INT8_DIFFERENCE
 
 
 @pytest.mark.parametrize(("dtype", "weights"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "int8")])
