@@ -51,7 +51,9 @@ def test_experts_in_one_tensor_and_in_a_tensor_each_are_equal(name: str, tmp_pat
     assert torch.equal(_logits(stacked, [0, 40]), _logits(separate, [0, 40]))
 
 
-@pytest.mark.parametrize(("dtype", "weights"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "int8")])
+@pytest.mark.parametrize(
+    ("dtype", "weights"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "int8"), ("bfloat16", "int4")]
+)
 def test_many_rows_of_an_expert_are_the_same_in_small_chunks(dtype: str, weights: str, tmp_path: Path) -> None:
     folder = _checkpoint(tmp_path, "mixtral", num_local_experts=2, max_position_embeddings=1024)
     whole = _logits(folder, [0, _MANY_ROWS], dtype, weights)

@@ -16,6 +16,7 @@ import torch
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.runners.interface import choose_devices
+from engine.runners.native.runner import NativeRunner
 from engine.runners.select import open_runner
 from fakes.models import load_module
 from inference.harness import run, submit
@@ -115,7 +116,7 @@ def test_tokens_are_those_of_transformers(published: Published) -> None:
 
 
 def test_texts_and_log_probabilities_are_those_of_transformers(published: Published, reference: Any) -> None:
-    engine = engine_of(published, "float32")
+    engine = engine_of(published, "float32", weights="full")
     prompts = [published.tokenizer.encode(text).ids for text in PROMPTS]
     outputs = [submit(engine, prompt, logprobs=1, max_tokens=24) for prompt in prompts]
     run(engine)
@@ -133,11 +134,40 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_transformers(published: Publi
     expected = expected_logprobs(reference, ids, 1)
     rounded = AutoModelForCausalLM.from_pretrained(published.converted, dtype=torch.bfloat16).eval()
     limit = (expected_logprobs(rounded, ids, 1) - expected).abs().mean()
-    engine = engine_of(published, "bfloat16")
+    engine = engine_of(published, "bfloat16", weights="full")
     output = submit(engine, ids, logprobs=1, echo=True, max_tokens=1)
     run(engine)
     logprobs = torch.tensor([entry.logprob for entry in output.logprobs[1 : len(ids)]])
     assert (logprobs - expected).abs().mean() < limit
+    engine.runner.close()
+
+
+def test_the_files_own_form_is_near_to_float32_and_takes_no_more_memory(published: Published, reference: Any) -> None:
+    """The products are in the file's types, with activations in int8."""
+    ids = published.tokenizer.encode("".join(PROMPTS)).ids
+    engine = engine_of(published, "bfloat16")
+    output = submit(engine, ids, logprobs=1, echo=True, max_tokens=1)
+    run(engine)
+    logprobs = torch.tensor([entry.logprob for entry in output.logprobs[1 : len(ids)]])
+    assert (logprobs - expected_logprobs(reference, ids, 1)).abs().mean() < 0.06
+    assert weight_bytes(engine) <= 1.1 * published.file.stat().st_size
+    engine.runner.close()
+
+
+def weight_bytes(engine: Engine) -> int:
+    assert isinstance(engine.runner, NativeRunner)
+    return engine.runner.weight_bytes
+
+
+def test_in_the_files_own_form_texts_are_the_same_alone_and_in_a_batch(published: Published) -> None:
+    prompts = [published.tokenizer.encode(text).ids for text in PROMPTS]
+    engine = engine_of(published, "bfloat16")
+    together = [submit(engine, prompt, max_tokens=16) for prompt in prompts]
+    run(engine)
+    for prompt, output in zip(prompts, together, strict=True):
+        alone = submit(engine, prompt, max_tokens=16)
+        run(engine)
+        assert alone.token_ids == output.token_ids
     engine.runner.close()
 
 

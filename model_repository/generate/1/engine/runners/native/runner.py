@@ -105,6 +105,10 @@ class NativeRunner:
             for tensors in (self._cache.keys, self._cache.values)
         )
 
+    @property
+    def weight_bytes(self) -> int:
+        return self._packer.held_bytes
+
     def watch(self, progress: Progress) -> None:
         # The kernels write to it: it outlives the steps.
         self._progress = progress

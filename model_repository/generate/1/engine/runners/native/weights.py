@@ -19,7 +19,7 @@ from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
 from ...config import AUTO, INT4, INT8
-from .grouped_weights import is_supported, pack_groups
+from .grouped_weights import PackedGroups, is_supported, pack_groups
 from .large_pages import LargePages
 from .quantize import quantize_groups
 from .quantized import BLOCK_OUTPUTS, Quantized, Stack, interleave_blocks
@@ -31,7 +31,8 @@ _CONTIGUOUS_INPUTS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 _INT8_PADDING = 64
 # The bits of a bfloat16 weight in memory, 12 or 16, in place of a measurement.
 BF16_BITS = "TRITONLM_NATIVE_BF16_BITS"
-_INT4_BITS = 4
+# Of int4: inputs with one scale, the first that divides them.
+_INT4_BITS, _GROUPS = 4, (32, 16)
 # One weight in this many may be an outlier, which costs 8 bytes and time.
 _WEIGHTS_PER_OUTLIER = 256
 
@@ -105,7 +106,7 @@ class WeightPacker:
     ) -> Weights:
         """A linear layer; `weight` is (outputs, inputs). `bits` are those of a matrix that int4 quantizes."""
         if isinstance(weight, torch.Tensor) and self._weights == INT4:
-            weight = quantize_groups(weight, bits)
+            weight = quantize_groups(weight, bits, next(group for group in _GROUPS if weight.shape[1] % group == 0))
         if isinstance(weight, Quantized):
             weight = Stack((weight,))
         packed = self._packed(weight) if isinstance(weight, torch.Tensor) else self._packed_groups(weight)
@@ -146,6 +147,12 @@ class WeightPacker:
         tensor = self._large_pages.place(tensor)
         self._held.append(tensor)
         return tensor.data_ptr()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the weights that the kernels point to."""
+        held = [part.data if isinstance(part, PackedGroups) else part for part in self._held]
+        return sum(part.nbytes for part in held if isinstance(part, torch.Tensor))
 
     def hold_structure(self, structure: Any) -> None:
         self._held.append(structure)
