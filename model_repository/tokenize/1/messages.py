@@ -108,7 +108,7 @@ def _read_message(name: str, message: Any) -> Message:
     if not isinstance(role, str) or not role:
         raise InvalidRequest(f"{name}.role must be a string such as user, assistant or system", f"{name}.role")
     # Clients echo an assistant's message with the lists that are empty.
-    empty = (None, []) if role == "assistant" else (None,)
+    empty: tuple[Any, ...] = (None, []) if role == "assistant" else (None,)
     sent = {field: value for field, value in message.items() if value not in empty}
     for field_name in sent:
         if field_name not in ("role", "content") and _FIELDS_OF_ROLE.get(field_name) != role:
