@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from load import Workload
+from tritonlm.checkpoints.gguf import prepare
+from tritonlm.contract import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -34,6 +36,8 @@ WORKLOADS = {
 }  # fmt: skip
 # For models whose tokens take up to ten times as long as those of GPT-2 124M.
 _FEWER_REQUESTS = {"W1-1": 2, "W1-8": 8, "W1-32": 32, "W2": 8, "W3": 16, PREFILL: 4}
+# A GGUF file of more bytes is a large model's.
+_LARGE_FILE = 300_000_000
 # The parts of a configuration that say where a text ends.
 _END_KEYS = ("eos_token_id", "forced_eos_token_id")
 
@@ -131,8 +135,23 @@ MODELS = {
 }
 
 
-def of_folder(folder: Path) -> Model:
-    """A checkpoint of one's own."""
-    if not (folder / "config.json").exists():
-        raise SystemExit(f"{folder} has no config.json")
-    return Model(folder.resolve().name, folder.resolve().name, lambda _dtype: endless(folder))
+def of_path(path: Path) -> Model:
+    """A checkpoint of one's own: a folder, or a GGUF file, which both servers read."""
+    name = path.resolve().stem if is_gguf(path) else path.resolve().name
+    if is_gguf(path):
+        is_large = path.exists() and path.stat().st_size > _LARGE_FILE
+        return Model(name, f"{name}, a GGUF file", lambda _dtype: endless(_prepared(path)), is_large)
+    if not (path / "config.json").exists():
+        raise SystemExit(f"{path} has no config.json")
+    return Model(name, name, lambda _dtype: endless(path))
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf"
+
+
+def _prepared(file: Path) -> Path:
+    try:
+        return prepare(file)
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from error

@@ -47,6 +47,12 @@ def weight_bytes(folder: Path, dtype: torch.dtype, weights: str = "full") -> flo
     return 1.5 if dtype == torch.bfloat16 and bf16_packing_pays(library) else dtype.itemsize
 
 
+def stored_bytes(folder: Path) -> float:
+    """Bytes of a weight of a GGUF file."""
+    checkpoint = Checkpoint(folder)
+    return checkpoint.quantized_bytes() / checkpoint.quantized_count()
+
+
 class SteppedEngine:
     """An engine whose steps run on this thread."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
+from tritonlm.contract import gguf_tensors
 
 # Names of tables of which a step reads single rows, of the LM head, and of routed experts.
 _EMBEDDING = re.compile(r"(^|\.)(wte|wpe|embed_tokens|word_embeddings|embed_in|embed_positions)\.weight$")
@@ -82,7 +83,9 @@ def _cached(config: Any) -> int:
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
-    """From the headers of the safetensors files."""
+    """From the headers of the safetensors files, or of a GGUF file."""
+    if (folder / gguf_tensors.FILE_NAME).exists():
+        return {name: list(tensor.shape) for name, tensor in gguf_tensors.read(folder).items()}
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:

@@ -126,6 +126,18 @@ def _llama_cpp(folder: Path, dtype: str, address: Sequence[str], flags: Sequence
         if not source.exists():
             _fetch_llama_cpp(home)
         _build_llama_cpp(home, source, build, flags)
+    model = _gguf_of(folder, dtype, home, source)
+    options = [
+        *("-m", str(model), "-c", str(_SLOTS * _CONTEXT), "-np", str(_SLOTS), "-t", str(_CORES), "--no-slots"),
+        *("--cache-ram", "0", "--poll", "100"),
+    ]
+    return Launch([str(server), *options, *address], "model", request=ENDLESS)
+
+
+def _gguf_of(folder: Path, dtype: str, home: Path, source: Path) -> Path:
+    """The GGUF file that the checkpoint comes from, or one that is converted from it."""
+    if stored := sorted(folder.glob("*.gguf")):
+        return stored[0].resolve()
     kind = {"float32": "f32", "bfloat16": "bf16", "int8": "q8_0"}[dtype]
     model = home / f"{folder.name}-{kind}.gguf"
     if not model.exists():
@@ -133,11 +145,7 @@ def _llama_cpp(folder: Path, dtype: str, address: Sequence[str], flags: Sequence
         partial = model.with_suffix(".partial")
         _run(sys.executable, converter, str(source), str(folder), "--outtype", kind, "--outfile", str(partial))
         partial.rename(model)
-    options = [
-        *("-m", str(model), "-c", str(_SLOTS * _CONTEXT), "-np", str(_SLOTS), "-t", str(_CORES), "--no-slots"),
-        *("--cache-ram", "0", "--poll", "100"),
-    ]
-    return Launch([str(server), *options, *address], "model", request=ENDLESS)
+    return model
 
 
 def _fetch_llama_cpp(home: Path) -> None:

@@ -21,6 +21,8 @@ from checkpoints import FOLDER
 from load import Measurement, Workload, measure
 
 OURS, INT8 = "tritonlm", "int8"
+# The types of a GGUF file.
+STORED = "as stored"
 START_SECONDS, STOP_SECONDS = 600.0, 60.0
 # The role of a tritonlm process by a part of its command line; the first match counts.
 ROLES = {
@@ -36,8 +38,8 @@ def role_of(process: psutil.Process) -> str:
 
 
 def dtype_of(dtype: str) -> str:
-    """The number type of the checkpoint, also for int8 weights."""
-    return "bfloat16" if dtype == INT8 else dtype
+    """The number type of the checkpoint, also for quantized weights."""
+    return "bfloat16" if dtype in (INT8, STORED) else dtype
 
 
 def free_port() -> int:

@@ -1,13 +1,14 @@
 """tritonlm compared with another server: same checkpoint, workloads and client, in alternation, in two rounds.
 
     scripts/bench serving --against vllm|llama.cpp|transformers|naive [--model gpt2|llama-1b|gemma3-270m|qwen3-0.6b|
-                          olmoe-tiny] [--checkpoint FOLDER] [--dtype int8] [--only W1-8 W2 …] [--write]
+                          olmoe-tiny] [--checkpoint FOLDER|FILE.gguf] [--dtype int8] [--only W1-8 W2 …] [--write]
 
 W1: 32 prompt tokens, 128 output tokens, concurrency 1, 8 and 32. W2: 512 prompt, 64 output tokens, concurrency 8. W3: a
 shared prefix of 512 tokens plus 16 own prompt tokens, 32 output tokens, concurrency 8. prefill: prompts of 512 tokens,
-one by one. Both servers run on this machine. Each workload runs on one server and then on the other, because the speed
-of a shared machine drifts from minute to minute; the machine's limits are measured before and after, and the processor
-use of the idle server is reported. Run nothing else meanwhile. A rival is installed, or built, when it is first named.
+one by one. Both servers run on this machine; llama.cpp can read the same GGUF file. Each workload runs on one server
+and then on the other, because the speed of a shared machine drifts from minute to minute; the machine's limits are measured
+before and after, and the processor use of the idle server is reported. Run nothing else meanwhile. A rival is
+installed, or built, when it is first named.
 TRITONLM_NATIVE_FLAGS (-mno-amx-bf16, -mno-avx512bf16, -mno-avx512f) restricts both servers to another kind of
 processor. `--write` puts the figures into docs/performance.md, into the table of this model and kind.
 """
@@ -29,12 +30,12 @@ import rivals
 import serving_report
 import torch
 from checkpoints import MODELS, PREFILL, WORKLOADS, Model
-from engine_side import weight_bytes
+from engine_side import stored_bytes, weight_bytes
 from load import Measurement, Workload, prompts_of
 from machine_limits import Limits
 from reads import Cost
 from rich.console import Console
-from servers import INT8, OURS, Running, dtype_of, launch, running
+from servers import INT8, OURS, STORED, Running, dtype_of, launch, running
 from tokenizers import Tokenizer
 
 # Fewer requests for a server that processes one at a time.
@@ -142,10 +143,14 @@ def run(model: Model, options: argparse.Namespace) -> dict[str, serving_report.F
     rounds = [run_round(servers, folder, options.dtype, workloads, number) for number in range(options.rounds)]
     own, theirs = zip(*rounds, strict=True)
     cost, cached_bytes = Cost.of(folder), number_type.itemsize
-    own_bytes = weight_bytes(folder, number_type, INT8 if options.dtype == INT8 else "full")
+    if options.dtype == STORED:
+        own_bytes = rival_bytes = stored_bytes(folder)
+    else:
+        own_bytes = weight_bytes(folder, number_type, INT8 if options.dtype == INT8 else "full")
+        rival_bytes = _RIVAL_WEIGHT_BYTES[options.dtype]
     return {
         OURS: summary(own, cost, own_bytes, cached_bytes),
-        options.against: summary(theirs, cost, _RIVAL_WEIGHT_BYTES[options.dtype], cached_bytes),
+        options.against: summary(theirs, cost, rival_bytes, cached_bytes),
     }
 
 
@@ -153,7 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench serving", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--against", choices=rivals.NAMES, required=True)
     parser.add_argument("--model", choices=list(MODELS), default="gpt2")
-    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="a Hugging Face checkpoint, not a --model")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="PATH", help="in place of --model: a Hugging Face checkpoint, or a GGUF file"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", INT8], default="bfloat16")
     parser.add_argument("--only", nargs="+", choices=sorted(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--requests", type=int, help="at most this many requests for each workload: a smoke test")
@@ -162,11 +169,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.write and options.requests:
         parser.error("--write is for full workloads: leave out --requests")
+    if options.checkpoint and checkpoints.is_gguf(options.checkpoint):
+        if options.against != "llama.cpp":
+            parser.error(f"a GGUF file is compared with llama.cpp only, not with {options.against}")
+        options.dtype = STORED
     # The matmul peak is that of the same kind of processor.
     kind = processor.kind()
     if kind.is_restricted:
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", kind.rival_environment["ONEDNN_MAX_CPU_ISA"])
-    model = checkpoints.of_folder(options.checkpoint) if options.checkpoint else MODELS[options.model]
+    model = checkpoints.of_path(options.checkpoint) if options.checkpoint else MODELS[options.model]
     figures = run(model, options)
     result = serving_report.Result.of(kind.name, model, options.against, options.dtype, figures)
     print(serving_report.table([result]))

@@ -159,12 +159,12 @@ def test_an_endless_copy_has_no_end_of_text(tmp_path: Path, monkeypatch: pytest.
     folder = write_checkpoint(tmp_path / "model", {**LLAMA, "eos_token_id": 2}, {"lm_head.weight": [2, 8]})
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2], "bos_token_id": 1}', encoding="utf-8")
     for _ in range(2):
-        copy = checkpoints.of_folder(folder).checkpoint("bfloat16")
+        copy = checkpoints.of_path(folder).checkpoint("bfloat16")
         assert json.loads((copy / "config.json").read_text()) == {**LLAMA, "eos_token_id": None}
         assert json.loads((copy / "generation_config.json").read_text()) == {"eos_token_id": None, "bos_token_id": 1}
         assert (copy / "model.safetensors").samefile(folder / "model.safetensors")
     with pytest.raises(SystemExit, match="has no config"):
-        checkpoints.of_folder(tmp_path / "nothing")
+        checkpoints.of_path(tmp_path / "nothing")
 
 
 def test_large_models_get_fewer_requests() -> None:
