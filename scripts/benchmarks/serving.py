@@ -6,8 +6,8 @@
 W1: 32 prompt tokens, 128 output tokens, concurrency 1, 8 and 32. W2: 512 prompt, 64 output tokens, concurrency 8. W3: a
 shared prefix of 512 tokens plus 16 own prompt tokens, 32 output tokens, concurrency 8. prefill: prompts of 512 tokens,
 one by one. Both servers run on this machine; llama.cpp can read the same GGUF file. Each workload runs on one server
-and then on the other, because the speed of a shared machine drifts from minute to minute; the machine's limits are measured
-before and after, and the processor use of the idle server is reported. Run nothing else meanwhile. A rival is
+and then on the other, because the speed of a shared machine drifts from minute to minute; the machine's limits are
+measured before and after, and the processor use of the idle server is reported. Run nothing else meanwhile. A rival is
 installed, or built, when it is first named.
 TRITONLM_NATIVE_FLAGS (-mno-amx-bf16, -mno-avx512bf16, -mno-avx512f) restricts both servers to another kind of
 processor. `--write` puts the figures into docs/performance.md, into the table of this model and kind.
