@@ -59,10 +59,10 @@ class Matmul:
             logits_scale=1.0,
         )  # fmt: skip
         self._library.open_model.restype = POINTER
-        self._library.open_model.argtypes = [POINTER, ctypes.c_int, ctypes.c_int]
+        self._library.open_model.argtypes = [POINTER, *[ctypes.c_int] * 3]
         self._library.project_rows.argtypes = [POINTER, POINTER]
         self._library.close_model.argtypes = [POINTER]
-        self._handle = self._library.open_model(ctypes.byref(self._program), 0, 2)
+        self._handle = self._library.open_model(ctypes.byref(self._program), 0, 0, 2)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         outputs, count = torch.empty(len(rows), self._outputs), ctypes.c_uint64()
