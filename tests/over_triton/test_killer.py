@@ -33,9 +33,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         yield serve
 
 
+# Long enough that each process is still at work when the killer, which is slow on a busy machine, has found it. The
+# others are shorter: after the second death each of them is computed apart.
+TOKENS, KILLERS_TOKENS = 60, 200
+KILLER = "The killer"
+
+
 def body(prompt: str) -> dict[str, Any]:
-    # Long enough that each process is still at work when the killer, which is slow on a busy machine, has found it.
-    return {"model": LM, "prompt": prompt, "max_tokens": 200, "ignore_eos": True, "seed": 5, "temperature": 1}
+    tokens = KILLERS_TOKENS if prompt == KILLER else TOKENS
+    return {"model": LM, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "seed": 5, "temperature": 1}
 
 
 def send(url: str, prompt: str) -> httpx.Response:
@@ -89,13 +95,13 @@ def test_a_request_that_kills_its_process_is_ended(served: Serve) -> None:
         responses = threads.map(lambda prompt: send(url, prompt), prompts)
         undisturbed = [response.json()["choices"] for response in responses]
         wait_until(lambda: not computed_now(triton), "the engine is idle")
-        alone = threads.submit(send, url, "The killer")
+        alone = threads.submit(send, url, KILLER)
         deadline, seen = time.monotonic() + WAIT_SECONDS, []
         while not seen and time.monotonic() < deadline:
             seen = computed_now(triton)
         assert alone.result().is_success, "without the killer the request succeeds"
         with Killer(served, triton, seen[0]) as killer:
-            killed, *others = threads.map(lambda prompt: send(url, prompt), ["The killer", *prompts])
+            killed, *others = threads.map(lambda prompt: send(url, prompt), [KILLER, *prompts])
     assert killed.status_code == 500, f"after {killer.kills} kills"
     assert killed.json()["error"]["code"] == "request_failed_repeatedly"
     assert killed.headers["x-should-retry"] == "false"

@@ -108,8 +108,8 @@ class StructuredOutputs:
         if not isinstance(sent, Mapping):
             raise InvalidRequest.for_value(name, expected, value)
         sent = {key: kind for key, kind in sent.items() if kind is not None}
-        if unknown := next((key for key in sent if key not in KINDS), None):
-            raise InvalidRequest(f"{name}.{str(unknown)[:64]} is not known; {name} must be {expected}", name)
+        if unknown := [key for key in sent if key not in KINDS]:
+            raise InvalidRequest(f"{name}.{str(unknown[0])[:64]} is not known; {name} must be {expected}", name)
         if len(sent) != 1:
             raise InvalidRequest(f"{name} must be {expected} (got {' and '.join(sent) or 'none'})", name)
         [(kind, content)] = sent.items()
@@ -226,8 +226,8 @@ def _parsed(name: str, value: Any) -> Any:
 
 
 def _refuse_others(name: str, sent: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    if unknown := next((key for key in sent if key not in known), None):
-        raise InvalidRequest(f"{name}.{str(unknown)[:64]} is not known; {name} has only {', '.join(known)}", name)
+    if unknown := [key for key in sent if key not in known]:
+        raise InvalidRequest(f"{name}.{str(unknown[0])[:64]} is not known; {name} has only {', '.join(known)}", name)
 
 
 def _check_size(name: str, characters: int) -> None:

@@ -28,6 +28,8 @@ _MAX_THREADS = 8
 # A negative scale lets it be the code -8, which has no positive counterpart.
 _TARGETS = {4: (-7.0, -7.25, -7.5, -7.75, -8.0, -8.25, -8.5), 8: (126.5, 126.75, 127.0, 127.25, 127.5)}
 _RANGES = {4: (-8, 7), 8: (-127, 127)}
+# Weights of smaller magnitude count as zeros.
+_LEAST = 1e-35
 # 2 to the bits of the mantissa, the implicit one included. Of float32 no more than float16 has: codes need no more.
 _MANTISSAS = {torch.float32: 2**11, torch.float16: 2**11, torch.bfloat16: 2**8}
 
@@ -82,6 +84,8 @@ def _best_scales(columns: Floats, bits: int, mantissa: np.float32) -> Floats:
         better = saved > best_saved
         np.copyto(best, scales, where=better)
         np.copyto(best_saved, saved, where=better)
+    # Scales of smaller numbers have no exact codes: those numbers are zeros.
+    best[np.abs(extreme) < _LEAST] = 0
     mantissas, exponents = np.frexp(best * extreme)
     rounded: Floats = np.ldexp(np.rint(mantissas * mantissa) / mantissa, exponents)
     return rounded
