@@ -14,6 +14,8 @@ import pytest
 _SHARED = {"shared_server": "shared", "shared_small_server": "shared", "bundled": "bundled"}
 # Folders whose tests take minutes.
 _LONG = ("over_triton", "real_models")
+# Files whose tests need little set-up and take long together: any worker takes any of their tests.
+_SPREAD = ("test_schema",)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group the tests by the server that they share, or by file; the longest groups start first."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if item.path.stem not in _SPREAD:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=_rank)
 
 
