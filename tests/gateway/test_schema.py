@@ -26,8 +26,8 @@ SCHEMA = schemathesis.openapi.from_dict(
     create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()
 )
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
-# Of requests, for each route and mode: more of them have found nothing.
-EXAMPLES = 50
+# Requests for each route and mode.
+EXAMPLES = 100
 # Some rules are not in the schema, since they depend on another field or on the model, such as best_of >= n.
 BEYOND_SCHEMA = [positive_data_acceptance]
 TRAINING = [

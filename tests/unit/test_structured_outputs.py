@@ -54,6 +54,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {}}, "structured_outputs", "exactly one of"),
     ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "regex and choice"),
     ({"structured_outputs": {"disable_fallback": True}}, "structured_outputs", "disable_fallback is not known"),
+    ({"structured_outputs": {"": True}}, "structured_outputs", "is not known"),
+    ({"response_format": {"type": "text", "": 1}}, "response_format", "is not known"),
     ({"structured_outputs": "nonsense"}, "structured_outputs", "not valid JSON"),
     ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "not valid JSON"),
     ({"structured_outputs": {"json": 5}}, "structured_outputs.json", "must be a JSON schema"),

@@ -39,5 +39,6 @@ def read_mxfp4(part: Parts) -> Quantized:
     """(outputs, inputs) of one expert."""
     blocks = part("blocks")
     codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(1).view(torch.int8)
-    scales = torch.ldexp(torch.ones(()), part("scales").int() - (_BIAS + 1))
+    exponents = part("scales").int() - (_BIAS + 1)
+    scales = torch.ldexp(torch.ones(exponents.shape), exponents)
     return Quantized(codes, scales, None, 4, lowest=0, table=_DOUBLED)
