@@ -26,8 +26,6 @@ SCHEMA = schemathesis.openapi.from_dict(
     create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()
 )
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
-# Requests for each route and mode.
-EXAMPLES = 100
 # Some rules are not in the schema, since they depend on another field or on the model, such as best_of >= n.
 BEYOND_SCHEMA = [positive_data_acceptance]
 TRAINING = [
@@ -101,7 +99,7 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
     if mode is GenerationMode.NEGATIVE and not takes_input(label):
         return
 
-    @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
         case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=mode))

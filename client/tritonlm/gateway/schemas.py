@@ -74,7 +74,12 @@ _MESSAGE = {
         },
         {
             "type": "object",
-            "properties": {"role": {"const": "tool"}, "content": _CONTENT, "tool_call_id": _TEXT, "name": _TEXT},
+            "properties": {
+                "role": {"const": "tool"},
+                "content": _CONTENT,
+                "tool_call_id": {"anyOf": [_TEXT, _NULL]},
+                "name": {"anyOf": [_TEXT, _NULL]},
+            },
             "required": ["role", "content"],
             "additionalProperties": _NULL,
         },
