@@ -43,6 +43,12 @@ struct Tile {
 inline thread_local Config config;
 inline thread_local Tile tiles[kTiles];
 
+template <size_t kSize>
+constexpr int digit(const char (&text)[kSize]) {
+    static_assert(kSize == 2, "a tile's number is not a digit in the source");
+    return text[0] - '0';
+}
+
 // What a processor answers with an exception.
 inline void require(bool condition) {
     if (condition) return;
@@ -137,9 +143,11 @@ inline void dpbsud(int to, int a, int b) { multiply_bytes<uint8_t>(to, a, b); }
 #define __AMX_INT8__ 1
 #define _tile_loadconfig amx_emulation::load_config
 #define _tile_release amx_emulation::release
-#define _tile_zero amx_emulation::zero
-#define _tile_loadd amx_emulation::load
-#define _tile_stored amx_emulation::store
-#define _tile_dpbf16ps amx_emulation::dpbf16ps
-#define _tile_dpbssd amx_emulation::dpbssd
-#define _tile_dpbsud amx_emulation::dpbsud
+#define _tile_zero(tile) amx_emulation::zero(AMX_TILE(tile))
+#define _tile_loadd(tile, from, stride) amx_emulation::load(AMX_TILE(tile), from, stride)
+#define _tile_stored(tile, to, stride) amx_emulation::store(AMX_TILE(tile), to, stride)
+#define _tile_dpbf16ps(to, a, b) amx_emulation::dpbf16ps(AMX_TILE(to), AMX_TILE(a), AMX_TILE(b))
+#define _tile_dpbssd(to, a, b) amx_emulation::dpbssd(AMX_TILE(to), AMX_TILE(a), AMX_TILE(b))
+#define _tile_dpbsud(to, a, b) amx_emulation::dpbsud(AMX_TILE(to), AMX_TILE(a), AMX_TILE(b))
+// A tile's number must be a digit in the source: GCC's own macros write it into the instruction as it is there.
+#define AMX_TILE(tile) amx_emulation::digit(#tile)

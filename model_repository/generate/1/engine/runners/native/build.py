@@ -130,12 +130,15 @@ def _processor_line() -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if not arguments:
-        print(compile_library(_environment_flags()))
-    for variant in isa_variants.VARIANTS if arguments else ():
-        file = variant.file(Path(arguments[0]))
-        compile_to(file, variant.compiler_flags)
-        print(file)
+    try:
+        if not arguments:
+            print(compile_library(_environment_flags()))
+        for variant in isa_variants.VARIANTS if arguments else ():
+            file = variant.file(Path(arguments[0]))
+            compile_to(file, variant.compiler_flags)
+            print(file)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"the kernels do not compile:\n{error.stderr[-2000:]}")
 
 
 if __name__ == "__main__":

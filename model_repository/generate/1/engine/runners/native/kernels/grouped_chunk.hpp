@@ -98,19 +98,23 @@ __attribute__((noinline)) void grouped_amx(
     Int8Group rows, size_t next_group, const GroupedChunk& chunk, int count, bool first, RowSums* sums, int block
 ) {
     alignas(kCacheLine) TileSums exact;
-    const auto product = [&](auto tile, const Int8Group& group, int k) {
-        constexpr int kTile = decltype(tile)::value;
-        _tile_zero(kTile);
+    constexpr int kSumBytes = sizeof exact[0][0];
+    // Tile numbers are literals: GCC writes them into the instruction as they are.
+    const auto load_tiles = [&](const Int8Group& group, int k) {
         _tile_loadd(2, group.row(0) + k % kRowGroup, Int8Group::kRowBytes);
         _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
-        _tile_dpbsud(kTile, 2, 3);
-        _tile_stored(kTile, exact[kTile], sizeof exact[0][0]);
     };
     for (int k = 0; k < count; k += 2 * kGroup) {
         const Int8Group second_rows = {rows.from + (kGroup == kRowGroup ? next_group : 0)};
         compiler_fence();
-        product(std::integral_constant<int, 0>(), rows, k);
-        product(std::integral_constant<int, 1>(), second_rows, k + kGroup);
+        _tile_zero(0);
+        load_tiles(rows, k);
+        _tile_dpbsud(0, 2, 3);
+        _tile_stored(0, exact[0], kSumBytes);
+        _tile_zero(1);
+        load_tiles(second_rows, k + kGroup);
+        _tile_dpbsud(1, 2, 3);
+        _tile_stored(1, exact[1], kSumBytes);
         compiler_fence();
         const int number = k / kGroup;
         const bool whole = kGroup == kRowGroup;
