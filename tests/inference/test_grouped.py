@@ -35,7 +35,7 @@ def stored(kind: str, outputs: int = OUTPUTS, inputs: int = INPUTS) -> Quantized
         raw[..., 2:4] = scales[..., 2:]
     if kind == "MXFP4":
         raw[..., 0] = generator.integers(115, 125, raw.shape[:2])
-    return gguf_blocks.quantized(raw.reshape(outputs, -1), kind, size)
+    return gguf_blocks.quantized(raw.reshape(outputs, -1), kind)
 
 
 class Matmul:

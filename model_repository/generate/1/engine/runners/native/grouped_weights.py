@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from .large_pages import LargePages
 from .quantized import BLOCK_OUTPUTS, Quantized
 from .structures import INT, POINTER, GroupedBlock, GroupedForm, GroupedSource
 
@@ -42,7 +43,8 @@ def is_supported(matrix: Quantized) -> bool:
     return matrix.bits in BITS and any(matrix.group % group == 0 for group in GROUPS)
 
 
-def pack_groups(matrix: Quantized, library: ctypes.CDLL) -> PackedGroups:
+def pack_groups(matrix: Quantized, library: ctypes.CDLL, pages: LargePages | None = None) -> PackedGroups:
+    """The result lies in `pages`."""
     outputs, inputs = matrix.shape
     group = next(group for group in reversed(GROUPS) if matrix.group % group == 0)
     repeats, two_level = matrix.group // group, matrix.scale_steps is not None
@@ -57,14 +59,15 @@ def pack_groups(matrix: Quantized, library: ctypes.CDLL) -> PackedGroups:
         numbers = [_whole_numbers(*pair) for pair in ((scales, matrix.scale_steps), (minima, matrix.minimum_steps))]
     else:
         numbers = [None if part is None else (part / factors[:, None]).half().contiguous() for part in (scales, minima)]
-    codes = (matrix.codes - matrix.lowest_code).to(torch.uint8).contiguous()
+    codes, stored = matrix.codes, matrix.stored_as
+    codes = codes.contiguous() if stored else (codes - matrix.lowest_code).view(torch.uint8).contiguous()
     library.size_grouped_form.restype = ctypes.c_int64
     library.size_grouped_form.argtypes = [POINTER, INT]
     library.pack_grouped_weights.argtypes = [POINTER, POINTER, INT, POINTER]
     block_bytes = library.size_grouped_form(ctypes.byref(form), inputs)
-    data = torch.zeros(-(-outputs // BLOCK_OUTPUTS) * block_bytes, dtype=torch.uint8)
+    data = (pages or LargePages()).zeros(-(-outputs // BLOCK_OUTPUTS) * block_bytes)
     pointers = [None if part is None else part.data_ptr() for part in (codes, *numbers, *steps)]
-    source = GroupedSource(*pointers, outputs, inputs)
+    source = GroupedSource(*pointers, codes.shape[1], outputs, inputs, stored.number if stored else 0)
     library.pack_grouped_weights(
         ctypes.byref(form), ctypes.byref(source), len(os.sched_getaffinity(0)), data.data_ptr()
     )
@@ -85,7 +88,8 @@ def _output_factors(matrix: Quantized) -> torch.Tensor:
     numbers = (
         [matrix.scales, matrix.minima] if matrix.scale_steps is None else [matrix.scale_steps, matrix.minimum_steps]
     )
-    largest = torch.stack([part.abs().amax(dim=1) for part in numbers if part is not None]).amax(dim=0)
+    bounds = [torch.maximum(part.amax(dim=1), -part.amin(dim=1)) for part in numbers if part is not None]
+    largest = torch.stack(bounds).amax(dim=0)
     exponents = torch.frexp(largest / _LARGEST_SCALE).exponent
     return torch.ldexp(torch.ones(len(largest)), exponents).where(largest > 0, torch.ones(()))
 

@@ -46,7 +46,8 @@ class GroupedSource(ctypes.Structure):
 
     _fields_ = [
         *((name, POINTER) for name in ("codes", "scales", "minima", "scale_factors", "minimum_factors")),
-        *((name, INT) for name in ("outputs", "inputs")),
+        ("row_bytes", ctypes.c_int64),
+        *((name, INT) for name in ("outputs", "inputs", "type")),
     ]
 
 
