@@ -110,6 +110,13 @@ def test_sums_are_those_of_the_dequantized_weights(kind: str, variant: str) -> N
     multiply.close()
 
 
+@pytest.mark.parametrize("kind", sorted(gguf_blocks.TYPES))
+def test_packed_weights_take_at_most_a_tenth_more_than_in_the_file(kind: str) -> None:
+    block, size = BLOCKS[kind]
+    packed = pack_groups(stored(kind, 48, 768), library_of("all"))
+    assert packed.data.nbytes <= 1.1 * 48 * 768 // block * size
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_matrices_of_two_forms_are_multiplied_together(variant: str) -> None:
     stack = Stack((stored("Q4_K", 48), stored("Q6_K", 16), stored("Q8_0", 32)))

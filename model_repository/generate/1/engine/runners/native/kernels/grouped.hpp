@@ -53,7 +53,7 @@ class GroupedBlocks {
   private:
     static bool alike(const GroupedForm& one, const GroupedForm& other) {
         return codes_of(one) == codes_of(other) && one.group == other.group && one.two_level == other.two_level &&
-               one.has_minima == other.has_minima && one.zero == other.zero && !memcmp(one.table, other.table, sizeof one.table);
+               one.has_minima == other.has_minima && one.pairs == other.pairs && one.zero == other.zero && !memcmp(one.table, other.table, sizeof one.table);
     }
 
     // Passes of rows over all inputs. The first one reads the weights from memory, and the others from the caches.

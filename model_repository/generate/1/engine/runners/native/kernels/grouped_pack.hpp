@@ -1,7 +1,7 @@
 // Packs weights in groups into blocks of 16 outputs (grouped_form.hpp), while a model is loaded.
 //
 // Layout of the sources, row by row: codes [outputs][row_bytes], as gguf_codes.hpp unpacks their type; scales and minima
-// [outputs][inputs / group], float16, or int8 in two levels; then factors of scales and of minima [outputs][ceil(inputs / 256)] in
+// [outputs][inputs / group], float16, or int8 in two levels, where pairs are scales; then factors of scales and of minima [outputs][ceil(inputs / 256)] in
 // float16.
 // ISA variants: none. Test: tests/inference/test_grouped.py.
 #pragma once
@@ -48,7 +48,7 @@ class GroupedPacker {
             uint8_t* record = to + form_.record_offset(group / per_record * kRecordInputs);
             const size_t from = ((size_t)output * groups + group) * size, place = (group % per_record * kVecSize + lane) * size;
             memcpy(record + place, static_cast<const uint8_t*>(source_.scales) + from, size);
-            if (form_.has_minima)
+            if (form_.has_minima && !form_.pairs)
                 memcpy(record + form_.minima_offset + place, static_cast<const uint8_t*>(source_.minima) + from, size);
         }
         for (int i = 0; form_.two_level && i < supers; i++) {
