@@ -190,8 +190,6 @@ class StepOutputProcessor:
         for piece, row in zip(plan, ends, strict=False):
             request = piece.request
             if request.scores_prompt and not request.embeds:
-                if piece.start == 0 and not request.scored_tokens and not request.generated:
-                    request.output.add_prompt_logprobs([TokenLogprob(request.prompt_ids[0], None)])
                 first = max(piece.start, request.scored_tokens)
                 last = min(piece.start + piece.count, len(request.prompt_ids) - 1)
                 if first < last:

@@ -227,11 +227,11 @@ class Scheduler:
         request = self._next_waiting(others_in_step)
         if request is None:
             return None
-        if not request.needs_every_row:
-            request.table = self.pool.match(request.ids)
-            if self._is_being_computed(self.pool.key_after(request.table, request.ids)):
-                request.table = type(request.table)()
-                return None
+        reusable = request.reusable_ids
+        request.table = self.pool.match(reusable)
+        if self._is_being_computed(self.pool.key_after(request.table, reusable)):
+            request.table = type(request.table)()
+            return None
         # Keep one block for each running request to grow, so that the admission does not cause a preemption.
         headroom = len(self.running)
         held = sum(1 for block in request.table.blocks if self.pool.is_idle(block))
