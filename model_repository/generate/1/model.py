@@ -15,7 +15,12 @@ import triton_python_backend_utils as pb_utils
 from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.checkpoints.tokenizer import load_decoder
 from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, TritonLMError
-from tritonlm.contract.adapter import (
+from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
+from tritonlm.contract.load_progress import LoadProgress, load_file
+from tritonlm.contract.parts import language_model_of
+from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
+from tritonlm.contract.tool_formats import AUTO, SETTING
+from tritonlm.contract.triton_requests import (
     error_response,
     inputs_of,
     model_parameters,
@@ -23,11 +28,6 @@ from tritonlm.contract.adapter import (
     text_of,
     trace_of,
 )
-from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
-from tritonlm.contract.load_progress import LoadProgress, load_file
-from tritonlm.contract.parts import language_model_of
-from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
-from tritonlm.contract.tool_formats import AUTO, SETTING
 from tritonlm.observability import logs
 
 from .engine.runners.loading import import_torch
