@@ -27,6 +27,7 @@ from .peft_files import read_adapter
 
 _log = logging.getLogger("tritonlm.engine")
 
+AdapterReport = dict[str, str | int]
 Acquired = LoadedAdapter | TritonLMError
 Done = Callable[[Acquired], None]
 
@@ -91,6 +92,14 @@ class AdapterStore:
             self._closed = True
             self._released.notify_all()
         self._thread.shutdown(wait=False)
+
+    def report(self) -> list[AdapterReport]:
+        """The loaded ones, and how many requests each has."""
+        with self._released:
+            return [
+                {"name": entry.loaded.name, "bytes": entry.nbytes, "running": entry.references}
+                for entry in self._entries.values()
+            ]
 
     @property
     def count(self) -> int:
