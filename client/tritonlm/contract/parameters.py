@@ -7,6 +7,7 @@ that depend on a checkpoint (context, vocabulary) are checked where the checkpoi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LIST = 1024
 MAX_TOKENS_LIMIT = 1_000_000
+MAX_NAME_CHARACTERS = 64
+MAX_SALT_CHARACTERS = 256
 
 Schema = dict[str, Any]
 
@@ -75,6 +78,24 @@ class _Boolean:
     def __call__(self, name: str, value: Any) -> bool:
         if not isinstance(value, bool):
             raise InvalidRequest.for_value(name, "true or false", value)
+        return value
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A short text; empty is that of no value."""
+
+    longest: int
+    expected: str
+    pattern: str = ""
+
+    @property
+    def schema(self) -> Schema:
+        return {"type": "string", "maxLength": self.longest, **({"pattern": self.pattern} if self.pattern else {})}
+
+    def __call__(self, name: str, value: Any) -> str:
+        if not isinstance(value, str) or len(value) > self.longest or not re.search(self.pattern, value):
+            raise InvalidRequest.for_value(name, self.expected, value)
         return value
 
 
@@ -212,6 +233,19 @@ class SamplingParameters:
     structured_outputs: dict[str, Any] = _parameter(
         StructuredOutputs(), "the text follows a JSON schema, a regular expression, one of some choices, or a grammar",
         {}, allowed=f"{{{' | '.join(KINDS)}: …}}",
+    )  # fmt: skip
+    adapter: str = _parameter(
+        _Text(
+            MAX_NAME_CHARACTERS, f"an adapter's name: at most {MAX_NAME_CHARACTERS} letters, digits, '.', '_' and '-'",
+            r"^([A-Za-z0-9][A-Za-z0-9._-]*)?\Z",
+        ),
+        "the name of an adapter of this LM; empty: the base alone", "",
+        allowed=f"up to {MAX_NAME_CHARACTERS} of A-Z a-z 0-9 . _ -",
+    )  # fmt: skip
+    cache_salt: str = _parameter(
+        _Text(MAX_SALT_CHARACTERS, f"a string of at most {MAX_SALT_CHARACTERS} characters"),
+        "the prefix cache is shared only between requests of the same salt", "",
+        allowed=f"up to {MAX_SALT_CHARACTERS} characters",
     )  # fmt: skip
     return_token_ids: bool = _parameter(_Boolean(), "fill the output token_ids", False, allowed="true, false")
     as_piece: bool = _parameter(

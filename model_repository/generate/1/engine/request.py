@@ -14,7 +14,8 @@ from typing import Any
 from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TritonLMError
 from tritonlm.contract.embedding import Embedding
 
-from .scheduling.blocks import BlockTable
+from .adapters.loaded import LoadedAdapter
+from .scheduling.blocks import BlockTable, PrefixKey
 
 # What the caller receives: chunks, of which the last has a finish reason, or one error. `last` marks the end.
 Item = Chunk | Embedding | TritonLMError
@@ -58,7 +59,9 @@ class Request:
     scored_tokens: int = field(init=False)
     # Whether one of its chunks waits for delivery.
     in_delivery: bool = False
-    # Set before admission, with structured outputs: the Constraint, or the error that refuses the request.
+    # Set before admission: the adapter that it names, and with structured outputs the Constraint; or the error that
+    # refuses the request.
+    adapter: LoadedAdapter | None = None
     constraint: Any = None
     refusal: TritonLMError | None = None
     # Set by the engine at admission: SequenceOutput or PooledPrompt, SamplingState, and PromptLookup (if enabled).
@@ -71,12 +74,20 @@ class Request:
         self.scored_tokens = max(0, min(self.parameters.logprobs_start, len(self.prompt_ids)) - 1)
 
     def drop_state(self) -> None:
-        """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector."""
-        self.output = self.sampling = self.prompt_lookup = self.constraint = None
+        """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector.
+
+        Nor does that of an adapter, which may be evicted now.
+        """
+        self.output = self.sampling = self.prompt_lookup = self.constraint = self.adapter = None
 
     @property
     def parameters(self) -> SamplingParameters:
         return self.generation.parameters
+
+    @property
+    def prefix_key(self) -> PrefixKey:
+        """Requests of the same key share their prefixes' blocks."""
+        return (self.adapter.identity if self.adapter else "", self.parameters.cache_salt)
 
     @property
     def has_first_token(self) -> bool:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError, devices
 
+from ..adapters.loaded import AdapterWeights
+from ..adapters.lora import LoraAdapter
 from ..config import AUTO, INT4, INT8, EngineConfig
 from ..memory import EngineMemory, MemoryLedger, resident_memory
 from ..monitoring.progress import Progress
@@ -80,6 +82,14 @@ class Runner(Protocol):
     def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores: ...
 
     def clear(self, blocks: Sequence[int]) -> None: ...
+
+    def load_adapter(self, adapter: LoraAdapter) -> AdapterWeights:
+        """The adapter in this runner's layout, or CheckpointError that names a layer which it cannot be applied to.
+
+        It is called on another thread while steps run. `forward` applies the weights of `request.adapter`. Their memory
+        is released with the last reference.
+        """
+        ...
 
     def watch(self, progress: Progress) -> None:
         """Advance this counter during the computation."""

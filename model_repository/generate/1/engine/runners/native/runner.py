@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from tritonlm.contract import Checkpoint
+from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
+from ...adapters.loaded import AdapterWeights
+from ...adapters.lora import LoraAdapter
 from ...config import INT8, EngineConfig
 from ...memory import trim_heap
 from ...monitoring.progress import Progress
@@ -208,6 +210,9 @@ class NativeRunner:
         )  # fmt: skip
         self._library.sample_tokens(self._handle, ctypes.byref(arguments))
         return ids
+
+    def load_adapter(self, adapter: LoraAdapter) -> AdapterWeights:
+        raise CheckpointError(f"adapter {adapter.name}: the native kernels compute none; set runner to reference")
 
     def clear(self, blocks: Sequence[int]) -> None:
         self._cache.clear(blocks)
