@@ -38,10 +38,10 @@ async def fitting_call(chats: ChatCompletions, sent: Mapping[str, Any], history:
     if sent.get("truncation") != AUTO:
         return call
     items = [*history, *as_items(sent["input"])]
-    room = await chats.context_length(sent["model"]) - sent.get("max_output_tokens", 1)
+    room: int = await chats.context_length(sent["model"]) - sent.get("max_output_tokens", 1)
 
     async def fits(arguments: Mapping[str, Any]) -> bool:
-        return await chats.count_tokens(**arguments) <= room
+        return bool(await chats.count_tokens(**arguments) <= room)
 
     if await fits(call.arguments):
         return call
