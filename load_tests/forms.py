@@ -30,7 +30,7 @@ class Form:
 
 
 def _text(pattern: str) -> dict[str, Any]:
-    return {"type": "string", "pattern": f"^({pattern})$"}
+    return {"type": "string", "pattern": rf"^({pattern})\Z"}
 
 
 _ANIMALS: dict[str, Any] = {
