@@ -26,8 +26,8 @@ def _one_of(*choices: str, meaning: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices, "meaning": meaning})
 
 
-def _size(meaning: str) -> Any:
-    return field(default=0, metadata={"size": True, "meaning": meaning})
+def _size(meaning: str, default: int = 0) -> Any:
+    return field(default=default, metadata={"size": True, "meaning": meaning})
 
 
 def _number(default: float, meaning: str, lowest: float = 0, highest: float = float("inf")) -> Any:
@@ -95,6 +95,16 @@ class EngineConfig:
     enable_embeddings: bool = field(
         default=False, metadata={"meaning": "whether embeddings are offered: true or false"}
     )
+    adapters_file: str = field(
+        default="",
+        metadata={
+            "path": True,
+            "meaning": "the JSON file that names the LM's adapters, or a folder that holds LM.json; empty: none",
+        },
+    )
+    max_adapters: int = _number(64, "adapters that may be loaded at once", lowest=1)
+    adapter_memory: int = _size("memory for loaded adapters", default=1 << 30)
+    max_adapter_rank: int = _number(256, "the largest rank of an adapter", 1, 256)
     tool_format: str = _one_of(
         tool_formats.AUTO, *tool_formats.FORMATS,
         meaning="how the checkpoint writes tool calls; auto: its tokenizer_config.json says it (tool_format), or it is "
@@ -143,6 +153,8 @@ def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> st
         return text.lower() in ("true", "1")
     if metadata.get("size"):
         return _read_size(text, source)
+    if metadata.get("path"):
+        return text
     if "pattern" in metadata:
         if not re.match(metadata["pattern"], text):
             raise CheckpointError(f"{source} must be one of {metadata['allowed']} (got {text!r})")

@@ -1,4 +1,4 @@
-"""The adapter between Triton's requests and arrays, with a fake of Triton's module."""
+"""Triton's requests to arrays and back, with a fake of Triton's module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from fakes import fake_pb_utils
 from fakes.fake_pb_utils import InferenceRequest, Logger, TritonError
 from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.contract import CheckpointError, ContextLengthExceeded, InvalidRequest, NotOffered, TritonLMError
-from tritonlm.contract.adapter import (
+from tritonlm.contract.errors import ERRORS, from_wire
+from tritonlm.contract.tensors import INPUT_IDS, SEED, STREAM, TEXT_INPUT, TEXT_OUTPUT, Array
+from tritonlm.contract.triton_requests import (
     checkpoint_reference,
     error_response,
     flat_parameters,
@@ -20,8 +22,6 @@ from tritonlm.contract.adapter import (
     response,
     text_of,
 )
-from tritonlm.contract.errors import ERRORS, from_wire
-from tritonlm.contract.tensors import INPUT_IDS, SEED, STREAM, TEXT_INPUT, TEXT_OUTPUT, Array
 
 
 def request_of(parameters: dict[str, object] | None = None, **inputs: Array) -> InferenceRequest:
