@@ -75,7 +75,8 @@ def _layers(file: Path, settings: PeftSettings, tensors: Mapping[str, torch.Tens
         parts[match["layer"]][match["part"]] = tensor
     if not parts:
         raise CheckpointError(f"{file} holds no matrices; save the adapter again")
-    for layer, matrices in parts.items():
+    # A file's tensors come in any order.
+    for layer, matrices in sorted(parts.items()):
         if missing := {"A", "B"} - matrices.keys():
             raise CheckpointError(f"{file} lacks lora_{min(missing)} of {layer[:200]}; save the adapter again")
         settings.check_target(layer)

@@ -123,6 +123,7 @@ class AdapterStore:
     # The loading thread.
 
     def _run(self, source: AdapterSource) -> None:
+        entry: _Entry | None
         error: TritonLMError | None = None
         try:
             entry = self._load(source)
