@@ -16,6 +16,7 @@ from typing import Any
 from tritonlm.client.transport import Call, Prompt, PromptEmbedding, RepositoryModel
 from tritonlm.client.types import Logprob, Piece, TopLogprob
 from tritonlm.contract import (
+    AdapterNotFound,
     ContextLengthExceeded,
     ModelNotFound,
     NotLoaded,
@@ -62,10 +63,13 @@ class FakeTransport:
         # Answered to calls instead of a random text, if set: one piece for each string, one list for each call.
         self.answers: list[list[str]] = []
         self.has_embeddings = True
+        # The adapters that the engine finds. A name's error is that of its files.
+        self.adapters: dict[str, TritonLMError | None] = {}
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         self.calls.append(call)
         self._find(call.model)
+        self._find_adapter(call)
         if call.prompt.messages is not None and not self.has_chats:
             raise NotOffered("this model has no chat template; use /v1/completions", "messages")
         if self.trouble:
@@ -99,9 +103,18 @@ class FakeTransport:
         if not self.loaded:
             raise NotLoaded(f"the model {model!r} is not loaded", "model")
 
+    def _find_adapter(self, call: Call) -> None:
+        if not (name := call.parameters.get("adapter", "")):
+            return
+        if name not in self.adapters:
+            raise AdapterNotFound.of(name, call.model, self.adapters)
+        if error := self.adapters[name]:
+            raise error
+
     async def embed(self, call: Call) -> PromptEmbedding:
         self.calls.append(call)
         self._find(call.model)
+        self._find_adapter(call)
         if self.trouble:
             raise self.trouble.pop(0)
         if not self.has_embeddings:
@@ -196,7 +209,8 @@ def pieces_of(call: Call) -> list[Piece]:
     """All pieces of the response to a call."""
     params = SamplingParameters.from_mapping(call.parameters)
     prompt = prompt_text(call.prompt)
-    rng = random.Random(f"{prompt}-{params.seed}-{params.choice}" if params.temperature else prompt)
+    key = params.adapter + prompt
+    rng = random.Random(f"{key}-{params.seed}-{params.choice}" if params.temperature else key)
     limit = 16 if params.max_tokens is None else params.max_tokens
     words = [rng.choice(WORDS) for _ in range(limit)]
     text, reason, stopped = "".join(words), "length", ""

@@ -51,7 +51,7 @@ class ServedModel:
 class ModelNames:
     def __init__(self, folder: Path | None = None) -> None:
         """`folder` holds an adapters file LM.json for each LM; without it, adapters are named as `LM:ADAPTER` only."""
-        self._folder = folder
+        self.folder = folder
         # The content of each file, and the version that was read.
         self._files: dict[str, tuple[tuple[int, int, int], dict[str, AdapterEntry]]] = {}
 
@@ -70,16 +70,16 @@ class ModelNames:
 
     def adapters(self) -> Adapters:
         """The adapters of all LMs. Those of a file that cannot be read stay as they were."""
-        if self._folder is None:
+        if self.folder is None:
             return {}
-        versions = _versions(self._folder)
+        versions = _versions(self.folder)
         for lm in self._files.keys() - versions.keys():
             del self._files[lm]
         for lm, version in sorted(versions.items()):
             known, adapters = self._files.get(lm, (None, {}))
             if known != version:
                 try:
-                    adapters = read_adapters(self._folder / f"{lm}{SUFFIX}")
+                    adapters = read_adapters(self.folder / f"{lm}{SUFFIX}")
                 except CheckpointError as error:
                     _log.warning("%s", error.message)
                 self._files[lm] = version, adapters

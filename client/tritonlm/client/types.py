@@ -222,8 +222,8 @@ class Model(Result):
     # The checkpoint's training record.
     training: dict[str, Any] | None = None
     # Of an adapter, as vLLM names them.
-    parent: str | None = Field(None, description="of an adapter: its language model")
-    root: str | None = Field(None, description="of an adapter: its folder, or its id on the Hub")
+    parent: str | None = Field(default=None, description="of an adapter: its language model")
+    root: str | None = Field(default=None, description="of an adapter: its folder, or its id on the Hub")
 
 
 class ModelList(Result):

@@ -17,6 +17,8 @@ from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
 from tritonlm.contract.structured_outputs import OTHER_NAMES
 
 _NULL = {"type": "null"}
+# The field `model` names the adapter.
+_ADAPTER = "adapter"
 
 
 def _to_integer(value: object) -> object:
@@ -156,7 +158,7 @@ class Body(BaseModel):
 def sampling_fields(*without: str) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     for spec in fields(SamplingParameters):
-        if spec.name not in (*RESERVED_PARAMETERS, *without):
+        if spec.name not in (*RESERVED_PARAMETERS, _ADAPTER, *without):
             meaning = f"{spec.metadata['meaning']} ({spec.metadata['allowed']})"
             # The schema is for documentation only; the contract validates the value.
             schema: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, _NULL]}
@@ -173,7 +175,7 @@ class StreamOptions(Body):
 
 
 class _Common(Body):
-    model: Model = Field(description="the language model's name, as /v1/models lists it")
+    model: Model = Field(description="a language model or an adapter, as /v1/models lists them")
     n: Count = Field(None, description="choices for each prompt")
     stream: bool | None = Field(None, description="server-sent events as text is generated")
     stream_options: StreamOptions | None = Field(None, description="only with stream: {include_usage}")
