@@ -41,7 +41,7 @@ def run(
 ) -> tuple[T, FakeTransport]:
     async def inside() -> tuple[T, FakeTransport]:
         transport = FakeTransport()
-        transport.adapters = {"pirate": None}
+        transport.adapters_file = folder / f"{LM}.json" if folder else None
         async with AsyncClient(transports=[transport], adapters_folder=folder, observer=observer) as client:
             return await work(client), transport
 

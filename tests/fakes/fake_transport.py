@@ -11,12 +11,14 @@ import itertools
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tritonlm.client.transport import Call, Prompt, PromptEmbedding, RepositoryModel
 from tritonlm.client.types import Logprob, Piece, TopLogprob
 from tritonlm.contract import (
     AdapterNotFound,
+    CheckpointError,
     ContextLengthExceeded,
     ModelNotFound,
     NotLoaded,
@@ -25,6 +27,7 @@ from tritonlm.contract import (
     TritonLMError,
     Unavailable,
 )
+from tritonlm.contract.adapters_file import read_adapters
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, RETIRE, STATUS, Command
 
 from fakes.models import load_module
@@ -63,8 +66,8 @@ class FakeTransport:
         # Answered to calls instead of a random text, if set: one piece for each string, one list for each call.
         self.answers: list[list[str]] = []
         self.has_embeddings = True
-        # The adapters that the engine finds. A name's error is that of its files.
-        self.adapters: dict[str, TritonLMError | None] = {}
+        # Its adapters, as an engine finds them; the folder of a broken one holds a file of that name.
+        self.adapters_file: Path | None = None
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         self.calls.append(call)
@@ -106,10 +109,11 @@ class FakeTransport:
     def _find_adapter(self, call: Call) -> None:
         if not (name := call.parameters.get("adapter", "")):
             return
-        if name not in self.adapters:
-            raise AdapterNotFound.of(name, call.model, self.adapters)
-        if error := self.adapters[name]:
-            raise error
+        known = read_adapters(self.adapters_file) if self.adapters_file else {}
+        if name not in known:
+            raise AdapterNotFound.of(name, call.model, known)
+        if (Path(known[name].path) / "broken").exists():
+            raise CheckpointError(f"adapter {name!r}: lora_A of x has 3 inputs, not 4")
 
     async def embed(self, call: Call) -> PromptEmbedding:
         self.calls.append(call)
@@ -224,7 +228,7 @@ def pieces_of(call: Call) -> list[Piece]:
     shown = text
     if params.echo:
         shown = prompt + text
-        entries = [*_prompt_entries(call.prompt, prompt, rng), *entries]
+        entries = [*_prompt_entries(call.prompt, prompt, rng, params.logprobs_start), *entries]
     if not call.stream:
         return [replace(_piece(0, shown, reason, prompt, used, params, words, entries), stop=stopped)]
     # After this many words: the text up to a position within the last word. The rest is held back.
@@ -252,13 +256,13 @@ def pieces_of(call: Call) -> list[Piece]:
     return [replace(piece, index=index) for index, piece in enumerate(pieces[sent:])]
 
 
-def _prompt_entries(prompt: Prompt, text: str, rng: random.Random) -> list[Logprob]:
-    """Of ids an entry for each, whose value depends on the ids up to it."""
+def _prompt_entries(prompt: Prompt, text: str, rng: random.Random, start: int) -> list[Logprob]:
+    """Of ids an entry for each, whose value depends on the ids up to it; the first ones have no value."""
     if prompt.input_ids is None:
         return [_entry(text, 0, rng, first=True)]
     ids = prompt.input_ids
     return [
-        _entry(character, 0, random.Random(str(ids[: index + 1])), first=index == 0)
+        _entry(character, 0, random.Random(str(ids[: index + 1])), first=index < max(1, start))
         for index, character in enumerate(text)
     ]
 

@@ -11,7 +11,6 @@ import pytest
 from fakes.adapter_folders import adapter_folder
 from fakes.fake_transport import LM
 from tritonlm.access.keys import KeyFile, Limits
-from tritonlm.contract import CheckpointError
 from tritonlm.contract.adapters_file import AdapterEntry, add_adapter, read_adapters
 
 from .conftest import Gateway, running_gateway
@@ -22,7 +21,7 @@ CHAT = [{"role": "user", "content": "x"}]
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
     with running_gateway(adapters_folder=tmp_path / "adapters") as running:
-        running.transport.adapters = {"pirate": None, "poet": None}
+        running.transport.adapters_file = tmp_path / "adapters" / f"{LM}.json"
         yield running
 
 
@@ -45,7 +44,8 @@ def test_an_adapter_is_added_tried_listed_and_removed(gateway: Gateway, tmp_path
     answer = gateway.post("/v1/load_lora_adapter", lora_name="pirate", lora_path=str(folder), base_model=LM)
     assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'pirate' added successfully.")
     (trial,) = gateway.transport.calls
-    assert (trial.model, trial.parameters["adapter"], trial.parameters["max_tokens"]) == (LM, "pirate", 1)
+    assert (trial.model, trial.parameters["max_tokens"]) == (LM, 1)
+    assert trial.parameters["adapter"].startswith("trial-")
     listed = {model["id"]: model for model in gateway.http.get("/v1/models").json()["data"]}
     assert (listed["pirate"]["parent"], listed["pirate"]["root"]) == (LM, str(folder))
     assert (listed[LM]["parent"], listed[LM]["root"]) == (None, None)
@@ -137,16 +137,15 @@ def test_a_second_adapter_of_the_name_is_refused_or_replaces_it(gateway: Gateway
     assert gateway.http.get("/v1/models/pirate").json()["root"] == str(other)
 
 
-@pytest.mark.usefixtures("gateway")
 def test_an_adapter_that_does_not_fit_is_refused_and_leaves_what_was_there(
     gateway: Gateway, pirate: Path, tmp_path: Path
 ) -> None:
-    gateway.transport.adapters |= {"pirate": CheckpointError("lora_A of x has 3 inputs, not 4"), "poet": None}
-    gateway.transport.adapters["sonnet"] = CheckpointError("lora_A of x has 3 inputs, not 4")
-    wrong = str(adapter_folder(tmp_path / "wrong"))
+    wrong = adapter_folder(tmp_path / "wrong")
+    (wrong / "broken").touch()
     for name in ("pirate", "sonnet"):
-        answer = gateway.post("/v1/load_lora_adapter", lora_name=name, lora_path=wrong, load_inplace=True)
-        assert error_of(answer) == (400, "lora_path", "lora_path: lora_A of x has 3 inputs, not 4")
+        answer = gateway.post("/v1/load_lora_adapter", lora_name=name, lora_path=str(wrong), load_inplace=True)
+        problem = f"lora_path: adapter '{name}': lora_A of x has 3 inputs, not 4"
+        assert error_of(answer) == (400, "lora_path", problem)
     assert read_adapters(tmp_path / "adapters" / f"{LM}.json") == {"pirate": AdapterEntry(str(pirate))}
 
 
@@ -195,7 +194,7 @@ def test_only_admin_keys_change_adapters(tmp_path: Path) -> None:
     infer, admin = keys.create("i", ["infer"], Limits()), keys.create("a", ["infer", "admin"], Limits())
     body = {"lora_name": "pirate", "lora_path": str(adapter_folder(tmp_path / "pirate"))}
     with running_gateway(adapters_folder=tmp_path / "adapters", keys=keys.path) as gateway:
-        gateway.transport.adapters = {"pirate": None}
+        gateway.transport.adapters_file = tmp_path / "adapters" / f"{LM}.json"
 
         def status(route: str, key: str) -> int:
             return gateway.http.post(route, json=body, headers={"Authorization": f"Bearer {key}"}).status_code
@@ -207,9 +206,10 @@ def test_only_admin_keys_change_adapters(tmp_path: Path) -> None:
         assert status("/v1/unload_lora_adapter", admin) == 200
 
 
-def test_a_gateway_without_the_folder_offers_no_change_and_still_passes_full_names_on() -> None:
+def test_a_gateway_without_the_folder_offers_no_change_and_still_passes_full_names_on(tmp_path: Path) -> None:
     with running_gateway() as gateway:
-        gateway.transport.adapters = {"pirate": None}
+        gateway.transport.adapters_file = tmp_path / f"{LM}.json"
+        add_adapter(gateway.transport.adapters_file, "pirate", AdapterEntry("/pirate"))
         body = {"lora_name": "pirate", "lora_path": "/x", "base_model": LM}
         assert gateway.post("/v1/load_lora_adapter", **body).status_code == 501
         assert gateway.post("/v1/completions", model=f"{LM}:pirate", prompt="x").status_code == 200

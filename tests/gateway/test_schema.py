@@ -25,6 +25,9 @@ from .conftest import Gateway, running_gateway
 SCHEMA = schemathesis.openapi.from_dict(
     create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()
 )
+# Every body's size has a limit, which is documented with its status; a body that is too large is not read any further.
+REJECTION = SCHEMA.config.checks.negative_data_rejection
+REJECTION.expected_statuses = [*REJECTION.expected_statuses, "413"]
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
 # Some rules are not in the schema, since they depend on another field or on the model, such as best_of >= n.
 BEYOND_SCHEMA = [positive_data_acceptance]
@@ -104,6 +107,20 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
     def hold(data: st.DataObject) -> None:
         case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=mode))
         case.call_and_validate(base_url=gateway.url, excluded_checks=[*BEYOND_SCHEMA, *excluded])
+
+    hold()
+
+
+def test_a_body_that_is_too_large_is_refused_as_documented(gateway: Gateway) -> None:
+    """The limit of a body is a limit of the server, not of its schema: each of these choices is valid alone."""
+
+    @settings(max_examples=1, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=OPERATIONS["POST /v1/completions"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    def hold(case: Any) -> None:
+        case.path_parameters, case.query, case.headers, case.cookies = {}, {}, {}, {}
+        case.body = {"model": "fake", "prompt": "a", "guided_choice": [*(["x" * 2**18] * 17), 1]}
+        answer = case.call_and_validate(base_url=gateway.url, excluded_checks=BEYOND_SCHEMA)
+        assert answer.status_code == 413
 
     hold()
 

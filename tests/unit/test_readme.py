@@ -13,12 +13,12 @@ import pytest
 import typer
 from pydantic import BaseModel
 from tritonlm.cli import app
+from tritonlm.client.messages_api.schemas import MessageRequest
+from tritonlm.client.responses_api.schemas import ResponseRequest
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
 from tritonlm.contract.structured_outputs import OTHER_NAMES
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
-from tritonlm.gateway.messages_api.schemas import MessageRequest
-from tritonlm.gateway.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from tritonlm.gateway.scoring.schemas import ScoreRequest
 from typer.core import TyperGroup

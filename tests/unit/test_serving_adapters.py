@@ -172,6 +172,6 @@ def test_the_adapters_of_the_registry_and_of_the_options_are_there_at_the_start(
 
 
 def test_the_engines_follow_the_folder_of_the_gateway(folder: Path) -> None:
-    installation = Installation(folder / "tritonserver", folder / "backends", [])
+    installation = Installation(folder, folder, "2.51")
     environment = triton_environment(installation, Settings(adapters_folder=folder))
     assert environment["TRITONLM_ADAPTERS_FILE"] == str(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonlm.contract import CheckpointError, InvalidRequest
-from tritonlm.contract.adapters_file import SUFFIX, AdapterEntry, check_name, read_adapters
+from tritonlm.contract.adapters_file import SUFFIX, TRIAL, AdapterEntry, check_name, read_adapters
 from tritonlm.contract.errors import shown
 
 _log = logging.getLogger("tritonlm.client")
@@ -79,7 +79,8 @@ class ModelNames:
             known, adapters = self._files.get(lm, (None, {}))
             if known != version:
                 try:
-                    adapters = read_adapters(self.folder / f"{lm}{SUFFIX}")
+                    read = read_adapters(self.folder / f"{lm}{SUFFIX}")
+                    adapters = {name: entry for name, entry in read.items() if entry.declared_by != TRIAL}
                 except CheckpointError as error:
                     _log.warning("%s", error.message)
                 self._files[lm] = version, adapters

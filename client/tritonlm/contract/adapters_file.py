@@ -22,6 +22,8 @@ from .errors import AdapterNotFound, CheckpointError, InvalidRequest, shown
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _NAME = re.compile(NAME)
 SUFFIX = ".json"
+# `declared_by` of an adapter that is there for a moment, to be tried: no list shows it.
+TRIAL = "trial"
 
 
 @dataclass(frozen=True)

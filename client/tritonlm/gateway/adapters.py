@@ -7,6 +7,8 @@ request. This module knows the adapters files, not what is in an adapter.
 from __future__ import annotations
 
 import asyncio
+import secrets
+from dataclasses import replace
 from pathlib import Path
 
 from tritonlm.checkpoints.adapter_files import adapter_folder
@@ -14,11 +16,11 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.client.model_names import SEPARATOR
 from tritonlm.contract import AdapterNotFound, CheckpointError, InvalidRequest, ModelNotFound, NotOffered
 from tritonlm.contract.adapters_file import (
+    TRIAL,
     AdapterEntry,
     adapters_file,
     add_adapter,
     check_name,
-    edit_adapters,
     remove_adapter,
 )
 
@@ -36,7 +38,7 @@ class AdapterService:
             raise NotOffered("this server has no folder for adapters files; start it with --adapters-folder")
         return adapters_file(self._folder, base)
 
-    async def add(self, name: str, path: str, base: str, *, replace: bool = False) -> None:
+    async def add(self, name: str, path: str, base: str, *, in_place: bool = False) -> None:
         """Errors name the fields of the route. A replaced adapter's running requests end with the old weights."""
         check_name(name, NAME)
         file = self._file(base)
@@ -46,14 +48,13 @@ class AdapterService:
         except CheckpointError as error:
             raise InvalidRequest(f"{PATH}: {error.message}", PATH) from None
         entry = AdapterEntry(str(folder), source)
-        before = self._client.names.adapters().get(base, {}).get(name)
-        if before is not None and not replace:
+        if not in_place and name in self._client.names.adapters().get(base, {}):
             raise InvalidRequest(
                 f"{NAME}: {base} has an adapter {name!r} already; send load_inplace: true to replace it", NAME
             )
-        await asyncio.to_thread(add_adapter, file, name, entry, replace=replace)
         if is_ready:
-            await self._try(name, base, file, entry, before)
+            await self._try(name, base, entry)
+        await asyncio.to_thread(add_adapter, file, name, entry, replace=in_place)
 
     async def _check_names(self, name: str, base: str) -> bool:
         """Refuse a name that would stand for several models; returns whether the base is loaded."""
@@ -66,15 +67,18 @@ class AdapterService:
             raise InvalidRequest(f"{NAME}: {name!r} is {owner} already; choose another name", NAME)
         return models[base].state == "ready"
 
-    async def _try(self, name: str, base: str, file: Path, entry: AdapterEntry, before: AdapterEntry | None) -> None:
-        """Generate a token with it; if its files are refused, what was there before is put back."""
+    async def _try(self, name: str, base: str, entry: AdapterEntry) -> None:
+        """Generate a token with it, under a name of its own: what has its name now goes on undisturbed."""
+        file, trial = self._file(base), f"trial-{secrets.token_hex(8)}"
+        await asyncio.to_thread(add_adapter, file, trial, replace(entry, declared_by=TRIAL))
         try:
             await self._client.completions.create(
-                f"{base}{SEPARATOR}{name}", _SHORTEST_PROMPT, max_tokens=1, temperature=0
+                f"{base}{SEPARATOR}{trial}", _SHORTEST_PROMPT, max_tokens=1, temperature=0
             )
-        except (CheckpointError, AdapterNotFound, InvalidRequest) as error:
-            await asyncio.to_thread(_put_back, file, name, entry, before)
-            raise InvalidRequest(f"{PATH}: {error.message}", PATH) from None
+        except (CheckpointError, InvalidRequest) as error:
+            raise InvalidRequest(f"{PATH}: {error.message.replace(trial, name)}", PATH) from None
+        finally:
+            await asyncio.to_thread(remove_adapter, file, trial)
 
     async def remove(self, name: str, base: str | None) -> None:
         """Remove it from the list; its folder stays, and requests that run end with it."""
@@ -87,14 +91,3 @@ class AdapterService:
         if len(bases) > 1:
             raise InvalidRequest(f"{BASE}: {', '.join(bases)} have an adapter {name!r}; name one of them", BASE)
         await asyncio.to_thread(remove_adapter, self._file(bases[0]), name)
-
-
-def _put_back(file: Path, name: str, entry: AdapterEntry, before: AdapterEntry | None) -> None:
-    with edit_adapters(file) as adapters:
-        # Somebody else may have replaced it meanwhile.
-        if adapters.get(name) != entry:
-            return
-        if before is None:
-            del adapters[name]
-        else:
-            adapters[name] = before

@@ -6,8 +6,9 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
+from tritonlm.client.request_fields import Body, Model
+
 from ..errors import RESPONSES
-from ..schemas import Body, Model
 from ..services import ServicesParameter
 from .older.common import default_model
 
@@ -32,7 +33,7 @@ class UnloadAdapter(Body):
 async def load(body: LoadAdapter, services: ServicesParameter) -> str:
     """Add an adapter to a language model, or replace it; running requests keep the weights that they began with."""
     base = body.base_model or await default_model(services)
-    await services.adapters.add(body.lora_name, body.lora_path, base, replace=bool(body.load_inplace))
+    await services.adapters.add(body.lora_name, body.lora_path, base, in_place=bool(body.load_inplace))
     return f"Success: LoRA adapter '{body.lora_name}' added successfully."
 
 
