@@ -15,7 +15,7 @@ import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import INT4, INT8, EngineConfig
+from ..config import QUANTIZED, EngineConfig
 from ..memory import trim_heap
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import sample_tokens
@@ -86,7 +86,7 @@ class ReferenceRunner:
 
     def _quantize(self, config: EngineConfig) -> None:
         """Quantize the weights as configured: this runner has none but full ones."""
-        if config.weights in (INT4, INT8):
+        if config.weights in QUANTIZED:
             raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
 
     @torch.inference_mode()
