@@ -11,7 +11,7 @@ from typing import Any
 
 import triton
 from engine.runners.gpu.block_attention import launch_sizes
-from engine.runners.gpu.kernels import attention, layers, quantized
+from engine.runners.gpu.kernels import attention, layers, quantized, rotary
 from stage import Report
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -22,7 +22,10 @@ _TARGET = GPUTarget("cuda", 90, 32)
 _ALIGNED = [["tt.divisibility", 16]]
 # Query heads for each KV head, rows of a tile, width, splits.
 _TILES = ((1, 1, 64, 8), (1, 64, 64, 1), (4, 1, 128, 16), (4, 32, 128, 1), (2, 64, 256, 1))
-_NUMBERS = ("query", "keys", "values", "key_cache", "value_cache", "output", "weights", "both", "numbers", "bias")
+_NUMBERS = (
+    "query", "keys", "values", "key_cache", "value_cache", "output", "weights", "both", "numbers", "bias", "cos", "sin",
+    "rotated",
+)  # fmt: skip
 # Bits, whether codes are floating-point numbers, rows and outputs of a program.
 _MATMULS = (
     (4, False, 16, 32), (4, False, 64, 64), (8, False, 16, 32), (8, False, 64, 64), (8, True, 16, 32),
@@ -48,6 +51,10 @@ def report_compiled(report: Report) -> None:
     constants = {"value_width": 128, "padded_value": 128, "splits": 16, "height": 1}
     report(kernel="combine", **compiled(attention.combine, constants))
     report(kernel="write", **compiled(attention.write, {"width": 128, "value_width": 128, "padded": 128}))
+    constants = {
+        "heads": 32, "width": 128, "value_width": 128, "rotary": 128, "padded_half": 64, "padded": 128,
+    }  # fmt: skip
+    report(kernel="rotate_and_write", **compiled(rotary.rotate_and_write, constants, warps=1))
     constants = {"width": 4096, "padded": 4096, "adds_one": False}
     report(kernel="rms_norm", **compiled(layers.rms_norm, constants))
     report(kernel="silu_multiply", **compiled(layers.silu_multiply, {"width": 14_336, "block": 1024}))

@@ -17,7 +17,7 @@ from tritonlm.contract.load_progress import LoadProgress
 from ..config import FP8, INT4, QUANTIZED, EngineConfig
 from ..scheduling.scheduler import Slice
 from . import graphs
-from .gpu import block_attention, quantized_linear, query_tiles, self_check
+from .gpu import block_attention, quantized_linear, query_tiles, rotary, self_check
 from .interface import ForwardOutput, choose_devices
 from .reference import MakeModel, ReferenceRunner
 
@@ -40,6 +40,8 @@ class GraphRunner(ReferenceRunner):
         super().__init__(folder, config, device, load_progress, make_model)
         on_gpu = self.device.type == "cuda"
         self._tile_rows = self._check_kernels()
+        count = rotary.settle(self._model, defers=self.in_place)
+        _log.info("%d layers rotate queries and keys as they write them", count)
         self._recorder: graphs.Recorder = graphs.CudaRecorder(self.device) if on_gpu else graphs.run_eagerly
         # Gather buffers that recordings use. They must stay when the cache allocates larger ones.
         self._gather_buffers: list[tuple[torch.Tensor, ...]] = []

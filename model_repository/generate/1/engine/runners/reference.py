@@ -23,7 +23,7 @@ from ..sampling.logprobs import score
 from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
 from . import attention, dequantized, flat_batch, packed_linear
-from .gpu import block_attention, fused_layers
+from .gpu import block_attention, fused_layers, rotary
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
@@ -205,6 +205,7 @@ def prepare(model: Any, folder: Path, fuses: bool = False) -> tuple[list[LayerSh
         rows = torch.arange(_PROBE_TOKENS, device=model.device)
         output = model(input_ids=ids, position_ids=rows.unsqueeze(0), use_cache=False, logits_to_keep=rows, paged=True)
         logits = output.logits
+            rotary.install(model)
         head.check(logits)
     except Exception as error:  # a foreign forward may raise anything
         raise CheckpointError(f"{refusal} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})") from error
