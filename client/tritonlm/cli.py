@@ -127,7 +127,7 @@ def serve(
     device: Annotated[str | None, _setting("device", "DEVICE")] = None,
     runner: Annotated[str | None, _setting("runner", "auto|native|graphs|reference")] = None,
     dtype: Annotated[str | None, _setting("dtype", "auto|float32|bfloat16|float16")] = None,
-    weights: Annotated[str | None, _setting("weights", "auto|full|int8|int4")] = None,
+    weights: Annotated[str | None, _setting("weights", "auto|full|int8|int4|fp8")] = None,
     kv_dtype: Annotated[str | None, _setting("kv_dtype", "auto|int8")] = None,
     model_repository: Annotated[list[Path] | None, _setting("model_repository", "FOLDER")] = None,
     registry: Annotated[Path | None, _setting("registry", "FILE")] = None,

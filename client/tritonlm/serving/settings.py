@@ -25,7 +25,7 @@ Size = Annotated[
     str, AfterValidator(lambda text: _matching(text, r"^\d+(\.\d+)? ?([KMGT]i?B|B)?$", "a size such as 8GiB or 500MB"))
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Weights = Literal["auto", "full", "int8", "int4"]
+Weights = Literal["auto", "full", "int8", "int4", "fp8"]
 KVDtype = Literal["auto", "int8"]
 Runner = Literal["auto", "native", "graphs", "reference"]
 LogFormat = Literal["auto", "text", "json"]
@@ -81,8 +81,8 @@ class Settings(ObservabilitySettings):
     dtype: Dtype = Field("auto", description="Number type of weights and KV cache; auto chooses by device.")
     weights: Weights = Field(
         "auto",
-        description="Weight format on a CPU: auto, as the checkpoint holds them, also quantized; full, in the number "
-        "type; int8 and int4, quantized when loaded, smaller and faster.",
+        description="Weight format: auto, as the checkpoint holds them, also quantized; full, in the number type; "
+        "int8, int4 and (on GPUs that have it) fp8, quantized when loaded, smaller and faster.",
     )
     kv_dtype: KVDtype = Field(
         "auto",
