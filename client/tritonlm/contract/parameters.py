@@ -232,7 +232,7 @@ class SamplingParameters:
     adapter: str = _parameter(
         _Text(
             MAX_NAME_CHARACTERS, f"an adapter's name: at most {MAX_NAME_CHARACTERS} letters, digits, '.', '_' and '-'",
-            r"^[A-Za-z0-9._-]*\Z",
+            r"^([A-Za-z0-9][A-Za-z0-9._-]*)?\Z",
         ),
         "the name of an adapter of this LM; empty: the base alone", "",
         allowed=f"up to {MAX_NAME_CHARACTERS} of A-Z a-z 0-9 . _ -",

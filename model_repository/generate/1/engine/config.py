@@ -96,7 +96,11 @@ class EngineConfig:
         default=False, metadata={"meaning": "whether embeddings are offered: true or false"}
     )
     adapters_file: str = field(
-        default="", metadata={"path": True, "meaning": "the JSON file that names the LM's adapters; empty: none"}
+        default="",
+        metadata={
+            "path": True,
+            "meaning": "the JSON file that names the LM's adapters, or a folder that holds LM.json; empty: none",
+        },
     )
     max_adapters: int = _number(64, "adapters that may be loaded at once", lowest=1)
     adapter_memory: int = _size("memory for loaded adapters", default=1 << 30)

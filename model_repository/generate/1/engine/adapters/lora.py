@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class LowRank:
-    """The matrices of one linear layer, in float32 or in the number type of the file."""
+    """The matrices of one linear layer, in any floating-point type."""
 
     # (rank, inputs).
     a: torch.Tensor
@@ -42,5 +42,6 @@ class LoraAdapter:
     layers: Mapping[str, LowRank]
 
     @property
-    def nbytes(self) -> int:
-        return sum(matrix.nbytes for layer in self.layers.values() for matrix in (layer.a, layer.b))
+    def count(self) -> int:
+        """The numbers of all matrices."""
+        return sum(matrix.numel() for layer in self.layers.values() for matrix in (layer.a, layer.b))

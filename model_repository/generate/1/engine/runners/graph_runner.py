@@ -19,6 +19,7 @@ from ..scheduling.scheduler import Slice
 from . import graphs
 from .gpu import block_attention, quantized_linear, query_tiles, self_check
 from .interface import ForwardOutput
+from .low_rank import wants_adapters
 from .reference import MakeModel, ReferenceRunner
 
 _log = logging.getLogger("tritonlm.engine")
@@ -90,14 +91,22 @@ class GraphRunner(ReferenceRunner):
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
-        return self.graphs.run(plan) if self.graphs.supports(plan) else super().forward(plan)
+        if not self._has_recording(plan):
+            return super().forward(plan)
+        self._select_adapters(plan)
+        return self.graphs.run(plan)
 
     def can_run_async(self, plan: Sequence[Slice]) -> bool:
-        return self.graphs.supports(plan)
+        return self._has_recording(plan)
+
+    def _has_recording(self, plan: Sequence[Slice]) -> bool:
+        """Recordings hold the base alone."""
+        return self.graphs.supports(plan) and not wants_adapters(plan)
 
     @torch.inference_mode()
     def forward_async(self, plan: Sequence[Slice], ids: torch.Tensor) -> ForwardOutput:
         """A decoding step on tokens, one per row, that exist on the device alone."""
+        self._select_adapters(plan)
         return self.graphs.run(plan, ids)
 
     def _record(self, compute: graphs.Compute) -> graphs.Compute:
