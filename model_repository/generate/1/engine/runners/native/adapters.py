@@ -1,4 +1,4 @@
-"""A LoRA adapter in the kernels' layout (kernels/low_rank.hpp), in the order and with the padding of the base's weights.
+"""A LoRA adapter in the layout of kernels/low_rank.hpp, with the order and the padding of the base's weights.
 
 Numbers are bfloat16 where the rows are, or where that loses nothing. This module knows matrices and their places, not
 files, requests or arithmetic.
@@ -82,7 +82,8 @@ class _Packed:
 
     @classmethod
     def of(cls, placement: Placement, layers: Mapping[str, LowRank], dtype: torch.dtype) -> _Packed:
-        ranks, rank = {}, 0
+        ranks: dict[str, tuple[int, int]] = {}
+        rank = 0
         for name in placement.layers:
             ranks[name] = (rank, layers[name].rank if name in layers else 0)
             rank += ranks[name][1]

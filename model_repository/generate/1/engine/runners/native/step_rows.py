@@ -58,7 +58,8 @@ class StepRows:
         numbers: dict[int, int] = {}
         # Held until the step ends.
         self.adapters: list[NativeAdapter] = []
-        slots, rows = [], [0]
+        slots: list[int] = []
+        rows = [0]
         for part in plan:
             adapter = part.request.adapter and part.request.adapter.weights
             if adapter is not None and id(adapter) not in numbers:
