@@ -210,7 +210,7 @@ def pieces_of(call: Call) -> list[Piece]:
     shown = text
     if params.echo:
         shown = prompt + text
-        entries = [*_prompt_entries(call.prompt, prompt, rng), *entries]
+        entries = [*_prompt_entries(call.prompt, prompt, rng, params.logprobs_start), *entries]
     if not call.stream:
         return [replace(_piece(0, shown, reason, prompt, used, params, words, entries), stop=stopped)]
     # After this many words: the text up to a position within the last word. The rest is held back.
@@ -238,13 +238,13 @@ def pieces_of(call: Call) -> list[Piece]:
     return [replace(piece, index=index) for index, piece in enumerate(pieces[sent:])]
 
 
-def _prompt_entries(prompt: Prompt, text: str, rng: random.Random) -> list[Logprob]:
-    """Of ids an entry for each, whose value depends on the ids up to it."""
+def _prompt_entries(prompt: Prompt, text: str, rng: random.Random, start: int) -> list[Logprob]:
+    """Of ids an entry for each, whose value depends on the ids up to it; the first ones have no value."""
     if prompt.input_ids is None:
         return [_entry(text, 0, rng, first=True)]
     ids = prompt.input_ids
     return [
-        _entry(character, 0, random.Random(str(ids[: index + 1])), first=index == 0)
+        _entry(character, 0, random.Random(str(ids[: index + 1])), first=index < max(1, start))
         for index, character in enumerate(text)
     ]
 

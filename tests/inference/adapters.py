@@ -44,6 +44,12 @@ class PeftReference:
         logits: torch.Tensor = self._model(input_ids=torch.tensor([list(ids)])).logits[0]
         return logits.double().log_softmax(-1)
 
+    @torch.inference_mode()
+    def hidden(self, ids: Sequence[int]) -> torch.Tensor:
+        """The last hidden states: (ids, width)."""
+        states: torch.Tensor = self._model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True).hidden_states
+        return states[-1][0]
+
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         ids = list(prompt)
         for _ in range(count):

@@ -18,8 +18,10 @@ from tritonlm.client.calls import Chat, Completions, EmbeddingCalls
 from tritonlm.client.chat_parsing.profile import ChatProfile
 from tritonlm.client.chat_parsing.response_template import is_installed
 from tritonlm.client.load_balancer import LoadBalancer
+from tritonlm.client.messages_api.calls import Messages
 from tritonlm.client.models import Models, probe
 from tritonlm.client.observer import Observer, SequenceReporter
+from tritonlm.client.responses_api.calls import Responses
 from tritonlm.client.resume import Attempts
 from tritonlm.client.sequences import Plan, completion_plan, read_prompts
 from tritonlm.client.stream import AsyncStream, MergedSources
@@ -79,6 +81,8 @@ class AsyncClient:
         self.completions = Completions(self)
         self.chat = Chat(self)
         self.embeddings = EmbeddingCalls(self)
+        self.responses = Responses(self.chat.completions)
+        self.messages = Messages(self.chat.completions)
         self.models = Models(self._transports)
         self._chat_profiles: dict[str, tuple[float, ChatProfile]] = {}
 

@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar, overload
 
 from tritonlm.client.chat_parsing.profile import ChatProfile
 from tritonlm.client.chat_results import ChatBuilder
-from tritonlm.client.chats import take_chat, with_argument_name
+from tritonlm.client.chats import CHAT_ARGUMENTS, take_chat, with_argument_name
 from tritonlm.client.embeddings import build_embeddings, read_inputs
+from tritonlm.client.parsing import M, ParsedChatCompletion, parse_answers, response_format_of
 from tritonlm.client.results import CompletionBuilder
 from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan
 from tritonlm.client.stream import AsyncStream
@@ -46,6 +47,10 @@ class Caller(Protocol):
     async def _chat_profile(self, model: str) -> ChatProfile: ...
 
     async def _render(self, model: str, chat: str) -> str: ...
+
+    async def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    async def status(self, model: str) -> dict[str, Any]: ...
 
 
 class Completions:
@@ -102,6 +107,18 @@ class ChatCompletions:
         stream.warnings = builder.warnings
         return stream
 
+    async def parse(
+        self, model: str, messages: Sequence[Mapping[str, Any]], *, response_format: type[M], **arguments: Any
+    ) -> ParsedChatCompletion[M]:
+        """`create` with a pydantic model as the format of the answer: `choices[0].message.parsed` is its instance. An
+        answer that ends by length raises AnswerCutOff. No model refuses here: `refusal` is always None."""
+        if arguments.get("stream"):
+            raise InvalidRequest("parse has no stream; use create with stream=True", "stream")
+        sent = response_format_of(response_format)
+        completion = await self.create(model, messages, **{**arguments, "response_format": sent})
+        assert isinstance(completion, ChatCompletion)
+        return parse_answers(completion, response_format)
+
     async def apply_template(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
         """A chat as text, as the checkpoint's chat template renders it: the prompt that the model would get. Takes
         create's arguments of the prompt."""
@@ -109,6 +126,16 @@ class ChatCompletions:
         if arguments:
             raise InvalidRequest(f"apply_template has no argument {next(iter(arguments))}", next(iter(arguments)))
         return await self._client._render(model, chat.prompt)
+
+    async def count_tokens(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> int:
+        """The tokens of a chat's prompt. Takes create's arguments; those that are not of the prompt change nothing."""
+        prompt = {name: arguments[name] for name in CHAT_ARGUMENTS if name in arguments}
+        text = await self.apply_template(model, messages, **prompt)
+        return len(await self._client.tokenize(model, text, add_special_tokens=False))
+
+    async def context_length(self, model: str) -> int:
+        """The most tokens of a prompt and its answer together."""
+        return int((await self._client.status(model))["context_length"])
 
 
 def _with_timeout(client: Caller, arguments: dict[str, Any]) -> dict[str, Any]:

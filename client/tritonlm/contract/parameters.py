@@ -219,6 +219,11 @@ class SamplingParameters:
     echo: bool = _parameter(
         _Boolean(), "return the prompt first, with its log-probabilities if requested", False, allowed="true, false"
     )
+    logprobs_start: int = _parameter(
+        _Integer(0, MAX_TOKENS_LIMIT),
+        "with echo and logprobs: skip so many tokens of the prompt, which may then come from the cache",
+        0, allowed="0 …",
+    )  # fmt: skip
     truncate_prompt_tokens: int | None = _parameter(
         _Integer(1, MAX_TOKENS_LIMIT), "keep only this many tokens at the end of the prompt", allowed="1 …"
     )
@@ -258,6 +263,8 @@ class SamplingParameters:
     def __post_init__(self) -> None:
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest("max_tokens must be at least 1 (0 only with echo)", "max_tokens")
+        if self.logprobs_start and (not self.echo or self.logprobs is None):
+            raise InvalidRequest("logprobs_start needs echo and logprobs", "logprobs_start")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens must not be above max_tokens (got {self.min_tokens} and {self.max_tokens})", "min_tokens"

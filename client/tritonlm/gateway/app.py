@@ -26,8 +26,8 @@ from .loading import Loader
 from .metrics import LiveValues
 from .middleware import REQUEST_ID, RequestMiddleware
 from .quota import Quota
+from .response_store import ResponseStore
 from .responses import IGNORED_HEADER
-from .responses_api.store import ResponseStore
 from .routes import ROUTERS
 from .services import Services
 from .settings import GatewaySettings

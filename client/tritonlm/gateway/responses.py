@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,11 @@ Event = dict[str, str]
 def event_data(value: str) -> str:
     """JSON as one line of an event."""
     return value.translate(_LINE_ENDS)
+
+
+def named_events(events: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """Events that are named by their type."""
+    return [{"event": event["type"], "data": event_data(json.dumps(event, ensure_ascii=False))} for event in events]
 
 
 async def _nothing() -> None:

@@ -15,7 +15,7 @@ from .history import History
 from .loading import Loader
 from .metrics import LiveValues
 from .quota import Quota
-from .responses_api.store import ResponseStore
+from .response_store import ResponseStore
 from .settings import GatewaySettings
 from .training import TrainingService
 

@@ -55,8 +55,8 @@ class Request:
     prefill_started_at: float | None = None
     first_token_at: float | None = None
     ended_at: float | None = None
-    # Prompt tokens whose requested log-probabilities have been added to the output.
-    scored_tokens: int = 0
+    # The next row of the prompt that is scored; it has the log-probability of the token after it.
+    scored_tokens: int = field(init=False)
     # Whether one of its chunks waits for delivery.
     in_delivery: bool = False
     # Set before admission: the adapter that it names, and with structured outputs the Constraint; or the error that
@@ -71,6 +71,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt_ids, *self.parameters.resume_token_ids]
+        self.scored_tokens = max(0, min(self.parameters.logprobs_start, len(self.prompt_ids)) - 1)
 
     def drop_state(self) -> None:
         """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector.
@@ -120,6 +121,13 @@ class Request:
     def needs_every_row(self) -> bool:
         """Whether the hidden states of all prompt tokens are needed, for an embedding or for log-probabilities."""
         return self.embeds or (self.scores_prompt and self.scored_tokens < len(self.prompt_ids) - 1)
+
+    @property
+    def reusable_ids(self) -> list[int]:
+        """Its first tokens, as far as the prefix cache may hold them: a row that is needed has to be computed."""
+        if self.embeds:
+            return []
+        return self.ids[: self.scored_tokens + 1] if self.needs_every_row else self.ids
 
     @property
     def embeds(self) -> bool:

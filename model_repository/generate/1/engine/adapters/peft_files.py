@@ -59,22 +59,24 @@ def _tensors(file: Path, content: bytes) -> dict[str, torch.Tensor]:
     try:
         return load(content)
     except Exception as error:  # the library's own errors, and those of torch for sizes that it cannot make
-        raise CheckpointError(f"{file} is not a valid safetensors file; copy it again ({str(error):.100})") from None
+        reason = " ".join(str(error).split())[:100]
+        raise CheckpointError(f"{file} is not a valid safetensors file; copy it again ({reason})") from None
 
 
 def _layers(file: Path, settings: PeftSettings, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, LowRank]]:
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
+        match = _KEY.fullmatch(key) if key.isprintable() else None
         if match is None:
             kind = next((kind for part, kind in _OTHER_KINDS.items() if part in key), "no matrix of LoRA")
-            raise CheckpointError(f"{file} holds {key[:200]}: {kind}, which is not supported; merge it into its base")
+            raise CheckpointError(f"{file} holds {key[:200]!r}: {kind}, which is not supported; merge it into its base")
         if match["part"] in parts.setdefault(match["layer"], {}):
             raise CheckpointError(f"{file} holds two matrices {match['part']} of {match['layer'][:200]}; save it again")
         parts[match["layer"]][match["part"]] = tensor
     if not parts:
         raise CheckpointError(f"{file} holds no matrices; save the adapter again")
-    for layer, matrices in parts.items():
+    # A file's tensors come in any order.
+    for layer, matrices in sorted(parts.items()):
         if missing := {"A", "B"} - matrices.keys():
             raise CheckpointError(f"{file} lacks lora_{min(missing)} of {layer[:200]}; save the adapter again")
         settings.check_target(layer)

@@ -27,6 +27,7 @@ from .peft_files import read_adapter
 
 _log = logging.getLogger("tritonlm.engine")
 
+AdapterReport = dict[str, str | int]
 Acquired = LoadedAdapter | TritonLMError
 Done = Callable[[Acquired], None]
 
@@ -92,6 +93,14 @@ class AdapterStore:
             self._released.notify_all()
         self._thread.shutdown(wait=False)
 
+    def report(self) -> list[AdapterReport]:
+        """The loaded ones, and how many requests each has."""
+        with self._released:
+            return [
+                {"name": entry.loaded.name, "bytes": entry.nbytes, "running": entry.references}
+                for entry in self._entries.values()
+            ]
+
     @property
     def count(self) -> int:
         return len(self._entries)
@@ -114,6 +123,7 @@ class AdapterStore:
     # The loading thread.
 
     def _run(self, source: AdapterSource) -> None:
+        entry: _Entry | None
         error: TritonLMError | None = None
         try:
             entry = self._load(source)

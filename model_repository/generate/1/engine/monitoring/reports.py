@@ -75,6 +75,7 @@ class Reports:
             "full_context_slots": full_context_slots(
                 self._pool.total, self._pool.blocks_for(self._runner.context_length), self._config.max_sequences
             ),
+            "adapters": self._adapters.report() if self._adapters else [],
             "context_length": self._runner.context_length,
             "vocab_size": self._runner.vocab_size,
             "device": str(self._runner.device),

@@ -20,7 +20,7 @@ from ..config import AUTO, INT4, INT8, EngineConfig
 from ..memory import EngineMemory, MemoryLedger, resident_memory
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import SamplingSettings
-from ..sampling.logprobs import Scores
+from ..sampling.logprobs import Ids, Scores
 from ..sampling.sampler import Argmax
 from ..sampling.token_masks import TokenMasks
 from ..scheduling.scheduler import Slice
@@ -79,7 +79,7 @@ class Runner(Protocol):
         masks: TokenMasks | None = None,
     ) -> torch.Tensor: ...
 
-    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores: ...
+    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Ids, alternatives: int) -> Scores: ...
 
     def clear(self, blocks: Sequence[int]) -> None: ...
 

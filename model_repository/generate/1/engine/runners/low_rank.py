@@ -33,7 +33,8 @@ class LayerWeights:
         a, b = layer.a.to(device, dtype), layer.b.to(device, dtype)
         self.nbytes = a.nbytes + b.nbytes
         packs = packed_linear.is_possible(device, dtype)
-        self._a, self._b = (packed_linear.PackedLinear(m, None) for m in (a, b)) if packs else (_Plain(a), _Plain(b))
+        self._a: nn.Module = packed_linear.PackedLinear(a, None) if packs else _Plain(a)
+        self._b: nn.Module = packed_linear.PackedLinear(b, None) if packs else _Plain(b)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._b(self._a(rows))

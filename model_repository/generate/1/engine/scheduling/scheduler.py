@@ -227,12 +227,11 @@ class Scheduler:
         request = self._next_waiting(others_in_step)
         if request is None:
             return None
-        request.table = self.pool.empty_table(request.prefix_key)
-        if not request.needs_every_row:
-            request.table = self.pool.match(request.ids, request.prefix_key)
-            if self._is_being_computed(self.pool.key_after(request.table, request.ids)):
-                request.table = BlockTable()
-                return None
+        reusable = request.reusable_ids
+        request.table = self.pool.match(reusable, request.prefix_key)
+        if self._is_being_computed(self.pool.key_after(request.table, reusable)):
+            request.table = BlockTable()
+            return None
         # Keep one block for each running request to grow, so that the admission does not cause a preemption.
         headroom = len(self.running)
         held = sum(1 for block in request.table.blocks if self.pool.is_idle(block))

@@ -21,7 +21,7 @@ from ...config import INT8, EngineConfig
 from ...memory import trim_heap
 from ...monitoring.progress import Progress
 from ...sampling.logit_filters import SamplingSettings
-from ...sampling.logprobs import Scores
+from ...sampling.logprobs import Ids, Scores
 from ...sampling.sampler import Argmax
 from ...sampling.scratch import rows_at_once
 from ...sampling.token_masks import TokenMasks
@@ -159,7 +159,7 @@ class NativeRunner:
             self._library.project_rows(self._handle, ctypes.byref(arguments))
             yield logits[: len(hidden_rows), : self.vocab_size]
 
-    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores:
+    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Ids, alternatives: int) -> Scores:
         count = min(alternatives, logits.shape[1])
         finite, token_logprobs = torch.empty(len(rows), dtype=torch.uint8), torch.empty(len(rows))
         top_ids, top_logprobs = torch.empty(len(rows), count, dtype=torch.int64), torch.empty(len(rows), count)

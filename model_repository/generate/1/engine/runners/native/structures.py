@@ -35,7 +35,7 @@ class GroupedForm(ctypes.Structure):
     """As in grouped_form.hpp."""
 
     _fields_ = [
-        *((name, INT) for name in ("bits", "group", "two_level", "has_minima")),
+        *((name, INT) for name in ("bits", "group", "two_level", "has_minima", "pairs")),
         ("zero", FLOAT), ("has_table", INT), ("table", ctypes.c_uint8 * 16),
         *((name, INT) for name in ("record_bytes", "minima_offset", "codes_offset")),
     ]  # fmt: skip
@@ -46,7 +46,8 @@ class GroupedSource(ctypes.Structure):
 
     _fields_ = [
         *((name, POINTER) for name in ("codes", "scales", "minima", "scale_factors", "minimum_factors")),
-        *((name, INT) for name in ("outputs", "inputs")),
+        ("row_bytes", ctypes.c_int64),
+        *((name, INT) for name in ("outputs", "inputs", "type")),
     ]
 
 

@@ -14,6 +14,7 @@ from tritonlm.contract import InvalidRequest
 
 Item = dict[str, Any]
 ChatMessage = dict[str, Any]
+CALLS, OUTPUTS = ("function_call", "custom_tool_call"), ("function_call_output", "custom_tool_call_output")
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 # Calls of hosted tools and their results, as an earlier answer of another server may hold them.
@@ -63,9 +64,9 @@ def _add(conversation: Conversation, item: Any, where: str) -> None:
         _add_message(conversation, item, where)
     elif kind == "reasoning":
         _add_reasoning(conversation, item, where)
-    elif kind in ("function_call", "custom_tool_call"):
+    elif kind in CALLS:
         _add_call(conversation, item, where)
-    elif kind in ("function_call_output", "custom_tool_call_output"):
+    elif kind in OUTPUTS:
         _add_output(conversation, item, where)
     elif kind in _HOSTED_ITEMS:
         conversation.warnings.append(f"{where}: an item of the type {kind} is left out; no such tool is here")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tritonlm.client.chat_tools import ChatTools, read_function, read_name
 from tritonlm.contract import InvalidRequest
 
-from ..chat_tools import ChatTools, read_function, read_name
 from .blocks import read_conversation
 from .schemas import SAMPLING
 

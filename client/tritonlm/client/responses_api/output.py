@@ -61,7 +61,7 @@ class OutputItems:
         """Add an item; returns a function that emits its events."""
         index = len(self.items)
         self.items.append(item)
-        self._emit("response.output_item.added", output_index=index, item=json.loads(json.dumps(item)))
+        self._emit("response.output_item.added", output_index=index, item=item)
 
         def emit(kind: str, **fields: Any) -> None:
             named = {} if kind == "response.output_item.done" else {"item_id": item["id"]}

@@ -1,9 +1,12 @@
-"""Writes one message of the Messages API: from a whole chat, or from its chunks as events. One block is open."""
+"""Writes one message of the Messages API: from a whole chat, or from its chunks as events, which are plain objects.
+
+One block is open at a time.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import copy
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +15,6 @@ from pydantic_core import from_json
 
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, CompletionUsage
 
-from ..responses import Event, event_data
 from .request import ChatCall
 
 Json = dict[str, Any]
@@ -26,7 +28,7 @@ _DELTAS = {
 
 class MessageWriter:
     def __init__(self, model: str, call: ChatCall) -> None:
-        self._events: list[Event] = []
+        self._events: list[Json] = []
         self._parts: list[str] = []
         # The index of the open tool use among the chat's calls; None while another block is open.
         self._call_index: int | None = None
@@ -36,24 +38,24 @@ class MessageWriter:
             "stop_reason": None, "stop_sequence": None, "usage": usage_of(None), "warnings": call.warnings,
         }  # fmt: skip
 
-    def begin(self, usage: CompletionUsage | None) -> list[Event]:
+    def begin(self, usage: CompletionUsage | None) -> list[Json]:
         self._emit("message_start", message={**self.message, "usage": usage_of(usage)})
         self._emit("ping")
         return self._take()
 
-    def chunk(self, chunk: ChatCompletionChunk) -> list[Event]:
+    def chunk(self, chunk: ChatCompletionChunk) -> list[Json]:
         for choice in chunk.choices:
             self._add(choice.delta, choice)
         return self._take()
 
-    def end(self, usage: CompletionUsage | None) -> list[Event]:
+    def end(self, usage: CompletionUsage | None) -> list[Json]:
         self._finish(usage)
         delta = {name: self.message[name] for name in ("stop_reason", "stop_sequence")}
         self._emit("message_delta", delta=delta, usage=self.message["usage"])
         self._emit("message_stop")
         return self._take()
 
-    def failure(self, body: Mapping[str, Any]) -> list[Event]:
+    def failure(self, body: Mapping[str, Any]) -> list[Json]:
         """`body`: the error in Anthropic's form."""
         self._emit("error", error=body["error"])
         return self._take()
@@ -124,10 +126,10 @@ class MessageWriter:
         self.message["usage"] = usage_of(usage)
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        data = json.dumps({"type": kind, **fields}, ensure_ascii=False)
-        self._events.append({"event": kind, "data": event_data(data)})
+        # A copy: what is written now changes until the end.
+        self._events.append({"type": kind, **copy.deepcopy(fields)})
 
-    def _take(self) -> list[Event]:
+    def _take(self) -> list[Json]:
         events, self._events = self._events, []
         return events
 

@@ -1,18 +1,17 @@
-"""Writes one response: from a whole chat, or from its chunks as events with sequence numbers."""
+"""Writes one response: from a whole chat, or from its chunks as numbered events. All of them are plain objects."""
 
 from __future__ import annotations
 
-import json
+import copy
 import secrets
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tritonlm.client.chats import renamed
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, CompletionUsage
 from tritonlm.contract import TritonLMError
 
-from ..chat_calls import renamed
-from ..responses import Event, event_data
 from .output import COMPLETED, IN_PROGRESS, INCOMPLETE, Json, OutputItems
 from .request import NAMES, ChatCall
 
@@ -27,7 +26,7 @@ _FAILED = "failed"
 
 class ResponseWriter:
     def __init__(self, sent: Mapping[str, Any], call: ChatCall, is_stored: bool) -> None:
-        self._events: list[Event] = []
+        self._events: list[Json] = []
         self._sequence_number = 0
         self._items = OutputItems(self._emit, call.custom_tools)
         self._is_cut = False
@@ -38,24 +37,24 @@ class ResponseWriter:
             **{name: sent.get(name, default) for name, default in _ECHOED.items()}, "warnings": call.warnings,
         }  # fmt: skip
 
-    def begin(self) -> list[Event]:
+    def begin(self) -> list[Json]:
         self._emit("response.created", response=self.response)
         self._emit("response.in_progress", response=self.response)
         return self._take()
 
-    def chunk(self, chunk: ChatCompletionChunk) -> list[Event]:
+    def chunk(self, chunk: ChatCompletionChunk) -> list[Json]:
         for choice in chunk.choices:
             entries = _logprobs(choice.logprobs.content if choice.logprobs else ())
             self._add(choice.delta, entries)
             self._is_cut = choice.finish_reason == "length"
         return self._take()
 
-    def end(self, usage: CompletionUsage | None) -> list[Event]:
+    def end(self, usage: CompletionUsage | None) -> list[Json]:
         self._finish(usage)
         self._emit(f"response.{self.response['status']}", response=self.response)
         return self._take()
 
-    def failure(self, error: Exception, body: Mapping[str, Any]) -> list[Event]:
+    def failure(self, error: Exception, body: Mapping[str, Any]) -> list[Json]:
         """The end of a stream that fails: the response with its error. `body`: the error in OpenAI's form."""
         details = body["error"]
         if isinstance(error, TritonLMError):
@@ -99,11 +98,11 @@ class ResponseWriter:
             self.response["usage"] = usage_of(usage)
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        data = {"type": kind, "sequence_number": self._sequence_number, **fields}
-        self._events.append({"event": kind, "data": event_data(json.dumps(data, ensure_ascii=False))})
+        # A copy: what is written now changes until the end.
+        self._events.append({"type": kind, "sequence_number": self._sequence_number, **copy.deepcopy(fields)})
         self._sequence_number += 1
 
-    def _take(self) -> list[Event]:
+    def _take(self) -> list[Json]:
         events, self._events = self._events, []
         return events
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tritonlm.client.chat_tools import ChatTools, read_function, read_name
 from tritonlm.contract import InvalidRequest
 
-from ..chat_tools import ChatTools, read_function, read_name
 from .items import CUSTOM_INPUT
 
 _CUSTOM_PARAMETERS = {

@@ -1,4 +1,4 @@
-"""The body of POST /v1/messages and the objects of its answers.
+"""The fields of a request: of POST /v1/messages, and of `client.messages.create`.
 
 Fields without an effect on a local model are accepted where they cannot change the answer; the others are refused.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import Field, create_model
 
+from tritonlm.client.chat_tools import MAX_TOOLS
+from tritonlm.client.request_fields import Body, Integer, Model, Refused, ShortText, sampling_fields
 from tritonlm.contract.parameters import MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TOKENS_LIMIT
-
-from ..chat_tools import MAX_TOOLS
-from ..errors import ErrorBody
-from ..schemas import Body, Integer, Model, Refused, ShortText, sampling_fields
 
 _MAX_MESSAGES = 100_000
 # Validated by `blocks` and `request`, whose errors name the place.
@@ -72,7 +70,8 @@ class _Message(_Prompt):
 
 # `stop` is `stop_sequences` here, and `response_format` is `output_config.format`.
 _WITHOUT = (
-    "echo", "logprobs", "add_special_tokens", "max_tokens", "stop", "response_format", "return_token_ids"
+    "echo", "logprobs", "logprobs_start", "add_special_tokens", "max_tokens", "stop", "response_format",
+    "return_token_ids",
 )  # fmt: skip
 MessageRequest: type[_Message] = create_model("MessageRequest", __base__=_Message, **sampling_fields(*_WITHOUT))
 SAMPLING = tuple(sampling_fields(*_WITHOUT))
@@ -80,36 +79,3 @@ SAMPLING = tuple(sampling_fields(*_WITHOUT))
 
 class CountRequest(_Prompt):
     speed: Literal["standard", "fast"] | None = Field(None, description="no effect")
-
-
-class TokenCount(BaseModel):
-    input_tokens: int
-
-
-class MessageUsage(BaseModel):
-    """The prompt's tokens are the sum of the three fields about input."""
-
-    input_tokens: int
-    cache_creation_input_tokens: int
-    cache_read_input_tokens: int
-    output_tokens: int
-
-
-class MessageObject(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    type: Literal["message"]
-    role: Literal["assistant"]
-    model: str
-    content: list[dict[str, Any]]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
-    stop_sequence: str | None
-    usage: MessageUsage
-    warnings: list[str] = Field(description="fields and tools of the request that have no effect here")
-
-
-class MessageError(ErrorBody):
-    """OpenAI's fields in Anthropic's form."""
-
-    type: Literal["error"]

@@ -1,4 +1,4 @@
-"""The body of POST /v1/responses and the objects of its answers.
+"""The fields of a request: of POST /v1/responses, and of `client.responses.create`.
 
 Fields without an effect on a local model are accepted where they cannot change the answer; the others are refused.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import Field, WithJsonSchema, create_model
 
+from tritonlm.client.chat_tools import MAX_TOOLS
+from tritonlm.client.request_fields import Body, Integer, Model, Refused, ShortText, sampling_fields
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
-
-from ..chat_tools import MAX_TOOLS
-from ..schemas import Body, Integer, Model, Refused, ShortText, sampling_fields
 
 MAX_ITEMS = 10_000
 # Validated by `items` and `tools`, whose errors name the place.
@@ -88,7 +87,9 @@ class _Base(Body):
     max_tool_calls: Annotated[Integer | None, Field(ge=1)] = Field(None, description="counts hosted tools: no effect")
     user: ShortText = Field(None, description="an identifier of the end user")
     safety_identifier: ShortText = Field(None, description="an identifier of the end user")
-    truncation: Annotated[Literal["disabled"] | None, Field(description="auto is not supported")] = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="auto: leave out the oldest items until the prompt fits into the context"
+    )
     background: Flag = Field(None, description="true is not supported")
     conversation: Refused = Field(None, description="not supported: use previous_response_id")
     prompt: Refused = Field(None, description="not supported: this server has no prompt templates")
@@ -97,7 +98,15 @@ class _Base(Body):
 
 
 # `response_format` is `text.format` here.
-_WITHOUT = ("echo", "logprobs", "add_special_tokens", "max_tokens", "response_format", "return_token_ids")
+_WITHOUT = (
+    "echo",
+    "logprobs",
+    "logprobs_start",
+    "add_special_tokens",
+    "max_tokens",
+    "response_format",
+    "return_token_ids",
+)
 ResponseRequest: type[_Base] = create_model("ResponseRequest", __base__=_Base, **sampling_fields(*_WITHOUT))
 SAMPLING = tuple(sampling_fields(*_WITHOUT))
 
@@ -113,41 +122,7 @@ class InputTokensRequest(Body):
     reasoning: ReasoningConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     text: TextConfig | None = None
-    truncation: Annotated[Literal["disabled"] | None, Field(description="auto is not supported")] = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="auto: leave out the oldest items until the prompt fits into the context"
+    )
     conversation: Refused = Field(None, description="not supported: use previous_response_id")
-
-
-class InputTokens(BaseModel):
-    object: Literal["response.input_tokens"] = "response.input_tokens"
-    input_tokens: int
-
-
-class ResponseObject(BaseModel):
-    """A response: its output items and usage, and the fields of its request."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    object: Literal["response"]
-    created_at: int
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    model: str
-    output: list[dict[str, Any]]
-    error: dict[str, Any] | None
-    incomplete_details: dict[str, Any] | None
-    usage: dict[str, Any] | None
-    warnings: list[str] = Field(description="fields and tools of the request that have no effect here")
-
-
-class DeletedResponse(BaseModel):
-    id: str
-    object: Literal["response"] = "response"
-    deleted: Literal[True] = True
-
-
-class ItemList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

@@ -58,6 +58,11 @@ def chat_call(sent: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -
     return ChatCall(arguments, items, tools.custom, warnings)
 
 
+def check_stream_options(sent: Mapping[str, Any]) -> None:
+    if "stream_options" in sent and not sent.get("stream"):
+        raise InvalidRequest("stream_options needs stream: true", "stream_options")
+
+
 def _text_format(text: Mapping[str, Any]) -> dict[str, Any]:
     """`text.format` as the chat's `response_format`, which has the schema one level deeper."""
     value = text.get("format")
