@@ -109,6 +109,16 @@ class Settings(ObservabilitySettings):
         default_factory=list,
         description="The same as MODEL: what to serve, under its own name or as NAME=MODEL; may be repeated.",
     )
+    adapter: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="LoRA adapter to serve beside its language model: NAME=PATH for the first MODEL, or "
+        "LM:NAME=PATH; a folder or ORG/NAME of the Hub; may be repeated.",
+    )
+    adapters_folder: Path | None = Field(
+        None,
+        description="Folder of the adapters files, one for each language model; default: the one that tritonlm "
+        "adapters writes.",
+    )
     load: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="Language model to load at start, the others at their first request; may be repeated. Default: "
@@ -158,7 +168,7 @@ class Settings(ObservabilitySettings):
         30, ge=0, description="Time that running requests have after the stop signal, before they are cut off."
     )
 
-    @field_validator("model_repository", "load", "checkpoint", mode="before")
+    @field_validator("model_repository", "load", "checkpoint", "adapter", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -184,6 +194,11 @@ class Settings(ObservabilitySettings):
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of the adapters files that the engines follow."""
+        return (self.adapters_folder or paths.adapters()).resolve()
 
 
 def option_name(field: str) -> str:
