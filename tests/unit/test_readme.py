@@ -73,6 +73,17 @@ def test_the_readme_is_one_page() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
 
 
+def test_each_row_of_the_features_is_linked_to_its_test() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Features\n")[1].split("\n## ")[0]
+    _, rule, *rows = [line.split(" | ") for line in section.splitlines() if line.startswith("|")]
+    assert rule[0].startswith("|---")
+    assert len(rows) > 20
+    for row in rows:
+        assert re.fullmatch(r"\[yes\]\(tests/[\w/]+/test_\w+\.py\)(, \[yes\]\(tests/[\w/]+/test_\w+\.py\))*", row[1]), (
+            row[0]
+        )
+
+
 def test_the_readme_links_to_every_page() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text] == []
