@@ -219,12 +219,12 @@ def prepare(
             packed_linear.pack(model)
         if fuses and block_attention.is_possible(model.device):
             _log.info("%s: %d layers are fused", name, fused_layers.fuse(model, mlps=fuses_mlps))
+            rotary.install(model)
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)
         output = model(input_ids=ids, position_ids=rows.unsqueeze(0), use_cache=False, logits_to_keep=rows, paged=True)
         logits = output.logits
-            rotary.install(model)
         head.check(logits)
     except Exception as error:  # a foreign forward may raise anything
         raise CheckpointError(f"{refusal} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})") from error
