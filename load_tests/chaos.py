@@ -3,10 +3,10 @@
     scripts/chaos [--faults 40] [--clients 64] [--tritons 2] [--pause 5] [--seed 0]
 
 Clients request completions from both bundled language models, greedy and with seeds, with and without streams, half of
-them with structured outputs.
-Meanwhile processes are killed (SIGKILL) or stopped (SIGSTOP) at random times: a model's tokenize, generate or
-detokenize, or a whole Triton. Every request must be answered with the same text, usage and finish reason as in a run
-without faults. The report lists the faults and the longest pause of a stream.
+them with structured outputs. Meanwhile processes are killed (SIGKILL) or stopped (SIGSTOP) at random times: a model's
+tokenize, generate or detokenize, or a whole Triton. Every request must be answered with the same text, usage and finish
+reason as in a run without faults, and with structured outputs the text must follow its form. The report lists the
+faults and the longest pause of a stream.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 import psutil
+from forms import MOST_TOKENS, STORIES, SUMS, Form
 from rich.console import Console
 from rich.table import Table
 from servers import Fleet, fleet
@@ -35,21 +36,6 @@ SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 # Stops are rarer, since the supervisor needs time to detect a hanging process.
 WEIGHTS = (3, 1)
 MAX_SECONDS = 120.0
-# Half of the requests have one of these. Each allows a text that is longer than max_tokens.
-CONSTRAINTS = (
-    {"regex": "[A-Za-z0-9 ,.]+"},
-    {"grammar": 'start: (WORD " " NUMBER "; ")+\nWORD: /[a-zé]+/\nNUMBER: /[0-9]{1,4}/'},
-    {"json": {
-        "type": "array", "minItems": 40,
-        "items": {
-            "type": "object",
-            "properties": {"name": {"type": "string", "maxLength": 12}, "kind": {"enum": ["animal", "thing"]}},
-            "required": ["name", "kind"], "additionalProperties": False,
-        },
-    }},
-)  # fmt: skip
-# The tokens of abacus are digits and a few other characters.
-SUMS = ({"regex": "[0-9]+"}, {"regex": "-?[1-9]{2,6}=?"})
 
 console = Console()
 
@@ -57,6 +43,8 @@ console = Console()
 @dataclass(frozen=True)
 class Request:
     body: str
+    # What the answer must follow, in half of the requests. The body has it, too.
+    form: Form | None = field(default=None, compare=False)
 
     @classmethod
     def create(cls, rng: random.Random) -> Request:
@@ -65,16 +53,26 @@ class Request:
             body: dict[str, Any] = {"model": "abacus", "prompt": f"{one}+{other}=", "max_tokens": 8}
         else:
             body = {"model": "fable", "prompt": rng.choice(["Once upon a time", "The fox", "One day a mole"])}
-            body |= {"max_tokens": rng.randrange(100, 400), "ignore_eos": True}
-        if rng.random() < 0.5:
-            body["structured_outputs"] = rng.choice(CONSTRAINTS if body["model"] == "fable" else SUMS)
+            body |= {"max_tokens": rng.randrange(100, MOST_TOKENS), "ignore_eos": True}
+        form = rng.choice(STORIES if body["model"] == "fable" else SUMS) if rng.random() < 0.5 else None
+        if form:
+            body["structured_outputs"] = form.structured_outputs
+            if form.is_json:
+                body["max_tokens"] = MOST_TOKENS
         if rng.random() < 0.5:
             body |= {"temperature": 0}
         else:
             body |= {"temperature": 1, "seed": rng.randrange(2**31)}
         if rng.random() < 0.7:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return cls(json.dumps(body))
+        return cls(json.dumps(body), form)
+
+    def mistake(self, response: Response, expected: Response) -> str:
+        """Why the response is wrong; empty: it is not."""
+        if response != expected:
+            return f"expected {expected}, got {response}"
+        error = self.form.error(response.text) if self.form else ""
+        return f"{response} does not follow its form: {error}" if error else ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,8 @@ class Response:
 @dataclass
 class Result:
     answered: int = 0
+    # Of them with structured outputs.
+    constrained: int = 0
     wrong: list[str] = field(default_factory=list)
     # The longest pause of each stream, and when it began.
     pauses: list[tuple[float, float]] = field(default_factory=list)
@@ -129,8 +129,9 @@ async def client(
             continue
         result.answered += 1
         result.pauses.append(pause)
-        if response != expected[request]:
-            result.wrong.append(f"expected {expected[request]}, got {response} ({request.body})")
+        result.constrained += request.form is not None
+        if mistake := request.mistake(response, expected[request]):
+            result.wrong.append(f"{mistake} ({request.body})")
 
 
 async def inject_faults(servers: Fleet, faults: int, pause: float, result: Result, rng: random.Random) -> None:
@@ -192,6 +193,7 @@ def report(result: Result) -> None:
         table.add_row(kind, str(len(pauses)), f"{sorted(pauses)[len(pauses) // 2]:.1f}", f"{max(pauses):.1f}")
     console.print(table)
     console.print(f"longest pause in any stream: {max(result.pauses)[0]:.1f} s")
+    console.print(f"{result.constrained} of {result.answered} answers had to follow a form")
     console.print(f"{result.answered} requests answered as without faults; {len(result.wrong)} were not")
     for wrong in result.wrong[:10]:
         console.print(f"  {wrong}", style="red", markup=False)

@@ -72,6 +72,11 @@ RULES = (
         why="parsers are plain Python, and the client installs without more",
     ),
     Rule(
+        ("client/tritonlm/client/responses_api/**/*.py", "client/tritonlm/client/messages_api/**/*.py"),
+        only=("pydantic", "pydantic_core", "tritonlm.client", "tritonlm.contract"),
+        why="conversions are plain Python, and the client installs without more",
+    ),
+    Rule(
         ("client/tritonlm/client/transport/**/*.py",),
         never=("fastapi", "torch", "tokenizers"),
         why="the client installs without them",

@@ -13,7 +13,8 @@ import process_owner
 import pytest
 
 # Fixtures that start a Triton for a whole session; the first two serve the same files.
-_SHARED = {"shared_server": "shared", "shared_small_server": "shared", "bundled": "bundled"}
+_SHARED = {"shared_server": "shared", "shared_small_server": "shared", "bundled": "bundled",
+           "served_smollm2": "smollm2"}  # fmt: skip
 # Folders whose tests take minutes.
 _LONG = ("over_triton", "real_models")
 # Files whose tests need little set-up and take long together: any worker takes any of their tests.

@@ -9,8 +9,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from tritonlm.contract import Chunk, GenerationRequest, Usage
-from tritonlm.contract.adapter import inputs_of, response, text_of
 from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
+from tritonlm.contract.triton_requests import inputs_of, response, text_of
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SENDERS = 4

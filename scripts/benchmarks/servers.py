@@ -96,7 +96,7 @@ def running(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) 
         while not _is_ready(f"{process.url}/health"):
             if _has_ended(process.pid) or time.monotonic() > process.started_at + START_SECONDS:
                 raise RuntimeError(f"{server} does not start; see {FOLDER / server}.log")
-            time.sleep(0.1)
+            time.sleep(0.02)
         yield process
 
 

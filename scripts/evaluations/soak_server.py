@@ -107,14 +107,22 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(name: str, folder: Path, seconds: float, dtype: str = "auto", weights: str = "full") -> Iterator[Server]:
-    """Run `tritonlm serve` on loopback and stop it at the end."""
+def serving(
+    name: str,
+    folder: Path,
+    seconds: float,
+    dtype: str = "auto",
+    weights: str = "full",
+    options: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Run `tritonlm serve` on loopback, with further `options`, and stop it at the end."""
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = free_ports(4)
-        options = zip(("--port", "--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
+        port_options = zip(("--port", "--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
         command = [sys.executable, "-m", "tritonlm.cli", "serve", "--checkpoint", f"{name}={folder}", "--device", "cpu"]
-        command += ["--dtype", dtype, "--weights", weights, *(part for option in options for part in option)]
+        command += ["--dtype", dtype, "--weights", weights, *(part for option in port_options for part in option)]
+        command += options
         # The checks take longer than the default limits allow.
         environment = os.environ | {
             "TRITONLM_KEYS": str(work / "keys.json"),

@@ -12,7 +12,8 @@ from stage import ROOT, Options, Report
 
 # The kernels' own tests run on a CPU. The others choose the device by themselves: a GPU where there is one.
 FILES = (
-    "test_families.py", "test_graphs.py", "test_engine.py", "test_speculation_engine.py", "test_step_journal.py",
+    "test_families.py", "test_graphs.py", "test_async_sampling.py", "test_engine.py", "test_speculation_engine.py",
+    "test_step_journal.py",
 )  # fmt: skip
 _TINY = ("-k", "async_step and not mixed", "tests/inference/test_graphs.py")
 # The time to stop and report before the stage is killed.

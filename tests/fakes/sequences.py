@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from engine.adapters.loaded import LoadedAdapter
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Sequence:
     blocks: list[int]
     needs_every_row: bool = True
     embeds: bool = False
+    adapter: LoadedAdapter | None = None
     table: Table = field(init=False)
 
     def __post_init__(self) -> None:

@@ -181,6 +181,13 @@ def test_unknown_urls_and_methods_get_404_and_405(gateway: Gateway) -> None:
     error_of(wrong)
 
 
+@pytest.mark.parametrize("name", ["a%0Ab", "fake%0A", "a/b%0A", "%E2%80%A8", "a%0D"])
+def test_a_models_name_may_hold_any_character(gateway: Gateway, name: str) -> None:
+    """A line break does not end the name, so that it names no other model and no other route."""
+    missing = gateway.http.get(f"/v1/models/{name}")
+    assert (missing.status_code, error_of(missing)["code"]) == (404, "model_not_found")
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_body_that_is_too_large_is_not_read(gateway: Gateway, chunked: bool) -> None:
     body = json.dumps({"model": LM, "prompt": "x" * 30_000}).encode()

@@ -12,7 +12,7 @@ import openai
 import pytest
 from fakes.fake_transport import CONTEXT, LM, FakeTransport
 from tritonlm.contract import EngineFailure, ModelNotFound
-from tritonlm.gateway.responses_api.store import ResponseStore
+from tritonlm.gateway.response_store import ResponseStore
 
 from .conftest import Gateway, running_gateway
 
@@ -130,7 +130,7 @@ def test_a_failure_in_a_stream_is_a_failed_response(gateway: Gateway, sdk: opena
         ({"temperature": 3}, "temperature"),
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"truncation": "half"}, "truncation"),
         ({"store": True}, "store"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -242,3 +242,72 @@ def test_the_oldest_responses_make_room(tmp_path: Path) -> None:
     assert store.get("", "29").items
     with pytest.raises(ModelNotFound, match="no stored response"):
         store.get("", "0")
+
+
+def turns(*texts: str) -> list[dict[str, Any]]:
+    """Messages of the user, each with an answer but the last."""
+    items = [{"role": role, "content": text} for text in texts for role in ("user", "assistant")]
+    return items[:-1]
+
+
+def kept(gateway: Gateway, items: list[dict[str, Any]], **fields: Any) -> tuple[list[str], list[str]]:
+    """The contents of the messages that the model got, and the warnings."""
+    answer = gateway.post("/v1/responses", model=LM, input=items, truncation="auto", **fields).json()
+    assert answer.get("truncation") == "auto", answer
+    return [message["content"] for message in sent_messages(gateway)], answer["warnings"]
+
+
+LONG = "x" * 200
+
+
+def test_truncation_leaves_out_the_oldest_items_until_the_prompt_fits(gateway: Gateway) -> None:
+    # The fake counts a token for each byte of the messages and of the prompt's end.
+    items = [{"role": "developer", "content": "Be brief."}, *turns(f"a{LONG}", f"b{LONG}", "c")]
+    contents, warnings = kept(gateway, items, instructions="Rule.", max_output_tokens=10)
+    assert contents == ["Rule.\n\nBe brief.", f"b{LONG}", f"b{LONG}", "c"]
+    assert warnings == ["truncation: 2 of 6 items are left out, the oldest ones"]
+    # As few as needed: with less room for the answer all but the last message fits no more.
+    assert kept(gateway, items, max_output_tokens=400)[0] == ["Be brief.", "c"]
+    whole = [{"role": "user", "content": "short"}]
+    assert kept(gateway, whole) == (["short"], [])
+
+
+def test_truncation_keeps_calls_and_their_outputs_together(gateway: Gateway) -> None:
+    def call(name: str) -> dict[str, Any]:
+        return {"type": "function_call", "call_id": name, "name": "f", "arguments": "{}"}
+
+    def output(name: str) -> dict[str, Any]:
+        return {"type": "function_call_output", "call_id": name, "output": f"{name}{LONG}"}
+
+    items = [*turns("old", "task"), call("1"), call("2"), output("1"), output("2"), call("3"), output("3")]
+    contents, warnings = kept(gateway, items)
+    assert contents == ["task", "", f"3{LONG}"]
+    assert warnings == ["truncation: 6 of 9 items are left out, the oldest ones"]
+    # A message between a call and its output is no place to cut.
+    between = [*turns(LONG, "task"), call("1"), {"role": "user", "content": "Hurry"}, output("1")]
+    assert kept(gateway, between)[0] == ["task", "", "Hurry", f"1{LONG}"]
+    # What cannot be shortened any further is refused as without truncation, and nothing is dropped silently.
+    counted = gateway.post("/v1/responses/input_tokens", model=LM, input=items, truncation="auto").json()
+    assert 200 < counted["input_tokens"] <= CONTEXT
+
+
+def test_truncation_is_off_by_default_and_refuses_what_never_fits(gateway: Gateway, sdk: openai.OpenAI) -> None:
+    items: Any = turns(f"a{LONG}", f"b{LONG}", "c")
+    assert sdk.responses.create(model=LM, input=items).truncation == "disabled"
+    assert len(sent_messages(gateway)) == 5
+    gateway.post("/v1/responses", model=LM, input=items, truncation="auto", max_output_tokens=CONTEXT)
+    assert [message["content"] for message in sent_messages(gateway)] == ["c"]
+    assert (
+        gateway.post("/v1/responses", model=LM, input="a", truncation="half").json()["error"]["param"] == "truncation"
+    )
+
+
+def test_truncation_reaches_into_stored_responses(storing: Gateway) -> None:
+    sdk = sdk_of(storing)
+    first = sdk.responses.create(model=LM, input=LONG * 2, max_output_tokens=5)
+    second = sdk.responses.create(
+        model=LM, input=LONG, previous_response_id=first.id, truncation="auto", max_output_tokens=5
+    )
+    assert [message["content"] for message in sent_messages(storing)] == [LONG]
+    # The request's own items are stored, whole.
+    assert len(sdk.responses.input_items.list(second.id).data) == 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
-from fakes.fake_transport import FakeTransport
+from fakes.fake_transport import LM, FakeTransport
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -25,6 +26,9 @@ from .conftest import Gateway, running_gateway
 SCHEMA = schemathesis.openapi.from_dict(
     create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()
 )
+# Every body's size has a limit, which is documented with its status; a body that is too large is not read any further.
+REJECTION = SCHEMA.config.checks.negative_data_rejection
+REJECTION.expected_statuses = [*REJECTION.expected_statuses, "413"]
 OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
 # Some rules are not in the schema, since they depend on another field or on the model, such as best_of >= n.
 BEYOND_SCHEMA = [positive_data_acceptance]
@@ -69,6 +73,68 @@ def test_every_training_route_is_as_documented(training_gateway: Gateway, label:
     check_operation(training_gateway, label, mode, [])
 
 
+# Generated names of models and ids of files are unknown: these requests have known ones, and reach the code behind.
+KNOWN_MODEL = [
+    "POST /v1/chat/completions", "POST /v1/responses", "POST /v1/responses/input_tokens", "POST /v1/messages",
+    "POST /v1/messages/count_tokens", "POST /v1/score", "POST /v1/rerank", "POST /v1/decisions", "POST /apply-template",
+    "POST /v1/batches",
+]  # fmt: skip
+KNOWN_ID = [
+    label for label in OPERATIONS
+    if any(f"/v1/{name}/{{" in label for name in ("responses", "files", "batches"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", KNOWN_MODEL)
+def test_a_route_is_as_documented_for_a_known_model(gateway: Gateway, label: str) -> None:
+    changed = {"model": LM} if "batches" not in label else {"input_file_id": upload(gateway)}
+    assert check_known(gateway, label, lambda case: case.body.update(changed))
+
+
+@pytest.mark.parametrize("label", KNOWN_ID)
+def test_a_route_is_as_documented_for_a_known_id(gateway: Gateway, label: str) -> None:
+    def make() -> str:
+        if "responses" in label:
+            return str(gateway.post("/v1/responses", model=LM, input="a", max_output_tokens=2).json()["id"])
+        if "files" in label:
+            return upload(gateway)
+        body = {"input_file_id": upload(gateway), "endpoint": "/v1/completions", "completion_window": "24h"}
+        return str(gateway.post("/v1/batches", **body).json()["id"])
+
+    known = make()
+
+    def change(case: Any) -> None:
+        (name,) = case.path_parameters
+        # What is deleted needs a new one each time.
+        case.path_parameters[name] = make() if label.startswith("DELETE") else known
+
+    assert check_known(gateway, label, change)
+
+
+def upload(gateway: Gateway) -> str:
+    """The id of a file of one request."""
+    body = {"model": LM, "prompt": "a", "max_tokens": 2}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": body}
+    answer = gateway.http.post("/v1/files", files={"file": ("in.jsonl", json.dumps(line))}, data={"purpose": "batch"})
+    return str(answer.json()["id"])
+
+
+def check_known(gateway: Gateway, label: str, change: Callable[[Any], None]) -> int:
+    """Check requests that `change` has changed; the number of those that succeeded."""
+    succeeded = 0
+
+    @settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def hold(data: st.DataObject) -> None:
+        nonlocal succeeded
+        case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=GenerationMode.POSITIVE))
+        change(case)
+        succeeded += case.call_and_validate(base_url=gateway.url, excluded_checks=BEYOND_SCHEMA).status_code == 200
+
+    hold()
+    return succeeded
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_every_route_requires_its_scope_for_any_data(tmp_path: Path, scope: str) -> None:
     """No route fails, and a key with another scope gets 403."""
@@ -104,6 +170,20 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
     def hold(data: st.DataObject) -> None:
         case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=mode))
         case.call_and_validate(base_url=gateway.url, excluded_checks=[*BEYOND_SCHEMA, *excluded])
+
+    hold()
+
+
+def test_a_body_that_is_too_large_is_refused_as_documented(gateway: Gateway) -> None:
+    """The limit of a body is a limit of the server, not of its schema: each of these choices is valid alone."""
+
+    @settings(max_examples=1, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=OPERATIONS["POST /v1/completions"].as_strategy(generation_mode=GenerationMode.NEGATIVE))
+    def hold(case: Any) -> None:
+        case.path_parameters, case.query, case.headers, case.cookies = {}, {}, {}, {}
+        case.body = {"model": "fake", "prompt": "a", "guided_choice": [*(["x" * 2**18] * 17), 1]}
+        answer = case.call_and_validate(base_url=gateway.url, excluded_checks=BEYOND_SCHEMA)
+        assert answer.status_code == 413
 
     hold()
 

@@ -96,6 +96,15 @@ def test_a_decision_is_the_same_alone_and_with_others(sdk: openai.OpenAI) -> Non
     assert alone == together[:2]
 
 
+def test_the_options_of_a_decision_share_the_computed_input(gateway: Gateway) -> None:
+    """Log-probabilities are asked for after the shortest prompt only: what comes before is computed once."""
+    gateway.post("/v1/decisions", model=LM, input="A red fox.", questions=[RED_OR_BLUE, TRUE])
+    prompts = [call.prompt.input_ids or () for call in gateway.transport.calls]
+    options = [len(text) for text in ('"red"', '"blue"', "true", "true", "false")]
+    shortest = min(len(prompt) - length for prompt, length in zip(prompts, options, strict=True))
+    assert {call.parameters["logprobs_start"] for call in gateway.transport.calls} == {shortest}
+
+
 def test_the_probability_is_that_of_the_formula(gateway: Gateway) -> None:
     answer = gateway.post("/v1/decisions", model=LM, input="A red fox.", questions=[TRUE]).json()["answers"][0]
     prompt = "A red fox.\n\nIt is red.\n\nIs this true? Answer true or false.\n\nAnswer: "

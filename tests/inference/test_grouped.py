@@ -35,7 +35,7 @@ def stored(kind: str, outputs: int = OUTPUTS, inputs: int = INPUTS) -> Quantized
         raw[..., 2:4] = scales[..., 2:]
     if kind == "MXFP4":
         raw[..., 0] = generator.integers(115, 125, raw.shape[:2])
-    return gguf_blocks.quantized(raw.reshape(outputs, -1), kind, size)
+    return gguf_blocks.quantized(raw.reshape(outputs, -1), kind)
 
 
 class Matmul:
@@ -108,6 +108,13 @@ def test_sums_are_those_of_the_dequantized_weights(kind: str, variant: str) -> N
     for count in COUNTS:
         assert torch.equal(multiply(rows[-count:])[:, :OUTPUTS], results[-count:])
     multiply.close()
+
+
+@pytest.mark.parametrize("kind", sorted(gguf_blocks.TYPES))
+def test_packed_weights_take_at_most_a_tenth_more_than_in_the_file(kind: str) -> None:
+    block, size = BLOCKS[kind]
+    packed = pack_groups(stored(kind, 48, 768), library_of("all"))
+    assert packed.data.nbytes <= 1.1 * 48 * 768 // block * size
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -162,6 +162,24 @@ def test_a_token_has_the_same_logprob_in_prompt_and_output(tmp_path: Path) -> No
         assert entry.logprob == max(value for _, value in entry.top)
 
 
+def test_the_beginning_of_scored_prompts_is_computed_once_and_the_bits_are_the_same(tmp_path: Path) -> None:
+    folder = save_model("llama wide", tmp_path)
+    prefix = [(7 * n) % (VOCABULARY - 3) + 3 for n in range(90)]
+    prompts = [[*prefix, *option] for option in ([5], [6, 7], [8, 9, 10], [5, 6])]
+    expected = [echoed(make_engine(folder), prompt, logprobs=0, max_tokens=0) for prompt in prompts]
+    engine = make_engine(folder, prefill_tokens=64)
+    outputs = [
+        submit(engine, prompt, echo=True, logprobs=0, logprobs_start=len(prefix), max_tokens=0) for prompt in prompts
+    ]
+    run(engine)
+    for output, alone, prompt in zip(outputs, expected, prompts, strict=True):
+        assert [entry.token_id for entry in output.logprobs] == prompt
+        assert [entry.logprob for entry in output.logprobs[:90]] == [None] * 90
+        assert output.logprobs[90:] == alone[90:]
+    # Blocks of four tokens: of 89 tokens before the first row that is needed, 88.
+    assert [output.final.usage.cached for output in outputs] == [0, 88, 88, 88]
+
+
 def test_one_token_and_preempted_prompts_are_scored_once(tmp_path: Path) -> None:
     folder = save_model("gpt2", tmp_path)
     engine = make_engine(folder, prefill_tokens=16, kv_cache_tokens=96, max_context_tokens=96)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tritonlm.cli import app
@@ -50,6 +52,27 @@ def test_generate_reads_an_argument_or_standard_input(server: Server) -> None:
     whole = json.loads(tritonlm(server, "generate", "Once upon", *options, "--json").stdout)
     assert result.exit_code == 0
     assert result.stdout == piped.stdout == whole["choices"][0]["text"] + "\n"
+
+
+def test_an_output_follows_a_schema_a_regex_choices_and_a_grammar(server: Server, tmp_path: Path) -> None:
+    schema, grammar = tmp_path / "animal.json", tmp_path / "animal.lark"
+    schema.write_text('{"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"], '
+                      '"additionalProperties": false}', encoding="utf-8")  # fmt: skip
+    grammar.write_text('start: ("fox" | "owl") "s"', encoding="utf-8")
+    legs = tritonlm(server, "generate", "a", "--schema", str(schema), "--max-tokens", "60")
+    assert legs.exit_code == 0, legs.stderr
+    assert json.loads(legs.stdout)["legs"] in (2, 4)
+    assert tritonlm(server, "generate", "a", "--choice", "yes", "--choice", "no").stdout in ("yes\n", "no\n")
+    assert re.fullmatch("[ab]{3}\n", tritonlm(server, "generate", "a", "--regex", "[ab]{3}").stdout)
+    assert tritonlm(server, "generate", "a", "--grammar", str(grammar)).stdout in ("foxs\n", "owls\n")
+    cut = tritonlm(server, "generate", "a", "--schema", str(schema), "--max-tokens", "1")
+    assert (cut.exit_code, "ended by length" in cut.stderr) == (1, True)
+    # The server's refusal names the file and the place in it.
+    schema.write_text('{"properties": {"a": {"contains": {}}}}', encoding="utf-8")
+    refused = tritonlm(server, "generate", "a", "--schema", str(schema))
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"error: {schema}: contains is not supported (at")
+    assert refused.stderr.count("\n") == 1
 
 
 def test_chat_commands(small_server: Server) -> None:

@@ -118,6 +118,40 @@ def test_a_tool_call_is_shown_as_a_card(page: Page) -> None:
     expect(page.locator("[name=tools]")).to_have_attribute("aria-invalid", "")
 
 
+def test_a_schema_is_checked_in_the_page_and_its_answer_is_indented(page: Page) -> None:
+    page.select_option(".model", "fable")
+    schema, error = page.locator(".schema"), page.locator(".schema-error")
+    schema.fill('{"type": ')
+    expect(schema).to_have_attribute("aria-invalid", "")
+    expect(error).to_contain_text("Not valid JSON")
+    run(page, status="Failed.")
+    schema.fill("[1]")
+    expect(error).to_contain_text("A schema is an object")
+    # What the server refuses is shown at the field, too.
+    schema.fill('{"properties": {"hero": {"contains": {}}}}')
+    expect(error).to_have_text("")
+    run(page, status="Failed.")
+    expect(error).to_contain_text("contains is not supported (at /properties/hero")
+    expect(schema).to_have_attribute("aria-invalid", "")
+    properties = {"hero": {"enum": ["fox"]}, "years": {"const": [1.50]}}
+    schema.fill(
+        json.dumps(
+            {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+        )
+    )
+    assert violations(page) == []
+    run(page)
+    assert page.locator(".output").inner_text() == '{\n  "hero": "fox",\n  "years": [\n    1.5\n  ]\n}'
+    page.check("input[value=chat]")
+    run(page)
+    assert page.locator(".output .json").inner_text().endswith('"hero": "fox",\n  "years": [\n    1.5\n  ]\n}')
+    page.click(".parameters summary")
+    page.fill("[name=max_tokens]", "1")
+    page.fill("#prompt", STORY)
+    run(page)
+    expect(error).to_contain_text("ended by length")
+
+
 STOP_AT_FIRST_TEXT = """() => {
   const watch = new MutationObserver(() => {
     if (!document.querySelector(".answer")?.textContent) return;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,16 @@ from typing import Any
 import openai
 import pytest
 from over_triton.servers import wait_until
-from over_triton.test_serve import Serve, serving
+from over_triton.test_serve import Serve
 from over_triton.test_survival import find_process
 from transformers import AutoTokenizer
-from tritonlm.serving.paths import model_repository
 
+from .conftest import LM
 from .texts import CHAT, PATTERNS, PROMPTS
 
 pytestmark = pytest.mark.triton
 
-LM = "smollm2"
 REPLACEMENT = "\ufffd"
-
-
-@pytest.fixture(scope="module")
-def served(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    options = ("--checkpoint", f"{LM}={smollm2}", "--dtype", "float32", "--device", "cpu", "--kv-cache-tokens", "8192")
-    with serving(model_repository(), tmp_path_factory.mktemp("served"), *options) as serve:
-        yield serve
-
-
-@pytest.fixture(scope="module")
-def sdk(served: Serve) -> Iterator[openai.OpenAI]:
-    url = f"http://127.0.0.1:{served.ports['port']}/v1"
-    with openai.OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as client:
-        yield client
 
 
 def streamed(sdk: openai.OpenAI, on_chunk: Callable[[], None] = lambda: None, **parameters: Any) -> list[str]:
@@ -85,7 +70,7 @@ def test_multi_byte_characters_are_streamed_whole(sdk: openai.OpenAI, name: str)
     assert prompt.splitlines()[0][:6] in written
 
 
-def test_a_killed_process_does_not_change_texts(served: Serve, sdk: openai.OpenAI) -> None:
+def test_a_killed_process_does_not_change_texts(served_smollm2: Serve, sdk: openai.OpenAI) -> None:
     prompts = PROMPTS[:4]
     parameters: dict[str, Any] = {"max_tokens": 40, "temperature": 0.7, "extra_body": {"ignore_eos": True}}
 
@@ -105,7 +90,7 @@ def test_a_killed_process_does_not_change_texts(served: Serve, sdk: openai.OpenA
         with lock:
             count += 1
             if count == 5 * len(prompts):
-                find_process(served, f"{LM}-generate").send_signal(signal.SIGKILL)
+                find_process(served_smollm2, f"{LM}-generate").send_signal(signal.SIGKILL)
                 killed.set()
 
     assert texts(count_and_kill) == undisturbed

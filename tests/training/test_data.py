@@ -94,7 +94,7 @@ class TestFiles:
     def test_texts_are_concatenated_and_prompts_have_no_labels(self) -> None:
         tokenizer = character_tokenizer("abcdefgh ")
         documents = [files.Document("abc"), files.Document("de"), files.Document("fg", "ab")]
-        examples = files.encode(documents, tokenizer, 4)
+        examples = files.encode(documents, files.Encoding(tokenizer, 4))
         ends = tokenizer.eos_token_id
         rows = [list(row[:length]) for row, length in zip(examples.ids, examples.lengths, strict=True)]
         ids = tokenizer.convert_tokens_to_ids

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from engine.scheduling.blocks import PADDING_BLOCK, BlockPool, BlockTable
+from engine.scheduling.blocks import PADDING_BLOCK, BlockPool, BlockTable, PrefixKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 BLOCK = 4
 
 
-def filled(pool: BlockPool, ids: list[int]) -> BlockTable:
+def filled(pool: BlockPool, ids: list[int], key: PrefixKey = ("", "")) -> BlockTable:
     """A sequence whose tokens are all computed and published."""
-    table = pool.match(ids)
+    table = pool.match(ids, key)
     pool.hold(table.blocks)
     table.blocks += pool.take(pool.blocks_for(len(ids)) - len(table.blocks))
     pool.publish(table, ids, len(ids))
@@ -34,6 +34,31 @@ def test_the_same_tokens_after_another_prefix_do_not_match() -> None:
     pool = BlockPool(9, BLOCK)
     filled(pool, [1, 2, 3, 4, 5, 6, 7, 8, 9])
     assert pool.match([9, 9, 9, 9, 5, 6, 7, 8, 9]).blocks == []
+
+
+def test_each_adapter_and_salt_has_prefixes_of_its_own() -> None:
+    pool = BlockPool(30, BLOCK)
+    ids = list(range(9))
+    keys = [("", ""), ("adapter", ""), ("", "salt"), ("adapter", "salt"), ("salt", "")]
+    held = [filled(pool, ids, key) for key in keys]
+    assert len({block for table in held for block in table.blocks}) == 3 * len(keys)
+    for key, table in zip(keys, held, strict=True):
+        assert pool.match(ids, key).blocks == table.blocks[:2]
+    assert pool.match(ids, ("other", "")).blocks == []
+
+
+def test_a_forgotten_root_is_a_prefix_that_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.scheduling.blocks._KEPT_ROOTS", 2)
+    pool = BlockPool(30, BLOCK)
+    ids = list(range(9))
+    tables = {salt: filled(pool, ids, ("", salt)) for salt in "ab"}
+    assert pool.match(ids, ("", "a")).blocks == tables["a"].blocks[:2]
+    filled(pool, ids, ("", "c"))
+    assert pool.match(ids, ("", "a")).blocks == tables["a"].blocks[:2], "the least recently used root goes"
+    assert pool.match(ids, ("", "b")).blocks == []
+    for table in tables.values():
+        pool.release(table)
+    pool.check()
 
 
 def test_idle_blocks_are_evicted_oldest_and_deepest_first() -> None:

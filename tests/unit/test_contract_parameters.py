@@ -32,16 +32,21 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "skip_special_tokens": st.booleans(),
     "logprobs": st.none() | st.integers(0, 20),
     "echo": st.booleans(),
+    "logprobs_start": st.integers(0, 10**6),
     "truncate_prompt_tokens": st.none() | st.integers(1, 10**6),
     "add_special_tokens": st.booleans(),
     "structured_outputs": st.sampled_from(({}, {"json": {"type": "object"}}, {"regex": "a+"}, {"choice": ["a", "é"]})),
+    "adapter": st.from_regex(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?", fullmatch=True),
+    "cache_salt": st.text(max_size=256),
     "return_token_ids": st.booleans(),
     "as_piece": st.booleans(),
     "resume_token_ids": ids,
     "priority": st.integers(1, 3),
     "timeout": st.none() | st.floats(0, 86_400, exclude_min=True),
 }
-valid = st.builds(SamplingParameters, **VALID)
+valid = st.builds(SamplingParameters, **{**VALID, "logprobs_start": st.just(0)}) | st.builds(
+    SamplingParameters, **{**VALID, "echo": st.just(True), "logprobs": st.integers(0, 20)}
+)
 # Every name, each with values just outside its range and of other types.
 REFUSED: dict[str, list[Any]] = {
     "max_tokens": [-1, 0, 1.5, "5", True, [5], 10**7],
@@ -62,9 +67,12 @@ REFUSED: dict[str, list[Any]] = {
     "skip_special_tokens": [0, "false"],
     "logprobs": [-1, 21, True, "5"],
     "echo": ["yes", 1],
+    "logprobs_start": [-1, 1.5, "2", 10**7],
     "truncate_prompt_tokens": [0, -5, 1.5, "all"],
     "add_special_tokens": [1, "true"],
     "structured_outputs": [[], 5, {}, {"xml": "a"}, {"json": {}, "regex": "a"}],
+    "adapter": [5, ["a"], ".a", "-a", "a/b", "a b", "a\n", "é", "a" * 65, {}],
+    "cache_salt": [5, ["a"], "a" * 257, True],
     "return_token_ids": [1, "true"],
     "as_piece": [1, "true"],
     "resume_token_ids": [[-1], "5", [[1]]],
@@ -125,6 +133,8 @@ def test_any_value_is_accepted_or_refused_with_a_short_message(value: object, da
     [
         ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
         ({"resume_token_ids": [1]}, "seed"),
+        ({"logprobs_start": 1, "echo": True}, "logprobs_start"),
+        ({"logprobs_start": 1, "logprobs": 0}, "logprobs_start"),
         ({"max_tokns": 5}, "max_tokns"),
         ({"n" * 1000: 5}, "n" * 64),
     ],

@@ -13,12 +13,12 @@ import pytest
 import typer
 from pydantic import BaseModel
 from tritonlm.cli import app
+from tritonlm.client.messages_api.schemas import MessageRequest
+from tritonlm.client.responses_api.schemas import ResponseRequest
 from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
 from tritonlm.contract.structured_outputs import OTHER_NAMES
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
-from tritonlm.gateway.messages_api.schemas import MessageRequest
-from tritonlm.gateway.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from tritonlm.gateway.scoring.schemas import ScoreRequest
 from typer.core import TyperGroup
@@ -71,6 +71,17 @@ def test_the_documents_contain_commands_and_curl_lines() -> None:
 
 def test_the_readme_is_one_page() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
+
+
+def test_each_row_of_the_features_is_linked_to_its_test() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Features\n")[1].split("\n## ")[0]
+    _, rule, *rows = [line.split(" | ") for line in section.splitlines() if line.startswith("|")]
+    assert rule[0].startswith("|---")
+    assert len(rows) > 20
+    for row in rows:
+        assert re.fullmatch(r"\[yes\]\(tests/[\w/]+/test_\w+\.py\)(, \[yes\]\(tests/[\w/]+/test_\w+\.py\))*", row[1]), (
+            row[0]
+        )
 
 
 def test_the_readme_links_to_every_page() -> None:

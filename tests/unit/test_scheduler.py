@@ -236,6 +236,21 @@ def test_a_scored_prompt_ignores_the_prefix_cache() -> None:
     assert scored.cached_tokens == 0
 
 
+def test_a_scored_prompt_takes_from_the_prefix_cache_what_comes_before_its_first_row() -> None:
+    engine = make_engine(prefill_tokens=64)
+    prompt = list(range(30))
+    scored = [
+        make([*prompt, 90 + number], echo=True, logprobs=0, logprobs_start=start)
+        for number, start in enumerate((29, 29, 25, 24, 1, 99))
+    ]
+    for request in scored:
+        engine.scheduler.add(request)
+    engine.run()
+    # The row before the first scored token is computed, and whole blocks come from the cache.
+    block = engine.scheduler.pool.block_tokens
+    assert [request.cached_tokens for request in scored] == [0, *(end // block * block for end in (28, 24, 23, 0, 30))]
+
+
 def test_the_request_of_the_worst_rank_is_preempted_and_not_the_latest() -> None:
     engine = make_engine(blocks=10, prefill_tokens=64)
     low, high = make([1] * 10, max_tokens=20, priority=3), make([2] * 10, max_tokens=20, priority=1)

@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from tritonlm.contract.adapter import checkpoint_reference
 from tritonlm.contract.errors import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress, load_file
+from tritonlm.contract.triton_requests import checkpoint_reference
 
 from .hub import Progress, fetch
 from .reference import HubModel, Source, source_of, stem

@@ -12,7 +12,7 @@ from typing import Any
 
 from tritonlm.client.chat_parsing.profile import Answer, ChatProfile
 from tritonlm.client.chat_parsing.tools import Tools, read_tools
-from tritonlm.contract import InvalidRequest
+from tritonlm.contract import InvalidRequest, TritonLMError
 from tritonlm.contract.structured_outputs import JSON, JSON_OBJECT, NAME, OTHER_NAMES, with_sent_name
 
 _FLAGS = ("add_generation_prompt", "continue_final_message", "separate_reasoning")
@@ -92,3 +92,14 @@ def with_argument_name(error: InvalidRequest, sent: Mapping[str, Any], has_tools
     if has_tools and error.param is not None and error.param.startswith(NAME):
         return InvalidRequest(f"the parameters of a tool cannot be enforced: {error.message}", "tools")
     return with_sent_name(error, sent)
+
+
+def renamed(error: TritonLMError, names: Mapping[str, str]) -> TritonLMError:
+    """The error with the field's name in the caller's API. `names`: the chat's name of a field, and the caller's."""
+    param = error.param or ""
+    for name, own in names.items():
+        if param == name or param.startswith((f"{name}[", f"{name}.")):
+            result = type(error)(error.message.replace(name, own), param.replace(name, own, 1))
+            result.retry_after, result.headers = error.retry_after, error.headers
+            return result
+    return error

@@ -57,8 +57,11 @@ async def log_likelihoods(
     prompt = cached = 0
     for first in range(0, len(continuations), _MAX_TOGETHER):
         part = continuations[first : first + _MAX_TOGETHER]
+        # The beginning that they share is computed once: the engine has it in its prefix cache for the others.
+        start = min(len(each.prefix) for each in part)
+        prompts = [[*each.prefix, *each.tokens] for each in part]
         completion = await client.completions.create(
-            model, [[*each.prefix, *each.tokens] for each in part], echo=True, logprobs=0, max_tokens=0, **arguments
+            model, prompts, echo=True, logprobs=0, logprobs_start=start, max_tokens=0, **arguments
         )
         assert isinstance(completion, Completion)
         assert completion.usage is not None

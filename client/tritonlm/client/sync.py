@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tritonlm.client.async_client import DEFAULT_URL, REPAIR_SECONDS, AsyncClient
+from tritonlm.client.event_stream import AsyncEventStream
+from tritonlm.client.messages_api.types import MessageEvent, MessageObject, TokenCount
 from tritonlm.client.models import EngineReports
+from tritonlm.client.parsing import M, ParsedChatCompletion
+from tritonlm.client.responses_api.calls import Input
+from tritonlm.client.responses_api.types import ResponseEvent, ResponseObject
 from tritonlm.client.sequences import PromptArgument
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.transport import Transport
@@ -29,6 +34,7 @@ from tritonlm.client.types import (
 )
 
 T = TypeVar("T")
+R = TypeVar("R")
 _CLOSE_SECONDS = 40.0
 
 
@@ -58,7 +64,7 @@ class _Loop:
 class Stream(Generic[T]):
     """The result of `create(stream=True)`: an iterator. Use it as a context manager if you may leave it early."""
 
-    def __init__(self, loop: _Loop, stream: AsyncStream[T]) -> None:
+    def __init__(self, loop: _Loop, stream: AsyncStream[T] | AsyncEventStream[T, Any]) -> None:
         self._loop, self._stream = loop, stream
         self.request_id = stream.request_id
 
@@ -88,6 +94,17 @@ class Stream(Generic[T]):
         self._loop.run(self._stream.close())
 
 
+class EventStream(Stream[T], Generic[T, R]):
+    """The same with the events of another API; `final` is the result as without a stream."""
+
+    def __init__(self, loop: _Loop, stream: AsyncEventStream[T, R]) -> None:
+        super().__init__(loop, stream)
+        self._events = stream
+
+    def final(self) -> R:
+        return self._loop.run(self._events.final())
+
+
 class _End(Exception):
     pass
 
@@ -105,6 +122,7 @@ class Client:
         repair_seconds: float = REPAIR_SECONDS,
         authorities: str | Path | None = None,
         transports: Sequence[Transport] | None = None,
+        adapters_folder: Path | None = None,
     ) -> None:
         """As for AsyncClient."""
         self._loop = _Loop()
@@ -118,6 +136,7 @@ class Client:
                 repair_seconds=repair_seconds,
                 authorities=authorities,
                 transports=transports,
+                adapters_folder=adapters_folder,
             )
 
         try:
@@ -129,6 +148,8 @@ class Client:
         self.chat = Chat(self)
         self.embeddings = EmbeddingCalls(self)
         self.models = Models(self)
+        self.responses = Responses(self)
+        self.messages = Messages(self)
 
     def __enter__(self) -> Client:
         return self
@@ -195,6 +216,57 @@ class ChatCompletions:
         completions = self._client._client.chat.completions
         return self._client._loop.run(completions.apply_template(model, messages, **arguments))
 
+    def parse(
+        self, model: str, messages: Sequence[Mapping[str, Any]], *, response_format: type[M], **arguments: Any
+    ) -> ParsedChatCompletion[M]:
+        completions = self._client._client.chat.completions
+        return self._client._loop.run(completions.parse(model, messages, response_format=response_format, **arguments))
+
+    def count_tokens(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> int:
+        completions = self._client._client.chat.completions
+        return self._client._loop.run(completions.count_tokens(model, messages, **arguments))
+
+    def context_length(self, model: str) -> int:
+        return self._client._loop.run(self._client._client.chat.completions.context_length(model))
+
+
+class Responses:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self,
+        model: str,
+        input: Input,  # noqa: A002 (OpenAI's name)
+        **arguments: Any,
+    ) -> ResponseObject | EventStream[ResponseEvent, ResponseObject]:
+        result = self._client._loop.run(self._client._client.responses.create(model, input, **arguments))
+        return EventStream(self._client._loop, result) if isinstance(result, AsyncEventStream) else result
+
+    def stream(self, model: str, input: Input, **arguments: Any) -> EventStream[ResponseEvent, ResponseObject]:  # noqa: A002
+        stream = self._client._client.responses.stream(model, input, **arguments)
+        return EventStream(self._client._loop, self._client._loop.run(stream))
+
+
+class Messages:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    ) -> MessageObject | EventStream[MessageEvent, MessageObject]:
+        result = self._client._loop.run(self._client._client.messages.create(model, messages, **arguments))
+        return EventStream(self._client._loop, result) if isinstance(result, AsyncEventStream) else result
+
+    def stream(
+        self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any
+    ) -> EventStream[MessageEvent, MessageObject]:
+        stream = self._client._client.messages.stream(model, messages, **arguments)
+        return EventStream(self._client._loop, self._client._loop.run(stream))
+
+    def count_tokens(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> TokenCount:
+        return self._client._loop.run(self._client._client.messages.count_tokens(model, messages, **arguments))
+
 
 class EmbeddingCalls:
     def __init__(self, client: Client) -> None:
@@ -210,6 +282,9 @@ class Models:
 
     def list(self) -> ModelList:
         return self._client._loop.run(self._client._client.models.list())
+
+    def with_adapters(self) -> ModelList:
+        return self._client._loop.run(self._client._client.models.with_adapters())
 
     def retrieve(self, model: str) -> Model:
         return self._client._loop.run(self._client._client.models.retrieve(model))

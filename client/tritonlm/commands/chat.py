@@ -14,6 +14,7 @@ from tritonlm.client.types import ToolCallDelta
 from tritonlm.contract import InvalidRequest
 
 from .common import MISUSED, Triton, connected, err_console, model_or_first
+from .constraints import Choice, Grammar, Regex, Schema, read_constraint
 from .text import MaxTokens, ModelOption, Seed, Temperature, stream_of, write
 from .tool_functions import ToolFunctions
 
@@ -38,6 +39,10 @@ def chat(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    schema: Schema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    grammar: Grammar = None,
     triton: Triton = None,
 ) -> None:
     """Chat with a language model that has a chat template; /help lists the commands."""
@@ -45,9 +50,10 @@ def chat(
         err_console.print("--run-tools needs --tools FILE.py", style="red")
         raise typer.Exit(MISUSED)
     with connected(triton) as client:
+        constraint = read_constraint(schema, regex, choice, grammar)
         functions = ToolFunctions.of(tools) if tools is not None else None
         session = ChatSession(client, model_or_first(client, model), system, functions, run_tools)
-        parameters = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        parameters = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, **constraint.parameters}
         while (line := _read_line()) is not None:
             if not line.strip():
                 continue
@@ -56,8 +62,11 @@ def chat(
                     return
                 continue
             try:
-                session.send(line, parameters)
+                with constraint.named():
+                    session.send(line, parameters)
             except InvalidRequest as error:
+                if constraint.concerns(error):
+                    raise
                 # An invalid message, for example one that is too long, must not end the chat.
                 err_console.print(error.message, style="red", highlight=False)
 

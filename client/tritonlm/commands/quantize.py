@@ -19,8 +19,9 @@ import typer
 
 from tritonlm.checkpoints.reference import parse
 from tritonlm.checkpoints.resolve import folder_of
+from tritonlm.checkpoints.texts import copy_texts
 from tritonlm.checkpoints.tokenizer import load_tokenizer
-from tritonlm.contract import Checkpoint, CheckpointError, gguf_tensors
+from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.serving import terminal
 from tritonlm.serving.downloads import downloaded
 from tritonlm.serving.errors import ServingError
@@ -28,12 +29,6 @@ from tritonlm.serving.errors import ServingError
 from .checkpoints import Model, errors_printed
 from .common import AsJson, console, print_json
 from .engine_process import engine_command, engine_environment
-
-# Everything but the weights that a checkpoint consists of: configuration, tokenizer, templates, licences.
-_COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*")
-# What describes the weights of the original.
-_NOT_COPIED = {"config.json", "quantize_config.json", "quant_config.json", gguf_tensors.FILE_NAME}
-_INDEX = ".index.json"
 
 
 class Weights(str, Enum):
@@ -72,7 +67,7 @@ def _quantize(model: str, weights: Weights, out: Path, text: Path | None) -> dic
     folder = out.parent / f".{out.name}.{os.getpid()}"
     folder.mkdir(parents=True)
     try:
-        _copy_texts(checkpoint.folder, folder)
+        copy_texts(checkpoint.folder, folder)
         bits = int(weights.value.removeprefix("int"))
         request = {"source": str(checkpoint.folder), "folder": str(folder), "bits": bits, "ids": ids}
         result = _run(request, f"quantizing {model}")
@@ -105,12 +100,6 @@ def _ids(checkpoint: Checkpoint, text: Path) -> list[int]:
             f"--text {text} has {len(ids)} tokens; a perplexity needs two, and is meaningful with thousands"
         )
     return ids
-
-
-def _copy_texts(source: Path, folder: Path) -> None:
-    for file in sorted({file for pattern in _COPIED for file in source.glob(pattern)}):
-        if file.is_file() and file.name not in _NOT_COPIED and not file.name.endswith(_INDEX):
-            shutil.copyfile(file, folder / file.name)
 
 
 def _run(request: Mapping[str, Any], text: str) -> dict[str, Any]:

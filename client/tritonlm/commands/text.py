@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tritonlm.client.sync import Stream
+from tritonlm.client.sync import Client, Stream
 from tritonlm.client.types import Completion
+from tritonlm.contract import TritonLMError
 
 from .common import AsJson, Triton, connected, model_or_first, print_json
+from .constraints import Choice, Grammar, Regex, Schema, read_constraint
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="the language model; default: the first ready one")
@@ -36,6 +38,10 @@ def generate(
     top_k: TopK = None,
     seed: Seed = None,
     stop: Stop = None,
+    schema: Schema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    grammar: Grammar = None,
     triton: Triton = None,
     as_json: AsJson = False,
     prompt_option: Annotated[str | None, typer.Option("--prompt", hidden=True)] = None,
@@ -48,16 +54,30 @@ def generate(
         "seed": seed, "stop": stop or None,
     }  # fmt: skip
     with connected(triton) as client:
+        constraint = read_constraint(schema, regex, choice, grammar)
         name = model_or_first(client, model)
-        if as_json:
-            completion = client.completions.create(name, **parameters)
-            assert isinstance(completion, Completion)
-            print_json(completion.to_dict())
-            return
-        with stream_of(client.completions.create(name, **parameters, stream=True)) as stream:
-            for chunk in stream:
-                write(chunk.choices[0].text)
-        write("\n")
+        with constraint.named():
+            reason = _generate(client, name, {**parameters, **constraint.parameters}, as_json)
+        if constraint.source and reason == "length":
+            raise TritonLMError(
+                f"the output ended by length, before {constraint.source} was satisfied; raise --max-tokens"
+            )
+
+
+def _generate(client: Client, model: str, parameters: dict[str, Any], as_json: bool) -> str | None:
+    """Print the text; the reason of its end."""
+    if as_json:
+        completion = client.completions.create(model, **parameters)
+        assert isinstance(completion, Completion)
+        print_json(completion.to_dict())
+        return completion.choices[0].finish_reason
+    reason = None
+    with stream_of(client.completions.create(model, **parameters, stream=True)) as stream:
+        for chunk in stream:
+            write(chunk.choices[0].text)
+            reason = chunk.choices[0].finish_reason
+    write("\n")
+    return reason
 
 
 def complete(

@@ -7,6 +7,7 @@ imports nothing else of tritonlm, and knows nothing of Triton, HTTP or torch.
 from .checkpoint import Checkpoint
 from .chunk import Chunk, TokenLogprob, Usage
 from .errors import (
+    AdapterNotFound,
     Broken,
     Cancelled,
     CheckpointError,
@@ -32,6 +33,7 @@ from .parameters import SamplingParameters
 from .request import GenerationRequest
 
 __all__ = [
+    "AdapterNotFound",
     "Broken",
     "Cancelled",
     "Checkpoint",

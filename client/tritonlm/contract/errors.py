@@ -7,9 +7,12 @@ machine-readable tail to the message and `from_wire` parses it. This module does
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 from urllib.parse import quote, unquote
+
+# Names that an error lists.
+_MAX_NAMES = 20
 
 
 def shown(value: object) -> str:
@@ -110,6 +113,18 @@ class ModelNotFound(TritonLMError):
     triton_code, http_status, openai_type, code = "NOT_FOUND", 404, "invalid_request_error", "model_not_found"
 
 
+class AdapterNotFound(TritonLMError):
+    """Not a ModelNotFound: the language model is there, so that neither loading it nor a retry would help."""
+
+    triton_code, http_status, openai_type, code = "NOT_FOUND", 404, "invalid_request_error", "adapter_not_found"
+
+    @classmethod
+    def of(cls, name: str, model: str, known: Iterable[str]) -> AdapterNotFound:
+        names = sorted(known)
+        listed = ", ".join(names[:_MAX_NAMES]) + (" …" if len(names) > _MAX_NAMES else "")
+        return cls(f"{model} has no adapter {shown(name)}; it has {listed or 'none'}", "adapter")
+
+
 class Unavailable(TritonLMError):
     """Triton is not reachable, or the connection was lost."""
 
@@ -171,6 +186,7 @@ ERRORS: tuple[type[TritonLMError], ...] = (
     QueueTimeout,
     Draining,
     ModelNotFound,
+    AdapterNotFound,
     Unavailable,
     NotLoaded,
     Broken,

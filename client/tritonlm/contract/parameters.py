@@ -7,6 +7,7 @@ that depend on a checkpoint (context, vocabulary) are checked where the checkpoi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LIST = 1024
 MAX_TOKENS_LIMIT = 1_000_000
+MAX_NAME_CHARACTERS = 64
+MAX_SALT_CHARACTERS = 256
 
 Schema = dict[str, Any]
 
@@ -76,6 +79,26 @@ class _Boolean:
         if not isinstance(value, bool):
             raise InvalidRequest.for_value(name, "true or false", value)
         return value
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A short text; empty is that of no value."""
+
+    longest: int
+    expected: str
+    pattern: str = ""
+
+    @property
+    def schema(self) -> Schema:
+        return {"type": "string", "maxLength": self.longest, **({"pattern": self.pattern} if self.pattern else {})}
+
+    def __call__(self, name: str, value: Any) -> str:
+        valid = isinstance(value, str) and len(value) <= self.longest
+        # Not `search`, for which $ stands before a newline at the end, too.
+        if not valid or (self.pattern and not re.fullmatch(self.pattern, value)):
+            raise InvalidRequest.for_value(name, self.expected, value)
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -198,6 +221,11 @@ class SamplingParameters:
     echo: bool = _parameter(
         _Boolean(), "return the prompt first, with its log-probabilities if requested", False, allowed="true, false"
     )
+    logprobs_start: int = _parameter(
+        _Integer(0, MAX_TOKENS_LIMIT),
+        "with echo and logprobs: skip so many tokens of the prompt, which may then come from the cache",
+        0, allowed="0 …",
+    )  # fmt: skip
     truncate_prompt_tokens: int | None = _parameter(
         _Integer(1, MAX_TOKENS_LIMIT), "keep only this many tokens at the end of the prompt", allowed="1 …"
     )
@@ -207,6 +235,19 @@ class SamplingParameters:
     structured_outputs: dict[str, Any] = _parameter(
         StructuredOutputs(), "the text follows a JSON schema, a regular expression, one of some choices, or a grammar",
         {}, allowed=f"{{{' | '.join(KINDS)}: …}}",
+    )  # fmt: skip
+    adapter: str = _parameter(
+        _Text(
+            MAX_NAME_CHARACTERS, f"an adapter's name: at most {MAX_NAME_CHARACTERS} letters, digits, '.', '_' and '-'",
+            r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        ),
+        "the name of an adapter of this LM; empty: the base alone", "",
+        allowed=f"up to {MAX_NAME_CHARACTERS} of A-Z a-z 0-9 . _ -",
+    )  # fmt: skip
+    cache_salt: str = _parameter(
+        _Text(MAX_SALT_CHARACTERS, f"a string of at most {MAX_SALT_CHARACTERS} characters"),
+        "the prefix cache is shared only between requests of the same salt", "",
+        allowed=f"up to {MAX_SALT_CHARACTERS} characters",
     )  # fmt: skip
     return_token_ids: bool = _parameter(_Boolean(), "fill the output token_ids", False, allowed="true, false")
     as_piece: bool = _parameter(
@@ -224,6 +265,8 @@ class SamplingParameters:
     def __post_init__(self) -> None:
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest("max_tokens must be at least 1 (0 only with echo)", "max_tokens")
+        if self.logprobs_start and (not self.echo or self.logprobs is None):
+            raise InvalidRequest("logprobs_start needs echo and logprobs", "logprobs_start")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens must not be above max_tokens (got {self.min_tokens} and {self.max_tokens})", "min_tokens"

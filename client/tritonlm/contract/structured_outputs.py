@@ -35,7 +35,10 @@ _JSON_SCHEMAS: dict[str, Schema] = {
     JSON: {"anyOf": [{"type": "object"}, {"type": "boolean"}, _TEXT]},
     JSON_OBJECT: {"const": True},
     REGEX: _TEXT,
-    CHOICE: {"anyOf": [{"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_CHOICES}, _TEXT]},
+    CHOICE: {
+        "anyOf": [{"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_CHOICES}, _TEXT],
+        "description": f"all choices together have at most {MAX_CHARACTERS} characters",
+    },
     GRAMMAR: _TEXT,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
-from tritonlm.client.chats import CHAT_ARGUMENTS
+from tritonlm.client.chats import renamed
 from tritonlm.contract import NotOffered, TritonLMError
 
 from .services import Services
@@ -28,20 +28,4 @@ async def with_names(chat: Awaitable[T], names: Mapping[str, str]) -> T:
 async def count_tokens(services: Services, chat: Mapping[str, Any], names: Mapping[str, str]) -> int:
     """The tokens of a chat's prompt. `chat`: the arguments of the chat."""
     client, model = services.client, chat["model"]
-    prompt = {name: chat[name] for name in ("messages", *CHAT_ARGUMENTS) if name in chat}
-
-    async def tokenize() -> list[int]:
-        text = await client.chat.completions.apply_template(model, **prompt)
-        return await client.tokenize(model, text, add_special_tokens=False)
-
-    return len(await with_names(services.loader.call(model, tokenize), names))
-
-
-def renamed(error: TritonLMError, names: Mapping[str, str]) -> TritonLMError:
-    param = error.param or ""
-    for name, own in names.items():
-        if param == name or param.startswith((f"{name}[", f"{name}.")):
-            result = type(error)(error.message.replace(name, own), param.replace(name, own, 1))
-            result.retry_after, result.headers = error.retry_after, error.headers
-            return result
-    return error
+    return await with_names(services.loader.call(model, lambda: client.chat.completions.count_tokens(**chat)), names)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from tritonlm.client.request_fields import mistake
 from tritonlm.contract import QueueFull, TritonLMError
 
 from . import metrics
@@ -38,6 +39,12 @@ class ErrorDetail(BaseModel):
 
 class ErrorBody(BaseModel):
     error: ErrorDetail
+
+
+class AnthropicErrorBody(ErrorBody):
+    """OpenAI's fields in Anthropic's form."""
+
+    type: Literal["error"]
 
 
 # The error responses of every route, for the OpenAPI document.
@@ -118,16 +125,8 @@ async def _handle_invalid_body(request: Request, error: Exception) -> JSONRespon
     problem: Mapping[str, Any] = error.errors()[0]
     if problem["type"] == "json_invalid":
         return _invalid_request(request, "the body is not valid JSON", None)
-    # Without pydantic's names of union members, which are not part of the body's path.
-    path = [str(part) for part in problem["loc"][1:] if isinstance(part, int) or str(part).isidentifier()]
-    if not path:
-        return _invalid_request(request, "the body must be a JSON object", None)
-    param = path[0][:64]
-    if problem["type"] == "extra_forbidden":
-        return _invalid_request(request, f"unknown parameter {param!r}", param)
-    if problem["type"] == "missing":
-        return _invalid_request(request, f"{param} is required", param)
-    return _invalid_request(request, f"{param}: {problem['msg']}", param)
+    named = mistake(problem["type"], problem["loc"][1:], problem["msg"])
+    return _invalid_request(request, named.message, named.param)
 
 
 def _invalid_request(request: Request, message: str, param: str | None) -> JSONResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,11 @@ Event = dict[str, str]
 def event_data(value: str) -> str:
     """JSON as one line of an event."""
     return value.translate(_LINE_ENDS)
+
+
+def named_events(events: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """Events that are named by their type."""
+    return [{"event": event["type"], "data": event_data(json.dumps(event, ensure_ascii=False))} for event in events]
 
 
 async def _nothing() -> None:
@@ -74,6 +79,7 @@ async def respond(
 ) -> Response:
     """Run the call, loading its model first if needed, and return its result or its stream."""
     context, services = context_of(request.scope), await services_of(request)
+    label = services.client.names.resolve(model).label
     entry = services.history.begin(call_id, model)
     try:
         result = await _until_disconnect(request, context, services.loader.call(model, make_call))
@@ -84,7 +90,7 @@ async def respond(
         entry.end(CANCELLED)
         return Response(status_code=499)
     # Set only after success: an unknown model's name must not become a metrics label.
-    context.model = model
+    context.model = label
     if isinstance(result, AsyncStream):
         entry.status, entry.started = PROCESSING, time.time()
         return EventSourceResponse(

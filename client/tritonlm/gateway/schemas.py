@@ -1,38 +1,23 @@
 """The request bodies: their types and their documentation. The client validates the values.
 
-The fields of the sampling parameters are generated from the contract.
+The fields that other APIs have, too, are the client's (`request_fields`).
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import Field, WithJsonSchema, create_model
 
 from tritonlm.client.chat_parsing.tools import HOSTED_TOOLS, MAX_TOOLS
-from tritonlm.client.sequences import MAX_SEQUENCES, RESERVED_PARAMETERS
-from tritonlm.contract import SamplingParameters
+from tritonlm.client.request_fields import NULL, Body, Integer, Model, Refused, ShortText, sampling_fields
+from tritonlm.client.sequences import MAX_SEQUENCES
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
-from tritonlm.contract.structured_outputs import OTHER_NAMES
 
-_NULL = {"type": "null"}
-
-
-def _to_integer(value: object) -> object:
-    """Accept 5.0 as an integer: JSON does, and some languages write all numbers like that."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Integer = Annotated[int, BeforeValidator(_to_integer)]
 Count = Annotated[Integer | None, Field(ge=1, le=MAX_SEQUENCES)]
-ShortText = Annotated[str | None, Field(max_length=256)]
-Model = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[Integer, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Prompts = str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-# The client refuses any value.
-Refused = Annotated[Any, WithJsonSchema(_NULL)]
 _TEXT = {"type": "string"}
 _TEXT_PART = {
     "type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["type", "text"],
@@ -59,29 +44,29 @@ _MESSAGE = {
             "type": "object",
             "properties": {"role": {"type": "string", "minLength": 1}, "content": _CONTENT},
             "required": ["role", "content"],
-            "additionalProperties": _NULL,
+            "additionalProperties": NULL,
         },
         {
             "type": "object",
             "properties": {
                 "role": {"const": "assistant"},
-                "content": {"anyOf": [_CONTENT, _NULL]},
-                "reasoning_content": {"anyOf": [_TEXT, _NULL]},
+                "content": {"anyOf": [_CONTENT, NULL]},
+                "reasoning_content": {"anyOf": [_TEXT, NULL]},
                 "tool_calls": {"type": "array", "items": _TOOL_CALL, "minItems": 1},
             },
             "required": ["role", "tool_calls"],
-            "additionalProperties": _NULL,
+            "additionalProperties": NULL,
         },
         {
             "type": "object",
             "properties": {
                 "role": {"const": "tool"},
                 "content": _CONTENT,
-                "tool_call_id": {"anyOf": [_TEXT, _NULL]},
-                "name": {"anyOf": [_TEXT, _NULL]},
+                "tool_call_id": {"anyOf": [_TEXT, NULL]},
+                "name": {"anyOf": [_TEXT, NULL]},
             },
             "required": ["role", "content"],
-            "additionalProperties": _NULL,
+            "additionalProperties": NULL,
         },
     ]
 }
@@ -89,12 +74,12 @@ _FUNCTION = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,128}$"},
-        "description": {"anyOf": [_TEXT, _NULL]},
-        "parameters": {"anyOf": [{"type": "object"}, _NULL]},
-        "strict": {"anyOf": [{"type": "boolean"}, _NULL]},
+        "description": {"anyOf": [_TEXT, NULL]},
+        "parameters": {"anyOf": [{"type": "object"}, NULL]},
+        "strict": {"anyOf": [{"type": "boolean"}, NULL]},
     },
     "required": ["name"],
-    "additionalProperties": _NULL,
+    "additionalProperties": NULL,
 }
 _TOOL = {
     "anyOf": [
@@ -134,7 +119,7 @@ _TOOL_CHOICE = {
             },
             "required": ["type", "allowed_tools"],
         },
-        _NULL,
+        NULL,
     ]
 }
 # The model's chat template decides about further fields.
@@ -144,36 +129,12 @@ Tool = Annotated[dict[str, Any], WithJsonSchema(_TOOL)]
 ToolChoice = Annotated[Any, WithJsonSchema(_TOOL_CHOICE)]
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    def arguments(self) -> dict[str, Any]:
-        """The fields that were sent. `null` means "not sent"."""
-        sent = self.model_dump(include=self.model_fields_set)
-        return {name: value for name, value in sent.items() if value is not None}
-
-
-def sampling_fields(*without: str) -> dict[str, Any]:
-    definitions: dict[str, Any] = {}
-    for spec in fields(SamplingParameters):
-        if spec.name not in (*RESERVED_PARAMETERS, *without):
-            meaning = f"{spec.metadata['meaning']} ({spec.metadata['allowed']})"
-            # The schema is for documentation only; the contract validates the value.
-            schema: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, _NULL]}
-            definitions[spec.name] = (Any, Field(None, description=meaning, json_schema_extra=schema))
-    for name, other in OTHER_NAMES.items():
-        if name not in without:
-            schema = {"anyOf": [other.schema, _NULL]}
-            definitions[name] = (Any, Field(None, description=other.meaning, json_schema_extra=schema))
-    return definitions
-
-
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="end the stream with a chunk that holds the usage")
 
 
 class _Common(Body):
-    model: Model = Field(description="the language model's name, as /v1/models lists it")
+    model: Model = Field(description="a language model or an adapter, as /v1/models lists them")
     n: Count = Field(None, description="choices for each prompt")
     stream: bool | None = Field(None, description="server-sent events as text is generated")
     stream_options: StreamOptions | None = Field(None, description="only with stream: {include_usage}")
@@ -220,7 +181,7 @@ class _Chat(_Common, ChatPrompt):
 
 CompletionRequest: type[_Completion] = create_model("CompletionRequest", __base__=_Completion, **sampling_fields())
 ChatRequest: type[_Chat] = create_model(
-    "ChatRequest", __base__=_Chat, **sampling_fields("echo", "logprobs", "add_special_tokens")
+    "ChatRequest", __base__=_Chat, **sampling_fields("echo", "logprobs", "logprobs_start", "add_special_tokens")
 )
 
 

@@ -9,13 +9,14 @@ from fastapi import Depends, Request
 
 from tritonlm.client.async_client import AsyncClient
 
+from .adapters import AdapterService
 from .admission import AdmissionQueue
 from .batches.store import BatchStore
 from .history import History
 from .loading import Loader
 from .metrics import LiveValues
 from .quota import Quota
-from .responses_api.store import ResponseStore
+from .response_store import ResponseStore
 from .settings import GatewaySettings
 from .training import TrainingService
 
@@ -24,6 +25,7 @@ from .training import TrainingService
 class Services:
     client: AsyncClient
     settings: GatewaySettings
+    adapters: AdapterService
     admission: AdmissionQueue
     history: History
     live_values: LiveValues

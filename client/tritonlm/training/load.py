@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from .data import Data, abacus, fable, files
 from .errors import TrainingError
+from .lora import add_adapter
 from .plan import TrainingPlan
 from .tokenizer import character_tokenizer, train_bpe
 
@@ -23,8 +34,12 @@ def load_data(plan: TrainingPlan) -> Data:
     if plan.data == "fable":
         return fable.load(plan.seed, plan.examples, plan.vocabulary)
     documents = files.read_documents(plan.data)
-    tokenizer = make_tokenizer(plan, [document.text for document in documents])
-    return files.load(Path(plan.data).name, documents, tokenizer, context_length(plan), plan.seed)
+    texts = [document.text for document in documents if isinstance(document, files.Document)]
+    if plan.model is None and len(texts) < len(documents):
+        raise TrainingError("data: messages need a chat template; name a model that has one with model")
+    tokenizer = make_tokenizer(plan, texts)
+    encoding = files.Encoding(tokenizer, context_length(plan), end_token_ids(plan, tokenizer), plan.packing)
+    return files.load(Path(plan.data).name, documents, encoding, plan.seed)
 
 
 def make_tokenizer(plan: TrainingPlan, texts: list[str]) -> PreTrainedTokenizerFast:
@@ -39,6 +54,11 @@ def make_tokenizer(plan: TrainingPlan, texts: list[str]) -> PreTrainedTokenizerF
 
 
 def make_model(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast) -> Any:
+    if plan.lora is not None:
+        # The base is only read: on a CPU in float32, in which a resumed training ends with the same numbers.
+        dtype = "auto" if torch.cuda.is_available() else torch.float32
+        base = _from_pretrained(AutoModelForCausalLM, plan.model, use_safetensors=True, dtype=dtype)
+        return add_adapter(base, plan.lora)
     if plan.model is not None:
         model = _from_pretrained(AutoModelForCausalLM, plan.model, use_safetensors=True)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -60,10 +80,22 @@ def context_length(plan: TrainingPlan) -> int:
     if plan.model is None:
         return plan.sizes.context
     tokenizer: PreTrainedTokenizerFast = _from_pretrained(AutoTokenizer, plan.model)
-    return min(int(tokenizer.model_max_length), plan.sizes.context)
+    positions = getattr(_from_pretrained(AutoConfig, plan.model), "max_position_embeddings", None)
+    return min(int(tokenizer.model_max_length), plan.sizes.context, positions or plan.sizes.context)
 
 
-def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+def end_token_ids(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The tokens that end an answer: those at which a server stops, and the tokenizer's own."""
+    ids: Any = None
+    if plan.model is not None:
+        with contextlib.suppress(OSError):  # it has no generation_config.json
+            ids = GenerationConfig.from_pretrained(plan.model).eos_token_id
+        ids = _from_pretrained(AutoConfig, plan.model).eos_token_id if ids is None else ids
+    ends = ids if isinstance(ids, list) else [ids]
+    return frozenset(end for end in [*ends, tokenizer.eos_token_id] if end is not None)
+
+
+def _from_pretrained(auto_class: Any, name: str | None, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises errors of many kinds

@@ -7,13 +7,15 @@ reads no training data.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import TrainingError
 
 PLAN_FILE = "plan.json"
+# A layer's name, or the end of its path: q_proj, attn.c_proj.
+TargetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
 
 
 class Sizes(BaseModel):
@@ -25,6 +27,34 @@ class Sizes(BaseModel):
     width: int = Field(default=256, ge=16, le=8192)
     heads: int = Field(default=4, ge=1, le=128)
     context: int = Field(default=512, ge=8, le=32_768)
+
+
+class LoraOptions(BaseModel):
+    """A LoRA adapter: which linear layers of the base get low-rank matrices, and of which rank."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1, le=256, description="inner size of the low-rank matrices")
+    alpha: float = Field(32, gt=0, le=65_536, description="the matrices' product is scaled by alpha / rank")
+    targets: Literal["all", "attention"] | tuple[TargetName, ...] = Field(
+        "all", description="all linear layers, those of attention, or names such as q_proj,v_proj"
+    )
+    dropout: float = Field(0, ge=0, lt=1, description="share of a layer's inputs that a step leaves out")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Names may come as one text, separated by commas, as on the command line."""
+        if not isinstance(value, str) or value in ("all", "attention"):
+            return value
+        return tuple(name.strip() for name in value.split(","))
+
+    @field_validator("targets")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("name at least one layer")
+        return value
 
 
 class TrainingPlan(BaseModel):
@@ -39,7 +69,10 @@ class TrainingPlan(BaseModel):
     model: str | None = Field(
         None, description="checkpoint to train further (folder or Hub id); without it: from scratch"
     )
-    sizes: Sizes = Field(default_factory=Sizes, description="of a model from scratch")
+    lora: LoraOptions | None = Field(None, description="train a LoRA adapter of the model, not its own weights")
+    sizes: Sizes = Field(
+        default_factory=Sizes, description="of a model from scratch; context is also the longest row of any training"
+    )
     tokenizer: Literal["auto", "keep", "character", "bpe"] = Field(
         "auto", description="keep the model's, or train one on the data; auto: keep where there is a model, else bpe"
     )
@@ -52,6 +85,7 @@ class TrainingPlan(BaseModel):
     eval_steps: int = Field(200, ge=1, description="steps between evaluations and checkpoints")
     patience: int = Field(0, ge=0, description="evaluations without progress after which the training stops; 0: never")
     examples: int = Field(40_000, ge=100, le=100_000_000, description="number of examples from the built-in generators")
+    packing: bool = Field(False, description="several short examples in one row, which attention keeps apart")
     seed: int = Field(0, ge=0, lt=2**32)
     mixed_precision: bool = Field(True, description="bfloat16 on GPUs that support it")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
@@ -73,11 +107,25 @@ def make_plan(**values: Any) -> TrainingPlan:
     """A plan from the options that are set, with the presets of built-in data as defaults."""
     options = {name: value for name, value in values.items() if value is not None}
     try:
-        return TrainingPlan(**{**PRESETS.get(str(options.get("data")), {}), **options})
+        plan = TrainingPlan(**{**PRESETS.get(str(options.get("data")), {}), **options})
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         field = ".".join(str(part) for part in problem["loc"])
         raise TrainingError(f"{field}: {problem['msg']} (got {problem['input']!r:.60})") from None
+    _check_lora(plan)
+    return plan
+
+
+def _check_lora(plan: TrainingPlan) -> None:
+    """An adapter needs a base, whose tokenizer it keeps."""
+    if plan.lora is None:
+        return
+    if plan.model is None:
+        raise TrainingError("lora: an adapter needs a base; name it with model")
+    if plan.data in PRESETS:
+        raise TrainingError(f"lora: an adapter keeps its base's tokenizer, and {plan.data} has its own; use other data")
+    if plan.tokenizer not in ("auto", "keep"):
+        raise TrainingError(f"tokenizer: an adapter keeps its base's tokenizer; leave out {plan.tokenizer}")
 
 
 def read_plan(options: dict[str, Any], sizes: dict[str, int | None], resume: bool) -> TrainingPlan:
@@ -92,13 +140,19 @@ def read_plan(options: dict[str, Any], sizes: dict[str, int | None], resume: boo
         return _saved_plan(Path(out))
     if options.get("data") is None:
         raise TrainingError("data: name what to train on: abacus, fable, a file, a folder or a data set on the Hub")
-    sizes = {name: value for name, value in sizes.items() if value is not None}
-    if sizes:
-        if options.get("model") is not None:
-            raise TrainingError(f"{next(iter(sizes))}: --model sets the sizes; leave this option out")
-        preset = PRESETS.get(str(options["data"]), {}).get("sizes", Sizes())
-        options = {**options, "sizes": {**preset.model_dump(), **sizes}}
+    set_sizes = {name: value for name, value in sizes.items() if value is not None}
+    of_model = set_sizes.keys() - {"context"}
+    if of_model and options.get("model") is not None:
+        raise TrainingError(f"{min(of_model)}: --model sets the sizes; leave this option out")
+    if set_sizes:
+        options = {**options, "sizes": with_sizes(str(options["data"]), set_sizes)}
     return make_plan(**{**options, "out": Path(out or f"runs/{Path(str(options['data'])).stem}")})
+
+
+def with_sizes(data: str, sizes: dict[str, int]) -> dict[str, int]:
+    """The sizes that are set, with those of the data's preset as defaults."""
+    preset: Sizes = PRESETS.get(data, {}).get("sizes", Sizes())
+    return {**preset.model_dump(), **sizes}
 
 
 def _saved_plan(out: Path) -> TrainingPlan:

@@ -27,13 +27,14 @@ def make_record(plan: TrainingPlan, data: Data, model: Any, state: TrainerState,
         "val_loss": loss,
         "val_perplexity": None if loss is None else math.exp(loss),
         "accuracy": evaluation.get("eval_exact") if data.accuracy and data.evaluate is None else None,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "seconds": evaluation.get("elapsed"),
         "seed": plan.seed,
         "dataset": plan.data,
         "train_examples": len(data.train),
         "held_out_examples": len(data.held_out),
         "model_type": plan.model or "gpt2",
+        **({} if plan.lora is None else {"lora": plan.lora.model_dump(mode="json")}),
         "steps": plan.steps,
         "batch_size": plan.batch_size,
         "learning_rate": plan.learning_rate,
@@ -46,15 +47,16 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def write_card(folder: Path, data: Data, record: dict[str, Any]) -> None:
     accuracy = f"- {data.accuracy}: {record['accuracy']:.2%}\n" if record["accuracy"] is not None else ""
+    made = "LoRA adapter" if "lora" in record else "causal language model"
     folder.joinpath("README.md").write_text(
         f"""---
 license: apache-2.0
-library_name: transformers
+library_name: {"peft" if "lora" in record else "transformers"}
 pipeline_tag: text-generation
 ---
 # {data.name}
 
-A causal language model of {record["parameters"]:,} parameters ({record["model_type"]}), trained on
+A {made} of {record["parameters"]:,} parameters ({record["model_type"]}), trained on
 {data.description}.
 
 - steps: {record["step"]:,} of {record["batch_size"]} sequences, {record["seconds"]:,.0f} s, seed {record["seed"]}

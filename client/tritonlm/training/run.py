@@ -26,6 +26,7 @@ from transformers.trainer_utils import EvalPrediction
 from .data import Data
 from .examples import IGNORED, identity_collator
 from .load import load_data, make_model
+from .packing import check_packing
 from .plan import PLAN_FILE, TrainingPlan
 from .progress import Progress
 from .record import make_record, write_card, write_record
@@ -36,6 +37,8 @@ from .storage import FINAL, STAGING, complete_checkpoints_only, last_checkpoint,
 # Several processes (accelerate launch), one per GPU, train one model; only the first one logs and writes files.
 IS_FIRST = os.environ.get("RANK", "0") == "0"
 _PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
+# Logits of an evaluation's batch. The loss takes as much again.
+_EVAL_LOGITS_BYTES = 2**30
 
 
 def train(plan: TrainingPlan, resume: bool = False) -> Path:
@@ -54,6 +57,7 @@ def _train(plan: TrainingPlan, resume: bool) -> Path:
     set_seed(plan.seed)
     data = load_data(plan)
     model = make_model(plan, data.tokenizer)
+    check_packing(model, data.train)
     callbacks: list[TrainerCallback] = [Progress(plan, data), Recorder(plan, data)] if IS_FIRST else []
     if plan.patience:
         callbacks.append(EarlyStoppingCallback(plan.patience))
@@ -65,7 +69,8 @@ def _train(plan: TrainingPlan, resume: bool) -> Path:
         data_collator=identity_collator,
         compute_metrics=accuracies,
         preprocess_logits_for_metrics=argmax_ids,
-        processing_class=data.tokenizer,
+        # An adapter is served with its base's tokenizer.
+        processing_class=None if plan.lora else data.tokenizer,
         callbacks=callbacks,
     )
     # Progress prints the log instead.
@@ -109,7 +114,7 @@ def arguments(plan: TrainingPlan, data: Data) -> TrainingArguments:
         output_dir=str(plan.out),
         max_steps=plan.steps,
         per_device_train_batch_size=-(-plan.batch_size // _PROCESSES),
-        per_device_eval_batch_size=max(plan.batch_size, 64),
+        per_device_eval_batch_size=_eval_batch_size(plan, data),
         learning_rate=plan.learning_rate,
         warmup_steps=plan.warmup_steps,
         weight_decay=plan.weight_decay,
@@ -137,6 +142,12 @@ def arguments(plan: TrainingPlan, data: Data) -> TrainingArguments:
         report_to=[],
         label_names=["labels"],
     )
+
+
+def _eval_batch_size(plan: TrainingPlan, data: Data) -> int:
+    """As many rows as their logits have memory for."""
+    row = int(data.held_out.lengths.max()) * len(data.tokenizer) * 4
+    return max(1, min(max(plan.batch_size, 64), _EVAL_LOGITS_BYTES // row))
 
 
 def argmax_ids(logits: Any, labels: torch.Tensor) -> torch.Tensor:

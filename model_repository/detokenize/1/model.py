@@ -13,8 +13,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.contract import Checkpoint, Chunk, tensors
-from tritonlm.contract.adapter import error_response, inputs_of, log_failure, response, text_of
 from tritonlm.contract.priority import lower_thread_priority
+from tritonlm.contract.triton_requests import error_response, inputs_of, log_failure, response, text_of
 
 from .detokenizer import Detokenizer
 

@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.checkpoints.tokenizer import load_decoder
 from tritonlm.contract import Checkpoint, CheckpointError, GenerationRequest, InvalidRequest, TritonLMError
-from tritonlm.contract.adapter import (
+from tritonlm.contract.adapters_file import adapters_file
+from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
+from tritonlm.contract.load_progress import LoadProgress, load_file
+from tritonlm.contract.parts import language_model_of
+from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
+from tritonlm.contract.tool_formats import AUTO, SETTING
+from tritonlm.contract.triton_requests import (
     error_response,
     inputs_of,
     model_parameters,
@@ -23,11 +31,6 @@ from tritonlm.contract.adapter import (
     text_of,
     trace_of,
 )
-from tritonlm.contract.control import DRAIN, RETIRE, STATUS, Command
-from tritonlm.contract.load_progress import LoadProgress, load_file
-from tritonlm.contract.parts import language_model_of
-from tritonlm.contract.tensors import CONTROL, PROMPT_IDS, REPORT, REQUEST
-from tritonlm.contract.tool_formats import AUTO, SETTING
 from tritonlm.observability import logs
 
 from .engine.runners.loading import import_torch
@@ -54,7 +57,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         logs.configure_from_environment()
         folder = checkpoint_folder(args, weights=True)
-        self._config = EngineConfig.from_strings(model_parameters(args))
+        self._config = _config(args, folder)
         checkpoint = Checkpoint(folder)
         devices = choose_devices(self._config.device)
         load_progress = LoadProgress(
@@ -179,3 +182,12 @@ class TritonPythonModel:
             deadline=now + seconds,
         )
         return request
+
+
+def _config(args: dict[str, str], folder: Path) -> EngineConfig:
+    """The engine's settings, with the file of this LM's adapters where a folder for all LMs is set."""
+    config = EngineConfig.from_strings(model_parameters(args))
+    if not config.adapters_file:
+        return config
+    file = adapters_file(config.adapters_file, language_model_of(args["model_name"], folder))
+    return replace(config, adapters_file=str(file))

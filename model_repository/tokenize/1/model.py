@@ -11,15 +11,15 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from tritonlm.checkpoints.resolve import checkpoint_folder
 from tritonlm.contract import Checkpoint, tool_formats
-from tritonlm.contract.adapter import (
+from tritonlm.contract.priority import lower_thread_priority
+from tritonlm.contract.tensors import PROMPT_IDS, RENDERED_PROMPT, REQUEST
+from tritonlm.contract.triton_requests import (
     error_response,
     flat_parameters,
     inputs_of,
     model_parameters,
     response,
 )
-from tritonlm.contract.priority import lower_thread_priority
-from tritonlm.contract.tensors import PROMPT_IDS, RENDERED_PROMPT, REQUEST
 
 from .limits import Limits
 from .prompt import RequestReader

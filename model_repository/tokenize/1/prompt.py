@@ -11,8 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tritonlm.checkpoints.tokenizer import load_tokenizer
 from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, SamplingParameters
-from tritonlm.contract.adapter import text_of
 from tritonlm.contract.tensors import EXCLUDE_INPUT, INPUT_IDS, MESSAGES, SAMPLING_PARAMETERS, STREAM, TEXT_INPUT, Array
+from tritonlm.contract.triton_requests import text_of
 
 from .chat import ChatTemplate
 from .limits import Limits

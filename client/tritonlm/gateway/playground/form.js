@@ -4,7 +4,7 @@ const FIRST = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n
 // The page sets these itself, or they do not work with a stream.
 const HIDDEN = new Set([
   "model", "prompt", "messages", "stream", "stream_options", "suffix", "user", "best_of", "logprobs", "top_logprobs",
-  "return_token_ids", "max_completion_tokens", "echo",
+  "return_token_ids", "max_completion_tokens", "echo", "logprobs_start", "response_format", "guided_json",
 ]);
 
 export function parametersOf(description, mode) {
@@ -24,7 +24,10 @@ function fieldSchema(schema) {
   // Lists of objects, such as tools, are written as JSON.
   const { type, items } = kinds[0];
   if (type === "array" && items && (items.type ?? "object") === "object") return { ...kinds[0], type: "json" };
-  return kinds.length === 1 && kinds[0].anyOf ? { ...kinds[0], type: "lines" } : kinds[0];
+  // Of several forms of a value, objects are written as JSON, and lists of texts as lines.
+  const forms = kinds.length === 1 ? kinds[0].anyOf : null;
+  if (forms?.some((form) => form.type === "object")) return { ...kinds[0], type: "json" };
+  return forms ? { ...kinds[0], type: "lines" } : kinds[0];
 }
 
 let fieldCount = 0;

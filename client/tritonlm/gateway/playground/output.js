@@ -43,6 +43,16 @@ export class Output {
     this.#scrollToEnd();
   }
 
+  // Replaces the text of a complete answer; tokens with probabilities stay as they are.
+  replace(index, text) {
+    const line = this.answers.get(index);
+    if (!line || line.querySelector(".t")) return;
+    for (const node of [...line.childNodes]) if (node.nodeType === Node.TEXT_NODE) node.remove();
+    line.append(text);
+    line.classList.add("json");
+    this.#scrollToEnd();
+  }
+
   // Shows what the model thinks before its answer.
   addReasoning(index, text) {
     const line = this.answers.get(index) ?? this.#answer(index);

@@ -4,6 +4,7 @@ import { stream } from "./api.js";
 import { codeOf } from "./code.js";
 import { fieldOf } from "./form.js";
 import { Output, tokensOf } from "./output.js";
+import { indented, SchemaField } from "./schema.js";
 
 const ALTERNATIVES = 5;
 // The page shows tool calls and runs none.
@@ -29,6 +30,7 @@ export class Pane {
     this.alternatives = find(".alternatives");
     this.fields = find(".fields");
     this.error = find(".error");
+    this.schema = new SchemaField(find(".schema"), find(".schema-error"), () => this.showCode());
     this.counters = find(".counters");
     this.language = "curl";
     this.model.addEventListener("change", () => onChange(this));
@@ -69,7 +71,9 @@ export class Pane {
 
   // The request body for the page's mode and prompt; the code shows the same body.
   body({ mode, prompt, system }) {
-    const body = { model: this.model.value, ...this.values, stream: true, stream_options: { include_usage: true } };
+    const schema = this.schema.value;
+    const format = schema === undefined ? {} : { response_format: { type: "json_schema", json_schema: { name: "answer", schema } } };
+    const body = { model: this.model.value, ...this.values, ...format, stream: true, stream_options: { include_usage: true } };
     if (mode === "complete") return { ...body, prompt, ...(this.alternatives.checked ? { logprobs: ALTERNATIVES } : {}) };
     const start = system ? [{ role: "system", content: system }] : [];
     const messages = [...start, ...this.history, { role: "user", content: prompt }];
@@ -115,13 +119,18 @@ export class Pane {
     this.history = [];
     this.output.clear();
     this.showError("");
+    this.schema.check();
     this.showCounters({});
   }
 
   // Runs the request until its stream ends or the signal aborts it; shows errors in the pane.
   async run(input, signal) {
-    const body = this.body(input);
     this.showError("");
+    if (!this.schema.check()) {
+      this.showError("The schema is not valid.");
+      return;
+    }
+    const body = this.body(input);
     this.section.setAttribute("aria-busy", "true");
     if (input.mode === "chat") this.output.addMessage("user", input.prompt);
     else this.output.clear();
@@ -130,6 +139,7 @@ export class Pane {
       await this.#read(input, body, signal);
     } catch (error) {
       if (error.name !== "AbortError") this.showError(error.message, error.param, error.status);
+      if (error.param?.startsWith("response_format")) this.schema.showError(error.message);
     } finally {
       this.section.removeAttribute("aria-busy");
       this.showCode(input, body);
@@ -138,8 +148,8 @@ export class Pane {
 
   async #read(input, body, signal) {
     const started = performance.now();
-    let first = null, chunks = 0, text = "", usage = null, reasons = [];
-    const calls = [];
+    let first = null, chunks = 0, usage = null, reasons = [];
+    const calls = [], texts = [];
     const path = input.mode === "chat" ? "v1/chat/completions" : "v1/completions";
     try {
       for await (const chunk of stream(path, body, input.key, signal)) {
@@ -151,7 +161,7 @@ export class Pane {
             first ??= performance.now();
             chunks += 1;
           }
-          if (choice.index === 0) text += piece;
+          texts[choice.index] = (texts[choice.index] ?? "") + piece;
           if (reasoning) this.output.addReasoning(choice.index, reasoning);
           if (choice.finish_reason) reasons.push(choice.finish_reason);
           this.output.add(choice.index, piece, parts ? null : tokensOf(choice));
@@ -167,12 +177,23 @@ export class Pane {
       throw error;
     } finally {
       this.showCounters({ started, first, chunks, usage, reasons });
+      if (body.response_format) this.#showAnswers(texts, reasons);
+      const text = texts[0] ?? "";
       if (input.mode === "chat" && (text || calls.length)) {
         const answer = { role: "assistant", content: text, ...(calls.length ? { tool_calls: calls } : {}) };
         this.history.push({ role: "user", content: input.prompt }, answer);
         for (const { id } of calls) this.history.push({ role: "tool", tool_call_id: id, content: NOT_RUN });
       }
     }
+  }
+
+  // Shows answers that are whole JSON with line breaks, and says why one is not whole.
+  #showAnswers(texts, reasons) {
+    texts.forEach((text, index) => {
+      const pretty = indented(text);
+      if (pretty !== null) this.output.replace(index, pretty);
+    });
+    if (reasons.includes("length")) this.schema.showError("The answer ended by length, before it was complete: raise max_tokens.");
   }
 
   showError(message, param = null, status = 0) {

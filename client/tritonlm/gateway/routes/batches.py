@@ -16,14 +16,14 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
+from tritonlm.client.request_fields import Body
+from tritonlm.client.responses_api.schemas import Metadata
 from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered, RateLimited
 
 from ..batches import store
 from ..batches.store import Batch, BatchStore, StoredFile
 from ..errors import RESPONSES
 from ..middleware import context_of
-from ..responses_api.schemas import Metadata
-from ..schemas import Body
 from ..services import Services, ServicesParameter
 
 T = TypeVar("T")

@@ -10,19 +10,20 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from sse_starlette import ServerSentEvent
 
+from tritonlm.client.messages_api.request import NAMES, chat_call
+from tritonlm.client.messages_api.schemas import CountRequest, MessageRequest
+from tritonlm.client.messages_api.types import MessageObject, TokenCount
+from tritonlm.client.messages_api.writer import MessageWriter
 from tritonlm.contract import TritonLMError
 
 from ..chat_calls import count_tokens, with_names
-from ..errors import RESPONSES, anthropic_body, body_of
-from ..messages_api.request import NAMES, chat_call
-from ..messages_api.schemas import CountRequest, MessageError, MessageObject, MessageRequest, TokenCount
-from ..messages_api.writer import MessageWriter
-from ..responses import ResponseFormat, respond
+from ..errors import RESPONSES, AnthropicErrorBody, anthropic_body, body_of
+from ..responses import ResponseFormat, named_events, respond
 from ..services import ServicesParameter
 from .openai import STREAMED, common_arguments
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {**response, "model": MessageError} for status, response in RESPONSES.items()
+    status: {**response, "model": AnthropicErrorBody} for status, response in RESPONSES.items()
 }
 router = APIRouter(prefix="/v1/messages", tags=["Anthropic"], responses=_ERRORS)
 
@@ -40,13 +41,13 @@ async def create(
 
     def failure(error: Exception) -> list[dict[str, str]]:
         status = error.http_status if isinstance(error, TritonLMError) else 500
-        return writer.failure(anthropic_body(body_of(error), status))
+        return named_events(writer.failure(anthropic_body(body_of(error), status)))
 
     response_format = ResponseFormat(
         complete=lambda chat, _: json.dumps(writer.whole(chat)),
-        begin=writer.begin,
-        chunk=writer.chunk,
-        end=lambda context: writer.end(context.usage),
+        begin=lambda usage: named_events(writer.begin(usage)),
+        chunk=lambda chunk: named_events(writer.chunk(chunk)),
+        end=lambda context: named_events(writer.end(context.usage)),
         failure=failure,
         ping=lambda: ServerSentEvent(event="ping", data='{"type": "ping"}', sep="\n"),
         warnings=call.warnings,

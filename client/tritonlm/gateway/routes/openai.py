@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.convertors import Convertor, register_url_convertor
 
 from tritonlm.client.types import ChatCompletion, Completion, Embeddings, Model, ModelList
 from tritonlm.contract import NotOffered
@@ -17,6 +18,20 @@ from ..responses import OPENAI, ResponseFormat, json_response, respond
 from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from ..services import Services, ServicesParameter
 
+
+class _ModelName(Convertor[str]):
+    """A name with slashes and line breaks. Starlette's `path` has none of the latter and ignores one at the end."""
+
+    regex = r"[\s\S]*\Z"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("model_name", _ModelName())
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=RESPONSES)
 # Added to a route's OpenAPI responses when it supports `stream`.
 STREAMED: dict[str, Any] = {"content": {"text/event-stream": {}}}
@@ -65,10 +80,11 @@ async def embed(body: EmbeddingRequest, request: Request, services: ServicesPara
 
 @router.get("/models", response_model=ModelList)
 async def models(services: ServicesParameter) -> Response:
-    return json_response(services.loader.with_loading_states(await services.client.models.list()))
+    """The language models, and their adapters."""
+    return json_response(services.loader.with_loading_states(await services.client.models.with_adapters()))
 
 
-@router.get("/models/{name:path}", response_model=Model)
+@router.get("/models/{name:model_name}", response_model=Model)
 async def model(name: str, services: ServicesParameter) -> Response:
     return json_response(services.loader.with_loading_state(await services.client.models.retrieve(name)))
 

@@ -9,23 +9,18 @@ from typing import Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from tritonlm.client.responses_api.request import NAMES, ChatCall, chat_call, check_stream_options
+from tritonlm.client.responses_api.schemas import InputTokensRequest, ResponseRequest
+from tritonlm.client.responses_api.truncation import AUTO, fitting_call
+from tritonlm.client.responses_api.types import DeletedResponse, InputTokens, ItemList, ResponseObject
+from tritonlm.client.responses_api.writer import ResponseWriter
 from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered
 
 from ..chat_calls import count_tokens, with_names
 from ..errors import RESPONSES, body_of
 from ..middleware import context_of
-from ..responses import ResponseFormat, respond
-from ..responses_api.request import NAMES, ChatCall, chat_call
-from ..responses_api.schemas import (
-    DeletedResponse,
-    InputTokens,
-    InputTokensRequest,
-    ItemList,
-    ResponseObject,
-    ResponseRequest,
-)
-from ..responses_api.store import ResponseStore
-from ..responses_api.writer import ResponseWriter
+from ..response_store import ResponseStore
+from ..responses import ResponseFormat, named_events, respond
 from ..services import Services, ServicesParameter
 from .openai import STREAMED, common_arguments
 
@@ -40,10 +35,9 @@ async def create(
 ) -> Response:
     """Answer items with items, through the checkpoint's chat template. With `stream`, server-sent events."""
     sent = body.arguments()  # type: ignore[attr-defined]
-    if "stream_options" in sent and not sent.get("stream"):
-        raise InvalidRequest("stream_options needs stream: true", "stream_options")
+    check_stream_options(sent)
     owner, is_stored = context_of(request.scope).caller, _is_stored(services, sent)
-    call = await asyncio.to_thread(chat_call, sent, await _history(services, owner, sent))
+    call = await _chat_call(services, owner, sent)
     writer = ResponseWriter(sent, call, is_stored)
 
     async def finish() -> None:
@@ -52,10 +46,10 @@ async def create(
 
     response_format = ResponseFormat(
         complete=lambda chat, _: json.dumps(writer.whole(chat)),
-        begin=lambda _: writer.begin(),
-        chunk=writer.chunk,
-        end=lambda context: writer.end(context.usage),
-        failure=lambda error: writer.failure(error, body_of(error)),
+        begin=lambda _: named_events(writer.begin()),
+        chunk=lambda chunk: named_events(writer.chunk(chunk)),
+        end=lambda context: named_events(writer.end(context.usage)),
+        failure=lambda error: named_events(writer.failure(error, body_of(error))),
         finish=finish,
         warnings=call.warnings,
     )
@@ -71,7 +65,7 @@ async def create(
 async def count(body: InputTokensRequest, request: Request, services: ServicesParameter) -> InputTokens:
     """The number of tokens of a prompt, with its chat template."""
     sent = body.arguments()
-    call: ChatCall = chat_call(sent, await _history(services, context_of(request.scope).caller, sent))
+    call = await _chat_call(services, context_of(request.scope).caller, sent)
     return InputTokens(input_tokens=await count_tokens(services, call.arguments, NAMES))
 
 
@@ -128,6 +122,18 @@ def _is_stored(services: Services, sent: dict[str, Any]) -> bool:
             "store: this server stores no responses; send store: false, or start it with --response-store FILE", "store"
         )
     return services.response_store is not None and sent.get("store", True)
+
+
+async def _chat_call(services: Services, owner: str, sent: dict[str, Any]) -> ChatCall:
+    """The chat of a request. Truncation needs token counts, and so the model; nothing else does."""
+    history = await _history(services, owner, sent)
+    # The errors of the items come first, from a thread: a long conversation takes a while.
+    call = await asyncio.to_thread(chat_call, sent, history)
+    if sent.get("truncation") != AUTO:
+        return call
+    chats = services.client.chat.completions
+    fitting = services.loader.call(sent["model"], lambda: fitting_call(chats, sent, history))
+    return await with_names(fitting, NAMES)
 
 
 async def _history(services: Services, owner: str, sent: dict[str, Any]) -> list[dict[str, Any]]:

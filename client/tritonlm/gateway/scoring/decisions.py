@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tritonlm.client.responses_api.items import as_items, read_conversation
 from tritonlm.contract import InvalidRequest
-
-from ..responses_api.items import as_items, read_conversation
 
 MAX_CHOICES, MAX_LEVELS = 255, 10
 # Each option is a sequence of its own.

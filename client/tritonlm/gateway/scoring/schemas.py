@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ..responses_api.schemas import CacheOptions
-from ..schemas import Body, Integer, Model, ShortText
+from tritonlm.client.request_fields import Body, Integer, Model, ShortText
+from tritonlm.client.responses_api.schemas import CacheOptions
 
 MAX_TEXTS = 1000
 Texts = (
@@ -104,7 +104,7 @@ class _OutputDetails(BaseModel):
 
 
 class DecisionUsage(BaseModel):
-    """Every option is computed after the whole input; all of these tokens count."""
+    """Every option counts with the whole input before it. What is computed once for several is in `cached_tokens`."""
 
     input_tokens: int
     input_tokens_details: _Details

@@ -15,7 +15,9 @@ from typing import Any
 from tritonlm.contract import CheckpointError, devices, tool_formats
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
-AUTO, INT4, INT8 = "auto", "int4", "int8"
+AUTO, INT4, INT8, FP8 = "auto", "int4", "int8", "fp8"
+# Weights that are quantized when they are loaded.
+QUANTIZED = (INT4, INT8, FP8)
 # The time between chunks grows in proportion to the running requests: from 6 requests on, up to 3 times; and with large
 # batches, whose steps are longer, up to 12 times. So all streams together send a bounded number of chunks per second.
 _FEW_REQUESTS, _FACTOR = 6, 3.0
@@ -26,8 +28,8 @@ def _one_of(*choices: str, meaning: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices, "meaning": meaning})
 
 
-def _size(meaning: str) -> Any:
-    return field(default=0, metadata={"size": True, "meaning": meaning})
+def _size(meaning: str, default: int = 0) -> Any:
+    return field(default=default, metadata={"size": True, "meaning": meaning})
 
 
 def _number(default: float, meaning: str, lowest: float = 0, highest: float = float("inf")) -> Any:
@@ -52,9 +54,10 @@ class EngineConfig:
         meaning="data type of weights and KV cache; auto: that of the checkpoint",
     )
     weights: str = _one_of(
-        AUTO, "full", INT8, INT4,
+        AUTO, "full", INT8, INT4, FP8,
         meaning="weight format: auto is the checkpoint's own, quantized matrices included; full is the dtype; int8 is "
-        "int8 quantization with per-channel scales; int4 is 4 bits with a scale for 32 inputs",
+        "int8 quantization with per-channel scales; int4 is 4 bits with a scale for 32 inputs; fp8 is 8-bit floating "
+        "point (e4m3) with per-channel scales, on GPUs of compute capability 8.9 or later",
     )  # fmt: skip
     vocabulary_bits: str = _one_of(
         "8", "4", meaning="with weights int4, the bits of the embedding and of the matrix of the logits"
@@ -95,6 +98,16 @@ class EngineConfig:
     enable_embeddings: bool = field(
         default=False, metadata={"meaning": "whether embeddings are offered: true or false"}
     )
+    adapters_file: str = field(
+        default="",
+        metadata={
+            "path": True,
+            "meaning": "the JSON file that names the LM's adapters, or a folder that holds LM.json; empty: none",
+        },
+    )
+    max_adapters: int = _number(64, "adapters that may be loaded at once", lowest=1)
+    adapter_memory: int = _size("memory for loaded adapters", default=1 << 30)
+    max_adapter_rank: int = _number(256, "the largest rank of an adapter", 1, 256)
     tool_format: str = _one_of(
         tool_formats.AUTO, *tool_formats.FORMATS,
         meaning="how the checkpoint writes tool calls; auto: its tokenizer_config.json says it (tool_format), or it is "
@@ -143,6 +156,8 @@ def _read(text: str, source: str, kind: type, metadata: Mapping[str, Any]) -> st
         return text.lower() in ("true", "1")
     if metadata.get("size"):
         return _read_size(text, source)
+    if metadata.get("path"):
+        return text
     if "pattern" in metadata:
         if not re.match(metadata["pattern"], text):
             raise CheckpointError(f"{source} must be one of {metadata['allowed']} (got {text!r})")

@@ -10,24 +10,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from tritonlm.contract import EngineFailure, QueueTimeout, TritonLMError
 from tritonlm.contract.control import Command
 
+from .adapters.store import AdapterStore
 from .config import EngineConfig
 from .constraints.compiler import ConstraintCompiler
 from .constraints.mask_worker import MaskWorker
 from .intake import Intake
-from .monitoring.metrics import DECODE_SECONDS, PREFILL_SECONDS, QUEUE_SECONDS, STEP_SECONDS, STEP_SEQUENCES, Metrics
+from .monitoring.metrics import Metrics
 from .monitoring.progress import Progress
-from .monitoring.reports import SLOW_STEP_SECONDS, Reports
+from .monitoring.recorder import Recorder
+from .monitoring.reports import Reports
 from .monitoring.step_journal import StepJournal
 from .output.delivery import Delivery
 from .output.embedding import PooledPrompt
 from .output.sequence_output import CANCELLED, STOP, TIMEOUT, Decode, SequenceOutput
 from .output.step_output import StepOutputProcessor
+from .preparation import Preparation
 from .request import Item, Request
 from .runners.async_step import AsyncRunner, AsyncStep
 from .runners.interface import Runner
@@ -79,9 +82,12 @@ class Engine:
             AsyncStep(runner, self.scheduler, self._step_output) if isinstance(runner, AsyncRunner) else None
         )
         self._speculation_gate = SpeculationGate() if config.speculative_tokens else None
+        self._recorder = Recorder(self.metrics, self.scheduler, self._speculation_gate)
+        self._adapters = AdapterStore(runner, config) if config.adapters_file else None
         admission = AdmissionQueue(config.max_sequences, config.max_queue_size)
-        self.reports = Reports(runner, config, self.scheduler, admission, self.metrics, self._progress)
-        self._intake = Intake(runner, config, admission, self.reports, self.metrics, journal, about or {}, constraints)
+        self.reports = Reports(runner, config, self.scheduler, admission, self.metrics, self._progress, self._adapters)
+        preparation = Preparation(self._adapters, constraints)
+        self._intake = Intake(runner, config, admission, self.reports, self.metrics, journal, about or {}, preparation)
         self._delivery = Delivery()
         self._released_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -132,7 +138,9 @@ class Engine:
             if not self.try_step():
                 self._intake.wait(_IDLE_SECONDS)
         # Requests that came in at the last moment get an end, too.
-        self._intake.wait_for_compiled()
+        if self._adapters:
+            self._adapters.close()
+        self._intake.wait_for_prepared()
         self.process_inbox()
         self._cancel_where(lambda _: True)
         self._masks.close()
@@ -164,18 +172,15 @@ class Engine:
             self._progress.end()
 
     def _step(self) -> bool:
-        began = time.monotonic()
-        decoding, batch_size = self.scheduler.decoding, len(self.scheduler.running)
+        begin = self._recorder.begin_step()
         if self._speculation_gate:
-            self.scheduler.speculating = self._speculation_gate.is_open(batch_size)
-        generated = self.metrics.counted["generated_tokens"]
-        plan = self._async_step.step(began) if self._async_step else self._sync_step(began)
+            self.scheduler.speculating = self._speculation_gate.is_open(begin.batch_size)
+        plan = self._async_step.step(begin.at) if self._async_step else self._sync_step(begin.at)
         if not plan:
             return False
         self.runner.memory.update(self.pool.touched)
         self._release_chunks()
-        generated = self.metrics.counted["generated_tokens"] - generated
-        self._record_step(plan, decoding, batch_size, generated, began)
+        self._recorder.end_step(plan, begin)
         return True
 
     def _sync_step(self, began: float) -> list[Slice]:
@@ -196,27 +201,6 @@ class Engine:
             # bounded by the number of requests.
             if not request.in_delivery and (chunk := request.output.chunk(due)):
                 self._deliver(request, chunk, last=False)
-
-    def _record_step(
-        self, plan: Sequence[Slice], decoding: bool, batch_size: int, generated: float, began: float
-    ) -> None:
-        """Record the step in the metrics, the step budget and the speculation gate."""
-        now = time.monotonic()
-        seconds = now - began
-        self.metrics.count("steps")
-        self.metrics.count(STEP_SEQUENCES, len(plan))
-        self.metrics.count(STEP_SECONDS, seconds)
-        if seconds > SLOW_STEP_SECONDS:
-            # Warn once; the metric counts the others.
-            level = logging.DEBUG if self.metrics.counted["slow_steps"] else logging.WARNING
-            _log.log(level, "a step of %d requests took %.1f s: slow, not hung", len(plan), seconds)
-            self.metrics.count("slow_steps")
-        self.metrics.generated.add(generated, now)
-        prompt_tokens = sum(piece.known for piece in plan if piece.known > 1)
-        self.scheduler.budget.record(decoding, prompt_tokens, seconds)
-        # Only pure decoding steps are compared: prefill takes time of its own.
-        if self._speculation_gate and len(plan) == batch_size and not prompt_tokens:
-            self._speculation_gate.record(batch_size, self.scheduler.speculating, generated, seconds)
 
     # Begin and end of requests.
 
@@ -289,7 +273,7 @@ class Engine:
         if isinstance(item, TritonLMError):
             self.metrics.count("failed")
         if last:
-            self._record_end(request)
+            self._recorder.end_request(request)
             self._intake.leave(request)
 
         def send() -> None:
@@ -305,12 +289,3 @@ class Engine:
     def deliver_now(self) -> None:
         """Deliver all waiting items on the caller's thread. For callers that step the engine themselves."""
         self._delivery.flush()
-
-    def _record_end(self, request: Request) -> None:
-        now = request.ended_at = time.monotonic()
-        self.metrics.count("cached_tokens", request.cached_tokens)
-        self.metrics.time(QUEUE_SECONDS, (request.prefill_started_at or now) - request.arrived_at)
-        if request.prefill_started_at is not None:
-            self.metrics.time(PREFILL_SECONDS, (request.first_token_at or now) - request.prefill_started_at)
-        if request.first_token_at is not None:
-            self.metrics.time(DECODE_SECONDS, now - request.first_token_at)

@@ -117,6 +117,8 @@ def _merge(command: Command, reports: Sequence[Report]) -> Report:
         # The maximum, so that a hung engine is not hidden by the others.
         **{name: max(report[name] for report in reports) for name in ("still_seconds", "step_running_seconds")},
         "idle_seconds": min(report["idle_seconds"] for report in reports),
+        # An adapter is loaded on each device that has requests for it.
+        "adapters": [adapter for report in reports for adapter in report["adapters"]],
         # A prompt must fit into any engine.
         "context_length": min(report["context_length"] for report in reports),
         "device": ",".join(report["device"] for report in reports),

@@ -6,6 +6,7 @@ It knows all requests in flight, the lock, and the limits of a request. It does 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,16 +16,17 @@ from tritonlm.contract import (
     Draining,
     InvalidRequest,
     NotOffered,
+    QueueTimeout,
     RequestFailedRepeatedly,
     TritonLMError,
 )
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
 
 from .config import EngineConfig
-from .constraints.compiler import Compiled, ConstraintCompiler
 from .monitoring.metrics import Metrics
 from .monitoring.reports import Reports
 from .monitoring.step_journal import StepJournal, fingerprint
+from .preparation import Preparation, Prepared
 from .request import Request
 from .runners.interface import Runner
 from .scheduling.admission import AdmissionQueue
@@ -40,15 +42,15 @@ class Intake:
         metrics: Metrics,
         journal: StepJournal | None,
         about: Mapping[str, Any],
-        constraints: ConstraintCompiler | None,
+        preparation: Preparation,
     ) -> None:
         """`about` is the report of the command `about`."""
-        self._constraints = constraints
+        self._preparation = preparation
         self._runner, self._config, self._admission, self._reports = runner, config, admission, reports
         self._metrics, self._journal, self._about = metrics, journal, dict(about)
         self._inbox: deque[Request] = deque()
-        # Requests whose grammars are being compiled.
-        self._compiling = 0
+        # Requests whose adapters are being loaded or whose grammars are being compiled, by number.
+        self._preparing: dict[int, Request] = {}
         # All requests that have been submitted and have not ended, by number.
         self._requests: dict[int, Request] = {}
         self._changed = threading.Condition()
@@ -67,8 +69,8 @@ class Intake:
                 self._metrics.count("refused")
                 raise
             self._requests[request.number] = request
-            self._compiling += 1
-        self._compile(request)
+            self._preparing[request.number] = request
+        self._preparation.prepare(request, self._put)
 
     def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
         """Run a command at once on the caller's thread, however long the current step takes."""
@@ -96,35 +98,41 @@ class Intake:
         """The number of requests that have been submitted and have not ended."""
         return self._admission.in_flight
 
-    def _compile(self, request: Request) -> None:
-        """Put the request into the inbox, with structured outputs when its grammar is compiled or refused."""
-
-        def put(compiled: Compiled | None) -> None:
-            if isinstance(compiled, TritonLMError):
-                request.refusal = compiled
-            else:
-                request.constraint = compiled
-            with self._changed:
-                self._compiling -= 1
+    def _put(self, request: Request, prepared: Prepared) -> None:
+        """Put the request into the inbox with what it waited for, unless it has been put there to end."""
+        with self._changed:
+            if self._preparing.pop(request.number, None):
+                request.adapter, request.constraint = prepared.adapter, prepared.constraint
+                request.refusal = prepared.refusal
                 self._inbox.append(request)
                 self._changed.notify()
-
-        if self._constraints and request.parameters.structured_outputs:
-            self._constraints.compile(request.parameters.structured_outputs, put)
-        else:
-            put(None)
+                return
+        self._preparation.release(prepared.adapter)
 
     # Called by the engine's thread.
 
-    def wait_for_compiled(self) -> None:
-        """Wait until no grammar of a submitted request is being compiled."""
+    def wait_for_prepared(self) -> None:
+        """Wait until every submitted request is in the inbox."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._compiling)
+            self._changed.wait_for(lambda: not self._preparing)
 
     def take(self) -> Iterator[Request]:
         """The submitted requests that the engine's thread has not taken yet."""
+        if self._preparing:
+            self._stop_waiting()
         while self._inbox:
             yield self._inbox.popleft()
+
+    def _stop_waiting(self) -> None:
+        """Put cancelled and late requests into the inbox without what they wait for: they end there."""
+        now = time.monotonic()
+        with self._changed:
+            for request in list(self._preparing.values()):
+                if now > request.queue_deadline:
+                    request.refusal = QueueTimeout("Request timeout expired before its adapter or grammar was ready")
+                if request.cancelled or request.refusal:
+                    del self._preparing[request.number]
+                    self._inbox.append(request)
 
     def wait(self, seconds: float) -> None:
         """Wait for a new request or for the end, at most this long."""
@@ -134,6 +142,7 @@ class Intake:
 
     def leave(self, request: Request) -> None:
         """Forget a request that has ended."""
+        self._preparation.release(request.adapter)
         with self._changed:
             self._requests.pop(request.number, None)
             self._admission.leave()
@@ -166,8 +175,7 @@ class Intake:
             raise InvalidRequest("request must name max_tokens and seed", "request")
         if len(request.prompt_ids) + params.max_tokens > context:
             raise ContextLengthExceeded.for_lengths(context, len(request.prompt_ids), params.max_tokens)
-        if params.structured_outputs and (request.embeds or self._constraints is None):
-            raise NotOffered("structured_outputs is offered for generated text only, by an engine with a tokenizer")
+        self._preparation.check(request)
         if params.resume_token_ids and len(params.resume_token_ids) >= params.max_tokens:
             raise InvalidRequest("resume_token_ids must be fewer than max_tokens", "resume_token_ids")
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .runners.interface import Runner
 from .scheduling.scheduler import Slice
 
@@ -41,21 +43,21 @@ def perplexity(runner: Runner, ids: Sequence[int], progress: Callable[[int, int]
     for start in range(0, len(ids) - 1, window - 1):
         progress(start, len(ids))
         part = ids[start : start + window]
-        total += _log_probability(runner, part)
+        total += float(log_probabilities(runner, part).double().sum())
         count += len(part) - 1
     return math.exp(-total / count)
 
 
-def _log_probability(runner: Runner, ids: Sequence[int]) -> float:
+def log_probabilities(runner: Runner, ids: Sequence[int]) -> torch.Tensor:
+    """Of each of a window's tokens but the first."""
     # Block 0 is the padding block.
     sequence: Any = _Window(ids, _Table(range(1, runner.blocks)))
-    total = 0.0
+    found = []
     for start in range(0, len(ids) - 1, _STEP):
         count = min(_STEP, len(ids) - 1 - start)
         computed = runner.forward([Slice(sequence, start, count)])
         first = start + 1
         for logits in runner.project(computed, range(count)):
-            rows = range(len(logits))
-            total += float(runner.score(logits, rows, ids[first : first + len(rows)], 0).own.double().sum())
-            first += len(rows)
-    return total
+            found.append(runner.score(logits, range(len(logits)), ids[first : first + len(logits)], 0).own)
+            first += len(logits)
+    return torch.cat(found)

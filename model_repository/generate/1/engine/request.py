@@ -14,7 +14,8 @@ from typing import Any
 from tritonlm.contract import Chunk, GenerationRequest, SamplingParameters, TritonLMError
 from tritonlm.contract.embedding import Embedding
 
-from .scheduling.blocks import BlockTable
+from .adapters.loaded import LoadedAdapter
+from .scheduling.blocks import BlockTable, PrefixKey
 
 # What the caller receives: chunks, of which the last has a finish reason, or one error. `last` marks the end.
 Item = Chunk | Embedding | TritonLMError
@@ -54,11 +55,13 @@ class Request:
     prefill_started_at: float | None = None
     first_token_at: float | None = None
     ended_at: float | None = None
-    # Prompt tokens whose requested log-probabilities have been added to the output.
-    scored_tokens: int = 0
+    # The next row of the prompt that is scored; it has the log-probability of the token after it.
+    scored_tokens: int = field(init=False)
     # Whether one of its chunks waits for delivery.
     in_delivery: bool = False
-    # Set before admission, with structured outputs: the Constraint, or the error that refuses the request.
+    # Set before admission: the adapter that it names, and with structured outputs the Constraint; or the error that
+    # refuses the request.
+    adapter: LoadedAdapter | None = None
     constraint: Any = None
     refusal: TritonLMError | None = None
     # Set by the engine at admission: SequenceOutput or PooledPrompt, SamplingState, and PromptLookup (if enabled).
@@ -68,14 +71,23 @@ class Request:
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt_ids, *self.parameters.resume_token_ids]
+        self.scored_tokens = max(0, min(self.parameters.logprobs_start, len(self.prompt_ids)) - 1)
 
     def drop_state(self) -> None:
-        """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector."""
-        self.output = self.sampling = self.prompt_lookup = self.constraint = None
+        """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector.
+
+        Nor does that of an adapter, which may be evicted now.
+        """
+        self.output = self.sampling = self.prompt_lookup = self.constraint = self.adapter = None
 
     @property
     def parameters(self) -> SamplingParameters:
         return self.generation.parameters
+
+    @property
+    def prefix_key(self) -> PrefixKey:
+        """Requests of the same key share their prefixes' blocks."""
+        return (self.adapter.identity if self.adapter else "", self.parameters.cache_salt)
 
     @property
     def has_first_token(self) -> bool:
@@ -109,6 +121,13 @@ class Request:
     def needs_every_row(self) -> bool:
         """Whether the hidden states of all prompt tokens are needed, for an embedding or for log-probabilities."""
         return self.embeds or (self.scores_prompt and self.scored_tokens < len(self.prompt_ids) - 1)
+
+    @property
+    def reusable_ids(self) -> list[int]:
+        """Its first tokens, as far as the prefix cache may hold them: a row that is needed has to be computed."""
+        if self.embeds:
+            return []
+        return self.ids[: self.scored_tokens + 1] if self.needs_every_row else self.ids
 
     @property
     def embeds(self) -> bool:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from tritonlm.client.request_fields import Body, Integer
 from tritonlm.client.types import Completion, Model
 from tritonlm.contract import InvalidRequest, ModelNotFound
 from tritonlm.jobs.store import RUNNING
@@ -18,7 +19,6 @@ from tritonlm.jobs.store import RUNNING
 from ...middleware import RequestContext
 from ...registration import register
 from ...responses import ResponseFormat
-from ...schemas import Body, Integer
 from ...services import ServicesParameter
 from ..openai import complete_text
 from .common import MaxTokens, Temperature, TopK, default_model

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from tritonlm.client.request_fields import Body
 from tritonlm.client.types import ChatCompletion, Completion
 
 from ...middleware import RequestContext
 from ...responses import Event, ResponseFormat, respond
-from ...schemas import Body
 from ...services import Services, ServicesParameter
 from ..openai import common_arguments
 from .common import MaxTokens, Temperature, default_model

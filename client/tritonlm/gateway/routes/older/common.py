@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tritonlm.client.request_fields import Integer
 from tritonlm.contract import Unavailable
 
-from ...schemas import Integer
 from ...services import Services
 
 MaxTokens = Annotated[Integer, Field(ge=1, le=2048, description="maximum tokens to generate")]

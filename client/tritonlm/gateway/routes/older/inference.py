@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from tritonlm.client.request_fields import Body
 from tritonlm.client.types import Completion
 
 from ...middleware import RequestContext
 from ...responses import ResponseFormat
-from ...schemas import Body
 from ...services import ServicesParameter
 from ..openai import complete_text
 from .common import MaxTokens, Temperature, TopK, default_model

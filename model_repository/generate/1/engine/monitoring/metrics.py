@@ -62,6 +62,9 @@ OBSERVED = (
     MetricSpec("kv_blocks", GAUGE, "Blocks of the KV cache"),
     MetricSpec("kv_blocks_used", GAUGE, "Blocks that running requests hold"),
     MetricSpec("kv_blocks_idle", GAUGE, "Blocks that no request holds and that the prefix cache keeps"),
+    MetricSpec("adapters", GAUGE, "Adapters that are loaded"),
+    MetricSpec("adapter_bytes", GAUGE, "Memory of the loaded adapters"),
+    MetricSpec("adapter_loads", COUNTER, "Times that an adapter was loaded: at its first request, changed, or evicted"),
     MetricSpec("memory_bytes", GAUGE, "Memory that the engine uses now: resident, or on a GPU what torch has reserved"),
     MetricSpec("memory_reserved_bytes", GAUGE, "Memory that it may use at most: weights, process and whole KV cache"),
 )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+from ..adapters.store import AdapterStore
 from ..config import EngineConfig
 from ..memory import full_context_slots
 from ..request import Request
@@ -37,9 +38,11 @@ class Reports:
         admission: AdmissionQueue,
         metrics: Metrics,
         progress: Progress,
+        adapters: AdapterStore | None = None,
     ) -> None:
         self._runner, self._config, self._scheduler, self._pool = runner, config, scheduler, scheduler.pool
         self._admission, self._metrics, self._progress = admission, metrics, progress
+        self._adapters = adapters
         self._created, self._started_at = int(time.time()), time.monotonic()
 
     def status(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class Reports:
             "full_context_slots": full_context_slots(
                 self._pool.total, self._pool.blocks_for(self._runner.context_length), self._config.max_sequences
             ),
+            "adapters": self._adapters.report() if self._adapters else [],
             "context_length": self._runner.context_length,
             "vocab_size": self._runner.vocab_size,
             "device": str(self._runner.device),
@@ -104,6 +108,9 @@ class Reports:
             "kv_blocks": self._pool.total,
             "kv_blocks_used": self._pool.used,
             "kv_blocks_idle": self._pool.idle,
+            "adapters": self._adapters.count if self._adapters else 0,
+            "adapter_bytes": self._adapters.nbytes if self._adapters else 0,
+            "adapter_loads": self._adapters.loads if self._adapters else 0,
             **self._memory(),
         }
         return with_aliases(values)

@@ -36,9 +36,11 @@ class SequenceOutput:
         )
         self._index = 0
         self._ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
-        # The prompt's log-probabilities belong to the first chunk, whose window begins with the whole prompt.
-        self._scored_prompt_tokens = len(request.prompt_ids) if request.scores_prompt and not resumed else 0
+        # The prompt's log-probabilities belong to the first chunk, whose window begins with the whole prompt. The first
+        # token has none, and neither have those before `logprobs_start`.
+        prompt_ids = request.prompt_ids if request.scores_prompt else []
+        self._logprobs = [TokenLogprob(token_id, None) for token_id in prompt_ids[: request.scored_tokens + 1]]
+        self._scored_prompt_tokens = len(prompt_ids)
         self.finish_reason = LENGTH if self._max_tokens == 0 and not request.scores_prompt else ""
         for token_id in resumed:
             if not self.finish_reason:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 
 from tritonlm.contract import EngineFailure, InvalidRequest, TokenLogprob
@@ -17,13 +18,25 @@ from ..monitoring.metrics import ACCEPTED_TOKENS, DRAFT_TOKENS, FORCED_TOKENS, M
 from ..request import Item, Request
 from ..runners.interface import ForwardOutput, Runner
 from ..sampling.logprobs import Scores
-from ..sampling.sampler import Argmax, Sampled, sample
+from ..sampling.sampler import Argmax, HostTokens, Sampled, choose_tokens, sample
 from ..sampling.token_masks import NO_MASK, TokenMasks
 from ..scheduling.scheduler import Scheduler, Slice
 from .sequence_output import STOP
 
 # How long a step looks for forced tokens of one sequence, so that an endless text does not hold up the others.
 _FORCED_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class ChosenTokens:
+    """The next tokens of these requests, on their way to the host, and the masks that they were chosen with."""
+
+    requests: list[Request]
+    tokens: HostTokens
+    masks: StepMasks | None
+
+    def read(self) -> dict[Request, Sampled | None]:
+        return dict(zip(self.requests, self.tokens.read(), strict=True))
 
 
 class StepOutputProcessor:
@@ -50,12 +63,35 @@ class StepOutputProcessor:
         ]
         self._masks = self._mask_worker.begin(constrained) if constrained else None
 
+    def choose(
+        self, plan: Sequence[Slice], rows: Sequence[int], computed: ForwardOutput, offset: int = 0
+    ) -> ChosenTokens:
+        """Choose the next tokens of these slices of the plan, each of which has one row of logits.
+
+        With an `offset` of 1 the token before is chosen, and not yet appended; then no request has a constraint. The
+        host does not wait for the tokens.
+        """
+        masks = self._take_masks()
+        requests = [plan[row].request for row in rows]
+        tokens = choose_tokens(
+            computed.logits, [request.sampling for request in requests], computed.argmax, self._runner.sample_tokens,
+            self._runner.score, rows, _token_masks(requests, masks, 0) if masks else None, offset,
+        )  # fmt: skip
+        for row, request in enumerate(requests):
+            request.sampling.count(tokens.ids[row : row + 1])
+        return ChosenTokens(requests, tokens.start_copy(), masks)
+
+    def _take_masks(self) -> StepMasks | None:
+        """The masks that `begin` has begun, once."""
+        masks, self._masks = self._masks, None
+        return masks.result() if masks else None
+
     def process(
-        self, plan: Sequence[Slice], computed: ForwardOutput, began: float, sampled: list[Sampled | None] | None = None
+        self, plan: Sequence[Slice], computed: ForwardOutput, began: float, chosen: ChosenTokens | None = None
     ) -> None:
         """Pool or score prompts, sample next tokens, and end the sequences that are complete.
 
-        `sampled` holds the slices' next tokens, where they are sampled already; then no logits are read.
+        `chosen` holds the next tokens, where they are chosen already; then no logits are read.
         """
         # The first hidden row of each slice. Computed before any request changes: a scored prompt needs no more rows.
         ends = list(accumulate((len(piece.hidden_rows) for piece in plan), initial=0))
@@ -77,23 +113,24 @@ class StepOutputProcessor:
             if piece.samples:
                 request.output.finish_prompt()
                 sampling.append((piece, row - 1 - len(piece.draft_tokens)))
-        self._sample(sampling, computed, sampled)
+        self._sample(sampling, computed, chosen)
 
-    def _sample(
-        self, sampling: list[tuple[Slice, int]], computed: ForwardOutput, sampled: list[Sampled | None] | None
-    ) -> None:
+    def _sample(self, sampling: list[tuple[Slice, int]], computed: ForwardOutput, chosen: ChosenTokens | None) -> None:
         """`sampling` holds slices and their first logit rows.
 
         Pass n samples the n-th token of each slice. A slice stays for the next pass while its draft token is accepted.
         """
         position, argmax = 0, computed.argmax
-        step_masks, self._masks = self._masks.result() if self._masks else None, None
+        step_masks = chosen.masks if chosen else self._take_masks()
+        tokens = chosen.read() if chosen else {}
         self._metrics.count(DRAFT_TOKENS, sum(len(piece.draft_tokens) for piece, _ in sampling))
         continuing: list[Request] = []
         while sampling:
             if step_masks:
                 sampling = [entry for entry in sampling if self._may_go_on(entry[0].request, step_masks, position)]
-            if position or sampled is None:
+            if chosen:
+                sampled = [tokens[piece.request] for piece, _ in sampling]
+            else:
                 rows = [row + position for _, row in sampling]
                 states = [piece.request.sampling for piece, _ in sampling]
                 argmax = argmax or Argmax.of(computed.logits)
@@ -190,8 +227,6 @@ class StepOutputProcessor:
         for piece, row in zip(plan, ends, strict=False):
             request = piece.request
             if request.scores_prompt and not request.embeds:
-                if piece.start == 0 and not request.scored_tokens and not request.generated:
-                    request.output.add_prompt_logprobs([TokenLogprob(request.prompt_ids[0], None)])
                 first = max(piece.start, request.scored_tokens)
                 last = min(piece.start + piece.count, len(request.prompt_ids) - 1)
                 if first < last:

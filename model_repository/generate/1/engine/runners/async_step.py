@@ -1,9 +1,13 @@
 """Asynchronous scheduling: while the device computes a step, the next step is launched on tokens still on the device.
 
-So a GPU does not wait for Python. Only plain decoding is launched asynchronously. A step whose tokens change more than
-their sequence's context (penalties, constraints, log-probabilities, admission) waits for the previous step. A sequence
-that ends has one more token computed, which is discarded. This module knows plans and device tokens, and not what they
-cost.
+So a GPU does not wait for Python. A step is launched when every running request decodes one token of its own: nothing
+is admitted, no prompt is computed or scored, there are no draft tokens and no tokens that a grammar has forced. Its
+tokens are chosen at once, with penalties, bans and log-probabilities: the device counts the token before. Only a
+grammar's mask needs that token on the host. In a batch with a grammar the step is launched likewise, and its tokens are
+chosen when those before have been read: the masks are computed and uploaded while the device computes the step.
+
+A sequence that ends has one more token computed, which is discarded. This module knows plans and device tokens, and not
+what they cost.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from ..output.step_output import StepOutputProcessor
-from ..sampling.sampler import PendingTokens, choose_tokens
+from ..output.step_output import ChosenTokens, StepOutputProcessor
+from ..sampling.transfer import row_index
 from ..scheduling.scheduler import Scheduler, Slice
 from .interface import ForwardOutput, Runner
 
@@ -29,13 +33,13 @@ class AsyncRunner(Runner, Protocol):
     def forward_async(self, plan: Sequence[Slice], ids: torch.Tensor) -> ForwardOutput: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class LaunchedStep:
     plan: list[Slice]
     computed: ForwardOutput
     began: float
-    # Its next tokens, where they need no decision on the host.
-    tokens: PendingTokens | None
+    # Its next tokens. None before the tokens that its masks depend on are read, or where the step output samples them.
+    chosen: ChosenTokens | None = None
 
 
 class AsyncStep:
@@ -48,8 +52,11 @@ class AsyncStep:
         current, self._launched = self._launched or self._launch(began), None
         if current is None:
             return []
-        self._launched = self._launch_next(current, began)
+        following = self._launch_next(current, began)
         self._complete(current)
+        if following and following.chosen is None:
+            self._choose_with_masks(following)
+        self._launched = following
         return current.plan
 
     def discard(self) -> None:
@@ -60,45 +67,39 @@ class AsyncStep:
         plan = self._scheduler.plan()
         if not plan:
             return None
-        is_plain = _is_plain(plan, 0)
-        if not is_plain:
-            self._step_output.begin(plan)
-        computed = self._runner.forward(plan)
-        return LaunchedStep(plan, computed, began, self._sample(plan, computed, 0) if is_plain else None)
+        self._step_output.begin(plan)
+        step = LaunchedStep(plan, self._runner.forward(plan), began)
+        if all(_is_single(piece) and piece.samples and piece.request.parameters.max_tokens for piece in plan):
+            step.chosen = self._step_output.choose(plan, range(len(plan)), step.computed)
+        return step
 
     def _launch_next(self, current: LaunchedStep, began: float) -> LaunchedStep | None:
-        if current.tokens is None:
+        running = self._scheduler.still_running(current.plan)
+        row_of = {request: row for row, request in enumerate(current.chosen.requests)} if current.chosen else {}
+        if current.chosen is None or any(current.plan[row].request not in row_of for row in running):
             return None
-        rows, plan = self._scheduler.plan_async(current.plan)
-        if not plan or not _is_plain(plan, 1) or not self._runner.can_run_async(plan):
+        _, plan = self._scheduler.plan_async(current.plan)
+        if not plan or not all(map(_is_single, plan)) or not self._runner.can_run_async(plan):
             return None
-        ids = current.tokens.ids
-        computed = self._runner.forward_async(plan, ids if len(rows) == len(ids) else ids[rows])
-        return LaunchedStep(plan, computed, began, self._sample(plan, computed, 1))
+        ids, rows = current.chosen.tokens.ids, [row_of[piece.request] for piece in plan]
+        ids = ids if len(rows) == len(ids) else ids[row_index(rows, ids.device)]
+        following = LaunchedStep(plan, self._runner.forward_async(plan, ids), began)
+        if not any(piece.request.constraint for piece in plan):
+            following.chosen = self._step_output.choose(plan, range(len(plan)), following.computed, offset=1)
+        return following
 
-    def _sample(self, plan: Sequence[Slice], computed: ForwardOutput, offset: int) -> PendingTokens:
-        states = [piece.request.sampling for piece in plan]
-        return choose_tokens(
-            computed.logits, states, computed.argmax, self._runner.sample_tokens, self._runner.score, offset=offset
-        ).start_copy()
+    def _choose_with_masks(self, step: LaunchedStep) -> None:
+        """Choose the tokens of a launched step, now that those before are appended."""
+        rows = [row for row in self._scheduler.still_running(step.plan) if step.plan[row].samples]
+        self._step_output.begin([step.plan[row] for row in rows])
+        step.chosen = self._step_output.choose(step.plan, rows, step.computed)
 
     def _complete(self, step: LaunchedStep) -> None:
-        if step.tokens is None:
-            self._step_output.process(step.plan, step.computed, step.began)
-            return
-        tokens = step.tokens.read()
         # Some requests may have ended or been removed since the launch.
-        rows = self._scheduler.still_running(step.plan)
-        plan = [step.plan[row] for row in rows]
-        self._step_output.process(plan, step.computed, step.began, [tokens[row] for row in rows])
+        plan = [step.plan[row] for row in self._scheduler.still_running(step.plan)] if step.chosen else step.plan
+        self._step_output.process(plan, step.computed, step.began, step.chosen)
 
 
-def _is_plain(plan: Sequence[Slice], offset: int) -> bool:
-    """Whether the next token of each request depends on its logits and sampling settings alone."""
-    return all(
-        not piece.request.needs_every_row
-        and piece.request.prompt_lookup is None
-        and (offset or (piece.samples and piece.request.parameters.max_tokens))
-        and piece.request.sampling.is_plain(offset)
-        for piece in plan
-    )
+def _is_single(piece: Slice) -> bool:
+    """Whether the slice has one row of logits and nothing else, whatever the tokens before."""
+    return not piece.request.needs_every_row and piece.request.prompt_lookup is None

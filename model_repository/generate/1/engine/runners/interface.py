@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 from tritonlm.contract import Checkpoint, CheckpointError, devices
 
+from ..adapters.loaded import AdapterWeights
+from ..adapters.lora import LoraAdapter
 from ..config import AUTO, INT4, INT8, EngineConfig
 from ..memory import EngineMemory, MemoryLedger, resident_memory
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import SamplingSettings
-from ..sampling.logprobs import Scores
+from ..sampling.logprobs import Ids, Scores
 from ..sampling.sampler import Argmax
 from ..sampling.token_masks import TokenMasks
 from ..scheduling.scheduler import Slice
@@ -77,9 +79,17 @@ class Runner(Protocol):
         masks: TokenMasks | None = None,
     ) -> torch.Tensor: ...
 
-    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores: ...
+    def score(self, logits: torch.Tensor, rows: Sequence[int], ids: Ids, alternatives: int) -> Scores: ...
 
     def clear(self, blocks: Sequence[int]) -> None: ...
+
+    def load_adapter(self, adapter: LoraAdapter) -> AdapterWeights:
+        """The adapter in this runner's layout, or CheckpointError that names a layer which it cannot be applied to.
+
+        It is called on another thread while steps run. `forward` applies the weights of `request.adapter`. Their memory
+        is released with the last reference.
+        """
+        ...
 
     def watch(self, progress: Progress) -> None:
         """Advance this counter during the computation."""

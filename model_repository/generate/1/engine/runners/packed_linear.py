@@ -21,6 +21,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """`weight` has the shape (outputs, inputs)."""
         super().__init__()
+        self.out_features, self.in_features = weight.shape
         # Plain attributes, no parameters: a packed weight is opaque and must not be moved or saved.
         self._dtype = packed_dtype(weight.dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(self._dtype).contiguous(), _ROWS)

@@ -15,7 +15,9 @@ import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import INT4, INT8, EngineConfig
+from ..adapters.loaded import AdapterWeights
+from ..adapters.lora import LoraAdapter
+from ..config import QUANTIZED, EngineConfig
 from ..memory import trim_heap
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import sample_tokens
@@ -23,11 +25,12 @@ from ..sampling.logprobs import score
 from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
 from . import attention, dequantized, flat_batch, packed_linear
-from .gpu import block_attention, fused_layers
+from .gpu import block_attention, fused_layers, rotary
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
 from .loading import load_at_low_priority, reported_loading, tensor_bytes
+from .low_rank import LowRankHooks
 
 _log = logging.getLogger("tritonlm.engine")
 _PROBE_TOKENS = 8
@@ -72,8 +75,13 @@ class ReferenceRunner:
                 else load_model(folder, self.dtype, self.device, load_progress or LoadProgress())
             )
         )
-        self._layers, self._head = load_at_low_priority(lambda: prepare(self._model, folder, self._fuses))
+        # Fused MLPs have no layers of their own for the matrices of adapters.
+        fuses_mlps = self._fuses and not config.adapters_file
+        self._layers, self._head = load_at_low_priority(
+            lambda: prepare(self._model, folder, self._fuses, fuses_mlps=fuses_mlps)
+        )
         self._quantize(config)
+        self._adapters = LowRankHooks(self._model, self.dtype, self.device) if config.adapters_file else None
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
@@ -86,14 +94,19 @@ class ReferenceRunner:
 
     def _quantize(self, config: EngineConfig) -> None:
         """Quantize the weights as configured: this runner has none but full ones."""
-        if config.weights in (INT4, INT8):
+        if config.weights in QUANTIZED:
             raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
         """Compute the plan's slices."""
+        self._select_adapters(plan)
         batch = flat_batch.build(plan, self._cache.block_tokens, self.dtype, self.device, self._tile_rows)
         return self._compute(batch)
+
+    def _select_adapters(self, plan: Sequence[Slice]) -> None:
+        if self._adapters:
+            self._adapters.select(plan)
 
     def _compute(self, batch: flat_batch.FlatBatch) -> ForwardOutput:
         logits = self._logits(batch, batch.logit_rows)
@@ -130,6 +143,10 @@ class ReferenceRunner:
 
     sample_tokens = staticmethod(sample_tokens)
     score = staticmethod(score)
+
+    def load_adapter(self, adapter: LoraAdapter) -> AdapterWeights:
+        assert self._adapters, "adapters are loaded where adapters_file is set"
+        return self._adapters.load(adapter)
 
     def watch(self, progress: Progress) -> None:
         self._progress = progress
@@ -179,7 +196,9 @@ def copy_weights(model: Any) -> None:
 
 
 @torch.inference_mode()
-def prepare(model: Any, folder: Path, fuses: bool = False) -> tuple[list[LayerShape], LMHead]:
+def prepare(
+    model: Any, folder: Path, fuses: bool = False, *, fuses_mlps: bool = False
+) -> tuple[list[LayerShape], LMHead]:
     """Pack weights, fuse layers, install the paged attention, and compare the logits of a few tokens before and after.
 
     The comparison rejects families that do not follow the attention interface, which would generate nonsense. It also
@@ -199,7 +218,8 @@ def prepare(model: Any, folder: Path, fuses: bool = False) -> tuple[list[LayerSh
         if packed_linear.is_possible(model.device, model.dtype):
             packed_linear.pack(model)
         if fuses and block_attention.is_possible(model.device):
-            _log.info("%s: %d layers are fused", name, fused_layers.fuse(model))
+            _log.info("%s: %d layers are fused", name, fused_layers.fuse(model, mlps=fuses_mlps))
+            rotary.install(model)
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)

@@ -15,6 +15,7 @@ from tritonlm.contract.chunk import TokenLogprob
 
 from .logit_filters import FULL_WEIGHT, softmax_weights
 from .scratch import SCRATCH_BYTES, take_rows
+from .transfer import row_index
 
 # Bytes of temporaries per logit of a block: one float32, and two 64-bit numbers at a time.
 _NUMBER_BYTES = 24
@@ -47,11 +48,13 @@ class Scores:
         ]
 
 
+# Token ids on the host, or on the device of their logits.
+Ids = Sequence[int] | torch.Tensor
 # Arguments: logits, row indexes, a token id for each row, and the number of alternatives.
-Score = Callable[[torch.Tensor, Sequence[int], Sequence[int], int], Scores]
+Score = Callable[[torch.Tensor, Sequence[int], Ids, int], Scores]
 
 
-def score(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alternatives: int) -> Scores:
+def score(logits: torch.Tensor, rows: Sequence[int], ids: Ids, alternatives: int) -> Scores:
     """All rows together, one block of the vocabulary at a time. Integer sums are exact in any order."""
     assert len(rows) == len(ids), "one token for each row of logits"
     device, vocabulary = logits.device, logits.shape[-1]
@@ -67,13 +70,13 @@ def score(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[int], alterna
             candidates = torch.cat((top, _order(part, first)), dim=-1)
             top = candidates.topk(min(count, candidates.shape[-1])).values
     log_sum = (total.double() / FULL_WEIGHT).log()
-    numbers = torch.tensor([*rows], dtype=torch.int64, device=device)[:, None]
+    numbers = row_index(rows, device)[:, None]
 
     def logprobs(token_ids: torch.Tensor) -> torch.Tensor:
         return (logits[numbers, token_ids].double() - best.double() - log_sum).float()
 
     top_ids = (-top).bitwise_and_(_LOW_BITS)
-    own = logprobs(torch.tensor([*ids], dtype=torch.int64, device=device)[:, None])
+    own = logprobs((ids if isinstance(ids, torch.Tensor) else row_index(ids, device))[:, None])
     return Scores(best.isfinite()[:, 0], own[:, 0], top_ids, logprobs(top_ids))
 
 

@@ -1,8 +1,11 @@
-"""Small inputs of sampling on their way to the device of the logits. It does not know what they mean."""
+"""Small inputs and results of sampling on their way to the device of the logits and back, without waiting for it.
+
+It does not know what they mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,3 +25,18 @@ def to_device(
 def row_index(rows: Sequence[int], device: torch.device) -> torch.Tensor:
     """Rows as an index. A list as an index is copied to a GPU by a copy that waits."""
     return to_device(rows, torch.int64, device)
+
+
+def to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """Start to copy tensors of one device to the host. The result waits for the copies and returns them."""
+    if tensors[0].device.type != "cuda":
+        return lambda: list(tensors)
+    copies = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in tensors]
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(tensors[0].device))
+
+    def wait() -> list[torch.Tensor]:
+        copied.synchronize()
+        return copies
+
+    return wait

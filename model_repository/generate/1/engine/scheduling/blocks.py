@@ -6,6 +6,9 @@ but holds a cached prefix. It stays until its space is needed (least recently us
 The key of a published block is the content before it (as a serial number) and its own tokens. Serial numbers are never
 reused, so two keys never collide, as hashes could. The children of an evicted block become unreachable and age out.
 
+A sequence's chain of contents begins at a root: ROOT, or a serial number of its own for each adapter and cache salt, so
+that their blocks are never matched by others.
+
 At first only `usable` blocks may be used. When they do not suffice, the pool asks `grow` for more, which the owner of
 the memory can refuse. A block is taken in this order: a released one; one that was never used; an idle one, by
 eviction. So cached prefixes stay as long as granted memory is unused, and the pool grows only when the sequences alone
@@ -20,10 +23,14 @@ from dataclasses import dataclass, field
 
 # The serial number of the empty content: the parent of a sequence's first block.
 ROOT = 0
+# Roots that are remembered. The blocks of a forgotten one cannot be matched any more and age out.
+_KEPT_ROOTS = 4096
 # Never owned and never written. Block tables are padded with it, so padding reads zeros.
 PADDING_BLOCK = 0
 
 Key = tuple[int, tuple[int, ...]]
+# What requests must have in common to share blocks: the identity of the adapter, and the cache salt; empty for none.
+PrefixKey = tuple[str, str]
 
 
 @dataclass
@@ -54,6 +61,7 @@ class BlockPool:
         self._key_of: dict[int, Key] = {}
         self._content_of: dict[int, int] = {}
         self._last_content = ROOT
+        self._roots: OrderedDict[PrefixKey, int] = OrderedDict()
 
     @property
     def available(self) -> int:
@@ -88,12 +96,24 @@ class BlockPool:
         tokens = tuple(ids[start : start + self.block_tokens])
         return (table.content, tokens) if len(tokens) == self.block_tokens else None
 
-    def match(self, ids: Sequence[int]) -> BlockTable:
+    def empty_table(self, key: PrefixKey = ("", "")) -> BlockTable:
+        """A table without blocks, whose content begins at the root of this key."""
+        if not any(key):
+            return BlockTable()
+        if key not in self._roots:
+            self._last_content += 1
+            self._roots[key] = self._last_content
+            if len(self._roots) > _KEPT_ROOTS:
+                self._roots.popitem(last=False)
+        self._roots.move_to_end(key)
+        return BlockTable(content=self._roots[key])
+
+    def match(self, ids: Sequence[int], prefix_key: PrefixKey = ("", "")) -> BlockTable:
         """The longest cached prefix of `ids`, as a table whose blocks are not referenced yet (see `hold`).
 
         The last token is never matched: its logits have to be computed.
         """
-        table = BlockTable()
+        table = self.empty_table(prefix_key)
         while (key := self.key_after(table, ids)) and (table.published + 1) * self.block_tokens < len(ids):
             block = self._by_key.get(key)
             if block is None:

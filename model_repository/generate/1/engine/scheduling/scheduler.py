@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..monitoring.step_journal import HARMLESS_STEPS
 from ..request import Request
-from .blocks import BlockPool, Key
+from .blocks import BlockPool, BlockTable, Key
 from .step_budget import StepBudget
 
 # A matmul of this many rows takes as long as one of a single row, because it is bound by reading the weights. So draft
@@ -227,17 +227,17 @@ class Scheduler:
         request = self._next_waiting(others_in_step)
         if request is None:
             return None
-        if not request.needs_every_row:
-            request.table = self.pool.match(request.ids)
-            if self._is_being_computed(self.pool.key_after(request.table, request.ids)):
-                request.table = type(request.table)()
-                return None
+        reusable = request.reusable_ids
+        request.table = self.pool.match(reusable, request.prefix_key)
+        if self._is_being_computed(self.pool.key_after(request.table, reusable)):
+            request.table = BlockTable()
+            return None
         # Keep one block for each running request to grow, so that the admission does not cause a preemption.
         headroom = len(self.running)
         held = sum(1 for block in request.table.blocks if self.pool.is_idle(block))
         needed = self.pool.blocks_for(len(request.ids) + 1) - len(request.table.blocks)
         if self.running and not self.pool.has(needed + held + headroom):
-            request.table = type(request.table)()
+            request.table = BlockTable()
             return None
         self.waiting.remove(request)
         self.pool.hold(request.table.blocks)

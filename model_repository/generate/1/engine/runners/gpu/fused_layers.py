@@ -64,14 +64,14 @@ def silu_multiply(both: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def fuse(model: nn.Module) -> int:
-    """Replace what can be replaced, and return how many layers that are."""
+def fuse(model: nn.Module, *, mlps: bool = True) -> int:
+    """Replace what can be replaced, and return how many layers that are. `mlps`: MLPs, too."""
     count = 0
     try:
         # Children are replaced before they are visited, so the weights of a replaced layer are freed at once.
         for parent in model.modules():
             for name, layer in list(parent.named_children()):
-                replacement = _replacement(layer)
+                replacement = _replacement(layer, mlps)
                 if replacement is not None:
                     setattr(parent, name, replacement)
                     count += 1
@@ -80,11 +80,11 @@ def fuse(model: nn.Module) -> int:
     return count
 
 
-def _replacement(layer: nn.Module) -> nn.Module | None:
-    return next((other for other, width in _candidates(layer) if _gives_the_same(layer, other, width)), None)
+def _replacement(layer: nn.Module, mlps: bool) -> nn.Module | None:
+    return next((other for other, width in _candidates(layer, mlps) if _gives_the_same(layer, other, width)), None)
 
 
-def _candidates(layer: Any) -> Iterator[tuple[nn.Module, int]]:
+def _candidates(layer: Any, mlps: bool) -> Iterator[tuple[nn.Module, int]]:
     """What could replace the layer, and the width of its input."""
     if type(layer).__name__.endswith("RMSNorm") and _has_one_input(layer.forward):
         parameters = dict(layer.named_parameters())
@@ -92,6 +92,8 @@ def _candidates(layer: Any) -> Iterator[tuple[nn.Module, int]]:
         if list(parameters) == ["weight"] and isinstance(epsilon, float):
             for adds_one in (False, True):
                 yield FusedRMSNorm(layer.weight, epsilon, adds_one=adds_one), layer.weight.shape[0]
+        return
+    if not mlps:
         return
     gate, up, down = (getattr(layer, f"{part}_proj", None) for part in ("gate", "up", "down"))
     if type(gate) is not nn.Linear or type(up) is not nn.Linear or not isinstance(down, nn.Module):

@@ -1,18 +1,22 @@
 """The blocks of GGUF's quantized types as codes, scales and minima, without loss.
 
-Each function takes bytes (rows, blocks, bytes of a block). This module knows how numbers are stored, not whose.
+Each function takes bytes (rows, blocks, bytes of a block). Scales are read at once; the kernels unpack codes when they
+pack a matrix (kernels/gguf_codes.hpp), and `unpack` does it here. This module knows how numbers are stored, not whose.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from tritonlm.contract.gguf_tensors import BLOCKS
 
-from .quantized import Quantized
+from .quantized import BlockType, Quantized
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -21,9 +25,62 @@ _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 
 _MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
-def quantized(rows: Bytes, type_name: str, block_bytes: int) -> Quantized:
-    """Rows of bytes of one of TYPES."""
-    return _READERS[type_name](np.ascontiguousarray(rows).reshape(len(rows), -1, block_bytes))
+@dataclass(frozen=True)
+class _Scales:
+    """(rows, blocks, groups of a block); in two levels whole numbers in units of the steps (rows, blocks)."""
+
+    scales: npt.NDArray[Any]
+    minima: npt.NDArray[Any] | None = None
+    steps: Floats | None = None
+    minimum_steps: Floats | None = None
+
+
+@dataclass(frozen=True)
+class _Type:
+    """`codes` and `scales` read blocks; codes begin with `lowest`, or stand for the numbers of a table."""
+
+    bits: int
+    codes: Callable[[Bytes], npt.NDArray[Any]]
+    scales: Callable[[Bytes], _Scales]
+    lowest: int | None = 0
+    table: tuple[int, ...] | None = None
+
+
+def quantized(rows: Bytes, type_name: str) -> Quantized:
+    """Rows of bytes of one of TYPES; the codes stay where they are."""
+    kind, stored = _TYPES[type_name], _block_type(type_name)
+    found = kind.scales(_blocks(rows, stored.block_bytes))
+    return Quantized(
+        torch.from_numpy(rows), _full(found.scales, found.steps), _optional(found.minima, found.minimum_steps),
+        kind.bits, lowest=kind.lowest, scale_steps=_optional(found.steps),
+        minimum_steps=_optional(found.minimum_steps), table=kind.table, stored_as=stored,
+    )  # fmt: skip
+
+
+def _full(numbers: npt.NDArray[Any], steps: Floats | None = None) -> torch.Tensor:
+    """(rows, …) → (rows, numbers of a row), times their step."""
+    if steps is not None:
+        numbers = steps[..., None] * numbers.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(numbers.reshape(len(numbers), -1)))
+
+
+def _optional(numbers: npt.NDArray[Any] | None, steps: Floats | None = None) -> torch.Tensor | None:
+    return None if numbers is None else _full(numbers, steps)
+
+
+@functools.cache
+def _block_type(type_name: str) -> BlockType:
+    block_inputs, block_bytes = BLOCKS[type_name]
+
+    def unpack(rows: torch.Tensor) -> torch.Tensor:
+        codes = _TYPES[type_name].codes(_blocks(rows.numpy(), block_bytes))
+        return torch.from_numpy(np.ascontiguousarray(codes.reshape(len(rows), -1)).astype(np.int8, copy=False))
+
+    return BlockType(list(_TYPES).index(type_name) + 1, block_inputs, block_bytes, unpack)
+
+
+def _blocks(rows: Bytes, block_bytes: int) -> Bytes:
+    return rows.reshape(len(rows), -1, block_bytes)
 
 
 def _half(blocks: Bytes, first: int) -> Floats:
@@ -40,37 +97,9 @@ def _crumbs(packed: Bytes) -> Bytes:
     return np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
 
 
-def _tensor(numbers: npt.NDArray[Any]) -> torch.Tensor:
-    """(rows, …) → (rows, numbers of a row)."""
-    return torch.from_numpy(np.ascontiguousarray(numbers.reshape(len(numbers), -1)))
-
-
-def _result(codes: npt.NDArray[Any], scales: Floats, minima: Floats | None, bits: int, **form: Any) -> Quantized:
-    return Quantized(
-        _tensor(codes.astype(np.int8, copy=False)), _tensor(scales), None if minima is None else _tensor(minima), bits,
-        **form,
-    )  # fmt: skip
-
-
-def _in_two_levels(
-    codes: npt.NDArray[Any], steps: Floats, scales: npt.NDArray[Any], bits: int, minimum_steps: Floats | None = None,
-    minima: npt.NDArray[Any] | None = None, **form: Any,
-) -> Quantized:  # fmt: skip
-    """`scales` and `minima` (rows, blocks, groups) are in units of the steps (rows, blocks)."""
-    full_minima = None
-    if minimum_steps is not None and minima is not None:
-        full_minima = minimum_steps[..., None] * minima.astype(np.float32)
-        form["minimum_steps"] = _tensor(minimum_steps)
-    full_scales = steps[..., None] * scales.astype(np.float32)
-    return _result(codes, full_scales, full_minima, bits, scale_steps=_tensor(steps), **form)
-
-
-def _q4_0(blocks: Bytes) -> Quantized:
-    return _result(_nibbles(blocks[..., 2:]).view(np.int8) - 8, _half(blocks, 0), None, 4)
-
-
-def _q4_1(blocks: Bytes) -> Quantized:
-    return _result(_nibbles(blocks[..., 4:]), _half(blocks, 0), _half(blocks, 2), 4, lowest=0)
+def _in_runs(blocks: Bytes, first: int, last: int, run: int) -> Bytes:
+    """The bytes [first, last) of each block, in runs."""
+    return blocks[..., first:last].reshape(*blocks.shape[:2], -1, run)
 
 
 def _fifth_bits(packed: Bytes) -> Bytes:
@@ -78,84 +107,85 @@ def _fifth_bits(packed: Bytes) -> Bytes:
     return bits << np.uint8(4)
 
 
-def _q5_0(blocks: Bytes) -> Quantized:
-    codes = _nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
-    return _result(codes.view(np.int8) - 16, _half(blocks, 0), None, 5)
+def _bit_planes(packed: Bytes) -> Bytes:
+    """Bit n of byte i is a further bit of number 32 n + i."""
+    return np.concatenate([packed >> bit & 1 for bit in range(8)], axis=-1)
 
 
-def _q5_1(blocks: Bytes) -> Quantized:
-    codes = _nibbles(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8])
-    return _result(codes, _half(blocks, 0), _half(blocks, 2), 5, lowest=0)
+def _halves(blocks: Bytes) -> _Scales:
+    return _Scales(_half(blocks, 0)[..., None])
 
 
-def _q8_0(blocks: Bytes) -> Quantized:
-    return _result(np.ascontiguousarray(blocks[..., 2:]).view(np.int8), _half(blocks, 0), None, 8)
+def _two_halves(blocks: Bytes) -> _Scales:
+    return _Scales(_half(blocks, 0)[..., None], _half(blocks, 2)[..., None])
 
 
-def _q2_k(blocks: Bytes) -> Quantized:
-    packed, shape = blocks[..., :16], blocks.shape[:2]
-    codes = _crumbs(blocks[..., 16:80].reshape(*shape, 2, 32))
-    return _in_two_levels(codes, _half(blocks, 80), packed & 15, 2, -_half(blocks, 82), packed >> 4, lowest=0)
+def _q2_k_scales(blocks: Bytes) -> _Scales:
+    packed = blocks[..., :16]
+    return _Scales(packed & 15, packed >> 4, _half(blocks, 80), -_half(blocks, 82))
 
 
-def _q3_k(blocks: Bytes) -> Quantized:
-    shape = blocks.shape[:2]
-    low = _crumbs(blocks[..., 32:96].reshape(*shape, 2, 32)).reshape(*shape, 256)
-    # Bit n of byte i is the third bit of number 32 n + i.
-    third = np.concatenate([blocks[..., :32] >> bit & 1 for bit in range(8)], axis=-1)
+def _q3_k_codes(blocks: Bytes) -> npt.NDArray[Any]:
+    low = _crumbs(_in_runs(blocks, 32, 96, 32)).reshape(*blocks.shape[:2], 256)
+    return (low | _bit_planes(blocks[..., :32]) << 2).view(np.int8) - 4
+
+
+def _q3_k_scales(blocks: Bytes) -> _Scales:
     packed = blocks[..., 96:108]
     scales = _nibbles(packed[..., :8]) | _crumbs(packed[..., 8:]) << 4
-    return _in_two_levels((low | third << 2).view(np.int8) - 4, _half(blocks, 108), scales.view(np.int8) - 32, 3)
+    return _Scales(scales.view(np.int8) - 32, steps=_half(blocks, 108))
 
 
-def _six_bit_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
+def _six_bit_pairs(blocks: Bytes) -> _Scales:
     """The eight scales and minima of Q4_K and Q5_K, of 6 bits each in 12 bytes."""
-    first, second, high = packed[..., :4], packed[..., 4:8], packed[..., 8:]
+    first, second, high = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
     scales = np.concatenate([first & 63, high & 15 | (first >> 6) << 4], axis=-1)
     minima = np.concatenate([second & 63, high >> 4 | (second >> 6) << 4], axis=-1)
-    return scales, minima
+    return _Scales(scales, minima, _half(blocks, 0), -_half(blocks, 2))
 
 
-def _q4_k(blocks: Bytes) -> Quantized:
-    scales, minima = _six_bit_pairs(blocks[..., 4:16])
-    codes = _nibbles(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32))
-    return _in_two_levels(codes, _half(blocks, 0), scales, 4, -_half(blocks, 2), minima, lowest=0)
+def _q5_k_codes(blocks: Bytes) -> npt.NDArray[Any]:
+    low = _nibbles(_in_runs(blocks, 48, 176, 32)).reshape(*blocks.shape[:2], 256)
+    return low | _bit_planes(blocks[..., 16:48]) << 4
 
 
-def _q5_k(blocks: Bytes) -> Quantized:
-    scales, minima = _six_bit_pairs(blocks[..., 4:16])
-    low = _nibbles(blocks[..., 48:].reshape(*blocks.shape[:2], 4, 32)).reshape(*blocks.shape[:2], 256)
-    fifth = np.concatenate([blocks[..., 16:48] >> bit & 1 for bit in range(8)], axis=-1)
-    return _in_two_levels(low | fifth << 4, _half(blocks, 0), scales, 5, -_half(blocks, 2), minima, lowest=0)
+def _q6_k_codes(blocks: Bytes) -> npt.NDArray[Any]:
+    low = _nibbles(_in_runs(blocks, 0, 128, 64))
+    high = _crumbs(_in_runs(blocks, 128, 192, 32))
+    return (low | high << 4).view(np.int8) - 32
 
 
-def _q6_k(blocks: Bytes) -> Quantized:
-    shape = blocks.shape[:2]
-    low = _nibbles(blocks[..., :128].reshape(*shape, 2, 64))
-    codes = (low | _crumbs(blocks[..., 128:192].reshape(*shape, 2, 32)) << 4).view(np.int8) - 32
-    return _in_two_levels(codes, _half(blocks, 208), np.ascontiguousarray(blocks[..., 192:208]).view(np.int8), 6)
+def _q6_k_scales(blocks: Bytes) -> _Scales:
+    return _Scales(np.ascontiguousarray(blocks[..., 192:208]).view(np.int8), steps=_half(blocks, 208))
 
 
-def _iq4_nl(blocks: Bytes) -> Quantized:
-    return _result(_nibbles(blocks[..., 2:]), _half(blocks, 0), None, 4, lowest=0, table=_IQ4_VALUES)
+def _iq4_xs_scales(blocks: Bytes) -> _Scales:
+    shape = (*blocks.shape[:2], 8)
+    low = np.stack([blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4], axis=-1).reshape(shape)
+    high = np.stack([blocks[..., 2:4] >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1).reshape(shape)
+    return _Scales((low | high << 4).view(np.int8) - 32, steps=_half(blocks, 0))
 
 
-def _iq4_xs(blocks: Bytes) -> Quantized:
-    low = np.stack([blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4], axis=-1).reshape(*blocks.shape[:2], 8)
-    high = np.stack([blocks[..., 2:4] >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1).reshape(*blocks.shape[:2], 8)
-    codes = _nibbles(blocks[..., 8:].reshape(*blocks.shape[:2], 8, 16))
-    scales = (low | high << 4).view(np.int8) - 32
-    return _in_two_levels(codes, _half(blocks, 0), scales, 4, lowest=0, table=_IQ4_VALUES)
-
-
-def _mxfp4(blocks: Bytes) -> Quantized:
+def _mxfp4_scales(blocks: Bytes) -> _Scales:
     # Half of the scale, since the table holds twice the numbers.
-    scales = np.ldexp(np.float32(1), blocks[..., 0].astype(np.int32) - 128).astype(np.float32)
-    return _result(_nibbles(blocks[..., 1:]), scales, None, 4, lowest=0, table=_MXFP4_VALUES)
+    exponents = blocks[..., :1].astype(np.int32) - 128
+    return _Scales(np.ldexp(np.float32(1), exponents).astype(np.float32))
 
 
-_READERS: dict[str, Callable[[Bytes], Quantized]] = {
-    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
-    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
-}  # fmt: skip
-TYPES = frozenset(_READERS)
+# In the order of GgufType in kernels/gguf_codes.hpp, where kCodes precedes them.
+_TYPES: dict[str, _Type] = {
+    "Q4_0": _Type(4, lambda b: _nibbles(b[..., 2:]).view(np.int8) - 8, _halves, None),
+    "Q4_1": _Type(4, lambda b: _nibbles(b[..., 4:]), _two_halves),
+    "Q5_0": _Type(5, lambda b: (_nibbles(b[..., 6:]) | _fifth_bits(b[..., 2:6])).view(np.int8) - 16, _halves, None),
+    "Q5_1": _Type(5, lambda b: _nibbles(b[..., 8:]) | _fifth_bits(b[..., 4:8]), _two_halves),
+    "Q8_0": _Type(8, lambda b: np.ascontiguousarray(b[..., 2:]).view(np.int8), _halves, None),
+    "Q2_K": _Type(2, lambda b: _crumbs(_in_runs(b, 16, 80, 32)), _q2_k_scales),
+    "Q3_K": _Type(3, _q3_k_codes, _q3_k_scales, None),
+    "Q4_K": _Type(4, lambda b: _nibbles(_in_runs(b, 16, 144, 32)), _six_bit_pairs),
+    "Q5_K": _Type(5, _q5_k_codes, _six_bit_pairs),
+    "Q6_K": _Type(6, _q6_k_codes, _q6_k_scales, None),
+    "IQ4_NL": _Type(4, lambda b: _nibbles(b[..., 2:]), _halves, table=_IQ4_VALUES),
+    "IQ4_XS": _Type(4, lambda b: _nibbles(_in_runs(b, 8, 136, 16)), _iq4_xs_scales, table=_IQ4_VALUES),
+    "MXFP4": _Type(4, lambda b: _nibbles(b[..., 1:]), _mxfp4_scales, table=_MXFP4_VALUES),
+}
+TYPES = frozenset(_TYPES)

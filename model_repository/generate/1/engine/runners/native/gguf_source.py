@@ -44,7 +44,8 @@ class GgufSource:
 
     def _mapped(self, name: str) -> npt.NDArray[np.uint8]:
         try:
-            return np.memmap(self._folder / name, np.uint8, "r")
+            # Writable for torch, which only reads.
+            return np.memmap(self._folder / name, np.uint8, "c")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self._folder} cannot be loaded: {name} cannot be read: {error}") from error
 
@@ -65,21 +66,14 @@ class GgufSource:
         return values if index is None else values[index]
 
     def quantized(self, name: str, index: int | None = None) -> Quantized | None:
-        """The matrix (outputs, inputs), as blocks hold it; None where it is stored or described otherwise."""
+        """The matrix (outputs, inputs), as blocks hold it, valid until `close`; None where it is stored otherwise."""
         tensor = self._tensors[name]
         if len(tensor.stored_shape) != 2 or tensor.add or index is not None or tensor.type not in gguf_blocks.TYPES:
             return None
         stored = self._stored(tensor)
         if tensor.rows:
             stored = np.concatenate([stored[first:end:step] for first, end, step in tensor.rows])
-        count = max(1, _SLICE // tensor.stored_shape[1])
-        block_bytes = gguf_tensors.BLOCKS[tensor.type][1]
-
-        def read(first: int) -> Quantized:
-            # A copy: the mapped bytes may lie at any offset.
-            return gguf_blocks.quantized(np.array(stored[first : first + count]), tensor.type, block_bytes)
-
-        return Quantized.cat(list(self._threads.map(read, range(0, len(stored), count))))
+        return gguf_blocks.quantized(stored, tensor.type)
 
     def _dequantized(self, tensor: StoredTensor) -> torch.Tensor:
         """The stored rows."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from .large_pages import LargePages
 from .quantized import BLOCK_OUTPUTS, Quantized
 from .structures import INT, POINTER, GroupedBlock, GroupedForm, GroupedSource
 
@@ -42,42 +43,57 @@ def is_supported(matrix: Quantized) -> bool:
     return matrix.bits in BITS and any(matrix.group % group == 0 for group in GROUPS)
 
 
-def pack_groups(matrix: Quantized, library: ctypes.CDLL) -> PackedGroups:
+def pack_groups(matrix: Quantized, library: ctypes.CDLL, pages: LargePages | None = None) -> PackedGroups:
+    """The result lies in `pages`."""
     outputs, inputs = matrix.shape
     group = next(group for group in reversed(GROUPS) if matrix.group % group == 0)
-    repeats, two_level = matrix.group // group, matrix.scale_steps is not None
-    form = _form_of(matrix, group)
     factors = _output_factors(matrix)
-    scales, minima = (_repeated(part, repeats) for part in (matrix.scales, matrix.minima))
-    steps = [
-        None if part is None else (part / factors[:, None]).half()
-        for part in (matrix.scale_steps, matrix.minimum_steps)
-    ]
-    if two_level:
-        numbers = [_whole_numbers(*pair) for pair in ((scales, matrix.scale_steps), (minima, matrix.minimum_steps))]
-    else:
-        numbers = [None if part is None else (part / factors[:, None]).half().contiguous() for part in (scales, minima)]
-    codes = (matrix.codes - matrix.lowest_code).to(torch.uint8).contiguous()
+    numbers, pairs = _numbers(matrix, group, factors)
+    codes, stored = matrix.codes, matrix.stored_as
+    codes = codes.contiguous() if stored else (codes - matrix.lowest_code).view(torch.uint8).contiguous()
+    form = _form_of(matrix, group, pairs=pairs)
     library.size_grouped_form.restype = ctypes.c_int64
     library.size_grouped_form.argtypes = [POINTER, INT]
     library.pack_grouped_weights.argtypes = [POINTER, POINTER, INT, POINTER]
     block_bytes = library.size_grouped_form(ctypes.byref(form), inputs)
-    data = torch.zeros(-(-outputs // BLOCK_OUTPUTS) * block_bytes, dtype=torch.uint8)
-    pointers = [None if part is None else part.data_ptr() for part in (codes, *numbers, *steps)]
-    source = GroupedSource(*pointers, outputs, inputs)
+    data = (pages or LargePages()).zeros(-(-outputs // BLOCK_OUTPUTS) * block_bytes)
+    pointers = [None if part is None else part.data_ptr() for part in (codes, *numbers)]
+    source = GroupedSource(*pointers, codes.shape[1], outputs, inputs, stored.number if stored else 0)
     library.pack_grouped_weights(
         ctypes.byref(form), ctypes.byref(source), len(os.sched_getaffinity(0)), data.data_ptr()
     )
     return PackedGroups(data, block_bytes, form, functional.pad(factors, (0, -outputs % BLOCK_OUTPUTS)))
 
 
-def _form_of(matrix: Quantized, group: int) -> GroupedForm:
+def _numbers(matrix: Quantized, group: int, factors: torch.Tensor) -> tuple[list[torch.Tensor | None], bool]:
+    """Scales, minima and their steps as grouped_pack.hpp reads them; and whether scales and minima are pairs."""
+
+    def halves(part: torch.Tensor | None) -> torch.Tensor | None:
+        return None if part is None else (part / factors[:, None]).half().contiguous()
+
+    scales, minima = (_repeated(part, matrix.group // group) for part in (matrix.scales, matrix.minima))
+    if matrix.scale_steps is None:
+        return [halves(scales), halves(minima), None, None], False
+    steps = [matrix.scale_steps, matrix.minimum_steps]
+    numbers = [_whole_numbers(*pair) for pair in zip((scales, minima), steps, strict=True)]
+    pairs = _pairs(*numbers)
+    return [*(numbers if pairs is None else (pairs, None)), *map(halves, steps)], pairs is not None
+
+
+def _form_of(matrix: Quantized, group: int, *, pairs: bool) -> GroupedForm:
     table = [0] * BLOCK_OUTPUTS if matrix.table is None else [_TABLE_ZERO + number for number in matrix.table]
     return GroupedForm(
         bits=matrix.bits, group=group, two_level=matrix.scale_steps is not None, has_minima=matrix.minima is not None,
-        zero=-matrix.lowest_code if matrix.table is None else _TABLE_ZERO, has_table=matrix.table is not None,
-        table=(ctypes.c_uint8 * 16)(*table),
+        pairs=pairs, zero=-matrix.lowest_code if matrix.table is None else _TABLE_ZERO,
+        has_table=matrix.table is not None, table=(ctypes.c_uint8 * 16)(*table),
     )  # fmt: skip
+
+
+def _pairs(scales: torch.Tensor | None, minima: torch.Tensor | None) -> torch.Tensor | None:
+    """Whole scales and minima of 4 bits in one byte each; None if they do not fit."""
+    if scales is None or minima is None or any(part.amin() < 0 or part.amax() > 15 for part in (scales, minima)):
+        return None
+    return scales | minima << 4
 
 
 def _output_factors(matrix: Quantized) -> torch.Tensor:
@@ -85,7 +101,8 @@ def _output_factors(matrix: Quantized) -> torch.Tensor:
     numbers = (
         [matrix.scales, matrix.minima] if matrix.scale_steps is None else [matrix.scale_steps, matrix.minimum_steps]
     )
-    largest = torch.stack([part.abs().amax(dim=1) for part in numbers if part is not None]).amax(dim=0)
+    bounds = [torch.maximum(part.amax(dim=1), -part.amin(dim=1)) for part in numbers if part is not None]
+    largest = torch.stack(bounds).amax(dim=0)
     exponents = torch.frexp(largest / _LARGEST_SCALE).exponent
     return torch.ldexp(torch.ones(len(largest)), exponents).where(largest > 0, torch.ones(()))
 

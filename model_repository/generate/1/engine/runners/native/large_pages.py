@@ -1,4 +1,4 @@
-"""Copies of tensors in memory of large pages, where the system has them: reading weights misses the TLB less often.
+"""Tensors in memory of large pages, where the system has them: reading weights misses the TLB less often.
 
 It knows the size of tensors, not what they hold.
 """
@@ -26,13 +26,19 @@ class LargePages:
         """The tensor itself, if it is small, or a contiguous copy in large pages."""
         if tensor.nbytes < _LEAST_BYTES:
             return tensor.contiguous()
-        size = tensor.nbytes + -tensor.nbytes % _ALIGNMENT
-        if size > len(self._rest):
-            self._rest = _extent(max(size, _EXTENT))
-        place, self._rest = self._rest[: tensor.nbytes], self._rest[size:]
-        copy = place.view(tensor.dtype).view(tensor.shape)
+        copy = self.zeros(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
         copy.copy_(tensor)
         return copy
+
+    def zeros(self, count: int) -> torch.Tensor:
+        """So many bytes, in large pages unless they are few."""
+        if count < _LEAST_BYTES:
+            return torch.zeros(count, dtype=torch.uint8)
+        size = count + -count % _ALIGNMENT
+        if size > len(self._rest):
+            self._rest = _extent(max(size, _EXTENT))
+        place, self._rest = self._rest[:count], self._rest[size:]
+        return place
 
 
 def _extent(size: int) -> torch.Tensor:

@@ -21,13 +21,24 @@ BLOCK_OUTPUTS = 16
 
 
 @dataclass(frozen=True)
+class BlockType:
+    """How a file holds rows of codes: in blocks of bytes, which the kernels unpack (kernels/gguf_codes.hpp)."""
+
+    number: int
+    block_inputs: int
+    block_bytes: int
+    # Bytes (rows, bytes of a row) → int8 codes (rows, inputs).
+    unpack: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Quantized:
     """A matrix (outputs, inputs) in groups of consecutive inputs: weight = scale * code + minimum.
 
     With a table, a code from 0 to 15 stands for a whole number: weight = scale * table[code].
     """
 
-    # int8 (outputs, inputs): `lowest` to lowest + 2**bits - 1.
+    # int8 (outputs, inputs): `lowest` to lowest + 2**bits - 1; or the bytes of each output in blocks of `stored_as`.
     codes: torch.Tensor
     # float32 (outputs, inputs / group).
     scales: torch.Tensor
@@ -41,15 +52,22 @@ class Quantized:
     minimum_steps: torch.Tensor | None = None
     # 16 numbers from -128 to 127, of 4-bit codes.
     table: tuple[int, ...] | None = None
+    stored_as: BlockType | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], self.codes.shape[1]
+        rows, columns = self.codes.shape
+        stored = self.stored_as
+        return rows, columns // stored.block_bytes * stored.block_inputs if stored else columns
 
     @property
     def group(self) -> int:
         """Inputs of a scale."""
-        return self.codes.shape[1] // self.scales.shape[1]
+        return self.shape[1] // self.scales.shape[1]
+
+    def unpacked(self) -> Quantized:
+        """The same with int8 codes."""
+        return replace(self, codes=self.stored_as.unpack(self.codes), stored_as=None) if self.stored_as else self
 
     @property
     def lowest_code(self) -> int:
@@ -81,33 +99,19 @@ class Quantized:
             return None
         if not rows and not columns:
             return self
-        return self._changed(
-            lambda tensor: functional.pad(tensor, (0, columns // (self.shape[1] // tensor.shape[1]), 0, rows))
+        matrix = self.unpacked() if columns else self
+        return matrix._changed(
+            lambda tensor: functional.pad(tensor, (0, columns * tensor.shape[1] // self.shape[1], 0, rows))
         )
 
     def dequantized(self) -> torch.Tensor:
         """In float32."""
-        numbers = self.codes.float() if self.table is None else torch.tensor(self.table).float()[self.codes.long()]
+        codes = self.unpacked().codes
+        numbers = codes.float() if self.table is None else torch.tensor(self.table).float()[codes.long()]
         grouped = numbers.view(*self.scales.shape, self.group) * self.scales[..., None]
         if self.minima is not None:
             grouped = grouped + self.minima[..., None]
         return grouped.view(self.shape)
-
-    @staticmethod
-    def cat(parts: Sequence[Quantized]) -> Quantized:
-        """One below the other: all of one form."""
-
-        def optional(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-            present = [tensor for tensor in tensors if tensor is not None]
-            return torch.cat(present) if present else None
-
-        return replace(
-            parts[0], codes=torch.cat([part.codes for part in parts]),
-            scales=torch.cat([part.scales for part in parts]),
-            minima=optional([part.minima for part in parts]),
-            scale_steps=optional([part.scale_steps for part in parts]),
-            minimum_steps=optional([part.minimum_steps for part in parts]),
-        )  # fmt: skip
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Quantized:
         def optional(tensor: torch.Tensor | None) -> torch.Tensor | None:

@@ -35,7 +35,7 @@ class GroupedForm(ctypes.Structure):
     """As in grouped_form.hpp."""
 
     _fields_ = [
-        *((name, INT) for name in ("bits", "group", "two_level", "has_minima")),
+        *((name, INT) for name in ("bits", "group", "two_level", "has_minima", "pairs")),
         ("zero", FLOAT), ("has_table", INT), ("table", ctypes.c_uint8 * 16),
         *((name, INT) for name in ("record_bytes", "minima_offset", "codes_offset")),
     ]  # fmt: skip
@@ -46,7 +46,8 @@ class GroupedSource(ctypes.Structure):
 
     _fields_ = [
         *((name, POINTER) for name in ("codes", "scales", "minima", "scale_factors", "minimum_factors")),
-        *((name, INT) for name in ("outputs", "inputs")),
+        ("row_bytes", ctypes.c_int64),
+        *((name, INT) for name in ("outputs", "inputs", "type")),
     ]
 
 
@@ -121,12 +122,27 @@ class Program(ctypes.Structure):
     ]  # fmt: skip
 
 
+class LowRankPart(ctypes.Structure):
+    """As in low_rank.hpp, like the next two."""
+
+    _fields_ = [("b", POINTER), *((name, INT) for name in ("blocks", "first_rank", "rank"))]
+
+
+class LowRank(ctypes.Structure):
+    _fields_ = [("a", POINTER), ("parts", POINTER), ("rank", INT), ("interleaved", INT)]
+
+
+class Adapter(ctypes.Structure):
+    _fields_ = [("operations", POINTER), ("max_rank", INT), ("is_bf16", INT)]
+
+
 class Step(ctypes.Structure):
     _fields_ = [
         *((name, INT) for name in ("rows", "logit_count", "hidden_count")),
-        *((name, INT) for name in ("table_width", "block_tokens", "logit_stride")),
+        *((name, INT) for name in ("table_width", "block_tokens", "logit_stride", "adapter_count")),
         *((name, POINTER) for name in ("ids", "positions", "sequences", "logit_rows", "hidden_rows", "block_tables")),
-        *((name, POINTER) for name in ("keys", "values", "logits", "hidden", "max_logits", "argmax_ids")),
+        *((name, POINTER) for name in ("keys", "values", "adapters", "adapter_rows")),
+        *((name, POINTER) for name in ("logits", "hidden", "max_logits", "argmax_ids")),
         *((name, POINTER) for name in ("stage_seconds", "progress")),
     ]
 

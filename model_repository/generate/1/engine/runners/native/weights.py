@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ class WeightPacker:
         vocabulary_bits: int = 8,
     ) -> None:
         """`weights` is the engine's setting; with int4, the embedding has `vocabulary_bits`."""
-        self.vocabulary_bits = vocabulary_bits
+        self.vocabulary_bits, self.prefix = vocabulary_bits, prefix
         self._folder, self._dtype, self._weights, self._library = folder, dtype, weights, library
         self._load_progress = progress
         self._held: list[Any] = []
@@ -75,7 +76,7 @@ class WeightPacker:
         full_name = self._checked_name(name, shape)
         found = self._source.quantized(full_name, index) if self._weights in (AUTO, INT4) else None
         if found is not None and is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
-            self._load_progress.add(found.codes.numel() * self._dtype.itemsize)
+            self._load_progress.add(math.prod(found.shape) * self._dtype.itemsize)
             return found
         tensor = self.get(name, *shape, index=index)
         return tensor.t() if transposed else tensor
@@ -128,7 +129,7 @@ class WeightPacker:
         return Weights(values=self.hold(blocks), **sizes)
 
     def _packed_groups(self, stack: Stack) -> Weights:
-        parts = [pack_groups(part, self._library) for part in stack.parts]
+        parts = [pack_groups(part, self._library, self._large_pages) for part in stack.parts]
         for part in parts:
             self.hold_structure(part)
         blocks = [part.blocks() for part in parts]

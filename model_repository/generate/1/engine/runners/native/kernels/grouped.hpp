@@ -23,9 +23,9 @@
 
 // Rows that unpack codes in registers, at most, in passes: unpacking again takes less time than keeping bytes. And rows of a work
 // item, whose sums take 60 KiB of the stack.
-constexpr int kGroupedDirectRows = 4 * kGroupedPassRows, kAmxDirectRows = 4, kMaxGroupedRows = 480;
+constexpr int kGroupedDirectRows = 4 * kGroupedPassRows, kAmxDirectRows = 16, kMaxGroupedRows = 480;
 // Requests the lines of a block's inputs [begin, begin + count) from memory, into the second-level cache.
-inline void prefetch_chunk(const GroupedBlock& block, int begin, int count) {
+__attribute__((always_inline)) inline void prefetch_chunk(const GroupedBlock& block, int begin, int count) {
     const uint8_t *from = block.data + block.form->record_offset(begin), *end = block.data + block.form->record_offset(begin + count);
     for (; from < end; from += kCacheLine) __builtin_prefetch(from, 0, 2);
 }
@@ -53,7 +53,7 @@ class GroupedBlocks {
   private:
     static bool alike(const GroupedForm& one, const GroupedForm& other) {
         return codes_of(one) == codes_of(other) && one.group == other.group && one.two_level == other.two_level &&
-               one.has_minima == other.has_minima && one.zero == other.zero && !memcmp(one.table, other.table, sizeof one.table);
+               one.has_minima == other.has_minima && one.pairs == other.pairs && one.zero == other.zero && !memcmp(one.table, other.table, sizeof one.table);
     }
 
     // Passes of rows over all inputs. The first one reads the weights from memory, and the others from the caches.
@@ -110,11 +110,13 @@ class GroupedBlocks {
     ) const {
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
         if (amx_available()) {
-            begin_grouped_tiles(kGroup);
+            const bool whole = tile_ == kTileRows;
+            begin_grouped_tiles(kGroup, whole ? kTileRows : kTileRows / 2);
             for (int m = 0; m < count; m += kTileRows) {
                 const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);
                 for (int i = 0; i < blocks; i++)
-                    grouped_amx<kGroup>(group, GroupedRows::tile_bytes(tile_), chunks[i], inputs, begin == 0, sums + m, n + i);
+                    if (whole) grouped_amx<kGroup, kTileRows>(group, chunks[i], inputs, begin == 0, sums + m, n + i);
+                    else grouped_amx<kGroup, kTileRows / 2>(group, chunks[i], inputs, begin == 0, sums + m, n + i);
             }
             return begin_matmul_tiles();
         }
@@ -122,9 +124,8 @@ class GroupedBlocks {
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value;
             const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);
-            const size_t next = GroupedRows::tile_bytes(tile_);
             for (int i = 0; i < blocks; i++)
-                grouped_accumulate<kWide, kGroup, kRows, 1>(group, next, chunks + i, inputs, begin == 0, sums + m, n + i);
+                grouped_accumulate<kWide, kGroup, kRows, 1>(group, chunks + i, inputs, begin == 0, sums + m, n + i);
         });
     }
 
@@ -151,7 +152,7 @@ void grouped_blocks(
 // Rows that stay in the second-level cache beside weights and sums: 0.6 MiB of them, whole tiles of 12 or 16 rows.
 inline int grouped_rows_per_item(int inputs) {
     constexpr size_t kBytes = 600 << 10, kWholeTiles = 48;
-    const size_t fitting = kBytes / (padded_to_super(inputs) / kRowGroup * Int8Group::kRowBytes) / kWholeTiles * kWholeTiles;
+    const size_t fitting = kBytes / (padded_to_super(inputs) / kRowGroup * Int8Group::kBytes) / kWholeTiles * kWholeTiles;
     return (int)std::clamp<size_t>(fitting, kWholeTiles, kMaxGroupedRows);
 }
 

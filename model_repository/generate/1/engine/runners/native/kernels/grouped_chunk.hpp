@@ -27,7 +27,8 @@ struct GroupedChunk {
     void unpack(const GroupedForm& form, const uint8_t* block, int begin, int count) {
         typedef ByteDot<is_wide(kCodes)> Dot;
         const int steps_per_group = form.group / 8;
-        Reg16i sum = {};
+        // Two sums of codes: each addition waits for the one before.
+        Reg16i sums[2] = {};
         for (int k = 0, step = 0, group = 0; k < count; k += kRecordInputs) {
             const uint8_t* from = block + form.record_offset(begin + k) + form.codes_offset;
             for (int j = 0; j < kRecordInputs / 8; j++) {
@@ -35,11 +36,12 @@ struct GroupedChunk {
                 unpack_codes<kCodes>(form, from, j, first, second);
                 first.store(bytes + (k + 8 * j) * kVecSize);
                 second.store(bytes + (k + 8 * j + kStepInputs) * kVecSize);
-                Dot(first).add(sum, four_ones());
-                Dot(second).add(sum, four_ones());
+                Dot(first).add(sums[0], four_ones());
+                Dot(second).add(sums[1], four_ones());
                 if (++step < steps_per_group) continue;
-                store(scales.code_sum[group], scaled_sum(load_regs(scales.scale[group]), sum));
-                sum = Reg16i{};
+                sums[0] += sums[1];
+                store(scales.code_sum[group], scaled_sum(load_regs(scales.scale[group]), sums[0]));
+                sums[0] = sums[1] = Reg16i{};
                 step = 0, group++;
             }
         }
@@ -51,7 +53,7 @@ struct GroupedChunk {
 // Adds a chunk for the rows of a pass.
 template <bool kWide, int kGroup, int kRows, int kBlocks>
 __attribute__((noinline)) void grouped_accumulate(
-    Int8Group group, size_t next_group, const GroupedChunk* chunks, int count, bool first, RowSums* sums, int to_block
+    Int8Group group, const GroupedChunk* chunks, int count, bool first, RowSums* sums, int to_block
 ) {
     GroupedSums<kRows, kBlocks> all;
     const GroupScales* scales[kBlocks];
@@ -73,7 +75,7 @@ __attribute__((noinline)) void grouped_accumulate(
         Reg16 code_sums[kBlocks];
         for (int n = 0; n < kBlocks; n++) code_sums[n] = load_regs(scales[n]->code_sum[k / kGroup]);
         all.end_group(scales, code_sums, k / kGroup, group, field);
-        if (kGroup == kRowGroup || second) group.from += next_group;
+        if (kGroup == kRowGroup || second) group = group.skip_groups(1);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; i++)
@@ -81,57 +83,72 @@ __attribute__((noinline)) void grouped_accumulate(
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-// Tile 2 holds a group's inputs of 16 rows, tile 3 its codes of 16 outputs.
-inline void begin_grouped_tiles(int group) {
+// Tile 2 holds a group's inputs of some rows, tile 3 its codes of 16 outputs; tiles 0 and 1 their exact sums.
+inline void begin_grouped_tiles(int group, int rows) {
     TileConfig config;
+    for (int tile = 0; tile < 3; tile++) config.rows[tile] = rows;
     config.bytes[2] = group;
     config.rows[3] = group / kStepInputs;
     configure_tiles(config);
 }
 
-// The exact sums of two groups of 16 rows.
-typedef int32_t TileSums[2][kTileRows][kVecSize];
-
-// Adds a chunk for 16 rows. Two groups at a time: one is multiplied while the other is stored.
-template <int kGroup>
+// Adds a chunk for kRows rows. Of two tiles with exact sums, one is multiplied and stored while the other is added up: the sums
+// of a group take longer than its tile.
+template <int kGroup, int kRows>
 __attribute__((noinline)) void grouped_amx(
-    Int8Group rows, size_t next_group, const GroupedChunk& chunk, int count, bool first, RowSums* sums, int block
+    const Int8Group& rows, const GroupedChunk& chunk, int count, bool first, RowSums* sums, int block
 ) {
-    alignas(kCacheLine) TileSums exact;
+    alignas(kCacheLine) int32_t exact[2][kRows][kVecSize];
     constexpr int kSumBytes = sizeof exact[0][0];
+    constexpr bool kWhole = kGroup == kRowGroup;
+    // A constant for whole tiles: it makes addresses constant.
+    const int tile = kRows == kTileRows ? kTileRows : rows.tile;
+    const auto group_at = [&](int k) { return Int8Group{rows.numbers, rows.fields, tile}.skip_groups(k / kRowGroup); };
     // Tile numbers are literals: GCC writes them into the instruction as they are.
-    const auto load_tiles = [&](const Int8Group& group, int k) {
-        _tile_loadd(2, group.row(0) + k % kRowGroup, Int8Group::kRowBytes);
+    const auto load_tiles = [&](int k) __attribute__((always_inline)) {
+        _tile_loadd(2, group_at(k).row(0) + k % kRowGroup, kRowGroup);
         _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
     };
-    for (int k = 0; k < count; k += 2 * kGroup) {
-        const Int8Group second_rows = {rows.from + (kGroup == kRowGroup ? next_group : 0)};
-        compiler_fence();
+    const auto multiply_even = [&](int k) __attribute__((always_inline)) {
         _tile_zero(0);
-        load_tiles(rows, k);
+        load_tiles(k);
         _tile_dpbsud(0, 2, 3);
         _tile_stored(0, exact[0], kSumBytes);
+    };
+    const auto multiply_odd = [&](int k) __attribute__((always_inline)) {
         _tile_zero(1);
-        load_tiles(second_rows, k + kGroup);
+        load_tiles(k);
         _tile_dpbsud(1, 2, 3);
         _tile_stored(1, exact[1], kSumBytes);
-        compiler_fence();
+    };
+    Vec16 totals[kRows];
+    const auto add = [&](int n, int k, Int8Group::Field sum) __attribute__((always_inline)) {
+        const Int8Group group = group_at(k);
         const int number = k / kGroup;
-        const bool whole = kGroup == kRowGroup;
-        for (int i = 0; i < kTileRows; i++) {
-            Vec16 total = k || !first ? load(sums[i][block]) : Vec16{};
-            const auto add = [&](int n, const Int8Group& group, Int8Group::Field sum) {
-                const GroupScales& scales = chunk.scales;
-                const Vec16i exact_sums = *reinterpret_cast<const Vec16i*>(exact[n][i]);
-                add_product(total, group.field(Int8Group::kMiddle, i), load(scales.code_sum[number + n]));
-                add_product(total, group.field(sum, i), load(scales.minimum[number + n]));
-                add_product(total, group.field(Int8Group::kScale, i) * load(scales.scale[number + n]), to_floats(exact_sums));
-            };
-            add(0, rows, whole ? Int8Group::kSum : Int8Group::kFirstSum);
-            add(1, second_rows, whole ? Int8Group::kSum : Int8Group::kSecondSum);
-            store(sums[i][block], total);
+        const Vec16 scale = load(chunk.scales.scale[number]), minimum = load(chunk.scales.minimum[number]);
+        const Vec16 code_sum = load(chunk.scales.code_sum[number]);
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; i++) {
+            const Vec16i exact_sums = *reinterpret_cast<const Vec16i*>(exact[n][i]);
+            add_product(totals[i], group.field(Int8Group::kMiddle, i), code_sum);
+            add_product(totals[i], group.field(sum, i), minimum);
+            add_product(totals[i], group.field(Int8Group::kScale, i) * scale, to_floats(exact_sums));
         }
-        rows.from += whole ? 2 * next_group : next_group;
+    };
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; i++) totals[i] = first ? Vec16{} : load(sums[i][block]);
+    compiler_fence();
+    multiply_even(0);
+    multiply_odd(kGroup);
+    for (int k = 0; k < count; k += 2 * kGroup) {
+        const int next = k + 2 * kGroup;
+        add(0, k, kWhole ? Int8Group::kSum : Int8Group::kFirstSum);
+        if (next < count) multiply_even(next);
+        add(1, k + kGroup, kWhole ? Int8Group::kSum : Int8Group::kSecondSum);
+        if (next < count) multiply_odd(next + kGroup);
     }
+    compiler_fence();
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; i++) store(sums[i][block], totals[i]);
 }
 #endif

@@ -6,8 +6,9 @@
 //   nibbles  [8][16][4] bytes for 4 bits and more: bits 0-3 of a byte are input 8 j + i, bits 4-7 input 8 j + 4 + i
 //   planes   [bits % 4][16] masks of 64 bits: bit 4 o + i of mask s is a further bit of input 4 s + i of output o
 //   bytes    [16][16][4] for 8 bits, in place of nibbles and planes
-// In two levels (as K-quants have them) scales and minima are integers of 8 bits, and before every fourth record a line holds
-// the float16 factors [16] of the scales and of the minima; inputs are padded to a multiple of 256.
+// In two levels (as K-quants have them) scales and minima are integers of 8 bits, or with `pairs` of 4 bits in one byte, the minimum
+// in the high ones. Before every fourth record a line holds the float16 factors [16] of the scales and of the minima; inputs are
+// padded to a multiple of 256.
 // ISA variants: __AVX512BW__, __AVX2__, or loops that the compiler vectorizes. Test: tests/inference/test_grouped.py.
 // It knows no activation rows.
 #pragma once
@@ -25,7 +26,7 @@
 constexpr int kRecordInputs = 64, kSuperInputs = 256, kStepInputs = 4, kStepBytes = kStepInputs * kVecSize;
 
 struct GroupedForm {
-    int32_t bits, group, two_level, has_minima;
+    int32_t bits, group, two_level, has_minima, pairs;
     float zero;
     int32_t has_table;
     // Of 4-bit codes with `has_table`: the byte that a code stands for, 128 + its value.
@@ -35,7 +36,7 @@ struct GroupedForm {
 
     void set_sizes() {
         minima_offset = kRecordInputs / group * kVecSize * (two_level ? 1 : 2);
-        codes_offset = (minima_offset * (1 + has_minima) + kCacheLine - 1) / kCacheLine * kCacheLine;
+        codes_offset = (minima_offset * (1 + (has_minima && !pairs)) + kCacheLine - 1) / kCacheLine * kCacheLine;
         record_bytes = codes_offset + kRecordInputs * kVecSize * bits / 8;
     }
 
@@ -96,15 +97,17 @@ inline Vec16 load_halves(const void* from) {
 #endif
 }
 
-inline Vec16 load_bytes(const void* from) {
+inline Vec16i load_bytes(const void* from) {
 #ifdef __AVX512F__
-    return (Vec16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));
+    return (Vec16i)_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 #else
     Vec16b bytes;
     memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, Vec16i), Vec16);
+    return __builtin_convertvector(bytes, Vec16i);
 #endif
 }
+
+inline Vec16 floats_of(Vec16i numbers) { return __builtin_convertvector(numbers, Vec16); }
 
 // Of the groups of a chunk of inputs, [inputs / group]: scales, minima - zero * scale, and scale * sum of the group's codes.
 struct GroupScales {
@@ -130,8 +133,10 @@ __attribute__((noinline)) inline void load_scales(
             const uint8_t* minima = from + form.minima_offset;
             Vec16 scale, minimum = {};
             if (form.two_level) {
-                scale = load_bytes(from + i * kVecSize) * factor;
-                if (form.has_minima) minimum = load_bytes(minima + i * kVecSize) * minimum_factor;
+                const Vec16i bytes = load_bytes(from + i * kVecSize);
+                scale = floats_of(form.pairs ? bytes & 15 : bytes) * factor;
+                if (form.pairs) minimum = floats_of(bytes >> 4 & 15) * minimum_factor;
+                else if (form.has_minima) minimum = floats_of(load_bytes(minima + i * kVecSize)) * minimum_factor;
             } else {
                 scale = load_halves(from + 2 * i * kVecSize);
                 if (form.has_minima) minimum = load_halves(minima + 2 * i * kVecSize);

@@ -1,7 +1,8 @@
 // Packs weights in groups into blocks of 16 outputs (grouped_form.hpp), while a model is loaded.
 //
-// Layout of the sources, row by row: codes [outputs][inputs], a byte each, from 0 on; scales and minima [outputs][inputs / group],
-// float16, or int8 in two levels; then factors of scales and of minima [outputs][ceil(inputs / 256)] in float16.
+// Layout of the sources, row by row: codes [outputs][row_bytes], as gguf_codes.hpp unpacks their type; scales and minima
+// [outputs][inputs / group], float16, or int8 in two levels, where pairs are scales; then factors of scales and of minima [outputs][ceil(inputs / 256)] in
+// float16.
 // ISA variants: none. Test: tests/inference/test_grouped.py.
 #pragma once
 
@@ -12,18 +13,22 @@
 #include <thread>
 #include <vector>
 
+#include "gguf_codes.hpp"
 #include "grouped_form.hpp"
 
 struct GroupedSource {
     const uint8_t* codes;
     const void *scales, *minima;
     const uint16_t *scale_factors, *minimum_factors;
+    int64_t row_bytes;
     int32_t outputs, inputs;
+    GgufType type;
 };
 
 class GroupedPacker {
   public:
-    GroupedPacker(const GroupedForm& form, const GroupedSource& source) : form_(form), source_(source) {}
+    GroupedPacker(const GroupedForm& form, const GroupedSource& source)
+        : form_(form), source_(source), codes_(source.type) {}
 
     // `to` holds zeros.
     void pack_block(int block, uint8_t* to) const {
@@ -43,7 +48,7 @@ class GroupedPacker {
             uint8_t* record = to + form_.record_offset(group / per_record * kRecordInputs);
             const size_t from = ((size_t)output * groups + group) * size, place = (group % per_record * kVecSize + lane) * size;
             memcpy(record + place, static_cast<const uint8_t*>(source_.scales) + from, size);
-            if (form_.has_minima)
+            if (form_.has_minima && !form_.pairs)
                 memcpy(record + form_.minima_offset + place, static_cast<const uint8_t*>(source_.minima) + from, size);
         }
         for (int i = 0; form_.two_level && i < supers; i++) {
@@ -54,26 +59,35 @@ class GroupedPacker {
         }
     }
 
-    // Of an output's inputs from k on, at most 64.
+    // Of an output's inputs from k on, at most 64; four at a time.
     void pack_codes(int output, int lane, int k, uint8_t* to) const {
-        const uint8_t* codes = source_.codes + (size_t)output * source_.inputs + k;
         const int count = std::min(kRecordInputs, source_.inputs - k), planes = form_.bits == 8 ? 0 : form_.bits % 4;
-        for (int step = 0; step < count / kStepInputs; step++)
-            for (int i = 0; i < kStepInputs; i++) {
-                const uint8_t code = codes[step * kStepInputs + i];
-                const int place = lane * kStepInputs + i;
-                if (form_.bits == 8) to[step * kStepBytes + place] = code;
-                else if (form_.bits >= 4) to[step / 2 * kStepBytes + place] |= (code & 15) << step % 2 * 4;
-                uint8_t* masks = to + (form_.bits >= 4 ? kRecordInputs / 8 * kStepBytes : 0);
-                for (int plane = 0; plane < planes; plane++, masks += kRecordInputs / kStepInputs * sizeof(uint64_t)) {
-                    const int bit = code >> (form_.bits / 4 * 4 + plane) & 1;
-                    masks[step * sizeof(uint64_t) + place / 8] |= bit << place % 8;
-                }
+        uint8_t codes[kRecordInputs];
+        codes_.unpack(source_.codes + output * source_.row_bytes, k, count, codes);
+        uint8_t* const masks = to + (form_.bits >= 4 ? kRecordInputs / 8 * kStepBytes : 0);
+        for (int step = 0; step < count / kStepInputs; step++) {
+            uint32_t four, nibbles;
+            memcpy(&four, codes + step * kStepInputs, sizeof four);
+            if (form_.bits == 8) memcpy(to + step * kStepBytes + lane * kStepInputs, &four, sizeof four);
+            else if (form_.bits >= 4) {
+                uint8_t* const place = to + step / 2 * kStepBytes + lane * kStepInputs;
+                memcpy(&nibbles, place, sizeof nibbles);
+                nibbles |= (four & 0x0f0f0f0f) << step % 2 * 4;
+                memcpy(place, &nibbles, sizeof nibbles);
             }
+            for (int plane = 0; plane < planes; plane++) {
+                uint8_t* const mask = masks + (plane * (kRecordInputs / kStepInputs) + step) * sizeof(uint64_t) + lane / 2;
+                *mask |= bits_of_four(four >> (form_.bits / 4 * 4 + plane)) << lane % 2 * 4;
+            }
+        }
     }
+
+    // Bit i of the result is the lowest bit of byte i.
+    static uint32_t bits_of_four(uint32_t bytes) { return (bytes & 0x01010101) * 0x01020408 >> 24 & 15; }
 
     const GroupedForm& form_;
     const GroupedSource& source_;
+    const GgufCodes codes_;
 };
 
 inline void pack_grouped_blocks(const GroupedForm& form, const GroupedSource& source, int threads, uint8_t* to) {

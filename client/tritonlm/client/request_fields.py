@@ -1,0 +1,94 @@
+"""The fields of requests as pydantic types: what the bodies of the gateway and the calls of other APIs share.
+
+The fields of the sampling parameters are generated from the contract, which validates their values. It knows no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from tritonlm.client.sequences import RESERVED_PARAMETERS
+from tritonlm.contract import InvalidRequest, SamplingParameters
+from tritonlm.contract.structured_outputs import OTHER_NAMES
+
+NULL = {"type": "null"}
+_MAX_NAME = 64
+# The field `model` names the adapter.
+_ADAPTER = "adapter"
+
+
+def _to_integer(value: object) -> object:
+    """Accept 5.0 as an integer: JSON does, and some languages write all numbers like that."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_to_integer)]
+ShortText = Annotated[str | None, Field(max_length=256)]
+Model = Annotated[str, Field(min_length=1)]
+# The client refuses any value.
+Refused = Annotated[Any, WithJsonSchema(NULL)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields that were sent. `null` means "not sent"."""
+        sent = self.model_dump(include=self.model_fields_set)
+        return {name: value for name, value in sent.items() if value is not None}
+
+
+B = TypeVar("B", bound=Body)
+
+
+def sampling_fields(*without: str) -> dict[str, Any]:
+    definitions: dict[str, Any] = {}
+    for spec in fields(SamplingParameters):
+        if spec.name not in (*RESERVED_PARAMETERS, _ADAPTER, *without):
+            meaning = f"{spec.metadata['meaning']} ({spec.metadata['allowed']})"
+            # The schema is for documentation only; the contract validates the value.
+            schema: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, NULL]}
+            definitions[spec.name] = (Any, Field(None, description=meaning, json_schema_extra=schema))
+    for name, other in OTHER_NAMES.items():
+        if name not in without:
+            schema = {"anyOf": [other.schema, NULL]}
+            definitions[name] = (Any, Field(None, description=other.meaning, json_schema_extra=schema))
+    return definitions
+
+
+def read_body(kind: type[B], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that were sent, checked; the first mistake is an error that names its field."""
+    try:
+        return kind.model_validate(_plain(values)).arguments()
+    except RecursionError:
+        raise InvalidRequest("a field is nested too deeply") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise mistake(problem["type"], problem["loc"], problem["msg"]) from None
+
+
+def _plain(value: Any) -> Any:
+    """The client's own results as JSON objects, and any sequence as a list: both may be parts of a request."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def mistake(kind: str, location: tuple[Any, ...], message: str) -> InvalidRequest:
+    """The error for one of pydantic's findings. `location`: its path in the body."""
+    # Without pydantic's names of union members, which are not part of the body's path.
+    path = [str(part) for part in location if isinstance(part, int) or str(part).isidentifier()]
+    if not path:
+        return InvalidRequest("the body must be a JSON object")
+    param = path[0][:_MAX_NAME]
+    if kind == "extra_forbidden":
+        return InvalidRequest(f"unknown parameter {param!r}", param)
+    if kind == "missing":
+        return InvalidRequest(f"{param} is required", param)
+    return InvalidRequest(f"{param}: {message}", param)

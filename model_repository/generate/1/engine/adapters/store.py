@@ -1,0 +1,209 @@
+"""The loaded adapters of an engine: at most so many, of so many bytes, of which the least recently used one goes first.
+
+A request holds a reference from its submission to its end, and an adapter with references is never evicted. When all
+loaded ones are in use, a further one waits until one is released. One thread reads files and hands them to the runner
+while steps run. When an adapter's files change, later requests get the new content, and running ones keep the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonlm.contract import CheckpointError, Draining, EngineFailure, TritonLMError
+
+from ..config import EngineConfig
+from ..memory import trim_heap
+from ..runners.interface import Runner
+from .folders import AdapterFolders, AdapterSource
+from .loaded import LoadedAdapter
+from .lora import LoraAdapter
+from .peft_files import read_adapter
+
+_log = logging.getLogger("tritonlm.engine")
+
+AdapterReport = dict[str, str | int]
+Acquired = LoadedAdapter | TritonLMError
+Done = Callable[[Acquired], None]
+
+
+@dataclass(eq=False)
+class _Entry:
+    loaded: LoadedAdapter
+    # The files that it was loaded from, or newer ones of the same content or with an error.
+    source: AdapterSource
+    nbytes: int
+    references: int = 0
+
+
+class AdapterStore:
+    def __init__(self, runner: Runner, config: EngineConfig) -> None:
+        self._runner, self._config = runner, config
+        self._folders = AdapterFolders(Path(config.adapters_file))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+        # Guards everything below, and is notified when an adapter loses its last reference.
+        self._released = threading.Condition()
+        # What later requests get, by name, the least recently used first.
+        self._current: OrderedDict[str, _Entry] = OrderedDict()
+        # These, and replaced or removed ones that requests still use.
+        self._entries: dict[LoadedAdapter, _Entry] = {}
+        self._waiting: dict[AdapterSource, list[Done]] = {}
+        self._closed = False
+        self.loads = 0
+
+    def acquire(self, name: str, done: Done) -> None:
+        """Call `done` with the adapter, which must be released later, or with the error that refuses it.
+
+        It is called at once if the adapter is loaded, else on the loading thread.
+        """
+        try:
+            source, names = self._folders.find(name), self._folders.names()
+        except TritonLMError as error:
+            done(error)
+            return
+        with self._released:
+            self._drop([entry for entry in self._current.values() if entry.loaded.name not in names])
+            entry = self._current.get(name)
+            if entry is None or entry.source != source:
+                self._enqueue(source, done)
+                return
+            entry.references += 1
+            self._current.move_to_end(name)
+        done(entry.loaded)
+
+    def release(self, adapter: LoadedAdapter) -> None:
+        with self._released:
+            entry = self._entries[adapter]
+            entry.references -= 1
+            assert entry.references >= 0
+            if not entry.references:
+                if self._current.get(adapter.name) is not entry:
+                    del self._entries[adapter]
+                self._released.notify_all()
+
+    def close(self) -> None:
+        """Refuse what waits, and stop the thread."""
+        with self._released:
+            self._closed = True
+            self._released.notify_all()
+        self._thread.shutdown(wait=False)
+
+    def report(self) -> list[AdapterReport]:
+        """The loaded ones, and how many requests each has."""
+        with self._released:
+            return [
+                {"name": entry.loaded.name, "bytes": entry.nbytes, "running": entry.references}
+                for entry in self._entries.values()
+            ]
+
+    @property
+    def count(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        with self._released:
+            return self._nbytes()
+
+    def _nbytes(self) -> int:
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def _enqueue(self, source: AdapterSource, done: Done) -> None:
+        if source in self._waiting:
+            self._waiting[source].append(done)
+            return
+        self._waiting[source] = [done]
+        self._thread.submit(self._run, source)
+
+    # The loading thread.
+
+    def _run(self, source: AdapterSource) -> None:
+        entry: _Entry | None
+        error: TritonLMError | None = None
+        try:
+            entry = self._load(source)
+        except TritonLMError as failure:
+            entry, error = self._fall_back(source, failure), failure
+        except BaseException as failure:  # whatever a damaged file may cause in a library
+            _log.exception("adapter %s cannot be loaded", source.name)
+            error = EngineFailure(f"adapter {source.name!r} cannot be loaded ({type(failure).__name__})", "adapter")
+            entry = self._fall_back(source, error)
+        with self._released:
+            waiting = self._waiting.pop(source)
+            if entry:
+                # It may have been removed from the file since.
+                self._entries[entry.loaded] = entry
+                entry.references += len(waiting)
+        for done in waiting:
+            if entry:
+                done(entry.loaded)
+            else:
+                assert error
+                # A new one for each request: errors carry the headers of their response.
+                done(type(error)(error.message, error.param))
+
+    def _load(self, source: AdapterSource) -> _Entry:
+        adapter = read_adapter(source.name, source.folder, self._config.max_adapter_rank)
+        with self._released:
+            entry = self._current.get(source.name)
+            if entry and entry.loaded.identity == adapter.identity:
+                entry.source = source
+                return entry
+        self._make_room(adapter)
+        weights = self._runner.load_adapter(adapter)
+        loaded = LoadedAdapter(adapter.name, adapter.identity, weights)
+        del adapter
+        trim_heap()
+        with self._released:
+            entry = self._entries[loaded] = _Entry(loaded, source, weights.nbytes)
+            if old := self._current.pop(source.name, None):
+                self._drop([old])
+            self._current[source.name] = entry
+            self.loads += 1
+        return entry
+
+    def _fall_back(self, source: AdapterSource, error: TritonLMError) -> _Entry | None:
+        """The loaded adapter of this name goes on when its new files cannot be loaded."""
+        with self._released:
+            entry = self._current.get(source.name)
+            if entry and not self._closed:
+                entry.source = source
+                _log.warning("adapter %s stays as it was loaded: %s", source.name, error.message)
+                return entry
+        return None
+
+    def _make_room(self, adapter: LoraAdapter) -> None:
+        """Evict unused adapters until this one fits. Wait for running requests if all are in use."""
+        needed = adapter.count * self._runner.dtype.itemsize
+        if needed > self._config.adapter_memory:
+            raise CheckpointError(
+                f"adapter {adapter.name!r} needs {needed} bytes, and adapter_memory is {self._config.adapter_memory}; "
+                "raise it"
+            )
+        with self._released:
+            while not self._closed and not self._fits(needed):
+                unused = next((entry for entry in self._current.values() if not entry.references), None)
+                if unused:
+                    self._drop([unused])
+                else:
+                    self._released.wait()
+            if self._closed:
+                raise Draining("this model has been stopped")
+
+    def _fits(self, needed: int) -> bool:
+        return len(self._entries) < self._config.max_adapters and (
+            self._nbytes() + needed <= self._config.adapter_memory
+        )
+
+    def _drop(self, entries: list[_Entry]) -> None:
+        """Give these to no further request; their memory goes with their last reference."""
+        for entry in entries:
+            if self._current.get(entry.loaded.name) is entry:
+                del self._current[entry.loaded.name]
+            if not entry.references:
+                self._entries.pop(entry.loaded, None)

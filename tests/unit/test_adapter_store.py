@@ -1,0 +1,290 @@
+"""The store of adapters: loaded once, kept while they are used, evicted in order, and replaced when files change."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine.adapters.loaded import LoadedAdapter
+from engine.adapters.lora import LoraAdapter
+from engine.adapters.peft_files import WEIGHTS
+from engine.adapters.store import Acquired, AdapterStore
+from engine.config import EngineConfig
+from fakes.peft_folders import PLAIN, tensors, write
+from safetensors.torch import save
+from tritonlm.contract import CheckpointError, Draining, EngineFailure, TritonLMError
+from tritonlm.contract.adapters_file import AdapterEntry, add_adapter, remove_adapter
+from tritonlm.contract.errors import AdapterNotFound
+
+# The numbers of one adapter of these tests, in the runner's float32.
+BYTES = 4 * sum(tensor.numel() for tensor in tensors().values())
+SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Weights:
+    adapter: LoraAdapter
+    nbytes: int = BYTES
+
+
+@dataclass
+class FakeRunner:
+    """Takes an adapter as it is. With `gate` closed, a load waits."""
+
+    dtype: torch.dtype = torch.float32
+    loaded: list[str] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    failure: Exception | None = None
+
+    def load_adapter(self, adapter: LoraAdapter) -> Weights:
+        assert self.gate.wait(SECONDS)
+        if self.failure:
+            raise self.failure
+        self.loaded.append(adapter.name)
+        return Weights(adapter)
+
+
+class Adapters:
+    """A store with a file of adapters, whose acquired ones are collected."""
+
+    def __init__(self, folder: Path, **limits: Any) -> None:
+        self.folder, self.file = folder, folder / "lm.json"
+        self.runner = FakeRunner()
+        self.runner.gate.set()
+        config = EngineConfig(adapters_file=str(self.file), **limits)
+        self.store = AdapterStore(self.runner, config)  # type: ignore[arg-type]
+        self._acquired: queue.Queue[Acquired] = queue.Queue()
+
+    def write(self, *names: str, value: float = 1.0) -> None:
+        for name in names:
+            write(self.folder / name, PLAIN, {key: tensor * 0 + value for key, tensor in tensors().items()})
+            add_adapter(self.file, name, AdapterEntry(str(self.folder / name)), replace=True)
+
+    def request(self, name: str) -> None:
+        self.store.acquire(name, self._acquired.put)
+
+    def next(self) -> Acquired:
+        return self._acquired.get(timeout=SECONDS)
+
+    def acquire(self, name: str) -> LoadedAdapter:
+        self.request(name)
+        acquired = self.next()
+        assert isinstance(acquired, LoadedAdapter), acquired
+        return acquired
+
+    def refusal(self, name: str) -> TritonLMError:
+        self.request(name)
+        acquired = self.next()
+        assert isinstance(acquired, TritonLMError), acquired
+        return acquired
+
+    def use(self, *names: str) -> None:
+        for name in names:
+            self.store.release(self.acquire(name))
+
+    @property
+    def idle(self) -> bool:
+        return self._acquired.empty()
+
+
+Make = Callable[..., Adapters]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Adapters] = []
+
+    def adapters(**limits: Any) -> Adapters:
+        made.append(Adapters(tmp_path, **limits))
+        return made[-1]
+
+    yield adapters
+    for one in made:
+        one.store.close()
+
+
+def test_an_adapter_is_loaded_at_its_first_request_and_stays(make: Make) -> None:
+    adapters = make()
+    adapters.write("a", "b")
+    first, again, other = adapters.acquire("a"), adapters.acquire("a"), adapters.acquire("b")
+    assert first is again
+    assert (first.name, other.name) == ("a", "b")
+    assert isinstance(first.weights, Weights)
+    assert adapters.runner.loaded == ["a", "b"]
+    assert (adapters.store.count, adapters.store.nbytes, adapters.store.loads) == (2, 2 * BYTES, 2)
+
+
+def test_requests_that_come_while_an_adapter_is_loaded_share_it(make: Make) -> None:
+    adapters = make()
+    adapters.write("a")
+    adapters.runner.gate.clear()
+    for _ in range(3):
+        adapters.request("a")
+    assert adapters.idle
+    adapters.runner.gate.set()
+    acquired = [adapters.next() for _ in range(3)]
+    assert len(set(map(id, acquired))) == 1
+    assert adapters.runner.loaded == ["a"]
+
+
+def test_the_least_recently_used_one_is_evicted(make: Make) -> None:
+    adapters = make(max_adapters=2)
+    adapters.write("a", "b", "c")
+    adapters.use("a", "b", "a", "c")
+    assert adapters.store.count == 2
+    adapters.use("a", "c", "b")
+    assert adapters.runner.loaded == ["a", "b", "c", "b"]
+
+
+def test_bytes_are_bounded_too(make: Make) -> None:
+    adapters = make(adapter_memory=2 * BYTES + 1)
+    adapters.write("a", "b", "c")
+    adapters.use("a", "b", "c")
+    assert (adapters.store.count, adapters.store.nbytes) == (2, 2 * BYTES)
+
+
+def test_an_adapter_beyond_the_memory_is_refused_with_both_sizes(make: Make) -> None:
+    adapters = make(adapter_memory=BYTES - 1)
+    adapters.write("a")
+    refusal = adapters.refusal("a")
+    assert isinstance(refusal, CheckpointError)
+    assert f"needs {BYTES} bytes, and adapter_memory is {BYTES - 1}" in refusal.message
+
+
+def test_a_further_adapter_waits_while_all_loaded_ones_are_in_use(make: Make) -> None:
+    adapters = make(max_adapters=1)
+    adapters.write("a", "b")
+    used = adapters.acquire("a")
+    adapters.request("b")
+    # One that is loaded is given out meanwhile.
+    again = adapters.acquire("a")
+    adapters.store.release(used)
+    assert adapters.idle
+    assert adapters.store.count == 1
+    adapters.store.release(again)
+    waited = adapters.next()
+    assert isinstance(waited, LoadedAdapter)
+    assert waited.name == "b"
+    assert adapters.store.count == 1
+
+
+def test_changed_files_are_loaded_for_later_requests(make: Make) -> None:
+    adapters = make()
+    adapters.write("a")
+    old = adapters.acquire("a")
+    adapters.write("a", value=2.0)
+    new = adapters.acquire("a")
+    assert new.identity != old.identity
+    assert adapters.store.count == 2, "a request runs with the old one"
+    adapters.store.release(old)
+    assert adapters.store.count == 1
+    assert adapters.acquire("a") is new
+
+
+def test_files_that_are_written_again_with_the_same_content_are_not_loaded_again(make: Make) -> None:
+    adapters = make()
+    adapters.write("a")
+    before = adapters.acquire("a")
+    adapters.write("a")
+    assert adapters.acquire("a") is before
+    assert adapters.runner.loaded == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"", save(tensors())[:-1], save({"x": torch.ones(1)})])
+def test_broken_new_files_leave_the_loaded_adapter_in_use(make: Make, content: bytes) -> None:
+    adapters = make()
+    adapters.write("a")
+    before = adapters.acquire("a")
+    (adapters.folder / "a" / WEIGHTS).write_bytes(content)
+    assert adapters.acquire("a") is before
+    adapters.write("a", value=2.0)
+    assert adapters.acquire("a") is not before
+
+
+def test_a_broken_adapter_is_refused_until_its_files_are_repaired(make: Make) -> None:
+    adapters = make()
+    adapters.write("a")
+    (adapters.folder / "a" / WEIGHTS).write_bytes(b"")
+    first, second = adapters.refusal("a"), adapters.refusal("a")
+    assert isinstance(first, CheckpointError)
+    assert first is not second
+    adapters.write("a")
+    assert adapters.acquire("a").name == "a"
+
+
+def test_a_removed_adapter_is_not_found_and_leaves_with_its_last_request(make: Make) -> None:
+    adapters = make()
+    adapters.write("a", "b")
+    used = adapters.acquire("a")
+    remove_adapter(adapters.file, "a")
+    refusal = adapters.refusal("a")
+    assert isinstance(refusal, AdapterNotFound)
+    assert refusal.message == "lm has no adapter 'a'; it has b"
+    adapters.use("b")
+    assert adapters.store.count == 2
+    adapters.store.release(used)
+    assert adapters.store.count == 1
+
+
+def test_a_broken_adapters_file_is_refused_and_read_again(make: Make) -> None:
+    adapters = make()
+    adapters.file.write_text("{")
+    assert isinstance(adapters.refusal("a"), CheckpointError)
+    adapters.file.unlink()
+    assert isinstance(adapters.refusal("a"), AdapterNotFound)
+    adapters.write("a")
+    adapters.use("a")
+
+
+@pytest.mark.parametrize("failure", [CheckpointError("layer x is unknown"), RuntimeError("out of memory")])
+def test_a_runners_failure_refuses_the_request_and_not_the_next_one(make: Make, failure: Exception) -> None:
+    adapters = make()
+    adapters.write("a")
+    adapters.runner.failure = failure
+    refusal = adapters.refusal("a")
+    assert type(refusal) is (CheckpointError if isinstance(failure, CheckpointError) else EngineFailure)
+    adapters.runner.failure = None
+    adapters.use("a")
+    assert adapters.store.count == 1
+
+
+def test_a_stopped_store_refuses_what_waits(make: Make) -> None:
+    adapters = make(max_adapters=1)
+    adapters.write("a", "b", "c")
+    adapters.acquire("a")
+    adapters.request("b")
+    adapters.request("c")
+    adapters.store.close()
+    assert isinstance(adapters.next(), Draining)
+    assert isinstance(adapters.next(), Draining)
+
+
+def test_many_threads_leave_no_reference_and_no_adapter_too_many(make: Make) -> None:
+    adapters = make(max_adapters=2)
+    names = "abcde"
+    adapters.write(*names)
+    received: queue.Queue[Acquired] = queue.Queue()
+
+    def requests(offset: int) -> None:
+        for number in range(20):
+            own: queue.Queue[Acquired] = queue.Queue()
+            adapters.store.acquire(names[(number * offset) % len(names)], own.put)
+            acquired = own.get(timeout=SECONDS)
+            received.put(acquired)
+            assert isinstance(acquired, LoadedAdapter)
+            adapters.store.release(acquired)
+
+    threads = [threading.Thread(target=requests, args=(offset,)) for offset in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert received.qsize() == 80
+    assert adapters.store.count <= 2
+    assert not any(entry.references for entry in adapters.store._entries.values())
