@@ -77,8 +77,9 @@ class ReferenceRunner:
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
-        budget_left = self.memory.measure()
-        size = cache_size(self._layers, config, checkpoint.context_length, self.dtype, self.device, budget_left)
+        budget_left, context = self.memory.measure(), checkpoint.context_length
+        beside = self._prepare_steps(config, context)
+        size = cache_size(self._layers, config, context, self.dtype, self.device, budget_left, beside)
         self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
         self.context_length = size.context_length
         stored = stored_dtype(config, self.dtype)
@@ -88,6 +89,10 @@ class ReferenceRunner:
         """Quantize the weights as configured: this runner has none but full ones."""
         if config.weights in QUANTIZED:
             raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
+
+    def _prepare_steps(self, config: EngineConfig, context: int) -> int:
+        """Choose how steps are computed. Return the bytes that they take beside the KV cache, once it is allocated."""
+        return 0
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
@@ -200,12 +205,12 @@ def prepare(model: Any, folder: Path, fuses: bool = False) -> tuple[list[LayerSh
             packed_linear.pack(model)
         if fuses and block_attention.is_possible(model.device):
             _log.info("%s: %d layers are fused", name, fused_layers.fuse(model))
+            rotary.install(model)
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)
         output = model(input_ids=ids, position_ids=rows.unsqueeze(0), use_cache=False, logits_to_keep=rows, paged=True)
         logits = output.logits
-            rotary.install(model)
         head.check(logits)
     except Exception as error:  # a foreign forward may raise anything
         raise CheckpointError(f"{refusal} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})") from error
