@@ -44,7 +44,8 @@ class NativeAdapter:
 
     @property
     def nbytes(self) -> int:
-        return self._memory.nbytes + sum(ctypes.sizeof(each) for each in (self._operations, *self._parts))
+        structures_bytes = ctypes.sizeof(self._operations) + sum(map(ctypes.sizeof, self._parts))
+        return int(self._memory.nbytes) + structures_bytes
 
     @property
     def address(self) -> int:
@@ -52,9 +53,11 @@ class NativeAdapter:
 
     def _place(self, tensors: Sequence[torch.Tensor]) -> Iterator[int]:
         """Copies them into the memory, and yields where each begins."""
-        places = self._memory.split([_aligned_length(tensor) for tensor in tensors])
-        for tensor, place in zip(tensors, places, strict=True):
-            place[: tensor.numel()].copy_(tensor)
+        begin = 0
+        for tensor in tensors:
+            place = self._memory[begin : begin + tensor.numel()]
+            place.copy_(tensor)
+            begin += _aligned_length(tensor)
             yield place.data_ptr()
 
     def _low_rank(self, packed: _Packed, addresses: Iterator[int]) -> structures.LowRank:
@@ -137,7 +140,8 @@ def _packed_a(matrices: Sequence[torch.Tensor], order: Sequence[int]) -> torch.T
     """(ranks, inputs) of each layer, one below the other → blocks of 8 ranks, each [inputs / 32][ranks][32]."""
     a = torch.cat([take(matrix.float().t(), order).t() for matrix in matrices])
     lines = functional.pad(a, (0, padded(a.shape[1]) - a.shape[1])).view(len(a), -1, _LINE_INPUTS)
-    return torch.cat([block.transpose(0, 1).flatten() for block in lines.split(_BLOCK_RANKS)])
+    blocks = (lines[first : first + _BLOCK_RANKS] for first in range(0, len(lines), _BLOCK_RANKS))
+    return torch.cat([block.transpose(0, 1).flatten() for block in blocks])
 
 
 def _packed_b(layer: LowRank | None, part: Part) -> torch.Tensor:
