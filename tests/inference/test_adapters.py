@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,20 @@ from engine.engine import Engine
 from engine.request import Request
 from engine.runners.native.runner import NativeRunner
 from fakes.tiny_lm import make_checkpoint
-from tritonlm.contract import CheckpointError, GenerationRequest, NotOffered, SamplingParameters
+from tritonlm.contract import (
+    CheckpointError,
+    GenerationRequest,
+    InvalidRequest,
+    NotOffered,
+    QueueTimeout,
+    SamplingParameters,
+)
 from tritonlm.contract.embedding import Embedding
 from tritonlm.contract.errors import AdapterNotFound
 
 from .adapters import PeftReference, add, write_adapter
 from .family_zoo import VOCABULARY, ZOO
-from .harness import Collected, make_engine, run, step, submit
+from .harness import Collected, make_engine, make_text_engine, run, step, submit
 
 PROMPT = [5, 17, 300, 2, 444, 61, 8]
 LONG = [(31 * i) % 480 + 5 for i in range(50)]
@@ -239,6 +248,45 @@ def test_a_replaced_adapter_leaves_running_requests_as_they_are(
     assert after.final.usage.cached == 0, "the new weights would read the old one's keys"
     assert engine.metric_values()["adapters"] == 1
     assert engine.metric_values()["adapter_loads"] == 2
+
+
+def test_requests_that_wait_for_an_adapter_are_cancelled_and_end_in_time(
+    llama: tuple[Path, Path], runner: str, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    engine = engine_of(llama, runner, max_adapters=1)
+    running = submit(engine, PROMPT, adapter="one", max_tokens=20)
+    step(engine)
+    cancelled, late = submit(engine, PROMPT, adapter="two", request_id="cancelled"), Collected()
+    params = SamplingParameters.from_mapping({"max_tokens": 1, "seed": 0, "adapter": "two"})
+    engine.submit(Request("", PROMPT, GenerationRequest(params), late.deliver, queue_deadline=0.0))
+    patient = submit(engine, PROMPT, adapter="two")
+    assert engine.cancel("cancelled") == 1
+    engine.try_step()
+    engine.deliver_now()
+    assert cancelled.final.finish_reason == "cancelled"
+    assert isinstance(late.error, QueueTimeout)
+    assert running.ends[-1:] != [True]
+    while engine.try_step():
+        engine.deliver_now()
+    assert running.final.usage.completion == 20
+    run(engine)
+    assert patient.token_ids == alone(engine, PROMPT, adapter="two").token_ids
+    assert engine.metric_values()["adapters"] == 1
+    wait_for(lambda: all(adapter["running"] == 0 for adapter in engine.reports.status()["adapters"]))
+
+
+def test_an_adapter_and_a_grammar_hold_together(llama: tuple[Path, Path], runner: str) -> None:
+    base, file = llama
+    engine, tokenizer = make_text_engine(base, adapters_file=str(file), dtype="float32", runner=runner)
+    outputs = {name: submit(engine, PROMPT, adapter=name, structured_outputs={"regex": "[a-z]{8,12}"}, max_tokens=30)
+               for name in NAMES}  # fmt: skip
+    run(engine)
+    texts = {name: tokenizer.decode(output.token_ids) for name, output in outputs.items()}
+    assert all(re.fullmatch("[a-z]{8,12}", text) for text in texts.values()), texts
+    assert len(set(texts.values())) == 3
+    refused = alone(engine, PROMPT, adapter="one", structured_outputs={"regex": "("}).error
+    assert isinstance(refused, InvalidRequest)
+    assert {adapter["running"] for adapter in engine.reports.status()["adapters"]} == {0}
 
 
 def test_a_graph_runner_computes_steps_with_adapters_without_its_recordings(llama: tuple[Path, Path]) -> None:

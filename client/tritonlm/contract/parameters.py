@@ -94,9 +94,11 @@ class _Text:
         return {"type": "string", "maxLength": self.longest, **({"pattern": self.pattern} if self.pattern else {})}
 
     def __call__(self, name: str, value: Any) -> str:
-        if not isinstance(value, str) or len(value) > self.longest or not re.search(self.pattern, value):
+        valid = isinstance(value, str) and len(value) <= self.longest
+        # Not `search`, for which $ stands before a newline at the end, too.
+        if not valid or (self.pattern and not re.fullmatch(self.pattern, value)):
             raise InvalidRequest.for_value(name, self.expected, value)
-        return value
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ class SamplingParameters:
     adapter: str = _parameter(
         _Text(
             MAX_NAME_CHARACTERS, f"an adapter's name: at most {MAX_NAME_CHARACTERS} letters, digits, '.', '_' and '-'",
-            r"^([A-Za-z0-9][A-Za-z0-9._-]*)?\Z",
+            r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
         ),
         "the name of an adapter of this LM; empty: the base alone", "",
         allowed=f"up to {MAX_NAME_CHARACTERS} of A-Z a-z 0-9 . _ -",
