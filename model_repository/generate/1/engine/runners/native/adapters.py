@@ -99,8 +99,8 @@ def pack_adapter(
     adapter: LoraAdapter, placements: Mapping[int, Placement], prefix: str, operations: int, dtype: torch.dtype
 ) -> NativeAdapter:
     """`placements` are those of a program of this many operations; names of its tensors begin with `prefix`."""
+    _check(adapter, placements, prefix)
     layers = {name.removeprefix(prefix): layer for name, layer in adapter.layers.items()}
-    _check(adapter.name, layers, placements, prefix)
     if all(_is_bf16(matrix) for layer in layers.values() for matrix in (layer.a, layer.b)):
         dtype = torch.bfloat16
     changed = {
@@ -110,24 +110,25 @@ def pack_adapter(
     return NativeAdapter(packed, operations, dtype)
 
 
-def _check(name: str, layers: Mapping[str, LowRank], placements: Mapping[int, Placement], prefix: str) -> None:
-    reason = f"adapter {name!r} cannot be applied"
-    if not layers:
+def _check(adapter: LoraAdapter, placements: Mapping[int, Placement], prefix: str) -> None:
+    reason = f"adapter {adapter.name!r} cannot be applied"
+    if not adapter.layers:
         raise CheckpointError(f"{reason}: it changes no layer")
     shapes = {
         part.layer: (placement.layer_inputs, part.layer_outputs)
         for placement in placements.values()
         for part in placement.parts
     }
-    for layer, matrices in layers.items():
+    for name, matrices in adapter.layers.items():
+        layer = name.removeprefix(prefix)
         if layer not in shapes:
             raise CheckpointError(
-                f"{reason}: it changes {prefix}{layer}, and the native runner applies adapters to the linear layers of "
+                f"{reason}: it changes {name}, and the native runner applies adapters to the linear layers of "
                 "attention and of MLPs without experts; train it without that layer, or set the runner to reference"
             )
         if (found := (matrices.inputs, matrices.outputs)) != shapes[layer]:
             raise CheckpointError(
-                f"{reason}: its matrices for {prefix}{layer} are those of a layer of {found[0]} inputs and {found[1]} "
+                f"{reason}: its matrices for {name} are those of a layer of {found[0]} inputs and {found[1]} "
                 f"outputs, but the LM's has {shapes[layer][0]} and {shapes[layer][1]}; use an adapter of this LM"
             )
 
