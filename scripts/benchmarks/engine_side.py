@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,14 @@ class SteppedEngine:
     def metric_values(self) -> dict[str, float]:
         return self._engine.metric_values()
 
-    def measure(self, prompts: Prompts, new_tokens: int, temperature: float = 0.0) -> Seconds:
-        parameters = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": temperature, "seed": 0})
+    def measure(
+        self, prompts: Prompts, new_tokens: int, temperature: float = 0.0, adapters: Sequence[str] = ()
+    ) -> Seconds:
+        """`adapters`: those of the prompts, one each."""
+        settings = {"max_tokens": new_tokens, "temperature": temperature, "seed": 0}
+        parameters = [
+            SamplingParameters.from_mapping({**settings, "adapter": name}) for name in adapters or [""] * len(prompts)
+        ]
         finished: list[bool] = []
 
         def deliver(_: object, last: bool) -> None:
@@ -88,7 +94,7 @@ class SteppedEngine:
         """Generate greedily, and yield the requests after each step; the caller may stop at any time."""
         parameters = SamplingParameters.from_mapping({"max_tokens": new_tokens, "temperature": 0, "seed": 0})
         finished: list[bool] = []
-        requests = self._submit(prompts, parameters, lambda _, last: finished.append(last))
+        requests = self._submit(prompts, [parameters] * len(prompts), lambda _, last: finished.append(last))
         while sum(finished) < len(requests):
             self._step()
             yield requests
@@ -97,7 +103,7 @@ class SteppedEngine:
         """The log-probabilities of a prompt's tokens, but for the first one."""
         parameters = SamplingParameters.from_mapping({"max_tokens": 0, "seed": 0, "echo": True, "logprobs": 0})
         items: list[Any] = []
-        self._submit([prompt], parameters, lambda item, _: items.append(item), stream=False)
+        self._submit([prompt], [parameters], lambda item, _: items.append(item), stream=False)
         while not items:
             self._step()
         entries = [entry for chunk in items for entry in chunk.logprobs]
@@ -106,13 +112,15 @@ class SteppedEngine:
     def _submit(
         self,
         prompts: Prompts,
-        parameters: SamplingParameters,
+        parameters: Sequence[SamplingParameters],
         deliver: Callable[[Any, bool], None],
         *,
         stream: bool = True,
     ) -> list[Request]:
-        generation = GenerationRequest(parameters, stream)
-        requests = [Request(str(i), prompt, generation, deliver) for i, prompt in enumerate(prompts)]
+        requests = [
+            Request(str(i), prompt, GenerationRequest(each, stream), deliver)
+            for i, (prompt, each) in enumerate(zip(prompts, parameters, strict=True))
+        ]
         for request in requests:
             self._engine.submit(request)
         return requests

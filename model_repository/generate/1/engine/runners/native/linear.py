@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional
 
 from .padding import take
-from .quantized import Quantized, Stack
+from .quantized import Quantized, Stack, interleave_blocks
+from .rope import PADDING
 from .weights import WeightPacker
 
 
@@ -109,15 +110,32 @@ class Reader:
 
     def qkv(self, source: Qkv, prefix: str, inputs: int) -> tuple[torch.Tensor | Stack, torch.Tensor | None]:
         """Queries, keys and values, one below the other."""
-        widths = [heads * self._head_dim for heads in (self._heads, self._kv_heads, self._kv_heads)]
-        outputs = widths if len(source.sources) > 1 else [sum(widths)]
+        outputs = self.qkv_outputs(source)
         parts = [self.linear(one, prefix, count, inputs) for one, count in zip(source.sources, outputs, strict=True)]
         weight = _stacked([part.weight for part in parts])
         bias = _all_biases(parts)
         if not source.by_kv_head:
             return weight, bias
-        order = self._by_kind(torch.arange(sum(widths)))
+        order = self._by_kind(torch.arange(sum(outputs)))
         return take_rows(weight, order.tolist()), None if bias is None else bias[order]
+
+    def qkv_outputs(self, source: Qkv) -> list[int]:
+        """How many outputs each of the layers has."""
+        widths = [heads * self._head_dim for heads in (self._heads, self._kv_heads, self._kv_heads)]
+        return widths if len(source.sources) > 1 else [sum(widths)]
+
+    def qkv_order(self, source: Qkv, rows: Sequence[int]) -> list[list[int]]:
+        """Each layer's outputs, in the order that `rows` give to queries, keys and values one below the other."""
+        widths = self.qkv_outputs(source)
+        order = torch.arange(sum(widths))
+        if source.by_kv_head:
+            order = self._by_kind(order)
+        lasts = [sum(widths[: n + 1]) * len(rows) // sum(widths) for n in range(len(widths))]
+        firsts = [0, *lasts]
+        return [
+            [row if row == PADDING else int(order[row]) - sum(widths[:n]) for row in rows[firsts[n] : last]]
+            for n, last in enumerate(lasts)
+        ]
 
     def expert(
         self, source: Experts, number: int, prefix: str, inner: int, hidden: int
@@ -174,3 +192,18 @@ def take_rows(weight: torch.Tensor | Stack, index: Sequence[int]) -> torch.Tenso
     if isinstance(weight, Stack) and (taken := weight.rows(index)) is not None:
         return taken
     return take(numbers(weight), index)
+
+
+def gate_and_up(matrices: Sequence[Matrix]) -> tuple[torch.Tensor | Quantized | Stack, torch.Tensor | None]:
+    if len(matrices) == 1:
+        return matrices[0]
+    biases = [matrix.bias for matrix in matrices]
+    parts = as_quantized([matrix.weight for matrix in matrices])
+    weight = (
+        Stack(parts, interleaved=True) if parts else interleave_blocks([numbers(matrix.weight) for matrix in matrices])
+    )
+    dtype = next((bias.dtype for bias in biases if bias is not None), None)
+    if dtype is None:
+        return weight, None
+    zeros = (torch.zeros(matrix.weight.shape[0], dtype=dtype) for matrix in matrices)
+    return weight, interleave_blocks([zero if b is None else b for b, zero in zip(biases, zeros, strict=True)])

@@ -5,6 +5,7 @@ This module knows matrices and the order of their rows, not what they are for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,8 @@ def padded(size: int) -> int:
     return size + -size % INPUTS
 
 
-def padded_range(size: int) -> list[int]:
+@functools.cache
+def padded_range(size: int) -> Sequence[int]:
     """The index of each of the padded inputs."""
     return [*range(size), *[PADDING] * (padded(size) - size)]
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from . import structures
-from .linear import Experts, Linear, Matrix, Qkv, Reader, as_quantized, numbers, take_rows
+from .linear import Experts, Linear, Qkv, Reader, gate_and_up, numbers, take_rows
 from .padding import HEAD_DIMS, INPUTS, HeadLayout, padded, padded_range, take
-from .quantized import Quantized, Stack, interleave_blocks
+from .placement import Placements
+from .quantized import Quantized
 from .rope import PADDING, Rope
 from .structures import OPERATIONS, Activation, Buffer, NormKind, Weights
 from .unsupported import Unsupported
@@ -83,6 +84,9 @@ class Program:
         self._layer, self._prefix = 0, ""
         self._reader = None if weights is None else Reader(weights, shape.num_heads, shape.num_kv_heads, shape.head_dim)
         self._final: dict[str, Any] = {}
+        self.placements = Placements()
+        # The outputs of attention, with padded heads.
+        self._attended = self._heads.rows(0, shape.num_heads)
 
     @property
     def reads(self) -> bool:
@@ -134,6 +138,7 @@ class Program:
             weight, bias = self._reader.qkv(source, self._prefix, inputs)
             rows = self._heads.rows(shape.num_heads + shape.num_kv_heads, shape.num_kv_heads)
             weights = self._weights.linear(take_rows(weight, rows), None if bias is None else take(bias, rows))
+            self.placements.place_qkv(len(self._ops), source, self._prefix, self._reader, inputs, rows)
         self._ops.append(structures.QkvOp(self._layer, rope_follows, clip, weights))
 
     def rope(
@@ -163,7 +168,7 @@ class Program:
     def project(self, source: Linear, to: Buffer = Buffer.RESIDUAL, *, scale: float = 1.0) -> None:
         """Attention's output matrix; it is added to the residual stream, or stored in a branch."""
         width = self.shape.num_heads * self.shape.head_dim
-        weights = self._linear(source, self.shape.hidden_size, width, self._heads.rows(0, self.shape.num_heads))
+        weights = self._linear(source, self.shape.hidden_size, width, self._attended)
         self._append_matmul(Buffer.ATTENDED, to, weights, scale=scale)
 
     def up(
@@ -176,7 +181,8 @@ class Program:
         if self._weights is not None and self._reader is not None:
             sources = source if isinstance(source, tuple) else (source,)
             matrices = [self._reader.linear(part, self._prefix, inner, hidden) for part in sources]
-            weights = self._weights.linear(*_gate_and_up([part.padded(padded(inner), hidden) for part in matrices]))
+            weights = self._weights.linear(*gate_and_up([part.padded(padded(inner), hidden) for part in matrices]))
+            self.placements.place_linear(len(self._ops), sources, self._prefix, inner, range(hidden), hidden)
         op = structures.MatmulOp(normed, Buffer.INNER, activation, gated, False, False, 1.0, weights)
         self._ops.append(op)
 
@@ -201,7 +207,7 @@ class Program:
             ups, downs = (Weights * count)(), (Weights * count)()
             for number in range(count):
                 *pair, last = self._reader.expert(source, number, self._prefix, inner, hidden)
-                ups[number] = self._weights.linear(*_gate_and_up([part.padded(padded(inner), hidden) for part in pair]))
+                ups[number] = self._weights.linear(*gate_and_up([part.padded(padded(inner), hidden) for part in pair]))
                 downs[number] = self._weights.linear(*last.padded(hidden, padded(inner)))
             bias, gate = f"{router}.bias", self.tensor(shared_gate, 1, hidden).float() if shared_gate else None
             pointers = [
@@ -254,6 +260,7 @@ class Program:
     def _linear(self, source: Linear, outputs: int, inputs: int, columns: Sequence[int]) -> Weights:
         if self._weights is None or self._reader is None:
             return Weights(inputs=len(columns), outputs=outputs)
+        self.placements.place_linear(len(self._ops), (source,), self._prefix, outputs, columns, inputs)
         matrix = self._reader.linear(source, self._prefix, outputs, inputs)
         if isinstance(matrix.weight, Quantized) and list(columns) == list(range(inputs)):
             return self._weights.linear(*matrix)
@@ -320,18 +327,3 @@ class Program:
         assert self._weights is not None
         self._weights.hold_structure(array)
         return ctypes.addressof(array)
-
-
-def _gate_and_up(matrices: Sequence[Matrix]) -> tuple[torch.Tensor | Quantized | Stack, torch.Tensor | None]:
-    if len(matrices) == 1:
-        return matrices[0]
-    biases = [matrix.bias for matrix in matrices]
-    parts = as_quantized([matrix.weight for matrix in matrices])
-    weight = (
-        Stack(parts, interleaved=True) if parts else interleave_blocks([numbers(matrix.weight) for matrix in matrices])
-    )
-    dtype = next((bias.dtype for bias in biases if bias is not None), None)
-    if dtype is None:
-        return weight, None
-    zeros = (torch.zeros(matrix.weight.shape[0], dtype=dtype) for matrix in matrices)
-    return weight, interleave_blocks([zero if b is None else b for b, zero in zip(biases, zeros, strict=True)])

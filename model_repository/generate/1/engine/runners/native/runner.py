@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from tritonlm.contract import Checkpoint, CheckpointError
+from tritonlm.contract import Checkpoint
 from tritonlm.contract.load_progress import LoadProgress
 
-from ...adapters.loaded import AdapterWeights
 from ...adapters.lora import LoraAdapter
 from ...config import INT8, EngineConfig
 from ...memory import trim_heap
@@ -31,7 +30,9 @@ from ..interface import ForwardOutput, engine_memory, weights_in_memory
 from ..kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from ..loading import load_at_low_priority
 from . import families
+from .adapters import NativeAdapter, pack_adapter
 from .quantized import BLOCK_OUTPUTS
+from .step_rows import StepRows
 from .structures import POINTER, Project, Sample, Score, Step
 from .unsupported import Unsupported
 from .weights import WeightPacker
@@ -77,7 +78,8 @@ class NativeRunner:
         self._packer = WeightPacker(
             folder, prefix, dtype, config.weights, library, load_progress or LoadProgress(), int(config.vocabulary_bits)
         )
-        self._model = load_at_low_priority(lambda: families.write(checkpoint, self._packer).finish())
+        program = load_at_low_priority(lambda: families.write(checkpoint, self._packer))
+        self._model, self._placements = program.finish(), program.placements.of
         self._packer.close_files()
         trim_heap()
         self._open_cache(checkpoint, config)
@@ -121,31 +123,15 @@ class NativeRunner:
         return self.stage_seconds
 
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
-        ids: list[int] = []
-        positions: list[int] = []
-        sequences: list[int] = []
-        logit_rows: list[int] = []
-        hidden_rows: list[int] = []
-        for number, part in enumerate(plan):
-            logit_rows += (len(ids) + row for row in part.logit_rows)
-            hidden_rows += (len(ids) + row for row in part.hidden_rows)
-            ids += part.ids
-            positions += range(part.start, part.start + part.count)
-            sequences += [number] * part.count
-        block_tables = np.zeros((len(plan), max(len(part.request.table.blocks) for part in plan)), np.int32)
-        for number, part in enumerate(plan):
-            blocks = part.request.table.blocks
-            block_tables[number, : len(blocks)] = blocks
-        logits = torch.empty(len(logit_rows), self._logit_stride)
-        hidden = torch.empty(len(hidden_rows), self._model.hidden_size)
-        max_logits, argmax_ids = torch.empty(len(logit_rows)), torch.empty(len(logit_rows), dtype=torch.int64)
-        arrays = [np.asarray(numbers, np.int32) for numbers in (ids, positions, sequences, logit_rows, hidden_rows)]
+        rows = StepRows(plan)
+        logits = torch.empty(rows.logit_count, self._logit_stride)
+        hidden = torch.empty(rows.hidden_count, self._model.hidden_size)
+        max_logits, argmax_ids = torch.empty(rows.logit_count), torch.empty(rows.logit_count, dtype=torch.int64)
         step = Step(
-            len(ids), len(logit_rows), len(hidden_rows), block_tables.shape[1], self._cache.block_tokens,
-            logits.shape[1],
-            *(array.ctypes.data for array in (*arrays, block_tables)),
-            ctypes.addressof(self._keys), ctypes.addressof(self._values), logits.data_ptr(), hidden.data_ptr(),
-            max_logits.data_ptr(), argmax_ids.data_ptr(),
+            rows.count, rows.logit_count, rows.hidden_count, rows.block_tables.shape[1], self._cache.block_tokens,
+            logits.shape[1], rows.adapter_count, *rows.addresses,
+            ctypes.addressof(self._keys), ctypes.addressof(self._values), *rows.adapter_addresses,
+            *(tensor.data_ptr() for tensor in (logits, hidden, max_logits, argmax_ids)),
             self._stage_seconds_address, self._progress.address,
         )  # fmt: skip
         self._library.step_model(self._handle, ctypes.byref(step))
@@ -211,8 +197,11 @@ class NativeRunner:
         self._library.sample_tokens(self._handle, ctypes.byref(arguments))
         return ids
 
-    def load_adapter(self, adapter: LoraAdapter) -> AdapterWeights:
-        raise CheckpointError(f"adapter {adapter.name}: the native kernels compute none; set runner to reference")
+    def load_adapter(self, adapter: LoraAdapter) -> NativeAdapter:
+        operations, dtype = self._model.op_count, self.dtype
+        return load_at_low_priority(
+            lambda: pack_adapter(adapter, self._placements, self._packer.prefix, operations, dtype)
+        )
 
     def clear(self, blocks: Sequence[int]) -> None:
         self._cache.clear(blocks)

@@ -122,12 +122,27 @@ class Program(ctypes.Structure):
     ]  # fmt: skip
 
 
+class LowRankPart(ctypes.Structure):
+    """As in low_rank.hpp, like the next two."""
+
+    _fields_ = [("b", POINTER), *((name, INT) for name in ("blocks", "first_rank", "rank"))]
+
+
+class LowRank(ctypes.Structure):
+    _fields_ = [("a", POINTER), ("parts", POINTER), ("rank", INT), ("interleaved", INT)]
+
+
+class Adapter(ctypes.Structure):
+    _fields_ = [("operations", POINTER), ("max_rank", INT), ("is_bf16", INT)]
+
+
 class Step(ctypes.Structure):
     _fields_ = [
         *((name, INT) for name in ("rows", "logit_count", "hidden_count")),
-        *((name, INT) for name in ("table_width", "block_tokens", "logit_stride")),
+        *((name, INT) for name in ("table_width", "block_tokens", "logit_stride", "adapter_count")),
         *((name, POINTER) for name in ("ids", "positions", "sequences", "logit_rows", "hidden_rows", "block_tables")),
-        *((name, POINTER) for name in ("keys", "values", "logits", "hidden", "max_logits", "argmax_ids")),
+        *((name, POINTER) for name in ("keys", "values", "adapters", "adapter_rows")),
+        *((name, POINTER) for name in ("logits", "hidden", "max_logits", "argmax_ids")),
         *((name, POINTER) for name in ("stage_seconds", "progress")),
     ]
 

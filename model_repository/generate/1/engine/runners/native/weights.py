@@ -52,7 +52,7 @@ class WeightPacker:
         vocabulary_bits: int = 8,
     ) -> None:
         """`weights` is the engine's setting; with int4, the embedding has `vocabulary_bits`."""
-        self.vocabulary_bits = vocabulary_bits
+        self.vocabulary_bits, self.prefix = vocabulary_bits, prefix
         self._folder, self._dtype, self._weights, self._library = folder, dtype, weights, library
         self._load_progress = progress
         self._held: list[Any] = []

@@ -15,6 +15,7 @@
 #include "attention.hpp"
 #include "buffers.hpp"
 #include "clock.hpp"
+#include "low_rank.hpp"
 #include "matmul_output.hpp"
 #include "mixture.hpp"
 #include "multiply.hpp"
@@ -59,6 +60,7 @@ class Interpreter : public Decoder {
         reserve(step.rows);
         if (int8_kv_) int8_attention_.begin(step, pool.size());
         else attention_.begin(step, pool.size());
+        low_rank_.begin(step);
         for (auto& queues : queues_) queues.reset(pool.size());
         clock_ = Clock(step.stage_seconds);
         progress_ = step.progress;
@@ -131,10 +133,10 @@ class Interpreter : public Decoder {
         switch (op.kind) {
             case OpKind::kEmbed: return embed(step, arguments<EmbedOp>(op), queues.items);
             case OpKind::kNorm: return norm(step, arguments<NormOp>(op), queues.items);
-            case OpKind::kQkv: return compute_qkv(step, arguments<QkvOp>(op), &queues);
+            case OpKind::kQkv: return compute_qkv(step, number, &queues);
             case OpKind::kRope: return apply_rope(step, arguments<RopeOp>(op), queues.items);
             case OpKind::kAttend: return attend(step, arguments<AttendOp>(op), queues.items, thread);
-            case OpKind::kMatmul: return compute_matmul(step, arguments<MatmulOp>(op), mixture_of_[number], queues);
+            case OpKind::kMatmul: return compute_matmul(step, number, queues);
             case OpKind::kExperts: return mix_experts(step, arguments<ExpertsOp>(op), *mixture_of_[number], &queues);
         }
         return kOther;
@@ -167,7 +169,9 @@ class Interpreter : public Decoder {
         return kOther;
     }
 
-    Stage compute_qkv(const Step& step, const QkvOp& op, MatmulQueues* queues) {
+    Stage compute_qkv(const Step& step, int number, MatmulQueues* queues) {
+        const QkvOp& op = arguments<QkvOp>(program_.ops[number]);
+        const Rows<T>& rows = buffers_.rows(Buffer::kNormed, op.weights.inputs);
         MatmulOutput<T> output{OutputKind::kQkv, op.weights.bias};
         output.stride = buffers_.width(Buffer::kQueries);
         output.key_stride = buffers_.width(Buffer::kKeys);
@@ -178,7 +182,8 @@ class Interpreter : public Decoder {
         output.layout = &attention_;
         output.key_cache = static_cast<T*>(step.keys[op.layer]);
         output.value_cache = static_cast<T*>(step.values[op.layer]);
-        multiplier_.multiply(buffers_.rows(Buffer::kNormed, op.weights.inputs), step.rows, op.weights, queues[0], output);
+        output.low_rank = low_rank_.shrink(rows, number, queues->shrink);
+        multiplier_.multiply(rows, step.rows, op.weights, queues[0], output);
         if (int8_kv_ && !op.keys_follow) {
             const int heads = program_.num_heads / program_.heads_per_kv;
             queues[1].items.for_each(step.rows * heads, [&](int i) { store_int8(step, op.layer, i / heads, i % heads); });
@@ -199,22 +204,14 @@ class Interpreter : public Decoder {
         T* const cache = static_cast<T*>(step.keys[op.layer]);
         queue.for_each(step.rows * all_heads, [&](int i) {
             const int row = i / all_heads, head = i % all_heads, first = (head - heads) * dim;
-            if (head < heads) return rotate(op, op.query_norm, head, row, buffers_.floats(Buffer::kQueries, row) + head * dim);
-            float* key = buffers_.floats(Buffer::kKeys, row) + first;
-            rotate(op, op.key_norm, head - heads, row, key);
+            float* const queries = buffers_.floats(Buffer::kQueries, row);
+            if (head < heads) return rope_.rotate(op, op.query_norm, head, row, queries + head * dim, dim);
+            float* const key = buffers_.floats(Buffer::kKeys, row) + first;
+            rope_.rotate(op, op.key_norm, head - heads, row, key, dim);
             if (int8_kv_) return store_int8(step, op.layer, row, head - heads);
             for (int k = 0; k < dim; k += kVecSize) attention_.store_key(cache, row, first + k, load(key + k));
         });
         return kOther;
-    }
-
-    void rotate(const RopeOp& op, Norm norm, int number, int row, float* head) const {
-        if (norm.kind != NormKind::kNone) {
-            if (norm.weight) norm.weight += number * op.norm_stride;
-            if (norm.bias) norm.bias += number * op.norm_stride;
-            normalize(norm, head, program_.head_dim, [&](int k, Vec16 values) { store(head + k, values); });
-        }
-        if (op.table >= 0) rope_.rotate(op.table, row, head);
     }
 
     Stage attend(const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
@@ -230,7 +227,9 @@ class Interpreter : public Decoder {
         attention.attend(op, keys, values, buffers_.floats(Buffer::kQueries), output, queue, thread);
     }
 
-    Stage compute_matmul(const Step& step, const MatmulOp& op, const Mixture<T>* mixture, MatmulQueues& queues) {
+    Stage compute_matmul(const Step& step, int number, MatmulQueues& queues) {
+        const MatmulOp& op = arguments<MatmulOp>(program_.ops[number]);
+        const Rows<T>& rows = buffers_.rows(op.from, op.weights.inputs);
         MatmulOutput<T> output{OutputKind::kStore, op.weights.bias};
         if (op.to >= Buffer::kNormed) {
             output.kind = op.gated ? OutputKind::kGate : OutputKind::kActivate;
@@ -241,9 +240,10 @@ class Interpreter : public Decoder {
             output.to = buffers_.floats(op.to);
             output.stride = buffers_.width(op.to);
             output.scale = op.scale;
-            output.row_scales = op.row_scaled ? mixture->shared_gates() : nullptr;
+            output.row_scales = op.row_scaled ? mixture_of_[number]->shared_gates() : nullptr;
         }
-        multiplier_.multiply(buffers_.rows(op.from, op.weights.inputs), step.rows, op.weights, queues, output);
+        output.low_rank = low_rank_.shrink(rows, number, queues.shrink);
+        multiplier_.multiply(rows, step.rows, op.weights, queues, output);
         return kMatmul;
     }
 
@@ -290,6 +290,7 @@ class Interpreter : public Decoder {
     const Program program_;
     Buffers<T> buffers_;
     Multiplier<T> multiplier_;
+    LowRankStage<T> low_rank_;
     Rope rope_;
     const bool int8_kv_;
     Attention<T> attention_;

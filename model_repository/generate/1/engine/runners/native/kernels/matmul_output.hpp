@@ -1,4 +1,4 @@
-// What becomes of a matmul's sums, 16 outputs of a row at a time: y = sums + bias, then one of
+// What becomes of a matmul's sums, 16 outputs of a row at a time: y = sums + bias + the row's adapter, then one of
 //   kStore      to[row][column] = y
 //   kAdd        to[row][column] += scale * y (* row_scales[row])
 //   kActivate   rows[row][column] = activation(y)
@@ -14,6 +14,7 @@
 
 #include "activation.hpp"
 #include "kv_layout.hpp"
+#include "low_rank.hpp"
 #include "program.hpp"
 #include "rows.hpp"
 
@@ -33,11 +34,13 @@ struct MatmulOutput {
     // kQkv: queries are stride columns, keys key_stride ones.
     const KVLayout<T>* layout = nullptr;
     T *key_cache = nullptr, *value_cache = nullptr;
+    LowRankTerm<T> low_rank = {};
     Vec16 gate = {};
 
     void operator()(int row, int block, Vec16 sums) {
         const int column = block * kVecSize;
         if (bias) sums += load(bias + column);
+        if (low_rank.adapters) sums = low_rank.add(row, block, sums);
         switch (kind) {
             case OutputKind::kStore: return store(to + row * stride + column, sums);
             case OutputKind::kAdd: return add(row, to + row * stride + column, sums);

@@ -17,13 +17,14 @@
 #include "rows.hpp"
 #include "thread_pool.hpp"
 
-// The work queues of one matmul; the second is for the quantization of its rows.
+// The work queues of one matmul; the second is for the quantization of its rows, the third for their adapters.
 struct MatmulQueues {
-    WorkQueue items, quantize;
+    WorkQueue items, quantize, shrink;
 
     void reset(int threads) {
         items.reset(threads);
         quantize.reset(threads);
+        shrink.reset(threads);
     }
 };
 

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <vector>
 
+#include "normalize.hpp"
 #include "program.hpp"
 #include "simd.hpp"
 
@@ -37,6 +38,17 @@ class Rope {
         }
     }
 
+    // One head of a row, normed before by the norm of this number; `norm` is that of the first head.
+    void rotate(const RopeOp& op, Norm norm, int number, int row, float* head, int head_dim) const {
+        if (norm.kind != NormKind::kNone) {
+            if (norm.weight) norm.weight += number * op.norm_stride;
+            if (norm.bias) norm.bias += number * op.norm_stride;
+            normalize(norm, head, head_dim, [&](int k, Vec16 values) { store(head + k, values); });
+        }
+        if (op.table >= 0) rotate(op.table, row, head);
+    }
+
+  private:
     void rotate(int number, int row, float* head) const {
         const int half = tables_[number].half;
         const float* cos_sin = &cos_sin_[begin_[number] + (size_t)row * 2 * half];
@@ -48,7 +60,6 @@ class Rope {
         }
     }
 
-  private:
     const std::vector<RopeTable> tables_;
     std::vector<size_t> begin_;
     AlignedVector<float> cos_sin_;

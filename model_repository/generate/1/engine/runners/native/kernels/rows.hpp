@@ -72,6 +72,8 @@ class Rows {
     // Numbers of a line are contiguous from here; in the contiguous layout, those of the whole row are.
     Number* at(size_t row, size_t column = 0) { return &numbers_[index_of(row, column)]; }
     const Number* at(size_t row, size_t column = 0) const { return &numbers_[index_of(row, column)]; }
+    // From a line of a row to the next one, in numbers.
+    size_t line_stride() const { return layout_ == RowLayout::kContiguous ? kLine : kLine * tile_; }
     int inputs() const { return (int)inputs_; }
     int tile() const { return tile_; }
 

@@ -123,6 +123,11 @@ inline Reg16 operator*(float x, Reg16 v) {
     return v;
 }
 
+inline Reg16 operator*(Reg16 v, const Reg16& other) {
+    for (int i = 0; i < kRegsPerVec; i++) v.regs[i] *= other.regs[i];
+    return v;
+}
+
 inline Reg16 operator+(Reg16 v, const Reg16& other) { return v += other; }
 
 inline Reg16 load_regs(const float* from) {

@@ -5,15 +5,21 @@
 
 #include <cstdint>
 
+struct Adapter;
+
 struct Step {
     int32_t rows, logit_count, hidden_count, table_width, block_tokens;
-    int32_t logit_stride;
+    int32_t logit_stride, adapter_count;
     // For each row its token id, its position and its sequence, a row of `block_tables` [sequences][table_width]. Then the
     // rows whose logits are computed, and those whose final hidden states are.
     const int32_t *ids, *positions, *sequences, *logit_rows, *hidden_rows, *block_tables;
     // The KV cache of each layer: see kv_layout.hpp.
     void* const* keys;
     void* const* values;
+    // The LoRA adapters of the step (low_rank.hpp): rows adapter_rows[n] to adapter_rows[n + 1] - 1 have adapters[n]. Rows
+    // before the first have none.
+    const Adapter* const* adapters;
+    const int32_t* adapter_rows;
     float *logits, *hidden;
     // The maximum of each row of logits, and its token id.
     float* max_logits;

@@ -1,0 +1,155 @@
+"""A LoRA adapter in the layout of kernels/low_rank.hpp, with the order and the padding of the base's weights.
+
+Numbers are bfloat16 where the rows are, or where that loses nothing. This module knows matrices and their places, not
+files, requests or arithmetic.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from tritonlm.contract import CheckpointError
+
+from ...adapters.lora import LoraAdapter, LowRank
+from . import structures
+from .padding import padded, take
+from .placement import Part, Placement
+from .quantized import BLOCK_OUTPUTS
+
+# As in low_rank.hpp: ranks of a block of A, and inputs that are consecutive.
+_BLOCK_RANKS, _LINE_INPUTS = 8, 32
+# Bytes of a cache line: matrices begin at one.
+_ALIGNMENT = 64
+
+
+class NativeAdapter:
+    """An adapter's memory, and the structures that the kernels read."""
+
+    def __init__(self, packed: Mapping[int, _Packed], operations: int, dtype: torch.dtype) -> None:
+        """`packed` are the matrices of some of the program's operations."""
+        tensors = [tensor for each in packed.values() for tensor in (each.a, *each.b)]
+        self._memory = torch.empty(sum(map(_aligned_length, tensors)), dtype=dtype)
+        addresses = self._place(tensors)
+        # Part by part, as the tensors are.
+        self._parts: list[ctypes.Array[structures.LowRankPart]] = []
+        self._operations = (structures.LowRank * operations)()
+        for number, each in packed.items():
+            self._operations[number] = self._low_rank(each, addresses)
+        most = max(each.rank for each in packed.values())
+        self._adapter = structures.Adapter(ctypes.addressof(self._operations), most, dtype == torch.bfloat16)
+
+    @property
+    def nbytes(self) -> int:
+        return self._memory.nbytes + sum(ctypes.sizeof(each) for each in (self._operations, *self._parts))
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._adapter)
+
+    def _place(self, tensors: Sequence[torch.Tensor]) -> Iterator[int]:
+        """Copies them into the memory, and yields where each begins."""
+        places = self._memory.split([_aligned_length(tensor) for tensor in tensors])
+        for tensor, place in zip(tensors, places, strict=True):
+            place[: tensor.numel()].copy_(tensor)
+            yield place.data_ptr()
+
+    def _low_rank(self, packed: _Packed, addresses: Iterator[int]) -> structures.LowRank:
+        a, parts = next(addresses), packed.placement.parts
+        array = (structures.LowRankPart * len(parts))(
+            *(
+                structures.LowRankPart(next(addresses), part.size // BLOCK_OUTPUTS, first, rank)
+                for part, (first, rank) in zip(parts, packed.ranks, strict=True)
+            )
+        )
+        self._parts.append(array)
+        return structures.LowRank(a, ctypes.addressof(array), packed.rank, packed.placement.interleaved)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The matrices of one operation, flat."""
+
+    placement: Placement
+    a: torch.Tensor
+    b: list[torch.Tensor]
+    # For each part the first rank that it reads, and how many; then the ranks of all layers.
+    ranks: list[tuple[int, int]]
+    rank: int
+
+    @classmethod
+    def of(cls, placement: Placement, layers: Mapping[str, LowRank], dtype: torch.dtype) -> _Packed:
+        ranks: dict[str, tuple[int, int]] = {}
+        rank = 0
+        for name in placement.layers:
+            ranks[name] = (rank, layers[name].rank if name in layers else 0)
+            rank += ranks[name][1]
+        a = _packed_a([layers[name].a for name in placement.layers if name in layers], placement.inputs)
+        b = [_packed_b(layers.get(part.layer), part).to(dtype) for part in placement.parts]
+        return cls(placement, a.to(dtype), b, [ranks[part.layer] for part in placement.parts], rank)
+
+
+def pack_adapter(
+    adapter: LoraAdapter, placements: Mapping[int, Placement], prefix: str, operations: int, dtype: torch.dtype
+) -> NativeAdapter:
+    """`placements` are those of a program of this many operations; names of its tensors begin with `prefix`."""
+    layers = {name.removeprefix(prefix): layer for name, layer in adapter.layers.items()}
+    _check(adapter.name, layers, placements, prefix)
+    if all(_is_bf16(matrix) for layer in layers.values() for matrix in (layer.a, layer.b)):
+        dtype = torch.bfloat16
+    changed = {
+        number: placement for number, placement in placements.items() if not layers.keys().isdisjoint(placement.layers)
+    }
+    packed = {number: _Packed.of(placement, layers, dtype) for number, placement in changed.items()}
+    return NativeAdapter(packed, operations, dtype)
+
+
+def _check(name: str, layers: Mapping[str, LowRank], placements: Mapping[int, Placement], prefix: str) -> None:
+    reason = f"adapter {name!r} cannot be applied"
+    if not layers:
+        raise CheckpointError(f"{reason}: it changes no layer")
+    shapes = {
+        part.layer: (placement.layer_inputs, part.layer_outputs)
+        for placement in placements.values()
+        for part in placement.parts
+    }
+    for layer, matrices in layers.items():
+        if layer not in shapes:
+            raise CheckpointError(
+                f"{reason}: it changes {prefix}{layer}, and the native runner applies adapters to the linear layers of "
+                "attention and of MLPs without experts; train it without that layer, or set the runner to reference"
+            )
+        if (found := (matrices.inputs, matrices.outputs)) != shapes[layer]:
+            raise CheckpointError(
+                f"{reason}: its matrices for {prefix}{layer} are those of a layer of {found[0]} inputs and {found[1]} "
+                f"outputs, but the LM's has {shapes[layer][0]} and {shapes[layer][1]}; use an adapter of this LM"
+            )
+
+
+def _is_bf16(matrix: torch.Tensor) -> bool:
+    return matrix.dtype == torch.bfloat16 or torch.equal(matrix.bfloat16().float(), matrix.float())
+
+
+def _packed_a(matrices: Sequence[torch.Tensor], order: Sequence[int]) -> torch.Tensor:
+    """(ranks, inputs) of each layer, one below the other → blocks of 8 ranks, each [inputs / 32][ranks][32]."""
+    a = torch.cat([take(matrix.float().t(), order).t() for matrix in matrices])
+    lines = functional.pad(a, (0, padded(a.shape[1]) - a.shape[1])).view(len(a), -1, _LINE_INPUTS)
+    return torch.cat([block.transpose(0, 1).flatten() for block in lines.split(_BLOCK_RANKS)])
+
+
+def _packed_b(layer: LowRank | None, part: Part) -> torch.Tensor:
+    """(outputs, rank) → [outputs / 16][rank][16]; empty if the adapter does not change the layer."""
+    if layer is None:
+        return torch.empty(0)
+    b = take(layer.b.float(), part.outputs)
+    blocks = functional.pad(b, (0, 0, 0, part.size - len(b))).view(-1, BLOCK_OUTPUTS, layer.rank)
+    return blocks.transpose(1, 2).flatten()
+
+
+def _aligned_length(tensor: torch.Tensor) -> int:
+    """The numbers that its place in the memory has."""
+    line = _ALIGNMENT // tensor.dtype.itemsize
+    return tensor.numel() + -tensor.numel() % line

@@ -1,0 +1,192 @@
+// LoRA adapters: what an adapter adds to a matmul of its rows, in two halves:
+//   shrink: s[row][r] = sum over k of A[r][k] * x[row][k], a stage of its own before the matmul
+//   expand: y[row][o] += sum over r of B[o][r] * s[row][r], where MatmulOutput adds the bias; B holds the scaling
+// An operation may compute several modules of the checkpoint (queries, keys and values; gate and up), each with its own A and
+// B, or several parts of one. Their A lie one below the other, and each part of the outputs has its B and the ranks it reads.
+//
+// Layout: the rows of an adapter are consecutive. A: blocks of 8 ranks (the last one of fewer), whose memory is read in order:
+//   A[r][k] at (r / 8) * 8 * inputs + ((k / 32) * width + r % 8) * 32 + k % 32, `width` being the ranks of the block
+//   B[o][r] at ((o / 16) * rank + r) * 16 + o % 16
+// Numbers are bfloat16 or, for rows in float32, those of either type. s is in float32. A sum's order depends on its row alone.
+// ISA variants: those of simd.hpp; __AVX512BF16__ shrinks rows in bfloat16 with vdpbf16ps. Tests:
+// tests/inference/test_native_adapters.py. It knows no operations, only their numbers.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "fma.hpp"
+#include "prefetch.hpp"
+#include "rows.hpp"
+#include "simd.hpp"
+#include "step.hpp"
+#include "thread_pool.hpp"
+
+struct LowRankPart {
+    const void* b;
+    // `blocks` of 16 outputs read `rank` sums from `first_rank` on; a part that the adapter does not change has a rank of 0.
+    int32_t blocks, first_rank, rank;
+};
+
+// An adapter's matrices for one operation.
+struct LowRank {
+    const void* a;
+    const LowRankPart* parts;
+    // Of all parts together; 0: the adapter does not change the operation.
+    int32_t rank;
+    // Blocks of two parts alternate, as those of gate and up do.
+    int32_t interleaved;
+};
+
+struct Adapter {
+    // One for each operation of the program.
+    const LowRank* operations;
+    int32_t max_rank, is_bf16;
+};
+
+// The products of 32 inputs, in 16 sums. Lines of a row are `stride` numbers apart.
+#ifdef __AVX512BF16__
+inline void add_products(Reg16& total, const bf16* row, size_t, const bf16* weights) {
+    total = (Vec16)_mm512_dpbf16_ps((__m512)total, (__m512bh)load_line(row), (__m512bh)load_line(weights));
+}
+#endif
+
+template <typename W>
+TRITONLM_INLINE void add_products(Reg16& total, const float* row, size_t stride, const W* weights) {
+    total += load_regs(row) * load_regs(weights);
+    total += load_regs(row + stride) * load_regs(weights + kVecSize);
+}
+
+// What MatmulOutput adds to the sums of an operation's rows.
+template <typename T>
+struct LowRankTerm {
+    // For each row its adapter, or null; null for all: no row of the step has one that changes the operation.
+    const Adapter* const* adapters = nullptr;
+    const float* sums = nullptr;
+    size_t stride = 0;
+    int number = 0;
+
+    // Not inlined into each kernel that has an output: it would double their code.
+    __attribute__((noinline)) Vec16 add(int row, int block, Vec16 outputs) const {
+        if (!adapters[row]) return outputs;
+        const LowRank& matrices = adapters[row]->operations[number];
+        if (!matrices.rank) return outputs;
+        const LowRankPart* part = matrices.parts;
+        if (matrices.interleaved) part += block % 2, block /= 2;
+        else while (block >= part->blocks) block -= part++->blocks;
+        if (!part->rank) return outputs;
+        // The work item that follows has the next pair of blocks. Rows of one adapter read the same ones.
+        const int next = row && adapters[row - 1] == adapters[row] ? 0 : 2 - matrices.interleaved;
+        const float* from = sums + row * stride + part->first_rank;
+        if (sizeof(T) == sizeof(bf16) || adapters[row]->is_bf16) return outputs + expand<bf16>(*part, block, from, next);
+        return outputs + expand<float>(*part, block, from, next);
+    }
+
+  private:
+    // Four sums, so that an addition does not wait for the one before. Prefetches the block that is `next` blocks ahead.
+    template <typename W>
+    static Vec16 expand(const LowRankPart& part, int block, const float* from, int next) {
+        constexpr int kSums = 4;
+        const size_t size = (size_t)part.rank * kVecSize;
+        const W* const b = static_cast<const W*>(part.b) + block * size;
+        if (next)
+            for (size_t i = 0; i < size; i += kCacheLine / sizeof(W)) prefetch<kCacheLine, 2>(b + next * size + i);
+        Reg16 totals[kSums] = {};
+        int r = 0;
+        for (; r + kSums <= part.rank; r += kSums)
+            for (int i = 0; i < kSums; i++) totals[i] += from[r + i] * load_regs(b + (r + i) * kVecSize);
+        for (int i = 0; r + i < part.rank; i++) totals[i] += from[r + i] * load_regs(b + (r + i) * kVecSize);
+        return (Vec16)totals[0] + (Vec16)totals[1] + ((Vec16)totals[2] + (Vec16)totals[3]);
+    }
+};
+
+template <typename T>
+class LowRankStage {
+  public:
+    // Before the operations of a step.
+    void begin(const Step& step) {
+        runs_.clear();
+        if (!step.adapter_count) return;
+        adapters_.assign(step.rows, nullptr);
+        stride_ = 0;
+        for (int n = 0; n < step.adapter_count; n++) {
+            const Adapter* const adapter = step.adapters[n];
+            stride_ = std::max<size_t>(stride_, adapter->max_rank);
+            for (int row = step.adapter_rows[n], end = step.adapter_rows[n + 1]; row < end; row += kRunRows)
+                runs_.push_back({adapter, row, std::min(kRunRows, end - row)});
+            std::fill(&adapters_[step.adapter_rows[n]], &adapters_[0] + step.adapter_rows[n + 1], adapter);
+        }
+        sums_.resize(std::max(sums_.size(), step.rows * stride_));
+    }
+
+    // The sums of operation `number`, which multiplies `rows`. All threads call it.
+    LowRankTerm<T> shrink(const Rows<T>& rows, int number, WorkQueue& queue) {
+        int rank = 0;
+        for (const Run& run : runs_) rank = std::max(rank, run.adapter->operations[number].rank);
+        if (!rank) return {};
+        const int blocks = (rank + kRankBlock - 1) / kRankBlock;
+        queue.for_each((int)runs_.size() * blocks, [&](int i) {
+            const Run& run = runs_[i / blocks];
+            const LowRank& matrices = run.adapter->operations[number];
+            const int first = i % blocks * kRankBlock, width = std::min(kRankBlock, matrices.rank - first);
+            if (width <= 0) return;
+            if (sizeof(T) == sizeof(bf16) || run.adapter->is_bf16) shrink_block<bf16>(rows, run, matrices.a, first, width);
+            else if constexpr (sizeof(T) != sizeof(bf16)) shrink_block<float>(rows, run, matrices.a, first, width);
+        });
+        return {adapters_.data(), sums_.data(), stride_, number};
+    }
+
+  private:
+    typedef RowType<T> Number;
+    // Ranks of a block, and rows of a work item at most. A pass sums kPassRanks ranks of kPassRows_ rows in registers.
+    static constexpr int kRankBlock = 8, kRunRows = 16, kLineInputs = 32;
+    static constexpr int kPassRanks = kAccumulators == 16 ? 8 : 4, kPassRunRows = kAccumulators / kPassRanks;
+
+    struct Run {
+        const Adapter* adapter;
+        int first, count;
+    };
+
+    // Ranks [first, first + width) of a run's rows.
+    template <typename W>
+    void shrink_block(const Rows<T>& rows, const Run& run, const void* matrix, int first, int width) {
+        const W* const a = static_cast<const W*>(matrix) + (size_t)first * rows.inputs();
+        int row = run.first;
+        const int end = run.first + run.count;
+        for (; row + kPassRunRows <= end; row += kPassRunRows) shrink_rows<kPassRunRows>(rows, row, a, first, width);
+        for (; row < end; row++) shrink_rows<1>(rows, row, a, first, width);
+    }
+
+    template <int kRows, typename W>
+    void shrink_rows(const Rows<T>& rows, int row, const W* a, int first, int width) {
+        int r = 0;
+        for (; r + kPassRanks <= width; r += kPassRanks) pass<kRows, kPassRanks>(rows, row, a, first, width, r);
+        if (r + 4 <= width) pass<kRows, 4>(rows, row, a, first, width, r), r += 4;
+        for (; r < width; r++) pass<kRows, 1>(rows, row, a, first, width, r);
+    }
+
+    template <int kRows, int kRanks, typename W>
+    __attribute__((noinline)) void pass(const Rows<T>& rows, int row, const W* a, int first, int width, int r) {
+        const Number* from[kRows];
+        for (int m = 0; m < kRows; m++) from[m] = rows.at(row + m);
+        const size_t stride = rows.line_stride(), step = kLineInputs / kRowLine<Number> * stride;
+        Reg16 totals[kRows][kRanks] = {};
+        const W* weights = a + r * kLineInputs;
+        for (int k = 0; k < rows.inputs(); k += kLineInputs, weights += width * kLineInputs)
+#pragma GCC unroll 2
+            for (int m = 0; m < kRows; m++) {
+#pragma GCC unroll 8
+                for (int n = 0; n < kRanks; n++) add_products(totals[m][n], from[m], stride, weights + n * kLineInputs);
+                from[m] += step;
+            }
+        for (int m = 0; m < kRows; m++)
+            for (int n = 0; n < kRanks; n++) sums_[(row + m) * stride_ + first + r + n] = reduce_add((Vec16)totals[m][n]);
+    }
+
+    std::vector<Run> runs_;
+    std::vector<const Adapter*> adapters_;
+    AlignedVector<float> sums_;
+    size_t stride_ = 0;
+};
