@@ -11,7 +11,7 @@ from typing import Any
 
 import triton
 from engine.runners.gpu.block_attention import launch_sizes
-from engine.runners.gpu.kernels import attention, layers, quantized
+from engine.runners.gpu.kernels import attention, layers, quantized, rotary
 from stage import Report
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -22,7 +22,15 @@ _TARGET = GPUTarget("cuda", 90, 32)
 _ALIGNED = [["tt.divisibility", 16]]
 # Query heads for each KV head, rows of a tile, width, splits.
 _TILES = ((1, 1, 64, 8), (1, 64, 64, 1), (4, 1, 128, 16), (4, 32, 128, 1), (2, 64, 256, 1))
-_NUMBERS = ("query", "keys", "values", "key_cache", "value_cache", "output", "weights", "both", "numbers", "bias")
+_NUMBERS = (
+    "query", "keys", "values", "key_cache", "value_cache", "output", "weights", "both", "numbers", "bias", "cos", "sin",
+    "rotated",
+)  # fmt: skip
+# Bits, whether codes are floating-point numbers, rows and outputs of a program.
+_MATMULS = (
+    (4, False, 16, 32), (4, False, 64, 64), (8, False, 16, 32), (8, False, 64, 64), (8, True, 16, 32),
+    (8, True, 64, 64),
+)  # fmt: skip
 # Arguments that are neither whole numbers nor pointers to a number for each tile.
 _TYPES = {
     "slots": "*i64", "tables": "*i32", **dict.fromkeys(("parts", "bests", "totals"), "*fp32"),
@@ -43,22 +51,24 @@ def report_compiled(report: Report) -> None:
     constants = {"value_width": 128, "padded_value": 128, "splits": 16, "height": 1}
     report(kernel="combine", **compiled(attention.combine, constants))
     report(kernel="write", **compiled(attention.write, {"width": 128, "value_width": 128, "padded": 128}))
+    constants = {
+        "heads": 32, "width": 128, "value_width": 128, "rotary": 128, "padded_half": 64, "padded": 128,
+    }  # fmt: skip
+    report(kernel="rotate_and_write", **compiled(rotary.rotate_and_write, constants, warps=1))
     constants = {"width": 4096, "padded": 4096, "adds_one": False}
     report(kernel="rms_norm", **compiled(layers.rms_norm, constants))
     report(kernel="silu_multiply", **compiled(layers.silu_multiply, {"width": 14_336, "block": 1024}))
-    for bits, block_m, block_n in ((4, 16, 32), (4, 64, 64), (8, 16, 32), (8, 64, 64)):
+    for bits, floats, block_m, block_n in _MATMULS:
         constants = {
             "inputs": 4096, "padded": 4096, "group": 32 if bits == 4 else 4096, "bits": bits, "step": 128,
-            "block_m": block_m, "block_n": block_n, "has_bias": False,
+            "block_m": block_m, "block_n": block_n, "has_bias": False, "floats": floats,
         }  # fmt: skip
-        report(kernel="multiply", bits=bits, rows=block_m, **compiled(quantized.multiply, constants))
+        report(kernel="multiply", bits=bits, floats=floats, rows=block_m, **compiled(quantized.multiply, constants))
 
 
 def compiled(kernel: Any, constants: dict[str, object], warps: int = 4) -> dict[str, object]:
     names: list[str] = kernel.arg_names
-    signature = {
-        name: "constexpr" if name in constants else _type_of(kernel, name, constants.get("bits")) for name in names
-    }
+    signature = {name: "constexpr" if name in constants else _type_of(kernel, name, constants) for name in names}
     aligned = [
         n
         for n, name in enumerate(names)
@@ -77,9 +87,9 @@ def compiled(kernel: Any, constants: dict[str, object], warps: int = 4) -> dict[
     return {"warps": warps, "shared_bytes": result.metadata.shared, "seconds": seconds, **_usage(result.asm["cubin"])}
 
 
-def _type_of(kernel: Any, name: str, bits: object) -> str:
+def _type_of(kernel: Any, name: str, constants: dict[str, object]) -> str:
     if kernel is quantized.multiply and name in ("codes", "scales"):
-        return "*fp16" if name == "scales" else "*u8" if bits == 4 else "*i8"
+        return "*fp16" if name == "scales" else "*u8" if constants["bits"] == 4 or constants["floats"] else "*i8"
     if name == "rows" and kernel is layers.rms_norm:
         return "*bf16"
     return _TYPES.get(name, "*i32" if name.startswith("tile_") else "i32")

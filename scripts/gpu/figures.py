@@ -14,7 +14,7 @@ from stage import Options, Report
 # A batch is measured only when this much of the stage's time is left.
 _LEAST_SECONDS = 12.0
 # 4-bit weights have a scale of 16 bits for 32 of them.
-WEIGHT_BYTES = {"full": DTYPE.itemsize, "int8": 1.0, "int4": 0.5625}
+WEIGHT_BYTES = {"full": DTYPE.itemsize, "int8": 1.0, "fp8": 1.0, "int4": 0.5625}
 
 
 def run(options: Options, report: Report) -> None:

@@ -1,8 +1,11 @@
 """The attention kernels: compared with plain attention, and timed at the bandwidth that they reach.
 
-Beside them is torch's attention over gathered blocks, which serves where the kernels cannot. Without a GPU the kernels
-are compiled for one, if triton-lang is installed: registers, shared memory and stack (spilled registers) are reported.
-With TRITON_INTERPRET=1 and --tiny this stage runs on a CPU as it does on a GPU, in small sizes.
+Beside them is torch's attention over gathered blocks, which serves where the kernels cannot. The rotation of queries
+and keys as they are written is compared and timed beside Hugging Face's rotation with a write.
+
+Without a GPU the kernels are compiled for one, if triton-lang is installed: registers, shared memory and stack (spilled
+registers) are reported. With TRITON_INTERPRET=1 and --tiny this stage runs on a CPU as it does on a GPU, in small
+sizes.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from types import SimpleNamespace
 import torch
 from engine.runners import attention
 from engine.runners.flat_batch import AttentionGroup
-from engine.runners.gpu import block_attention, self_check
+from engine.runners.gpu import block_attention, rotary, self_check
 from engine.runners.gpu.query_tiles import QueryTiles
 from engine.runners.kv_cache import KVCache, LayerShape
 from machine_limits import Limits
 from stage import Options, Report
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 _BLOCK_TOKENS = 16
 # Query heads, KV heads and width: GPT-2 124M, GPT-2 1.5B, Llama 8B, Gemma 2 9B.
@@ -50,6 +54,7 @@ def run(options: Options, report: Report) -> None:
             if options.left() > 5:
                 shape = LayerShape(kv_heads, width, width)
                 _time(heads, shape, sequences, length, dtype, device, limits.read, report)
+        _time_rotation(heads, LayerShape(kv_heads, width, width), loads[-1][0], dtype, device, report)
 
 
 def _check(
@@ -97,6 +102,37 @@ def _time(
         heads=f"{heads}/{shape.heads} of {shape.key_width}", sequences=sequences, context=length,
         microseconds=round(1e6 * own, 1), gathered_microseconds=round(1e6 * other, 1),
         of_bandwidth=round(read / own / bandwidth, 3), difference=difference,
+    )  # fmt: skip
+
+
+def _time_rotation(
+    heads: int, shape: LayerShape, tokens: int, dtype: torch.dtype, device: torch.device, report: Report
+) -> None:
+    """One decoding step of one layer, with a token for each sequence."""
+    width = shape.key_width
+    cache = KVCache([shape], -(-tokens // _BLOCK_TOKENS), _BLOCK_TOKENS, dtype, device)
+    query, key, value = (
+        torch.randn(1, tokens, count, width, device=device).to(dtype).transpose(1, 2)
+        for count in (heads, shape.heads, shape.heads)
+    )
+    angles = torch.rand(1, tokens, width // 2, device=device).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    slots = torch.randperm(tokens, device=device)
+    written = (cache.keys[0], cache.values[0], slots)
+
+    def joined() -> torch.Tensor:
+        return rotary.rotate_and_write(query[0], key[0], value[0], (cos, sin), *written)
+
+    def separate() -> torch.Tensor:
+        rotated, rotated_key = apply_rotary_pos_emb(query, key, cos, sin)
+        block_attention.write(rotated_key[0].transpose(0, 1), value[0].transpose(0, 1), *written)
+        return rotated[0]
+
+    difference = float((joined().float() - separate().float()).abs().max())
+    own, other = (seconds_of(work, device) for work in (joined, separate))
+    report(
+        rotation=f"{heads}/{shape.heads} of {width}", tokens=tokens, microseconds=round(1e6 * own, 1),
+        separate_microseconds=round(1e6 * other, 1), difference=difference,
     )  # fmt: skip
 
 

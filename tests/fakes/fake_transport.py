@@ -11,11 +11,14 @@ import itertools
 import random
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tritonlm.client.transport import Call, Prompt, PromptEmbedding, RepositoryModel
 from tritonlm.client.types import Logprob, Piece, TopLogprob
 from tritonlm.contract import (
+    AdapterNotFound,
+    CheckpointError,
     ContextLengthExceeded,
     ModelNotFound,
     NotLoaded,
@@ -24,6 +27,7 @@ from tritonlm.contract import (
     TritonLMError,
     Unavailable,
 )
+from tritonlm.contract.adapters_file import read_adapters
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, PING, RETIRE, STATUS, Command
 
 from fakes.models import load_module
@@ -62,10 +66,13 @@ class FakeTransport:
         # Answered to calls instead of a random text, if set: one piece for each string, one list for each call.
         self.answers: list[list[str]] = []
         self.has_embeddings = True
+        # Its adapters, as an engine finds them; the folder of a broken one holds a file of that name.
+        self.adapters_file: Path | None = None
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
         self.calls.append(call)
         self._find(call.model)
+        self._find_adapter(call)
         if call.prompt.messages is not None and not self.has_chats:
             raise NotOffered("this model has no chat template; use /v1/completions", "messages")
         if self.trouble:
@@ -99,9 +106,19 @@ class FakeTransport:
         if not self.loaded:
             raise NotLoaded(f"the model {model!r} is not loaded", "model")
 
+    def _find_adapter(self, call: Call) -> None:
+        if not (name := call.parameters.get("adapter", "")):
+            return
+        known = read_adapters(self.adapters_file) if self.adapters_file else {}
+        if name not in known:
+            raise AdapterNotFound.of(name, call.model, known)
+        if (Path(known[name].path) / "broken").exists():
+            raise CheckpointError(f"adapter {name!r}: lora_A of x has 3 inputs, not 4")
+
     async def embed(self, call: Call) -> PromptEmbedding:
         self.calls.append(call)
         self._find(call.model)
+        self._find_adapter(call)
         if self.trouble:
             raise self.trouble.pop(0)
         if not self.has_embeddings:
@@ -196,7 +213,8 @@ def pieces_of(call: Call) -> list[Piece]:
     """All pieces of the response to a call."""
     params = SamplingParameters.from_mapping(call.parameters)
     prompt = prompt_text(call.prompt)
-    rng = random.Random(f"{prompt}-{params.seed}-{params.choice}" if params.temperature else prompt)
+    key = params.adapter + prompt
+    rng = random.Random(f"{key}-{params.seed}-{params.choice}" if params.temperature else key)
     limit = 16 if params.max_tokens is None else params.max_tokens
     words = [rng.choice(WORDS) for _ in range(limit)]
     text, reason, stopped = "".join(words), "length", ""

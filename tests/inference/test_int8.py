@@ -108,6 +108,14 @@ def test_an_unsupported_checkpoint_is_refused_with_the_reason(tmp_path: Path) ->
         open_runner(narrow, config_of("float32", "int8", runner="reference"), CPU)
 
 
+def test_fp8_weights_are_for_gpus(tmp_path: Path) -> None:
+    for runner in ("auto", "graphs", "native"):
+        with pytest.raises(
+            CheckpointError, match=r"fp8 need a GPU of compute capability 8\.9.*use weights int8 on a CPU"
+        ):
+            open_runner(tmp_path, config_of("float32", "fp8", runner=runner), CPU)
+
+
 def open_bundled(name: str, weights: str) -> tuple[Runner, Tokenizer]:
     folder = BUNDLED / name / "1"
     return open_runner(folder, config_of("bfloat16", weights), CPU), Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import TOO_MANY_REQUESTS
 from pathlib import Path
@@ -23,6 +23,8 @@ from .tensors import Tensor
 
 # Called with the bytes that have arrived, and those that the download takes.
 Progress = Callable[[int, int], None]
+# The names that are downloaded, of all in a repository; without weights only the texts.
+Choose = Callable[[HubModel, Iterable[str], bool], list[str]]
 _MAIN = "main"
 
 
@@ -41,19 +43,24 @@ class Listing:
     commit: str
     files: tuple[RepositoryFile, ...]
 
-    def chosen(self, model: HubModel, weights: bool = True) -> list[RepositoryFile]:
+    def chosen(self, model: HubModel, weights: bool = True, choose: Choose = choose_files) -> list[RepositoryFile]:
         by_name = {file.name: file for file in self.files}
-        return [by_name[name] for name in choose_files(model, by_name, weights)]
+        return [by_name[name] for name in choose(model, by_name, weights)]
 
 
-def fetch(model: HubModel, weights: bool = True, progress: Progress = lambda _done, _total: None) -> Path:
+def fetch(
+    model: HubModel,
+    weights: bool = True,
+    progress: Progress = lambda _done, _total: None,
+    choose: Choose = choose_files,
+) -> Path:
     """The folder of a checkpoint in safetensors, or a GGUF file; what is missing in the Hub's cache is downloaded."""
     _require_library()
     with _errors_explained(model):
         listing = list_files(model)
         if listing is None:
-            return _cached(model, weights)
-        files = listing.chosen(model, weights)
+            return _cached(model, weights, choose)
+        files = listing.chosen(model, weights, choose)
         folder = _snapshots(model) / listing.commit
         if missing := [file for file in files if not (folder / file.name).exists()]:
             _download(model, listing.commit, missing, progress)
@@ -141,7 +148,7 @@ def _complete_snapshot(model: HubModel, names: Sequence[str]) -> Path:
     return Path(snapshot_download(model.repo, revision=model.revision or None, allow_patterns=patterns))
 
 
-def _cached(model: HubModel, weights: bool) -> Path:
+def _cached(model: HubModel, weights: bool, choose: Choose) -> Path:
     """What the cache holds, if it is complete."""
     from huggingface_hub import constants, get_cached_repo_tree  # noqa: PLC0415
     from huggingface_hub.errors import CachedRepoTreeNotFoundError  # noqa: PLC0415
@@ -158,7 +165,7 @@ def _cached(model: HubModel, weights: bool) -> Path:
         names = [file.path for file in get_cached_repo_tree(model.repo, revision=folder.name)]
     except CachedRepoTreeNotFoundError:
         names = present
-    chosen = choose_files(model, names, weights)
+    chosen = choose(model, names, weights)
     if missing := [name for name in chosen if name not in present]:
         raise CheckpointError(
             f"{model} is not complete on this machine ({missing[0]} is missing), and the Hub cannot be asked; "

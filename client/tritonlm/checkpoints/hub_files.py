@@ -56,7 +56,7 @@ def _refuse_incomplete(model: HubModel, top: Sequence[str], tensors: Sequence[st
     if "config.json" not in top:
         adapter = "adapter_config.json" in top
         raise CheckpointError(
-            f"{model} is an adapter (LoRA) without its base model; merge the two and serve the result"
+            f"{model} is an adapter (LoRA) without its base; add it to one with tritonlm adapters add NAME --base LM"
             if adapter
             else f"{model} has no config.json: it is not a checkpoint in Hugging Face format"
         )

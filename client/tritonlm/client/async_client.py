@@ -19,6 +19,7 @@ from tritonlm.client.chat_parsing.profile import ChatProfile
 from tritonlm.client.chat_parsing.response_template import is_installed
 from tritonlm.client.load_balancer import LoadBalancer
 from tritonlm.client.messages_api.calls import Messages
+from tritonlm.client.model_names import ModelNames
 from tritonlm.client.models import Models, probe
 from tritonlm.client.observer import Observer, SequenceReporter
 from tritonlm.client.responses_api.calls import Responses
@@ -57,10 +58,12 @@ class AsyncClient:
         authorities: str | Path | None = None,
         transports: Sequence[Transport] | None = None,
         observer: Observer | None = None,
+        adapters_folder: Path | None = None,
     ) -> None:
         """`urls`: HOST:PORT, or grpcs://HOST:PORT for TLS; `authorities` is a file of CA certificates for TLS.
         `repair_seconds`: how long a call waits for a Triton that broke during the call, in order to resume it.
-        `observer` receives the events of all sequences."""
+        `observer` receives the events of all sequences. `adapters_folder` holds the adapters files of this machine's
+        server; with it an adapter's name alone is a model, and `LM:ADAPTER` always is."""
         if transports is None:
             from tritonlm.client.transport.grpc_transport import GrpcTransport  # noqa: PLC0415 (tests pass their own)
 
@@ -70,6 +73,7 @@ class AsyncClient:
         if not transports:
             raise ValueError("urls must name at least one Triton, such as 127.0.0.1:8001")
         self._transports = list(transports)
+        self.names = ModelNames(adapters_folder)
         self._balancer = LoadBalancer(self._transports)
         self._observer = observer or Observer()
         self._timeout, self._max_retries, self._repair_seconds = timeout, max_retries, repair_seconds
@@ -83,7 +87,7 @@ class AsyncClient:
         self.embeddings = EmbeddingCalls(self)
         self.responses = Responses(self.chat.completions)
         self.messages = Messages(self.chat.completions)
-        self.models = Models(self._transports)
+        self.models = Models(self._transports, self.names)
         self._chat_profiles: dict[str, tuple[float, ChatProfile]] = {}
 
     async def __aenter__(self) -> AsyncClient:
@@ -101,7 +105,12 @@ class AsyncClient:
     ) -> AsyncStream[Piece]:  # fmt: skip
         """Stream the pieces of one sequence: text, ids, log-probabilities, usage."""
         plan = completion_plan(
-            model, prompt, stream=True, request_id=request_id, timeout=timeout or self._timeout, **parameters
+            self.names.resolve(model),
+            prompt,
+            stream=True,
+            request_id=request_id,
+            timeout=timeout or self._timeout,
+            **parameters,
         )
         if len(plan.calls) != 1:
             raise InvalidRequest("generate takes one prompt; use completions.create for several", "prompt")
@@ -113,7 +122,8 @@ class AsyncClient:
             owner = self._running_models[request_id]
             cancels = [self._cancel(transport, owner, sequence) for sequence, transport in sequences.items()]
         elif model is not None:
-            cancels = [self._cancel(transport, model, request_id) for transport in self._transports]
+            lm = self.names.resolve(model).lm
+            cancels = [self._cancel(transport, lm, request_id) for transport in self._transports]
         else:
             return 0
         return sum(await asyncio.gather(*cancels))
@@ -123,11 +133,13 @@ class AsyncClient:
 
     async def status(self, model: str) -> dict[str, Any]:
         """The counters of the LM's engine: slots, running, waiting, blocks …"""
-        return await self._on_any(lambda transport: transport.command(model, Command(STATUS)))
+        lm = self.names.resolve(model).lm
+        return await self._on_any(lambda transport: transport.command(lm, Command(STATUS)))
 
     async def about(self, model: str) -> dict[str, Any]:
         """The LM's checkpoint: architecture, sizes, special tokens, chat template, training record."""
-        return await self._on_any(lambda transport: transport.command(model, Command(ABOUT)))
+        lm = self.names.resolve(model).lm
+        return await self._on_any(lambda transport: transport.command(lm, Command(ABOUT)))
 
     async def progress(self, request_id: str) -> list[dict[str, Any]]:
         """The state of a call's sequences: running or waiting, position, tokens so far."""
@@ -140,15 +152,15 @@ class AsyncClient:
 
     async def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A text's token ids. The text may be longer than the context."""
-        prompt = Prompt(text=text)
-        return await self._on_any(lambda transport: transport.tokenize(model, prompt, add_special_tokens))
+        lm, prompt = self.names.resolve(model).lm, Prompt(text=text)
+        return await self._on_any(lambda transport: transport.tokenize(lm, prompt, add_special_tokens))
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         (prompt,) = read_prompts(list(ids), "ids")
         if prompt.input_ids is None:
             raise InvalidRequest("ids must be a list of token ids", "ids")
-        input_ids = prompt.input_ids
-        return await self._on_any(lambda transport: transport.detokenize(model, input_ids))
+        lm, input_ids = self.names.resolve(model).lm, prompt.input_ids
+        return await self._on_any(lambda transport: transport.detokenize(lm, input_ids))
 
     async def health(self) -> Health:
         """Whether a Triton answers, and which LMs do. An LM answers if all three of its processes do."""
@@ -186,7 +198,7 @@ class AsyncClient:
 
     async def _start(self, plan: Plan) -> MergedSources:
         self._running[plan.id] = {}
-        self._running_models[plan.id] = plan.model
+        self._running_models[plan.id] = plan.model.lm
         merged = MergedSources([self._pieces(plan, call) for call in plan.calls])
         try:
             await merged.start()

@@ -12,11 +12,12 @@ from typing import Any, Protocol, TypeVar, overload
 
 from tritonlm.client.chat_parsing.profile import ChatProfile
 from tritonlm.client.chat_results import ChatBuilder
-from tritonlm.client.chats import CHAT_ARGUMENTS, take_chat, with_argument_name
+from tritonlm.client.chats import take_chat, with_argument_name
 from tritonlm.client.embeddings import build_embeddings, read_inputs
+from tritonlm.client.model_names import ModelNames
 from tritonlm.client.parsing import M, ParsedChatCompletion, parse_answers, response_format_of
 from tritonlm.client.results import CompletionBuilder
-from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan
+from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_parameters
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.transport import Call, PromptEmbedding
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, Completion, CompletionUsage, Embeddings, Piece
@@ -31,6 +32,7 @@ class Caller(Protocol):
     """The part of a client that the calls use: run a plan to its end or as a stream, and embed a prompt."""
 
     _timeout: float
+    names: ModelNames
 
     async def _complete(self, plan: Plan) -> list[list[Piece]]: ...
 
@@ -61,7 +63,8 @@ class Completions:
         self, model: str, prompt: PromptArgument, **arguments: Any
     ) -> Completion | AsyncStream[Completion]:
         """As OpenAI's: n, best_of, echo, logprobs, stop, stream, stream_options …, and every sampling parameter."""
-        plan = completion_plan(model, prompt, **_with_timeout(self._client, arguments))
+        served = self._client.names.resolve(model)
+        plan = completion_plan(served, prompt, **_with_timeout(self._client, arguments))
         builder = CompletionBuilder(plan)
         try:
             if not plan.stream:
@@ -86,15 +89,15 @@ class ChatCompletions:
         """As OpenAI's, with the checkpoint's chat template; raises NotOffered if it has none. With tools, calls are
         valid by construction. Also: chat_template_kwargs, documents, continue_final_message, separate_reasoning …"""
         arguments = _with_timeout(self._client, arguments)
-        chat = take_chat(messages, arguments)
+        served, chat = self._client.names.resolve(model), take_chat(messages, arguments)
         # Checked before the model is asked for anything.
-        constraint = chat_plan(model, chat.prompt, **arguments).parameters.structured_outputs
+        constraint = chat_plan(served, chat.prompt, **arguments).parameters.structured_outputs
         chat.check_constraint(constraint, arguments)
-        profile = await self._client._chat_profile(model)
+        profile = await self._client._chat_profile(served.lm)
         needs_prompt = profile.needs_prompt(continues=chat.continues)
-        rendered = await self._client._render(model, chat.prompt) if needs_prompt else ""
+        rendered = await self._client._render(served.lm, chat.prompt) if needs_prompt else ""
         answer = chat.answer(profile, rendered, constraint)
-        plan = chat_plan(model, chat.prompt, further=answer.parameters, **arguments)
+        plan = chat_plan(served, chat.prompt, further=answer.parameters, **arguments)
         builder = ChatBuilder(plan, answer, chat.tools.warnings)
         try:
             if not plan.stream:
@@ -125,12 +128,11 @@ class ChatCompletions:
         chat = take_chat(messages, arguments)
         if arguments:
             raise InvalidRequest(f"apply_template has no argument {next(iter(arguments))}", next(iter(arguments)))
-        return await self._client._render(model, chat.prompt)
+        return await self._client._render(self._client.names.resolve(model).lm, chat.prompt)
 
     async def count_tokens(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> int:
-        """The tokens of a chat's prompt. Takes create's arguments; those that are not of the prompt change nothing."""
-        prompt = {name: arguments[name] for name in CHAT_ARGUMENTS if name in arguments}
-        text = await self.apply_template(model, messages, **prompt)
+        """The tokens of a chat's prompt. Takes create's arguments of the prompt."""
+        text = await self.apply_template(model, messages, **arguments)
         return len(await self._client.tokenize(model, text, add_special_tokens=False))
 
     async def context_length(self, model: str) -> int:
@@ -154,14 +156,17 @@ class EmbeddingCalls:
         encoding_format: str | None = None,
         dimensions: int | None = None,
         user: str | None = None,
+        adapter: str | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Embeddings:
         """Normalized mean of the last hidden states; raises NotOffered if the server has embeddings switched off."""
         prompts, encoding = read_inputs(input, encoding_format, dimensions, user)
+        served = self._client.names.resolve(model)
+        parameters = read_parameters(served.parameters({"adapter": adapter})).to_mapping()
         root = f"embd-{request_id or ''}-{secrets.token_hex(4)}"
         calls = [
-            Call(model, f"{root}-{index}", prompt, timeout=timeout or self._client._timeout)
+            Call(served.lm, f"{root}-{index}", prompt, parameters, timeout=timeout or self._client._timeout)
             for index, prompt in enumerate(prompts)
         ]
         # The first error cancels the others.

@@ -82,11 +82,11 @@ class LoadBalancer:
 
 
 def _prefix(call: Call) -> bytes:
-    """The beginning of a long prompt; empty for a short one."""
-    prompt = call.prompt
+    """The beginning of a long prompt, with what else tells its blocks in a cache apart; empty for a short one."""
+    prompt, apart = call.prompt, f"{call.parameters.get('adapter', '')}\0{call.parameters.get('cache_salt', '')}\0"
     text = prompt.text or prompt.messages or ""
     if len(text) >= _PREFIX_CHARACTERS:
-        return text[:_PREFIX_CHARACTERS].encode("utf-8", "replace")
+        return (apart + text[:_PREFIX_CHARACTERS]).encode("utf-8", "replace")
     if prompt.input_ids is not None and len(prompt.input_ids) >= _PREFIX_IDS:
-        return repr(prompt.input_ids[:_PREFIX_IDS]).encode()
+        return (apart + repr(prompt.input_ids[:_PREFIX_IDS])).encode()
     return b""

@@ -8,12 +8,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from tritonlm.client.model_names import ModelNames, ServedModel
 from tritonlm.client.transport import RepositoryModel, Transport
 from tritonlm.client.types import Model, ModelList
-from tritonlm.contract import CheckpointError, ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
+from tritonlm.contract import (
+    AdapterNotFound,
+    CheckpointError,
+    ModelNotFound,
+    NotLoaded,
+    TimedOut,
+    TritonLMError,
+    Unavailable,
+)
+from tritonlm.contract.adapters_file import AdapterEntry
 from tritonlm.contract.control import ABOUT, RETIRE, STATUS, Command
 
 _POLL_SECONDS = 0.05
@@ -38,8 +49,8 @@ def slots_of(report: dict[str, Any]) -> int:
 
 
 class Models:
-    def __init__(self, transports: Sequence[Transport]) -> None:
-        self._transports = transports
+    def __init__(self, transports: Sequence[Transport], names: ModelNames) -> None:
+        self._transports, self._names = transports, names
         # A loaded model's training record does not change until the model is loaded again.
         self._training: dict[tuple[str, str, float], dict[str, Any] | None] = {}
 
@@ -58,11 +69,31 @@ class Models:
                     models[model.id] = model
         return ModelList(data=sorted(models.values(), key=lambda model: model.id))
 
+    async def with_adapters(self) -> ModelList:
+        """The language models and their adapters, as far as this client knows their names."""
+        models = (await self.list()).data
+        known = self._names.adapters()
+        # A name that several have, or a language model too, tells nothing alone.
+        names = Counter([model.id for model in models] + [name for adapters in known.values() for name in adapters])
+        adapters = [
+            _adapter_of(model, ServedModel(name if names[name] == 1 else f"{model.id}:{name}", model.id, name), entry)
+            for model in models
+            for name, entry in known.get(model.id, {}).items()
+        ]
+        return ModelList(data=[*models, *adapters])
+
     async def retrieve(self, model: str) -> Model:
-        for entry in (await self.list()).data:
-            if entry.id == model:
-                return entry
-        raise ModelNotFound(f"the model {model!r} does not exist", "model")
+        """A language model, or an adapter."""
+        served = self._names.resolve(model)
+        base = next((entry for entry in (await self.list()).data if entry.id == served.lm), None)
+        if base is None:
+            raise ModelNotFound(f"the model {model!r} does not exist", "model")
+        if not served.adapter:
+            return base
+        known = self._names.adapters().get(served.lm, {})
+        if served.adapter not in known:
+            raise AdapterNotFound.of(served.adapter, served.lm, known)
+        return _adapter_of(base, served, known[served.adapter])
 
     async def reports(self) -> EngineReports:
         """The status reports of all engines by LM, from all Tritons that answer."""
@@ -117,6 +148,18 @@ class Models:
             self._training = {other: value for other, value in self._training.items() if other[:2] != key[:2]}
             self._training[key] = record
         return self._training[key]
+
+
+def _adapter_of(base: Model, served: ServedModel, entry: AdapterEntry) -> Model:
+    return Model(
+        id=served.name,
+        created=base.created,
+        state=base.state,
+        reason=base.reason,
+        max_model_len=base.max_model_len,
+        parent=base.id,
+        root=entry.source or entry.path,
+    )
 
 
 async def _reports(transport: Transport) -> list[tuple[str, dict[str, Any]]]:

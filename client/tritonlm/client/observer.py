@@ -33,7 +33,11 @@ class SequenceReporter:
     """Reports one sequence's events to an observer."""
 
     def __init__(self, observer: Observer, call: Call) -> None:
-        self._observer, self._model, self._is_stream = observer, call.model, call.stream
+        self._observer, self._model, self._is_stream = (
+            observer,
+            call.parameters.get("adapter") or call.model,
+            call.stream,
+        )
         self._last, self._tokens, self._has_begun = time.monotonic(), 0, False
 
     def piece(self, piece: Piece) -> None:

@@ -17,6 +17,8 @@ from tritonlm.contract.structured_outputs import OTHER_NAMES
 
 NULL = {"type": "null"}
 _MAX_NAME = 64
+# The field `model` names the adapter.
+_ADAPTER = "adapter"
 
 
 def _to_integer(value: object) -> object:
@@ -46,7 +48,7 @@ B = TypeVar("B", bound=Body)
 def sampling_fields(*without: str) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     for spec in fields(SamplingParameters):
-        if spec.name not in (*RESERVED_PARAMETERS, *without):
+        if spec.name not in (*RESERVED_PARAMETERS, _ADAPTER, *without):
             meaning = f"{spec.metadata['meaning']} ({spec.metadata['allowed']})"
             # The schema is for documentation only; the contract validates the value.
             schema: dict[str, Any] = {"anyOf": [spec.metadata["reader"].schema, NULL]}

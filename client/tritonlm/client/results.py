@@ -63,7 +63,7 @@ class SequenceBuilder:
         return extras
 
     def _common(self, kind: str) -> dict[str, Any]:
-        return {"id": self.plan.id, "object": kind, "created": self.plan.created, "model": self.plan.model}
+        return {"id": self.plan.id, "object": kind, "created": self.plan.created, "model": self.plan.model.name}
 
     def _null_usage(self) -> dict[str, Any]:
         return {"usage": None} if self.plan.include_usage else {}

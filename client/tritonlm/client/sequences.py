@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tritonlm.client.model_names import ServedModel
 from tritonlm.client.transport import Call, Prompt
 from tritonlm.client.types import CachedTokens, CompletionUsage, Piece
 from tritonlm.contract import InvalidRequest, SamplingParameters
@@ -29,7 +30,7 @@ class Plan:
 
     id: str
     created: int
-    model: str
+    model: ServedModel
     calls: list[Call]
     # Choices returned per prompt, and sequences computed per prompt (more than n with best_of).
     n: int
@@ -46,7 +47,7 @@ class Plan:
 
 
 def completion_plan(
-    model: str,
+    model: ServedModel,
     prompt: PromptArgument,
     *,
     n: int | None = None,
@@ -72,7 +73,7 @@ def completion_plan(
         raise InvalidRequest(f"best_of must be at least n (got {each} and {count})", "best_of")
     if each > count and streamed:
         raise InvalidRequest("best_of cannot be streamed: the best choice is only known at the end", "best_of")
-    sampling = read_parameters(parameters)
+    sampling = read_parameters(model.parameters(parameters))
     show = sampling.logprobs is not None
     sent = sampling.to_mapping()
     if each > count and not show:
@@ -84,7 +85,7 @@ def completion_plan(
 
 
 def chat_plan(
-    model: str,
+    model: ServedModel,
     chat: str,
     *,
     further: Mapping[str, Any] | None = None,
@@ -107,7 +108,7 @@ def chat_plan(
     streamed, include_usage = read_stream(stream, stream_options)
     limit = _read_chat_limit(max_tokens, max_completion_tokens)
     _check_logprobs(logprobs, top_logprobs)
-    sampling = read_parameters({**parameters, "max_tokens": limit})
+    sampling = read_parameters({**model.parameters(parameters), "max_tokens": limit})
     count = _count("n", n, 1)
     sent = sampling.to_mapping() | ({"logprobs": top_logprobs or 0} if logprobs else {}) | dict(further or {})
     common = _Common(model, request_id, "chatcmpl", streamed, timeout, sent, count)
@@ -143,7 +144,7 @@ def _check_logprobs(logprobs: Any, top_logprobs: int | None) -> None:
 class _Common:
     """The settings shared by all sequences of a call."""
 
-    model: str
+    model: ServedModel
     request_id: str | None
     prefix: str
     stream: bool
@@ -153,8 +154,6 @@ class _Common:
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, str) or not self.model:
-            raise InvalidRequest("model must name a language model; models.list() lists them", "model")
         check_text("request_id", self.request_id)
         if (
             isinstance(self.timeout, bool)
@@ -176,7 +175,7 @@ class _Common:
         root = f"{self.id}-{secrets.token_hex(4)}"
         return [
             Call(
-                self.model,
+                self.model.lm,
                 f"{root}-{index}",
                 prompt,
                 {

@@ -122,6 +122,7 @@ class Client:
         repair_seconds: float = REPAIR_SECONDS,
         authorities: str | Path | None = None,
         transports: Sequence[Transport] | None = None,
+        adapters_folder: Path | None = None,
     ) -> None:
         """As for AsyncClient."""
         self._loop = _Loop()
@@ -135,6 +136,7 @@ class Client:
                 repair_seconds=repair_seconds,
                 authorities=authorities,
                 transports=transports,
+                adapters_folder=adapters_folder,
             )
 
         try:
@@ -280,6 +282,9 @@ class Models:
 
     def list(self) -> ModelList:
         return self._client._loop.run(self._client._client.models.list())
+
+    def with_adapters(self) -> ModelList:
+        return self._client._loop.run(self._client._client.models.with_adapters())
 
     def retrieve(self, model: str) -> Model:
         return self._client._loop.run(self._client._client.models.retrieve(model))

@@ -221,6 +221,9 @@ class Model(Result):
     idle_unload_seconds: float | None = None
     # The checkpoint's training record.
     training: dict[str, Any] | None = None
+    # Of an adapter, as vLLM names them.
+    parent: str | None = Field(default=None, description="of an adapter: its language model")
+    root: str | None = Field(default=None, description="of an adapter: its folder, or its id on the Hub")
 
 
 class ModelList(Result):

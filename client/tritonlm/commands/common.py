@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +15,8 @@ from rich.console import Console
 from tritonlm.client.async_client import DEFAULT_URL
 from tritonlm.client.sync import Client
 from tritonlm.client.types import ModelList
-from tritonlm.contract import InvalidRequest, ModelNotFound, TritonLMError, Unavailable
-from tritonlm.serving import ServingError, terminal
+from tritonlm.contract import AdapterNotFound, InvalidRequest, ModelNotFound, TritonLMError, Unavailable
+from tritonlm.serving import ServingError, paths, terminal
 
 FAILED, MISUSED, UNREACHABLE = 1, 2, 3
 # rich uses colours and boxes on a terminal only.
@@ -38,7 +40,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON for scripts instead o
 def connected(triton: list[str] | None) -> Iterator[Client]:
     """A client; an error is printed as one line and sets the exit code."""
     try:
-        with Client(addresses(triton)) as client:
+        with Client(addresses(triton), adapters_folder=adapters_folder()) as client:
             yield client
     except (TritonLMError, ServingError) as error:
         terminal.print_error(error)
@@ -51,10 +53,16 @@ def addresses(triton: list[str] | None) -> list[str]:
     return [part for address in triton or [DEFAULT_URL] for part in address.split(",")]
 
 
+def adapters_folder() -> Path:
+    """That of the local server, so that an adapter's name alone is a model."""
+    folder = os.environ.get("TRITONLM_ADAPTERS_FOLDER")
+    return Path(folder) if folder else paths.adapters()
+
+
 def exit_code(error: Exception) -> int:
     if isinstance(error, Unavailable):
         return UNREACHABLE
-    return MISUSED if isinstance(error, (InvalidRequest, ModelNotFound)) else FAILED
+    return MISUSED if isinstance(error, (AdapterNotFound, InvalidRequest, ModelNotFound)) else FAILED
 
 
 def print_json(value: Any) -> None:

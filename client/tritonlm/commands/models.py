@@ -27,9 +27,9 @@ _COUNTERS = (
 
 
 def list_models(triton: Triton = None, as_json: AsJson = False) -> None:
-    """List the language models and their state."""
+    """List the language models and their adapters, and their state."""
     with connected(triton) as client:
-        models = client.models.list().data
+        models = client.models.with_adapters().data
     if as_json:
         print_json([model.to_dict() for model in models])
         return
@@ -45,7 +45,8 @@ def _row(model: Model) -> list[str]:
     # Memory now, and at most.
     sizes = [size for size in (model.memory_bytes, model.memory_reserved_bytes) if size is not None]
     memory = f"{' / '.join(f'{size / 2**20:,.0f}' for size in sizes)} MiB" if sizes else "–"
-    return [model.id, state, *("–" if value is None else str(value) for value in numbers), memory]
+    name = f"{model.id} (adapter of {model.parent})" if model.parent else model.id
+    return [name, state, *("–" if value is None else str(value) for value in numbers), memory]
 
 
 def status(

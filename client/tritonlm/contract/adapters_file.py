@@ -21,7 +21,9 @@ from .errors import AdapterNotFound, CheckpointError, InvalidRequest, shown
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _NAME = re.compile(NAME)
-_SUFFIX = ".json"
+SUFFIX = ".json"
+# `declared_by` of an adapter that is there for a moment, to be tried: no list shows it.
+TRIAL = "trial"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def check_name(name: object, param: str = "adapter") -> str:
 def adapters_file(setting: str | Path, model: str) -> Path:
     """The file of an LM. `setting`: the file itself if it ends in .json, else a folder that holds LM.json for each."""
     path = Path(setting)
-    return path if path.suffix == _SUFFIX else path / f"{model}{_SUFFIX}"
+    return path if path.suffix == SUFFIX else path / f"{model}{SUFFIX}"
 
 
 def read_adapters(file: Path) -> dict[str, AdapterEntry]:

@@ -18,6 +18,7 @@ from tritonlm.serving.restart_counts import read_restart_counts
 
 from . import errors
 from .access import AccessMiddleware
+from .adapters import AdapterService
 from .admission import AdmissionQueue
 from .batches.runner import BatchRunner
 from .batches.store import BatchStore
@@ -35,6 +36,7 @@ from .training import TrainingService
 
 
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:
+    client.names.folder = settings.adapters_folder
     services = _create_services(client, settings)
     runner: BatchRunner | None = None
     tracing = Tracing(settings.otlp_endpoint, "tritonlm-gateway") if settings.otlp_endpoint else None
@@ -90,6 +92,7 @@ def _create_services(client: AsyncClient, settings: GatewaySettings) -> Services
     return Services(
         client=client,
         settings=settings,
+        adapters=AdapterService(client, settings.adapters_folder),
         admission=admission,
         history=History(),
         live_values=live_values,

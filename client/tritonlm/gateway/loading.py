@@ -42,10 +42,13 @@ class Loader:
 
     async def load(self, model: str) -> Model:
         """Load a model on an explicit request; a loaded one is replaced if its checkpoint has changed."""
-        return await self.residency.load(model, time.monotonic() + self._settings.load_seconds)
+        return await self.residency.load(
+            self._client.names.resolve(model).lm, time.monotonic() + self._settings.load_seconds
+        )
 
     async def call(self, model: str, make_call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call, loading its model first if needed."""
+        """Run a call, loading its model first if needed. An adapter is loaded by its model's engine."""
+        model = self._client.names.resolve(model).lm
         try:
             return await make_call()
         except (ModelNotFound, NotLoaded):
@@ -124,9 +127,11 @@ class Loader:
         return ModelList(data=[self.with_loading_state(model) for model in models.data])
 
     def with_loading_state(self, model: Model) -> Model:
-        if model.id not in self._started or model.state == "ready":
+        # An adapter waits for its language model.
+        started = self._started.get(model.parent or model.id)
+        if started is None or model.state == "ready":
             return model
-        seconds = time.monotonic() - self._started[model.id]
+        seconds = time.monotonic() - started
         return model.model_copy(update={"state": "loading", "reason": f"loading for {seconds:.0f} s"})
 
     async def close(self) -> None:

@@ -79,6 +79,7 @@ async def respond(
 ) -> Response:
     """Run the call, loading its model first if needed, and return its result or its stream."""
     context, services = context_of(request.scope), await services_of(request)
+    label = services.client.names.resolve(model).label
     entry = services.history.begin(call_id, model)
     try:
         result = await _until_disconnect(request, context, services.loader.call(model, make_call))
@@ -89,7 +90,7 @@ async def respond(
         entry.end(CANCELLED)
         return Response(status_code=499)
     # Set only after success: an unknown model's name must not become a metrics label.
-    context.model = model
+    context.model = label
     if isinstance(result, AsyncStream):
         entry.status, entry.started = PROCESSING, time.time()
         return EventSourceResponse(

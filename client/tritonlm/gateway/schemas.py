@@ -134,7 +134,7 @@ class StreamOptions(Body):
 
 
 class _Common(Body):
-    model: Model = Field(description="the language model's name, as /v1/models lists it")
+    model: Model = Field(description="a language model or an adapter, as /v1/models lists them")
     n: Count = Field(None, description="choices for each prompt")
     stream: bool | None = Field(None, description="server-sent events as text is generated")
     stream_options: StreamOptions | None = Field(None, description="only with stream: {include_usage}")

@@ -11,7 +11,7 @@ PLAYGROUND = "/playground"
 # Routes that change the service for everybody, or show the activity of others.
 _ADMIN = (
     ("POST", "/api/models/"), ("DELETE", "/v1/models/"), ("POST", "/api/load_model"), ("POST", "/api/train"),
-    ("", "/api/jobs"), ("", "/api/usage"),
+    ("", "/api/jobs"), ("", "/api/usage"), ("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter"),
 )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ _POLL_SECONDS = 0.05
 
 def serve(settings: GatewaySettings) -> None:
     """Raises ServingError if the settings do not allow serving."""
-    settings = settings.model_copy(update={"keys": settings.keys or paths.keys()})
+    defaults = {"keys": settings.keys or paths.keys(), "adapters_folder": settings.adapters_folder or paths.adapters()}
+    settings = settings.model_copy(update=defaults)
     check_settings(settings)
     lower_thread_priority()
     logs.configure(settings.log_format)

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from tritonlm.client.async_client import AsyncClient
 
+from .adapters import AdapterService
 from .admission import AdmissionQueue
 from .batches.store import BatchStore
 from .history import History
@@ -24,6 +25,7 @@ from .training import TrainingService
 class Services:
     client: AsyncClient
     settings: GatewaySettings
+    adapters: AdapterService
     admission: AdmissionQueue
     history: History
     live_values: LiveValues

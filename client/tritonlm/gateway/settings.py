@@ -74,6 +74,11 @@ class GatewaySettings(ObservabilitySettings):
         validation_alias=_aliases("registry", "MODEL_REGISTRY_PATH"),
         description="Registry to which trained models are added; default: the one that tritonlm add writes.",
     )
+    adapters_folder: Path | None = Field(
+        None,
+        description="Folder of the adapters files, one for each language model; default: the one that tritonlm "
+        "adapters writes.",
+    )
     api_key: SecretStr | None = Field(
         None,
         min_length=8,

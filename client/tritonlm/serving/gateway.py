@@ -35,6 +35,7 @@ class LocalGateway(Child):
             *("--repairs", str(restart_counts_file(settings.http_port))),
             *(("--default-model", default_model) if default_model else ()),
             *(("--registry", str(settings.registry)) if settings.registry else ()),
+            *(("--adapters-folder", str(settings.adapters_folder)) if settings.adapters_folder else ()),
             *("--log-format", settings.log_format),
             *(("--otlp-endpoint", settings.otlp_endpoint) if settings.otlp_endpoint else ()),
             "--training" if settings.training else "--no-training",

@@ -13,6 +13,7 @@ from pathlib import Path
 from tritonlm.checkpoints.reference import parse, split_name
 
 from . import paths
+from .adapters import REGISTRY, declare_adapters, option_adapters, registry_adapters, serve_name
 from .downloads import downloaded
 from .entries import sync_repository
 from .errors import ServingError
@@ -41,11 +42,19 @@ def select_models(settings: Settings) -> ModelSelection:
     _refuse_duplicates([*registered, *named])
     if named:
         repositories.append(sync_repository("\0".join(settings.checkpoint), named, code))
+    default = named[0].name if named else ""
+    declare_adapters(
+        settings.adapters,
+        {
+            REGISTRY: registry_adapters(registered, file),
+            serve_name(settings.http_port): option_adapters(settings.adapter, default),
+        },
+    )
     load = settings.load or [
         *(entry.name for entry in named),
         *(entry.name for entry in registered if entry.preload),
     ]
-    return ModelSelection(repositories, list(dict.fromkeys(load or BUNDLED)), named[0].name if named else "")
+    return ModelSelection(repositories, list(dict.fromkeys(load or BUNDLED)), default)
 
 
 def _registered(file: Path | None) -> tuple[Path, list[Entry]]:

@@ -33,6 +33,11 @@ def keys() -> Path:
     return _settings() / "keys.json"
 
 
+def adapters() -> Path:
+    """The default folder of the adapters files, which `tritonlm adapters` writes: LM.json for each language model."""
+    return _settings() / "adapters"
+
+
 def _settings() -> Path:
     if in_checkout():
         return _CHECKOUT

@@ -63,6 +63,9 @@ class Entry(BaseModel):
     tool_format: Literal[tool_formats.FORMATS] | None = Field(  # type: ignore[valid-type]
         None, description="how it writes tool calls; default: recognized from its chat template"
     )
+    adapters: dict[str, str] | None = Field(
+        None, description="its LoRA adapters: names, each with a folder relative to the registry file, or ORG/NAME"
+    )
     preload: bool = Field(False, description="whether it is loaded at the start, and not at its first request")
 
     @model_validator(mode="after")

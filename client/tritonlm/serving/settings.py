@@ -25,7 +25,7 @@ Size = Annotated[
     str, AfterValidator(lambda text: _matching(text, r"^\d+(\.\d+)? ?([KMGT]i?B|B)?$", "a size such as 8GiB or 500MB"))
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Weights = Literal["auto", "full", "int8", "int4"]
+Weights = Literal["auto", "full", "int8", "int4", "fp8"]
 KVDtype = Literal["auto", "int8"]
 Runner = Literal["auto", "native", "graphs", "reference"]
 LogFormat = Literal["auto", "text", "json"]
@@ -81,8 +81,8 @@ class Settings(ObservabilitySettings):
     dtype: Dtype = Field("auto", description="Number type of weights and KV cache; auto chooses by device.")
     weights: Weights = Field(
         "auto",
-        description="Weight format on a CPU: auto, as the checkpoint holds them, also quantized; full, in the number "
-        "type; int8 and int4, quantized when loaded, smaller and faster.",
+        description="Weight format: auto, as the checkpoint holds them, also quantized; full, in the number type; "
+        "int8, int4 and (on GPUs that have it) fp8, quantized when loaded, smaller and faster.",
     )
     kv_dtype: KVDtype = Field(
         "auto",
@@ -108,6 +108,16 @@ class Settings(ObservabilitySettings):
     checkpoint: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="The same as MODEL: what to serve, under its own name or as NAME=MODEL; may be repeated.",
+    )
+    adapter: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="LoRA adapter to serve beside its language model: NAME=PATH for the first MODEL, or "
+        "LM:NAME=PATH; a folder or ORG/NAME of the Hub; may be repeated.",
+    )
+    adapters_folder: Path | None = Field(
+        None,
+        description="Folder of the adapters files, one for each language model; default: the one that tritonlm "
+        "adapters writes.",
     )
     load: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -158,7 +168,7 @@ class Settings(ObservabilitySettings):
         30, ge=0, description="Time that running requests have after the stop signal, before they are cut off."
     )
 
-    @field_validator("model_repository", "load", "checkpoint", mode="before")
+    @field_validator("model_repository", "load", "checkpoint", "adapter", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -184,6 +194,11 @@ class Settings(ObservabilitySettings):
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names if name in self.model_fields_set}
         return {env_name(name): str(value) for name, value in values.items() if value is not None}
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of the adapters files that the engines follow."""
+        return (self.adapters_folder or paths.adapters()).resolve()
 
 
 def option_name(field: str) -> str:

@@ -46,6 +46,7 @@ def triton_environment(installation: Installation, settings: Settings) -> dict[s
         "TRITONLM_NATIVE_CACHE": str(paths.cache() / "native"),
         **os.environ,
         **settings.engine_environment(),
+        "TRITONLM_ADAPTERS_FILE": str(settings.adapters),
     }
 
     def prepend(name: str, values: Sequence[str]) -> None:

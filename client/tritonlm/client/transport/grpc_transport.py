@@ -125,7 +125,8 @@ class GrpcTransport:
     async def embed(self, call: Call) -> PromptEmbedding:
         """Calls `generate` directly, since the ensemble has no output for an embedding."""
         ids, parts = await self.tokenize(call.model, call.prompt), await self._parts_of(call.model)
-        parameters = SamplingParameters(max_tokens=0, echo=True, seed=0, timeout=call.timeout)
+        adapter = call.parameters.get("adapter", "")
+        parameters = SamplingParameters(max_tokens=0, echo=True, seed=0, timeout=call.timeout, adapter=adapter)
         generation = GenerationRequest(parameters, embed=True).to_json()
         request = infer_request(
             parts.generate,

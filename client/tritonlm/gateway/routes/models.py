@@ -34,8 +34,9 @@ async def load(name: str, services: ServicesParameter) -> Response:
 @router.post("/api/models/{name}/unload", response_model=Model, responses=RESPONSES)
 async def unload(name: str, services: ServicesParameter) -> Response:
     """Unload it when its running requests have ended; its next request loads it again."""
-    await services.client.models.retrieve(name)
-    return json_response(await services.client.models.unload(name))
+    lm = services.client.names.resolve(name).lm
+    await services.client.models.retrieve(lm)
+    return json_response(await services.client.models.unload(lm))
 
 
 @router.delete("/v1/models/{name}", response_model=Deleted, responses=RESPONSES)

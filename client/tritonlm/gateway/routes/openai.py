@@ -80,7 +80,8 @@ async def embed(body: EmbeddingRequest, request: Request, services: ServicesPara
 
 @router.get("/models", response_model=ModelList)
 async def models(services: ServicesParameter) -> Response:
-    return json_response(services.loader.with_loading_states(await services.client.models.list()))
+    """The language models, and their adapters."""
+    return json_response(services.loader.with_loading_states(await services.client.models.with_adapters()))
 
 
 @router.get("/models/{name:model_name}", response_model=Model)

@@ -15,7 +15,9 @@ from typing import Any
 from tritonlm.contract import CheckpointError, devices, tool_formats
 
 ENVIRONMENT_PREFIX = "TRITONLM_"
-AUTO, INT4, INT8 = "auto", "int4", "int8"
+AUTO, INT4, INT8, FP8 = "auto", "int4", "int8", "fp8"
+# Weights that are quantized when they are loaded.
+QUANTIZED = (INT4, INT8, FP8)
 # The time between chunks grows in proportion to the running requests: from 6 requests on, up to 3 times; and with large
 # batches, whose steps are longer, up to 12 times. So all streams together send a bounded number of chunks per second.
 _FEW_REQUESTS, _FACTOR = 6, 3.0
@@ -52,9 +54,10 @@ class EngineConfig:
         meaning="data type of weights and KV cache; auto: that of the checkpoint",
     )
     weights: str = _one_of(
-        AUTO, "full", INT8, INT4,
+        AUTO, "full", INT8, INT4, FP8,
         meaning="weight format: auto is the checkpoint's own, quantized matrices included; full is the dtype; int8 is "
-        "int8 quantization with per-channel scales; int4 is 4 bits with a scale for 32 inputs",
+        "int8 quantization with per-channel scales; int4 is 4 bits with a scale for 32 inputs; fp8 is 8-bit floating "
+        "point (e4m3) with per-channel scales, on GPUs of compute capability 8.9 or later",
     )  # fmt: skip
     vocabulary_bits: str = _one_of(
         "8", "4", meaning="with weights int4, the bits of the embedding and of the matrix of the logits"

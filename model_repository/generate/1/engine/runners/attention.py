@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from .flat_batch import AttentionGroup, FlatBatch
-from .gpu import block_attention
+from .gpu import block_attention, rotary
 from .kv_cache import KVCache, LayerShape
 
 NAME = "tritonlm_paged"
@@ -51,12 +51,19 @@ def paged_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    rotation = rotary.of(module)
     if paged.batch.tiles:
-        keys, values = paged.cache.keys[layer], paged.cache.values[layer]
-        block_attention.write(key[0].transpose(0, 1), value[0].transpose(0, 1), keys, values, paged.batch.slots)
+        keys, values, slots = paged.cache.keys[layer], paged.cache.values[layer], paged.batch.slots
+        if rotation:
+            angles = rotation.take(query, key)
+            rows = rotary.rotate_and_write(query[0], key[0], value[0], angles, keys, values, slots)
+        else:
+            block_attention.write(key[0].transpose(0, 1), value[0].transpose(0, 1), keys, values, slots)
+            rows = query[0]
         tiles, tokens = paged.batch.tiles, paged.cache.block_tokens
-        rows = block_attention.attend(query[0], keys, values, tiles, tokens, scale, sliding_window, softcap)
+        rows = block_attention.attend(rows, keys, values, tiles, tokens, scale, sliding_window, softcap)
         return rows.unsqueeze(0), None
+    assert rotation is None, "rotations are deferred where attention reads the blocks in place"
     paged.cache.write(layer, paged.batch.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     for group in paged.batch.groups:
@@ -118,6 +125,8 @@ class Probe:
         layer = getattr(module, "layer_idx", None)
         assert isinstance(layer, int)
         self.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        if rotation := rotary.of(module):
+            rotation.compare(query, key, value)
         self.unknown |= {name for name, option in options.items() if option is not None and name not in _IGNORED}
         repeats = query.shape[1] // key.shape[1]
         keys, values = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)

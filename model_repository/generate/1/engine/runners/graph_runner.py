@@ -14,11 +14,11 @@ import torch
 from tritonlm.contract import CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import INT4, INT8, EngineConfig
+from ..config import FP8, INT4, QUANTIZED, EngineConfig
 from ..scheduling.scheduler import Slice
 from . import graphs
-from .gpu import block_attention, quantized_linear, query_tiles, self_check
-from .interface import ForwardOutput
+from .gpu import block_attention, quantized_linear, query_tiles, rotary, self_check
+from .interface import ForwardOutput, choose_devices
 from .low_rank import wants_adapters
 from .reference import MakeModel, ReferenceRunner
 
@@ -36,9 +36,13 @@ class GraphRunner(ReferenceRunner):
         load_progress: LoadProgress | None = None,
         make_model: MakeModel | None = None,
     ) -> None:
+        device = device or choose_devices(config.device)[0]
+        _refuse_weights(config, device)
         super().__init__(folder, config, device, load_progress, make_model)
         on_gpu = self.device.type == "cuda"
         self._tile_rows = self._check_kernels()
+        count = rotary.settle(self._model, defers=self.in_place)
+        _log.info("%d layers rotate queries and keys as they write them", count)
         self._recorder: graphs.Recorder = graphs.CudaRecorder(self.device) if on_gpu else graphs.run_eagerly
         # Gather buffers that recordings use. They must stay when the cache allocates larger ones.
         self._gather_buffers: list[tuple[torch.Tensor, ...]] = []
@@ -52,13 +56,11 @@ class GraphRunner(ReferenceRunner):
             self.prepare(config.max_sequences)
 
     def _quantize(self, config: EngineConfig) -> None:
-        if config.weights not in (INT4, INT8):
+        if config.weights not in QUANTIZED:
             return
-        if not block_attention.is_possible(self.device):
-            raise CheckpointError(f"weights {config.weights} on a GPU need triton-lang: install the package triton")
         bits = 4 if config.weights == INT4 else 8
         head_bits = int(config.vocabulary_bits) if config.weights == INT4 else 8
-        before, after = quantized_linear.quantize(self._model, bits, head_bits)
+        before, after = quantized_linear.quantize(self._model, bits, head_bits, floats=config.weights == FP8)
         _log.info("the linear layers take %d MiB in place of %d", after >> 20, before >> 20)
 
     @property
@@ -119,3 +121,15 @@ class GraphRunner(ReferenceRunner):
             return compute
         self._gather_buffers.append(self._cache.gathered)
         return recorded
+
+
+def _refuse_weights(config: EngineConfig, device: torch.device) -> None:
+    """Raise CheckpointError for quantized weights that this device cannot multiply."""
+    if config.weights not in QUANTIZED:
+        return
+    if not block_attention.is_possible(device):
+        raise CheckpointError(f"weights {config.weights} on a GPU need triton-lang: install the package triton")
+    if config.weights == FP8 and not quantized_linear.has_floats(device):
+        raise CheckpointError(
+            f"weights fp8 need a GPU of compute capability 8.9 or later, and {device} has less; use weights int8"
+        )

@@ -17,7 +17,7 @@ from tritonlm.contract.load_progress import LoadProgress
 
 from ..adapters.loaded import AdapterWeights
 from ..adapters.lora import LoraAdapter
-from ..config import INT4, INT8, EngineConfig
+from ..config import QUANTIZED, EngineConfig
 from ..memory import trim_heap
 from ..monitoring.progress import Progress
 from ..sampling.logit_filters import sample_tokens
@@ -25,7 +25,7 @@ from ..sampling.logprobs import score
 from ..sampling.scratch import SCRATCH_BYTES, rows_at_once
 from ..scheduling.scheduler import Slice
 from . import attention, dequantized, flat_batch, packed_linear
-from .gpu import block_attention, fused_layers
+from .gpu import block_attention, fused_layers, rotary
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
@@ -94,7 +94,7 @@ class ReferenceRunner:
 
     def _quantize(self, config: EngineConfig) -> None:
         """Quantize the weights as configured: this runner has none but full ones."""
-        if config.weights in (INT4, INT8):
+        if config.weights in QUANTIZED:
             raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
 
     @torch.inference_mode()
@@ -219,6 +219,7 @@ def prepare(
             packed_linear.pack(model)
         if fuses and block_attention.is_possible(model.device):
             _log.info("%s: %d layers are fused", name, fused_layers.fuse(model, mlps=fuses_mlps))
+            rotary.install(model)
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
         rows = torch.arange(_PROBE_TOKENS, device=model.device)

@@ -8,7 +8,7 @@ import torch
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.load_progress import LoadProgress
 
-from ..config import INT4, INT8, EngineConfig
+from ..config import FP8, INT8, QUANTIZED, EngineConfig
 from .graph_runner import GraphRunner
 from .interface import Runner, choose_dtype
 from .native import build
@@ -19,14 +19,14 @@ from .reference import ReferenceRunner
 NATIVE, GRAPHS, REFERENCE = "native", "graphs", "reference"
 _HUGGING_FACE = {GRAPHS: GraphRunner, REFERENCE: ReferenceRunner}
 
-# Weights that are quantized at load: on a CPU by the native kernels alone, on a GPU by the graph runner alone.
-_QUANTIZED = (INT4, INT8)
-
 
 def open_runner(
     folder: Path, config: EngineConfig, device: torch.device, load_progress: LoadProgress | None = None
 ) -> Runner:
-    if config.runner in _HUGGING_FACE and (config.weights not in _QUANTIZED or device.type != "cpu"):
+    if config.weights == FP8 and device.type == "cpu":
+        raise CheckpointError("weights fp8 need a GPU of compute capability 8.9 or later; use weights int8 on a CPU")
+    # Weights are quantized at load on a CPU by the native kernels alone, on a GPU by the graph runner alone.
+    if config.runner in _HUGGING_FACE and (config.weights not in QUANTIZED or device.type != "cpu"):
         _refuse_gguf(folder, f"runner {config.runner} does not read it; set runner to auto")
         return _HUGGING_FACE[config.runner](folder, config, device, load_progress)
     checkpoint = Checkpoint(folder)
@@ -44,7 +44,7 @@ def open_runner(
 
 def _native_setting(config: EngineConfig, device: torch.device) -> str:
     """The setting that needs the native kernels; empty if there is none."""
-    if config.weights in _QUANTIZED and device.type == "cpu":
+    if config.weights in QUANTIZED and device.type == "cpu":
         return f"weights {config.weights}"
     return "runner native" if config.runner == NATIVE else ""
 

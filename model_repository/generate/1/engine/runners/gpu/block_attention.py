@@ -38,12 +38,12 @@ def write(
 ) -> None:
     """Write one row per token, (tokens, KV heads, width), to its slot."""
     width, value_width = keys.shape[-1], values.shape[-1]
-    keys, values = _dense(keys), _dense(values)
+    keys, values = dense(keys), dense(values)
     with on_device(keys.device):
         _kernels().write[keys.shape[0], keys.shape[1]](
             keys, values, key_cache, value_cache, slots, keys.stride(0), keys.stride(1), values.stride(0),
             values.stride(1), key_cache.stride(0), value_cache.stride(0), width, value_width,
-            _power_of_two(max(width, value_width)),
+            power_of_two(max(width, value_width)),
         )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def attend(
     """(heads, rows, width) → (rows, heads, value width), over the keys and values of each tile's sequence."""
     heads, rows, _ = query.shape
     output = torch.empty(rows, heads, value_cache.shape[-1], dtype=value_cache.dtype, device=query.device)
-    query = _dense(query)
+    query = dense(query)
     with on_device(query.device):
         for group in tiles:
             _attend(query, key_cache, value_cache, group, output, block_tokens, scale, window, softcap, splits)
@@ -82,8 +82,8 @@ def _attend(
         torch.empty((splits, rows, heads, *rest) if splits > 1 else 0, dtype=torch.float32, device=query.device)
         for rest in ((value_width,), (), ())
     )
-    padded, padded_value = _power_of_two(width), _power_of_two(value_width)
-    block_m = _power_of_two(tiles.height * repeats)
+    padded, padded_value = power_of_two(width), power_of_two(value_width)
+    block_m = power_of_two(tiles.height * repeats)
     block_n, warps = launch_sizes(block_m, max(padded, padded_value))
     kernels.attend[count, kv_heads, splits](
         query, key_cache, value_cache, output, parts, bests, totals, tiles.tables, tiles.rows, tiles.counts,
@@ -112,7 +112,7 @@ def _combine(
     )  # fmt: skip
 
 
-def _dense(numbers: torch.Tensor) -> torch.Tensor:
+def dense(numbers: torch.Tensor) -> torch.Tensor:
     """The kernels expect the numbers of a head side by side."""
     return numbers if numbers.stride(-1) == 1 else numbers.contiguous()
 
@@ -133,7 +133,7 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     return 1 << (max(size, _LEAST_ROWS) - 1).bit_length()
 
 

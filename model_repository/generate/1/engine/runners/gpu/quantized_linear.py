@@ -1,5 +1,6 @@
 """Linear layers on a GPU with weights of 8 bits (a scale for each output) or 4 bits (one for each 32 inputs).
 
+Codes of 8 bits are whole numbers or, with `floats`, floating-point ones (e4m3): an outlier costs the others less then.
 The numbers of a layer's input and output keep their type. This module knows layers and no model families.
 """
 
@@ -21,6 +22,9 @@ GROUP = 32
 # Inputs that a program multiplies at a time: whole groups.
 _STEP = 128
 _INT8_MAX = 127
+_FLOAT8 = torch.float8_e4m3fn
+# The first devices that convert 8-bit floating-point numbers: Ada and Hopper.
+_FLOAT8_CAPABILITY = (8, 9)
 # Up to so many rows a matmul is bound by reading its weights, and narrow tiles keep all multiprocessors busy.
 _FEW_ROWS = 16
 # Of the largest result of a comparison.
@@ -34,7 +38,9 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self._bits = weight.bits
         self._padded = -(-self.in_features // _STEP) * _STEP
-        codes = functional.pad(weight.codes.to(device), (0, self._padded - self.in_features))
+        self._floats = weight.codes.dtype == _FLOAT8
+        codes = weight.codes.view(torch.uint8) if self._floats else weight.codes
+        codes = functional.pad(codes.to(device), (0, self._padded - self.in_features))
         self._codes = _packed(codes) if self._bits == 4 else codes
         self._group = self._padded if weight.scales.shape[1] == 1 else weight.group
         scales = weight.scales.to(device).t()
@@ -54,13 +60,18 @@ class QuantizedLinear(nn.Module):
             _kernels().multiply[grid](
                 rows, self._codes, self._scales, self._scales if self._bias is None else self._bias, output, len(rows),
                 self.out_features, rows.stride(0), self.in_features, self._padded, self._group, self._bits, _STEP,
-                block_m, block_n, self._bias is not None,
+                block_m, block_n, self._bias is not None, self._floats,
             )  # fmt: skip
         return output.view(*numbers.shape[:-1], self.out_features)
 
 
+def has_floats(device: torch.device) -> bool:
+    """Whether the device converts 8-bit floating-point numbers."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _FLOAT8_CAPABILITY
+
+
 @torch.no_grad()
-def quantize(model: Any, bits: int, head_bits: int) -> tuple[int, int]:
+def quantize(model: Any, bits: int, head_bits: int, *, floats: bool = False) -> tuple[int, int]:
     """Quantize the linear layers, and the LM head in its own bits. Return bytes of weights before and after.
 
     Layers whose inputs are no whole groups, and experts that are no linear layers, keep their numbers.
@@ -77,7 +88,7 @@ def quantize(model: Any, bits: int, head_bits: int) -> tuple[int, int]:
             used = head_bits if layer is head else bits
             if used == 4 and weight.shape[1] % GROUP:
                 continue
-            quantized = _quantized(weight, used)
+            quantized = _quantized(weight, used, floats=floats)
             replacement = QuantizedLinear(quantized, layer.bias, weight.dtype, weight.device)
             _check(replacement, quantized, layer.bias, weight)
             setattr(parent, name, replacement)
@@ -86,15 +97,17 @@ def quantize(model: Any, bits: int, head_bits: int) -> tuple[int, int]:
     return before, after
 
 
-def _quantized(weight: torch.Tensor, bits: int) -> Quantized:
+def _quantized(weight: torch.Tensor, bits: int, *, floats: bool = False) -> Quantized:
     if bits == 4:
         # The search for the best scales runs on the CPU, and gives the weights that the CPU's kernels have.
         return quantize_groups(weight.detach().float().cpu().contiguous(), bits, GROUP)
     numbers = weight.float()
-    scales = numbers.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / _INT8_MAX
+    largest = torch.finfo(_FLOAT8).max if floats else _INT8_MAX
+    scales = numbers.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
     if not bool(scales.isfinite().all()):
         raise CheckpointError("the weights have numbers that are not finite, which cannot be quantized")
-    return Quantized((numbers / scales).round().to(torch.int8), scales, None, bits)
+    codes = numbers / scales
+    return Quantized(codes.to(_FLOAT8) if floats else codes.round().to(torch.int8), scales, None, bits)
 
 
 def _check(replacement: QuantizedLinear, weight: Quantized, bias: torch.Tensor | None, like: torch.Tensor) -> None:

@@ -2,9 +2,11 @@
 
     output[m, n] = Σ_k numbers[m, k] · code[n, k] · scale[k // group, n] + bias[n]
 
-A weight is dequantized in registers, to the number type of `numbers`, so memory is read for codes and scales alone.
-4-bit codes lie two in a byte: byte j of a run of `step` inputs holds those of inputs j (low bits) and step / 2 + j,
-each plus 8. tests/inference/test_gpu_quantized.py runs this in an interpreter on a CPU.
+Codes of 8 bits are whole numbers, or with `floats` numbers in e4m3. A weight is dequantized in registers, to the number
+type of `numbers`, so memory is read for codes and scales alone. 4-bit codes lie two in a byte: byte j of a run of
+`step` inputs holds those of inputs j (low bits) and step / 2 + j, each plus 8.
+
+tests/inference/test_gpu_quantized.py runs this in an interpreter on a CPU.
 """
 
 import triton
@@ -13,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _part(numbers, row_stride, m, rows, k, inputs, codes, scales, n, outputs, group: tl.constexpr):
-    """The products of these inputs, with their codes (inputs, outputs) as whole numbers."""
+    """The products of these inputs, with their codes (inputs, outputs) as numbers."""
     x = tl.load(
         numbers + m[:, None] * row_stride + k[None, :],
         mask=(m < rows)[:, None] & (k < inputs)[None, :],
@@ -28,7 +30,7 @@ def _part(numbers, row_stride, m, rows, k, inputs, codes, scales, n, outputs, gr
 def multiply(
     numbers, codes, scales, bias, output, rows, outputs, row_stride, inputs: tl.constexpr, padded: tl.constexpr,
     group: tl.constexpr, bits: tl.constexpr, step: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
-    has_bias: tl.constexpr,
+    has_bias: tl.constexpr, floats: tl.constexpr,
 ):  # fmt: skip
     """Grid (outputs / block_n, rows / block_m). `padded` inputs have codes: whole runs of `step`."""
     m = tl.program_id(1) * block_m + tl.arange(0, block_m)
@@ -47,6 +49,8 @@ def multiply(
         else:
             k = start + tl.arange(0, step)
             code = tl.load(codes + wide_n[None, :] * padded + k[:, None], mask=(n < outputs)[None, :], other=0)
+            if floats:
+                code = code.to(tl.float8e4nv, bitcast=True)
             total += _part(numbers, row_stride, wide_m, rows, k, inputs, code, scales, n, outputs, group)
     if has_bias:
         total += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
