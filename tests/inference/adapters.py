@@ -22,7 +22,7 @@ def write_adapter(base: Path, folder: Path, seed: int = 1, **settings: Any) -> P
     for name, matrix in model.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(matrix, std=0.5 / (matrix.shape[1] if ".lora_A." in name else 1) ** 0.5)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
@@ -49,9 +49,3 @@ class PeftReference:
         """The last hidden states: (ids, width)."""
         states: torch.Tensor = self._model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True).hidden_states
         return states[-1][0]
-
-    def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
-        ids = list(prompt)
-        for _ in range(count):
-            ids.append(int(self.logprobs(ids)[-1].argmax()))
-        return ids[len(prompt) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -108,12 +109,14 @@ def test_texts_and_log_probabilities_are_those_of_peft(folders: Path, runner: st
     for name, output in outputs.items():
         reference = PeftReference(base, file.parent / name if name else None)
         ids = [*PROMPT, *output.token_ids]
-        assert output.token_ids == reference.greedy(PROMPT, 12)
         expected = reference.logprobs(ids)
+        assert output.token_ids == expected[len(PROMPT) - 1 : -1].argmax(-1).tolist()
         assert [entry.token_id for entry in output.logprobs] == ids
         for position, entry in enumerate(output.logprobs[1:]):
             assert entry.logprob == pytest.approx(float(expected[position, ids[position + 1]]), abs=1e-4)
-    assert len({tuple(output.token_ids) for output in outputs.values()}) == 3, "the adapters change nothing"
+    scores = [torch.tensor([e.logprob for e in output.logprobs[1 : len(PROMPT)]]) for output in outputs.values()]
+    for one, other in itertools.combinations(scores, 2):
+        assert (one - other).abs().max() > 0.05, "the adapters change nothing"
 
 
 def test_a_text_is_the_same_alone_and_among_others(engine: Engine) -> None:
