@@ -168,6 +168,15 @@ def test_what_cannot_be_added_is_named(gateway: Gateway) -> None:
         assert problem in message
 
 
+def test_an_engine_that_does_not_follow_the_folder_is_named_with_the_remedy(gateway: Gateway, tmp_path: Path) -> None:
+    gateway.transport.adapters_file = None
+    folder = adapter_folder(tmp_path / "pirate")
+    answer = gateway.post("/v1/load_lora_adapter", lora_name="pirate", lora_path=str(folder))
+    assert answer.status_code == 501
+    assert "start its Triton with TRITONLM_ADAPTERS_FILE set to this folder" in error_of(answer)[2]
+    assert read_adapters(tmp_path / "adapters" / f"{LM}.json") == {}
+
+
 def test_a_name_of_another_models_adapter_is_refused(gateway: Gateway, tmp_path: Path) -> None:
     add_adapter(tmp_path / "adapters" / "other.json", "poet", AdapterEntry("/poet"))
     answer = gateway.post("/v1/load_lora_adapter", lora_name="poet", lora_path=str(adapter_folder(tmp_path / "poet")))

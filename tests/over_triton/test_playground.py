@@ -101,6 +101,19 @@ def test_the_playground_works_by_keyboard(page: Page) -> None:
     expect(page.locator(".token")).to_contain_text("“0”")
 
 
+def test_compared_models_get_the_same_seed(page: Page) -> None:
+    page.select_option(".model", "fable")
+    page.click(".parameters summary")
+    page.fill("[name=temperature]", "1")
+    page.click("#compare")
+    page.locator(".model").nth(1).select_option("fable")
+    run(page)
+    first, second = page.locator(".output").all_text_contents()
+    assert first == second != ""
+    run(page)
+    assert page.locator(".output").all_text_contents()[0] != first
+
+
 def test_a_tool_call_is_shown_as_a_card(page: Page) -> None:
     page.select_option(".model", "fable")
     page.check("input[value=chat]")

@@ -82,6 +82,13 @@ def test_a_name_that_cannot_be_used_is_refused(
     assert [file.name for file in folder.glob("*.json")] == ["other.json"]
 
 
+def test_a_language_model_does_not_get_the_name_of_an_adapter(folder: Path) -> None:
+    add_adapter(folder / "lm.json", "pirate", AdapterEntry("/pirate"))
+    environment = {"TRITONLM_ADAPTERS_FOLDER": str(folder)}
+    result = CliRunner().invoke(app, ["add", "pirate", "--model", "org/pirate"], env=environment)
+    assert "pirate is an adapter of lm already; choose another name" in refusal(result)
+
+
 def test_a_folder_that_is_no_adapter_is_refused_with_the_reason(run: Run, folder: Path, tmp_path: Path) -> None:
     def problem(path: Path) -> str:
         return refusal(run("add", "a", "--base", "lm", "--path", str(path)))

@@ -12,13 +12,14 @@ import typer
 
 from tritonlm.checkpoints.reference import Source, parse
 from tritonlm.checkpoints.resolve import folder_of
+from tritonlm.client.model_names import ModelNames
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.serving import ServingError, paths, terminal
 from tritonlm.serving.downloads import downloaded
 from tritonlm.serving.entries import sync_repository, write_entry
 from tritonlm.serving.registry import add_entry, entry_of, read_registry, remove_entry
 
-from .common import FAILED, MISUSED, console
+from .common import FAILED, MISUSED, adapters_folder, console
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the language model's name in every API")]
 File = Annotated[
@@ -67,6 +68,7 @@ def add(
         "tool_format": tool_format,
     }  # fmt: skip
     with _errors_printed():
+        _refuse_adapter(name)
         source = parse(model)
         entry = entry_of(_at_revision(source, revision), name, preload=preload, **settings)
         if entry.path is not None:
@@ -92,6 +94,13 @@ def remove(name: Name, registry: File = None) -> None:
         remove_entry(file, name)
         _sync(file)
     console.print(f"{name} is removed from the registry")
+
+
+def _refuse_adapter(name: str) -> None:
+    """A name stands for one model: that of an adapter alone would name this one."""
+    for lm, adapters in ModelNames(adapters_folder()).adapters().items():
+        if name in adapters:
+            raise ServingError(f"{name} is an adapter of {lm} already; choose another name")
 
 
 def _sync(file: Path) -> None:

@@ -75,6 +75,11 @@ class AdapterService:
             await self._client.completions.create(
                 f"{base}{SEPARATOR}{trial}", _SHORTEST_PROMPT, max_tokens=1, temperature=0
             )
+        except AdapterNotFound:
+            raise NotOffered(
+                f"the engine of {base} does not follow {self._folder}; start its Triton with TRITONLM_ADAPTERS_FILE "
+                "set to this folder"
+            ) from None
         except (CheckpointError, InvalidRequest) as error:
             raise InvalidRequest(f"{PATH}: {error.message.replace(trial, name)}", PATH) from None
         finally:
