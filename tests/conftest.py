@@ -5,7 +5,9 @@ It knows folders and fixtures by name, not what the tests check.
 
 from __future__ import annotations
 
+import importlib.util
 import signal
+import sys
 
 import process_owner
 import pytest
@@ -17,6 +19,8 @@ _SHARED = {"shared_server": "shared", "shared_small_server": "shared", "bundled"
 _LONG = ("over_triton", "real_models")
 # Files whose tests need little set-up and take long together: any worker takes any of their tests.
 _SPREAD = ("test_schema",)
+# SDKs that take seconds to import and few tests use: a worker imports them for the first test that does.
+_LATE = ("anthropic", "openai")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,6 +29,16 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         process_owner.own_processes()
+    for name in _LATE:
+        _import_at_first_use(name)
+
+
+def _import_at_first_use(name: str) -> None:
+    spec = importlib.util.find_spec(name)
+    if name not in sys.modules and spec is not None and spec.loader is not None:
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,5 @@
-"""Ends the processes that a test run leaves behind when it finishes, is interrupted or is killed.
+"""Ends the processes that a test run leaves behind when it finishes, is interrupted or is killed, and removes the
+shared memory of Tritons whose supervisor was killed.
 
 A run marks its environment, and every process that it starts inherits the mark. A cleaner process waits on a pipe that
 only the run holds open. When the pipe closes, the cleaner ends the marked processes that still run.
@@ -12,6 +13,7 @@ import secrets
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 
@@ -19,6 +21,7 @@ MARK = "TRITONLM_TEST_RUN"
 # The wait before the processes are terminated, and again before they are killed.
 GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def own_processes(grace_seconds: float = GRACE_SECONDS) -> None:
@@ -59,6 +62,22 @@ def end(run: str, grace_seconds: float) -> None:
             time.sleep(_POLL_SECONDS)
 
 
+def regions() -> set[Path]:
+    """The shared memory of all Tritons; a name holds the id of the supervisor's process: tritonlm-ID-…."""
+    return set(_SHARED_MEMORY.glob("tritonlm-*-*"))
+
+
+def runs(process_id: str) -> bool:
+    try:
+        return psutil.Process(int(process_id)).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+
+
 if __name__ == "__main__":
+    older = regions()
     sys.stdin.buffer.read()
     end(sys.argv[1], float(sys.argv[2]))
+    for region in regions() - older:
+        if not runs(region.name.split("-")[1]):
+            region.unlink(missing_ok=True)

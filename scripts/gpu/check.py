@@ -53,7 +53,7 @@ class Stage:
 STAGES = (
     Stage("basics", "basics", 60),
     Stage("figures", "figures", 150),
-    Stage("kernels", "kernels", 60),
+    Stage("kernels", "kernel_figures", 60),
     Stage("tests", "inference_tests", 70, _TEST_PACKAGES),
     Stage("continuous_batching", "continuous_batching", 120),
     Stage("profile", "profile_step", 40),

@@ -35,7 +35,9 @@ def measure_shape(shape: Shape, options: Options, limits: Limits, report: Report
     runner: Any = engine.runner
     report(
         shape=shape.name, weights=weights, made_seconds=round(time.perf_counter() - began, 2),
-        recorded_shapes=len(runner.graphs.recordings), attention="in place" if runner.in_place else "gathered",
+        recorded_shapes=len(runner.graphs.recordings),
+        recorded_prompts=len(runner.prompt_graphs.recordings) if runner.prompt_graphs else 0,
+        attention="in place" if runner.in_place else "gathered",
         kv_cache_tokens=runner.blocks * 16, memory_bytes=runner.memory.resident,
     )  # fmt: skip
     cost = random_models.cost_of(shape)

@@ -13,7 +13,7 @@ from engine.runners.gpu import block_attention, quantized_linear
 from engine.runners.gpu.quantized_linear import GROUP, QuantizedLinear
 from engine.runners.native.quantized import Quantized
 from figures import measure_shape
-from kernels import seconds_of
+from kernel_figures import seconds_of
 from machine_limits import Limits
 from random_models import DTYPE, release, shapes
 from stage import Options, Report

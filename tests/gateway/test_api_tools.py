@@ -10,27 +10,16 @@ import anthropic
 import openai
 import pytest
 from fakes.chat_templates import QWEN, REASONING
-from fakes.fake_transport import ABOUT_LM, LM
+from fakes.fake_transport import LM
 from pydantic import BaseModel
 from tritonlm.contract import InvalidRequest
 
 from .conftest import Gateway
+from .tool_calls import CALL, PARTS, SCHEMA, WEATHER, sent_chat, use
 
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-FUNCTION: Any = {"type": "function", "name": "weather", "description": "the weather", "parameters": SCHEMA}
+FUNCTION: Any = {"type": "function", **WEATHER}
 CUSTOM: Any = {"type": "custom", "name": "patch", "format": {"type": "grammar", "syntax": "lark", "definition": "x"}}
 TOOL: Any = {"name": "weather", "description": "the weather", "input_schema": SCHEMA}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-# As a stream brings it: markers and arguments are cut.
-PARTS = [
-    "I look. ",
-    "\n<tool",
-    '_call>\n{"name": "wea',
-    'ther", "arguments": {"ci',
-    'ty": "Par',
-    'is"}}\n</tool_',
-    "call>",
-]
 QUESTION: Any = [{"role": "user", "content": "Weather in Paris?"}]
 
 
@@ -50,14 +39,6 @@ def claude(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
     use(gateway, QWEN)
     with anthropic.Anthropic(base_url=gateway.url, api_key="unused", max_retries=0) as client:
         yield client
-
-
-def use(gateway: Gateway, template: str) -> None:
-    gateway.transport.about = {**ABOUT_LM, "chat_template": template}
-
-
-def sent_chat(gateway: Gateway) -> Any:
-    return json.loads(gateway.transport.calls[-1].prompt.messages or "")
 
 
 class TestResponses:

@@ -10,34 +10,15 @@ from typing import Any, Literal
 import openai
 import pytest
 from fakes.chat_templates import LLAMA, MISTRAL, QWEN, REASONING
-from fakes.fake_transport import ABOUT_LM, LM
+from fakes.fake_transport import LM
 from pydantic import BaseModel
 from tritonlm.contract import InvalidRequest
 
 from .conftest import Gateway
+from .tool_calls import CALL, PARTS, WEATHER, sent_chat, use
 
 CHAT: Any = [{"role": "user", "content": "Weather in Paris?"}]
-TOOLS: Any = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "the weather",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        },
-    }
-]
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-# As a stream brings it: markers and arguments are cut.
-PARTS = [
-    "I look. ",
-    "\n<tool",
-    '_call>\n{"name": "wea',
-    'ther", "arguments": {"ci',
-    'ty": "Par',
-    'is"}}\n</tool_',
-    "call>",
-]
+TOOLS: Any = [{"type": "function", "function": WEATHER}]
 
 
 @pytest.fixture
@@ -47,17 +28,9 @@ def sdk(gateway: Gateway) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def use(gateway: Gateway, template: str, **about: Any) -> None:
-    gateway.transport.about = {**ABOUT_LM, "chat_template": template, **about}
-
-
 def sent_grammar(gateway: Gateway) -> str:
     grammar: str = gateway.transport.calls[-1].parameters["structured_outputs"]["grammar"]
     return grammar
-
-
-def sent_chat(gateway: Gateway) -> Any:
-    return json.loads(gateway.transport.calls[-1].prompt.messages or "")
 
 
 def test_a_call_comes_back_with_its_arguments(gateway: Gateway, sdk: openai.OpenAI) -> None:

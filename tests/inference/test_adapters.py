@@ -30,7 +30,7 @@ from .harness import Collected, make_engine, make_text_engine, run, step, submit
 
 PROMPT = [5, 17, 300, 2, 444, 61, 8]
 LONG = [(31 * i) % 480 + 5 for i in range(50)]
-RUNNERS = ("reference",)
+RUNNERS = ("reference", "native")
 NAMES = ("", "one", "two")
 # Families of the zoo, with the settings of their adapters: every rank and scaling, fused and split layers, every kind
 # of target_modules.

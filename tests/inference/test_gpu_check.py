@@ -56,6 +56,7 @@ def test_the_rehearsal_runs_every_stage_under_numpy_2(tmp_path: Path) -> None:
     assert sum(line.get("passed", 0) for line in by_stage["tests"]) >= 3
     (fleet,) = by_stage["fleet"]
     assert (len(fleet["requests"]), sum(fleet["requests"]), fleet["equal"]) == (3, 12, 12)
+    assert fleet["simulated"]
     # Nothing but results remains.
     assert {path.name for path in out.iterdir()} == {"results.jsonl", "log.txt", "profile.txt"}
 

@@ -43,6 +43,15 @@ def test_a_layer_computes_its_dequantized_matrix(
     assert lost < (0.12 if bits == 4 else 0.03 if floats else 0.012)
 
 
+@pytest.mark.parametrize("floats", [False, True])
+def test_the_weight_of_a_conv1d_is_transposed(floats: bool) -> None:
+    torch.manual_seed(0)
+    weight, rows = torch.randn(128, 40).t(), torch.randn(2, 128)
+    quantized = quantized_linear._quantized(weight, 8, floats=floats)
+    layer = QuantizedLinear(quantized, None, torch.float32, CPU)
+    torch.testing.assert_close(layer(rows), rows @ quantized.dequantized().t(), atol=1e-4, rtol=1e-3)
+
+
 def test_floating_point_codes_keep_small_weights_beside_an_outlier() -> None:
     torch.manual_seed(0)
     weight = torch.randn(4, 64) * 0.01
@@ -73,7 +82,7 @@ def test_a_model_is_quantized_and_keeps_its_logits_nearly(
     family: str, weights: str, head_bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a GPU no layer is packed for the CPU. Attention has tests of its own.
-    monkeypatch.setattr(GraphRunner, "_check_kernels", lambda _: 0)
+    monkeypatch.setattr(GraphRunner, "_check_kernels", lambda *_: 0)
     monkeypatch.setattr(packed_linear, "is_possible", lambda *_: False)
     folder = save_model(family, tmp_path / family)
     full, quantized = (

@@ -11,7 +11,8 @@ import torch
 from engine import memory
 from engine.config import EngineConfig
 from engine.memory import resident_memory
-from engine.runners import interface, kv_cache
+from engine.runners import graph_runner, interface, kv_cache
+from engine.runners.graph_runner import GraphRunner
 from engine.runners.kv_cache import LIKELY_TOKENS, LayerShape, cache_size
 from tritonlm.contract import CheckpointError
 
@@ -75,6 +76,46 @@ def test_the_size_is_limited_by_the_memory_budget() -> None:
     # If the budget is too small for one context, the memory ledger refuses it.
     assert size(LLAMA_1B, 32768, left=100)["tokens"] == 32768
     assert size(LLAMA_1B, 32768, left=100, kv_cache_tokens=64_000)["tokens"] == 64_000
+
+
+def test_what_steps_take_is_not_for_the_cache(free: dict[str, int], caplog: pytest.LogCaptureFixture) -> None:
+    free["bytes"] = 4 * GIB
+    caplog.set_level("INFO")
+    config = EngineConfig(kv_memory_share=0.75)
+    pool = cache_size(LLAMA_1B, config, 8192, torch.bfloat16, CPU, beside=2 * GIB)
+    assert pool.bytes >> 20 == 1536
+    assert "in 1536 MiB, of 2048 MiB that are free beside weights and steps (kv_memory_share 0.75)" in caplog.text
+    # Neither of the free memory nor of the budget.
+    pool = cache_size(LLAMA_1B, config, 8192, torch.bfloat16, CPU, 2 * GIB, GIB)
+    assert pool.bytes >> 20 == 1024
+    with pytest.raises(CheckpointError, match="8192 tokens need 256 MiB, 0 MiB may be used"):
+        cache_size(LLAMA_1B, config, 8192, torch.bfloat16, CPU, beside=5 * GIB)
+
+
+def test_a_gpu_sizes_its_cache_after_its_recordings(
+    tmp_path: Path, free: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recordings are simulated: the largest takes 64 MiB, each further one 1 MiB."""
+    folder = save_model("gpt2", tmp_path / "gpt2")
+    free["bytes"] = 69 << 20
+    reported = iter([300 << 20, 236 << 20, 235 << 20])
+    monkeypatch.setattr(graph_runner, "free_memory", lambda _: next(reported))
+    beside: list[int] = []
+
+    def as_on_a_gpu(runner: GraphRunner, config: EngineConfig, context: int) -> int:
+        runner._tile_rows = runner._check_kernels(config)
+        beside.append(runner._measure_recordings(config, context))
+        return beside[0]
+
+    monkeypatch.setattr(GraphRunner, "_prepare_steps", as_on_a_gpu)
+    engine = make_engine(folder, runner="graphs", max_sequences=8)
+    # Of 1, 2, 4 and 8 rows. Half of the rest is for the cache.
+    assert beside == [(64 + 3) << 20]
+    block = engine.runner.memory.pool_bytes // engine.runner.blocks
+    assert abs(engine.runner.memory.pool_bytes - (1 << 20)) <= block
+    output = submit(engine, [5, 6], max_tokens=5, ignore_eos=True)
+    run(engine)
+    assert len(output.token_ids) == 5
 
 
 @pytest.fixture(scope="module")

@@ -81,9 +81,8 @@ def test_logits_are_those_of_peft(name: str, tmp_path: Path) -> None:
     folder = write_adapter(base, tmp_path / "adapter", **FAMILIES[name])
     runner, prompts = runner_of(base, "float32", library_of("all")), sequences()
     adapter = load(runner, read_adapter("one", folder, _GREATEST_RANK))
-    plain, expected = (
-        [PeftReference(base, each).logprobs(prompt.ids) for prompt in prompts] for each in (None, folder)
-    )
+    references = PeftReference(base, None), PeftReference(base, folder)
+    plain, expected = ([reference.logprobs(prompt.ids) for prompt in prompts] for reference in references)
     for number, prompt in enumerate(prompts):
         prompt.adapter = adapter if number % 2 else None
     rows = every_logits(runner, whole(prompts)).double().log_softmax(-1).split(LENGTHS)
@@ -118,6 +117,9 @@ def expected(base: Path, folders: dict[int, Path]) -> list[torch.Tensor]:
     ]
 
 
+# The adapters add none to that of their base in bfloat16, whose weights of random numbers int4 rounds coarsely. Without
+# them it is 0.6 to 2.2.
+LARGEST_MEAN_ERROR = {"full": 0.06, "int8": 0.15, "int4": 0.9}
 CASES = [
     *(("full", dtype, variant) for dtype in DTYPES for variant in VARIANTS),
     *((weights, "bfloat16", variant) for weights in ("int8", "int4") for variant in ("all", "avx2")),
@@ -125,40 +127,46 @@ CASES = [
 ]
 
 
+def in_chunks(runner: NativeRunner, prompt: Sequence, cuts: list[int]) -> torch.Tensor:
+    """The logits of a sequence alone, in several steps."""
+    chunks = [Slice(prompt, start, end - start) for start, end in itertools.pairwise(cuts)]  # type: ignore[arg-type]
+    return torch.cat([every_logits(runner, [chunk]) for chunk in chunks])
+
+
 @pytest.mark.parametrize(("weights", "dtype", "variant"), CASES)
 def test_a_row_is_the_same_alone_in_a_batch_and_with_any_prompt_chunks(
-    base: Path, adapters: list[LoraAdapter], expected: list[torch.Tensor], weights: str, dtype: str, variant: str
+    base: Path, adapters: list[LoraAdapter], weights: str, dtype: str, variant: str
 ) -> None:
     runner, prompts = runner_of(base, dtype, library_of(variant), weights=weights), sequences()
     loaded = [None, None, *(load(runner, adapter) for adapter in adapters)]
     alone: dict[tuple[int, int], torch.Tensor] = {}
-    for seed in range(6):
-        generator = random.Random(seed)
-        chosen = [generator.randrange(len(loaded)) for _ in prompts]
-        if seed == 0:
-            # Each adapter once, and two without.
-            chosen = [*range(2, len(loaded)), 0, 1]
-        elif seed == 1:
-            # One for all.
-            chosen = [4] * len(prompts)
+    # Each adapter once and two sequences without; one for all; some.
+    choices = [[*range(2, len(loaded)), 0, 1], [4] * len(prompts)]
+    choices += [random.Random(seed).choices(range(len(loaded)), k=len(prompts)) for seed in range(4)]
+    for seed, chosen in enumerate(choices):
         for prompt, number in zip(prompts, chosen, strict=True):
             prompt.adapter = loaded[number]
         batch = every_logits(runner, whole(prompts)).split(LENGTHS)
-        if seed == 0:
-            for found, right in zip(batch[: len(adapters)], expected, strict=True):
-                error = (found.double().log_softmax(-1) - right).abs()
-                assert error.max() < 1e-4 if (dtype, weights) == ("float32", "full") else error.mean() < 0.5
-        for n, prompt in enumerate(prompts):
-            key = (n, chosen[n])
+        for key in enumerate(chosen):
+            n, length = key[0], LENGTHS[key[0]]
             if key not in alone:
-                cuts = sorted({0, LENGTHS[n], *generator.choices(range(LENGTHS[n] + 1), k=2)})
-                alone[key] = torch.cat(
-                    [
-                        every_logits(runner, [Slice(prompt, start, end - start)])  # type: ignore[arg-type]
-                        for start, end in itertools.pairwise(cuts)
-                    ]
-                )
+                cuts = sorted({0, length, *random.Random(seed).choices(range(length + 1), k=2)})
+                alone[key] = in_chunks(runner, prompts[n], cuts)
             assert torch.equal(batch[n], alone[key])
+    runner.close()
+
+
+@pytest.mark.parametrize(("weights", "dtype", "variant"), CASES)
+def test_logits_with_any_rank_and_weights_are_those_of_peft(
+    base: Path, adapters: list[LoraAdapter], expected: list[torch.Tensor], weights: str, dtype: str, variant: str
+) -> None:
+    runner, prompts = runner_of(base, dtype, library_of(variant), weights=weights), sequences()[: len(RANKS)]
+    for prompt, adapter in zip(prompts, adapters, strict=True):
+        prompt.adapter = load(runner, adapter)
+    errors = (every_logits(runner, whole(prompts)).double().log_softmax(-1) - torch.cat(expected)).abs()
+    if (weights, dtype) == ("full", "float32"):
+        assert errors.max() < 1e-4
+    assert errors.mean() < LARGEST_MEAN_ERROR[weights]
     runner.close()
 
 

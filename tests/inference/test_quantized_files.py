@@ -23,7 +23,6 @@ from fakes.sequences import Sequence, every_logits
 from fakes.tiny_lm import make_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.contract.quantization import layouts
 from tritonlm.contract.safetensors_header import StoredTensor
@@ -261,6 +260,9 @@ def test_what_a_list_leaves_out_is_read_as_plain_numbers(folder: Path) -> None:
 
 def test_gpt_oss_in_mxfp4(tmp_path: Path) -> None:
     """The same numbers as transformers' own code, and its logits."""
+    # Takes seconds, which every worker that collects this file would spend.
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors  # noqa: PLC0415
+
     sizes = {**ZOO["gpt_oss"], "intermediate_size": 96, "vocab_size": 96, "max_position_embeddings": 64}
     folder = make_checkpoint(tmp_path / "lm", model_type="gpt_oss", **sizes)
     tensors = load_file(folder / "model.safetensors")

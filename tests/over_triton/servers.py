@@ -26,11 +26,13 @@ from tritonlm.serving.supervisor import connection_errors_explained, prepare, st
 LM, ENGINE = "tiny", "generate"
 LOAD_SECONDS = 120.0
 WAIT_SECONDS = 60.0
+# For the runners that can be slow: their file and their class.
+_RUNNERS = {"native": ("native/runner.py", "NativeRunner"), "reference": ("reference.py", "ReferenceRunner")}
 _PAUSE_BEFORE_STEPS = """
 
 import time
 
-_forward = ReferenceRunner.forward
+_forward = {runner}.forward
 
 
 def _forward_after_a_pause(self, plan):
@@ -38,7 +40,7 @@ def _forward_after_a_pause(self, plan):
     return _forward(self, plan)
 
 
-ReferenceRunner.forward = _forward_after_a_pause
+{runner}.forward = _forward_after_a_pause
 """
 
 
@@ -82,10 +84,11 @@ def free_ports() -> dict[str, int]:
     return dict(zip(("port", "http_port", "grpc_port", "metrics_port"), numbers, strict=True))
 
 
-def copy_repository(folder: Path, slow: bool = False, **checkpoint: Any) -> Path:
+def copy_repository(folder: Path, slow: str = "", **checkpoint: Any) -> Path:
     """The trio as it is in this checkout, tied to an LM `tiny` with a checkpoint made for the test.
 
-    A slow one pauses before each step, so that tests find their requests still running without keeping a core busy.
+    `slow` names a runner, which pauses before each step: tests find their requests still running, and no core is busy.
+    The native runner starts in half the time of the reference runner, which imports transformers.
     """
     repository = folder / "model_repository"
     for part in PARTS:
@@ -96,9 +99,10 @@ def copy_repository(folder: Path, slow: bool = False, **checkpoint: Any) -> Path
         config.write_text(config.read_text(encoding="utf-8").replace("../abacus/1", f"../{LM}/1"), encoding="utf-8")
     if slow:
         with (repository / ENGINE / "config.pbtxt").open("a", encoding="utf-8") as config:
-            config.write('parameters { key: "runner" value: { string_value: "reference" } }\n')
-        with (repository / ENGINE / "1" / "engine" / "runners" / "reference.py").open("a", encoding="utf-8") as runner:
-            runner.write(_PAUSE_BEFORE_STEPS)
+            config.write(f'parameters {{ key: "runner" value: {{ string_value: "{slow}" }} }}\n')
+        file, name = _RUNNERS[slow]
+        with (repository / ENGINE / "1" / "engine" / "runners" / file).open("a", encoding="utf-8") as runner:
+            runner.write(_PAUSE_BEFORE_STEPS.format(runner=name))
     (repository / LM).mkdir()
     shutil.copy(paths.model_repository() / "abacus" / "config.pbtxt", repository / LM)
     make_checkpoint(repository / LM / "1", **checkpoint)

@@ -24,7 +24,7 @@ BODY: dict[str, Any] = {"model": LM, "prompt": "Once", "temperature": 0, "ignore
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(copy_repository(tmp_path_factory.mktemp("drain"), slow=True)) as server:
+    with running(copy_repository(tmp_path_factory.mktemp("drain"), slow="native")) as server:
         yield server
 
 
@@ -70,7 +70,7 @@ def test_draining_has_a_time_limit(slow: Server, tmp_path: Path) -> None:
 def test_one_of_two_tritons_stops_without_failed_requests(slow: Server, tmp_path: Path) -> None:
     """As in an upgrade: its streams finish, and new requests go to the other Triton."""
     answers: list[httpx.Response] = []
-    other = copy_repository(tmp_path, slow=True)
+    other = copy_repository(tmp_path, slow="native")
     stop = threading.Event()
     with (
         serving(other, tmp_path, "--no-gateway") as upgraded,

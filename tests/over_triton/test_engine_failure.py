@@ -53,7 +53,7 @@ def nan_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Triton whose engine raises an exception for some prompts."""
-    repository = copy_repository(tmp_path_factory.mktemp("breakable"), slow=True, n_layer=4)
+    repository = copy_repository(tmp_path_factory.mktemp("breakable"), slow="native", n_layer=4)
     with (repository / ENGINE / "1" / "engine" / "runners" / "select.py").open("a", encoding="utf-8") as file:
         file.write(BROKEN_FORWARD)
     with running(repository) as server:

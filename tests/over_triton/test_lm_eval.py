@@ -32,38 +32,35 @@ WORDS = [
     "house",
     "wood",
 ]
-CHOICES = """
-task: birds
+TASK = """
+task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+{rest}
 """
-ROLLING = """
-task: pages
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
+TASKS = {
+    "birds": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+    "pages": """
 output_type: loglikelihood_rolling
 doc_to_text: ""
-doc_to_target: "{{{{page}}}}"
-metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
-"""
-GENERATED = """
-task: stories
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
+doc_to_target: "{{page}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+""",
+    "stories": """
 output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{page}}}}"
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 24, do_sample: false}}
-metric_list: [{{metric: exact_match}}]
-"""
+doc_to_text: "{{question}}"
+doc_to_target: "{{page}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 24, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+}
 
 
 def write_tasks(folder: Path) -> None:
@@ -79,8 +76,8 @@ def write_tasks(folder: Path) -> None:
     ]
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for name, task in {"birds": CHOICES, "pages": ROLLING, "stories": GENERATED}.items():
-        (folder / f"{name}.yaml").write_text(task.format(data=data), encoding="utf-8")
+    for name, rest in TASKS.items():
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=data, rest=rest), encoding="utf-8")
 
 
 def test_the_results_equal_those_of_hf(server: Server, repository: Path, tmp_path: Path) -> None:
@@ -90,7 +87,7 @@ def test_the_results_equal_those_of_hf(server: Server, repository: Path, tmp_pat
         checkpoint = repository / LM / "1"
         command = [SCRIPT, "--url", gateway.url, "--model", LM, "--checkpoint", checkpoint, "--include-path", tmp_path]
         result = subprocess.run(
-            [*map(str, command), "--tasks", "birds", "pages", "stories"],
+            [*map(str, command), "--tasks", *TASKS],
             env=environment, capture_output=True, text=True, timeout=250, check=False,
         )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

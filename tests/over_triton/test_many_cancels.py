@@ -81,7 +81,7 @@ def compute_all_batch_shapes(server: Server) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A Triton with an LM that is slow enough that no request finishes before it is cancelled."""
-    repository = copy_repository(tmp_path, slow=True, n_layer=8, n_positions=CONTEXT)
+    repository = copy_repository(tmp_path, slow="reference", n_layer=8, n_positions=CONTEXT)
     with running(repository, kv_cache_tokens=KV_CACHE_TOKENS) as server:
         yield server
 

@@ -24,7 +24,7 @@ from tritonlm.serving.control import TritonControl, deadline_check
 from tritonlm.serving.paths import model_repository
 from tritonlm.serving.registry import add_entry, make_entry, read_registry
 
-from .servers import LM, LOAD_SECONDS, copy_repository, running, wait_until
+from .servers import LM, LOAD_SECONDS, Server, copy_repository, running, wait_until
 from .test_serve import Serve, serving
 
 pytestmark = pytest.mark.triton
@@ -56,12 +56,11 @@ def http_of(serve: Serve, seconds: float = 60) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{serve.ports['port']}", timeout=seconds, trust_env=False)
 
 
-def test_loading_a_loaded_unchanged_model_keeps_its_processes(tmp_path: Path) -> None:
+def test_loading_a_loaded_unchanged_model_keeps_its_processes(server: Server) -> None:
     """Triton does nothing for a load request when the model is loaded and unchanged."""
-    with running(copy_repository(tmp_path)) as server:
-        processes = children(server.process_id)
-        server.control.load(LM, deadline_check(LOAD_SECONDS))
-        assert children(server.process_id) == processes
+    processes = children(server.process_id)
+    server.control.load(LM, deadline_check(LOAD_SECONDS))
+    assert children(server.process_id) == processes
 
 
 def test_two_checkpoints_side_by_side_and_a_third_on_demand(runs: Path, tmp_path: Path) -> None:

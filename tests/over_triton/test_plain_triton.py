@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from engine.runners.native.build import CACHE
+from process_owner import MARK
 from tritonlm.serving.backend import assemble, find_installation
 
 from .caller import complete
@@ -33,8 +34,9 @@ def tritonserver(repository: Path, ports: dict[str, int], log: Path, *options: s
     libraries = os.pathsep.join(str(folder) for folder in installation.library_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": path, "LD_LIBRARY_PATH": libraries, "HOME": os.environ.get("HOME", "/")}
-    # Reuse the compiled kernels: compiling them again would take most of the test's time.
-    environment |= {name: os.environ[name] for name in [CACHE] if name in os.environ}
+    # Reuse the compiled kernels: compiling them again would take most of the test's time. The mark of the test run ends
+    # the process with the run.
+    environment |= {name: os.environ[name] for name in (CACHE, MARK) if name in os.environ}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT

@@ -19,6 +19,7 @@ from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
 from tritonlm.contract.structured_outputs import OTHER_NAMES
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
+from tritonlm.gateway.routes.adapters import LoadAdapter, UnloadAdapter
 from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from tritonlm.gateway.scoring.schemas import ScoreRequest
 from typer.core import TyperGroup
@@ -114,7 +115,7 @@ def test_a_documented_command_exists_with_its_options(location: str) -> None:
 SCHEMAS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest, "/v1/responses": ResponseRequest,
     "/v1/messages": MessageRequest,
-    "/v1/score": ScoreRequest,
+    "/v1/score": ScoreRequest, "/v1/load_lora_adapter": LoadAdapter, "/v1/unload_lora_adapter": UnloadAdapter,
 }  # fmt: skip
 
 
@@ -125,7 +126,9 @@ def test_a_curl_line_sends_only_known_fields(location: str) -> None:
     for route, schema in SCHEMAS.items():
         if any(route in word for word in words):
             assert set(body) <= set(schema.model_fields)
-            assert (ROOT / "model_repository" / body["model"]).is_dir()
+            # An adapter is named behind its base: fable:NAME.
+            model = body["base_model" if "adapter" in route else "model"].partition(":")[0]
+            assert (ROOT / "model_repository" / model).is_dir()
             return
     path = next(word for word in words if "/v2/models/" in word)
     assert (ROOT / "model_repository" / path.split("/v2/models/")[1].split("/")[0]).is_dir()

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from tritonlm.client.chat_parsing.profile import ChatProfile
 from tritonlm.client.chat_results import ChatBuilder
-from tritonlm.client.chats import CHAT_ARGUMENTS, take_chat, with_argument_name
+from tritonlm.client.chats import take_chat, with_argument_name
 from tritonlm.client.embeddings import build_embeddings, read_inputs
 from tritonlm.client.model_names import ModelNames
 from tritonlm.client.parsing import M, ParsedChatCompletion, parse_answers, response_format_of
@@ -131,9 +131,8 @@ class ChatCompletions:
         return await self._client._render(self._client.names.resolve(model).lm, chat.prompt)
 
     async def count_tokens(self, model: str, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> int:
-        """The tokens of a chat's prompt. Takes create's arguments; those that are not of the prompt change nothing."""
-        prompt = {name: arguments[name] for name in CHAT_ARGUMENTS if name in arguments}
-        text = await self.apply_template(model, messages, **prompt)
+        """The tokens of a chat's prompt. Takes create's arguments of the prompt."""
+        text = await self.apply_template(model, messages, **arguments)
         return len(await self._client.tokenize(model, text, add_special_tokens=False))
 
     async def context_length(self, model: str) -> int:

@@ -57,6 +57,11 @@ def _content_schema(structured_outputs: Mapping[str, Any]) -> dict[str, Any] | N
 CHAT_ARGUMENTS = ("tools", "tool_choice", "parallel_tool_calls", "documents", "chat_template_kwargs", *_FLAGS)
 
 
+def prompt_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a chat's arguments that its prompt is rendered from."""
+    return {name: arguments[name] for name in ("model", "messages", *CHAT_ARGUMENTS) if name in arguments}
+
+
 def take_chat(messages: Sequence[Mapping[str, Any]], arguments: dict[str, Any]) -> Chat:
     """Take a chat's own arguments out of all of them."""
     if not isinstance(messages, (list, tuple)) or not messages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from typing import Any, TypeVar
 
-from tritonlm.client.chats import renamed
+from tritonlm.client.chats import prompt_arguments, renamed
 from tritonlm.contract import NotOffered, TritonLMError
 
 from .services import Services
@@ -27,5 +27,5 @@ async def with_names(chat: Awaitable[T], names: Mapping[str, str]) -> T:
 
 async def count_tokens(services: Services, chat: Mapping[str, Any], names: Mapping[str, str]) -> int:
     """The tokens of a chat's prompt. `chat`: the arguments of the chat."""
-    client, model = services.client, chat["model"]
-    return await with_names(services.loader.call(model, lambda: client.chat.completions.count_tokens(**chat)), names)
+    chats, prompt = services.client.chat.completions, prompt_arguments(chat)
+    return await with_names(services.loader.call(chat["model"], lambda: chats.count_tokens(**prompt)), names)

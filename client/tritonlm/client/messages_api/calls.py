@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tritonlm.client.calls import ChatCompletions
-from tritonlm.client.chats import renamed
+from tritonlm.client.chats import prompt_arguments, renamed
 from tritonlm.client.event_stream import AsyncEventStream, EventFormat
 from tritonlm.client.request_fields import read_body
 from tritonlm.client.stream import AsyncStream
@@ -62,6 +62,6 @@ class Messages:
         """The tokens of a prompt, with its chat template. Takes create's fields of the prompt."""
         call = chat_call(read_body(CountRequest, {"model": model, "messages": messages, **fields}))
         try:
-            return TokenCount(input_tokens=await self._chats.count_tokens(**call.arguments))
+            return TokenCount(input_tokens=await self._chats.count_tokens(**prompt_arguments(call.arguments)))
         except TritonLMError as error:
             raise renamed(error, NAMES) from None

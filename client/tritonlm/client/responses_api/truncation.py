@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tritonlm.client.calls import ChatCompletions
+from tritonlm.client.chats import prompt_arguments
 
 from .items import CALLS, OUTPUTS, Item, as_items
 from .request import ChatCall, chat_call
@@ -41,7 +42,7 @@ async def fitting_call(chats: ChatCompletions, sent: Mapping[str, Any], history:
     room: int = await chats.context_length(sent["model"]) - sent.get("max_output_tokens", 1)
 
     async def fits(arguments: Mapping[str, Any]) -> bool:
-        return bool(await chats.count_tokens(**arguments) <= room)
+        return bool(await chats.count_tokens(**prompt_arguments(arguments)) <= room)
 
     if await fits(call.arguments):
         return call

@@ -79,7 +79,8 @@ function setCompare(enabled) {
 
 async function run() {
   if (state.running || !state.panes.length) return;
-  const input = readInput();
+  // Compared models get the same seed, so that they differ by what they are.
+  const input = { ...readInput(), ...(state.panes.length > 1 ? { seed: crypto.getRandomValues(new Uint32Array(1))[0] } : {}) };
   state.running = new AbortController();
   find("#run").disabled = true;
   find("#stop").disabled = false;

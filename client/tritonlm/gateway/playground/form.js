@@ -63,7 +63,7 @@ function inputOf(schema) {
   if (["lines", "array", "object", "json"].includes(schema.type)) {
     const area = document.createElement("textarea");
     area.rows = 1;
-    area.placeholder = { lines: "one per line", array: "1, 2, 3", object: '{"50256": -100}', json: "[{…}]" }[schema.type];
+    area.placeholder = { lines: "one per line", array: "1, 2, 3", object: '{"50256": -100}', json: "JSON" }[schema.type];
     return area;
   }
   const input = document.createElement("input");

@@ -44,7 +44,8 @@ export class Pane {
 
   setModels(models, selected) {
     this.model.replaceChildren(...models.map((model) => {
-      const name = model.state === "ready" ? model.id : `${model.id} (${model.state})`;
+      const notes = [...(model.parent ? [`adapter of ${model.parent}`] : []), ...(model.state === "ready" ? [] : [model.state])];
+      const name = notes.length ? `${model.id} (${notes.join(", ")})` : model.id;
       return new Option(name, model.id, false, model.id === selected);
     }));
   }
@@ -70,10 +71,11 @@ export class Pane {
   }
 
   // The request body for the page's mode and prompt; the code shows the same body.
-  body({ mode, prompt, system }) {
+  body({ mode, prompt, system, seed }) {
     const schema = this.schema.value;
     const format = schema === undefined ? {} : { response_format: { type: "json_schema", json_schema: { name: "answer", schema } } };
-    const body = { model: this.model.value, ...this.values, ...format, stream: true, stream_options: { include_usage: true } };
+    const shared = seed === undefined ? {} : { seed };
+    const body = { model: this.model.value, ...shared, ...this.values, ...format, stream: true, stream_options: { include_usage: true } };
     if (mode === "complete") return { ...body, prompt, ...(this.alternatives.checked ? { logprobs: ALTERNATIVES } : {}) };
     const start = system ? [{ role: "system", content: system }] : [];
     const messages = [...start, ...this.history, { role: "user", content: prompt }];

@@ -2,7 +2,8 @@
 
 A recording has a fixed shape: the number of rows, and the context length of each row in slots (where attention reads
 the blocks in place, the longest). A step runs in the smallest shape that holds it, padded with copies of its last row.
-It knows tensors and shapes, and not requests.
+What the graphs of all steps share is here, too: buffers on the host, block tables, the recorder. It knows tensors and
+shapes, and not requests.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..scheduling.blocks import PADDING_BLOCK
@@ -28,6 +30,7 @@ Recorder = Callable[[Compute], Compute]
 # (rows, context length in slots).
 Shape = tuple[int, int]
 _LEAST_LENGTH = 128
+Inputs = TypeVar("Inputs")
 
 
 def rows_of_shape(count: int) -> int:
@@ -40,6 +43,44 @@ def rows_of_shape(count: int) -> int:
 def length_of_shape(length: int, longest: int) -> int:
     power: int = 1 << (length - 1).bit_length()
     return min(max(power, _LEAST_LENGTH), -(-longest // LENGTH_STEP) * LENGTH_STEP)
+
+
+class HostBuffers:
+    """The whole numbers of a recording's input, and their one copy to the device."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.device_buffer = torch.zeros(size, dtype=torch.int32, device=device)
+        # Two alternating host buffers: the copy of the previous step may still be in progress.
+        pinned = device.type == "cuda"
+        self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+
+    def next(self) -> npt.NDArray[np.int32]:
+        """The buffer of the next step, to be filled."""
+        self._host.reverse()
+        return self._host[0].numpy()
+
+    def send(self) -> None:
+        self.device_buffer.copy_(self._host[0], non_blocking=True)
+
+
+class BlockTables:
+    """The blocks of the sequences of a step, a row for each. Unused numbers are those of the padding block."""
+
+    def __init__(self, rows: int, blocks: int) -> None:
+        self.values = np.full((rows, blocks), PADDING_BLOCK, dtype=np.int32)
+        # The list of blocks that each row holds, and how many of them: the list grows while its request runs, so mostly
+        # nothing is copied.
+        self._held: list[tuple[list[int], int]] = [([], 0) for _ in range(rows)]
+
+    def hold(self, row: int, blocks: list[int]) -> None:
+        """Make the row that of these blocks."""
+        held, done = self._held[row]
+        count = min(len(blocks), self.values.shape[1])
+        if held is not blocks:
+            self.values[row], done = PADDING_BLOCK, 0
+        if done < count:
+            self.values[row, done:count] = blocks[done:count]
+        self._held[row] = (blocks, count)
 
 
 class GraphInputs:
@@ -55,48 +96,29 @@ class GraphInputs:
         self._rows, self._length, self._block_tokens, self._dtype = rows, length, block_tokens, dtype
         self._in_place = in_place
         self._blocks = -(-length // block_tokens)
-        values = rows * (2 + self._blocks)
-        self._device_buffer = torch.zeros(values, dtype=torch.int32, device=device)
-        # Two alternating host buffers: the copy of the previous step may still be in progress.
-        pinned = device.type == "cuda"
-        self._host_buffers = [torch.zeros(values, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
-        self._tables = np.full((rows, self._blocks), PADDING_BLOCK, dtype=np.int32)
-        # The list of blocks that each row of the tables holds, and how many of them: the list grows while its request
-        # runs, so mostly nothing is copied.
-        self._held: list[tuple[list[int], int]] = [([], 0) for _ in range(rows)]
+        self._buffers = HostBuffers(rows * (2 + self._blocks), device)
+        self._tables = BlockTables(rows, self._blocks)
 
     def fill(self, plan: Sequence[Slice], ids: torch.Tensor | None) -> None:
         """Copy the plan to the device. `ids` are its tokens if they exist on the device alone."""
-        self._host_buffers.reverse()
-        values = self._host_buffers[0].numpy().reshape(-1)
-        token_ids, positions, tables = self._parts(values)
+        token_ids, positions, tables = self._parts(self._buffers.next())
         for row, piece in enumerate(plan):
             token_ids[row] = piece.ids[0] if ids is None else 0
             positions[row] = piece.start
-            self._hold(row, piece.request.table.blocks)
-        tables[:] = self._tables
+            self._tables.hold(row, piece.request.table.blocks)
+        tables[:] = self._tables.values
         last = len(plan) - 1
         for part in (token_ids, positions, tables):
             part[last + 1 :] = part[last]
-        self._device_buffer.copy_(self._host_buffers[0], non_blocking=True)
+        self._buffers.send()
         if ids is not None:
-            device_ids = self._parts(self._device_buffer)[0]
+            device_ids = self._parts(self._buffers.device_buffer)[0]
             device_ids[: len(plan)] = ids
             device_ids[len(plan) :] = ids[-1]
 
-    def _hold(self, row: int, blocks: list[int]) -> None:
-        """Make the row of the tables that of these blocks."""
-        held, done = self._held[row]
-        count = min(len(blocks), self._blocks)
-        if held is not blocks:
-            self._tables[row], done = PADDING_BLOCK, 0
-        if done < count:
-            self._tables[row, done:count] = blocks[done:count]
-        self._held[row] = (blocks, count)
-
     def batch(self) -> FlatBatch:
         """The batch as views of the device buffer: they hold the values at the time of the computation."""
-        ids, starts, tables = self._parts(self._device_buffer)
+        ids, starts, tables = self._parts(self._buffers.device_buffer)
         positions, tokens = starts.long(), self._block_tokens
         rows = torch.arange(self._rows, device=tables.device)
         common = (ids.long().unsqueeze(0), positions.unsqueeze(0))
@@ -116,8 +138,8 @@ class GraphInputs:
 
 
 @dataclass(frozen=True)
-class Recording:
-    inputs: GraphInputs
+class Recording(Generic[Inputs]):
+    inputs: Inputs
     compute: Compute
 
 
@@ -138,18 +160,16 @@ class GraphCache:
         self._compute, self._record = compute, record
         self._block_tokens, self._longest, self._dtype, self._device = block_tokens, longest, dtype, device
         self._most_slots = most_slots
-        self.recordings: dict[Shape, Recording] = {}
+        self.recordings: dict[Shape, Recording[GraphInputs]] = {}
 
-    def prepare(self, most_rows: int) -> None:
-        """Record all shapes of up to `most_rows` rows.
+    def shapes(self, most_rows: int) -> list[Shape]:
+        """All shapes of up to `most_rows` rows that fit.
 
         The largest comes first, so that its gather buffer is large enough for all others.
         """
         rows = {rows_of_shape(count) for count in range(1, most_rows + 1)}
         lengths = {self._length(1 << bits) for bits in range(self._longest.bit_length() + 1)}
-        for shape in sorted(product(rows, lengths), key=math.prod, reverse=True):
-            if self._fits(shape):
-                self._recording(shape)
+        return [shape for shape in sorted(product(rows, lengths), key=math.prod, reverse=True) if self._fits(shape)]
 
     def supports(self, plan: Sequence[Slice]) -> bool:
         """Whether the plan is a pure decoding step that fits into the gather buffer."""
@@ -158,7 +178,7 @@ class GraphCache:
 
     def run(self, plan: Sequence[Slice], ids: torch.Tensor | None = None) -> ForwardOutput:
         """Run the plan. Its output is valid until the next run."""
-        recording = self._recording(self._shape(plan), lambda inputs: inputs.fill(plan, ids))
+        recording = self.recording(self._shape(plan), lambda inputs: inputs.fill(plan, ids))
         return recording.compute().first(len(plan))
 
     def _shape(self, plan: Sequence[Slice]) -> Shape:
@@ -171,7 +191,7 @@ class GraphCache:
         """Whether the shape fits into the gather buffer: one long context pads all rows to its length."""
         return self._in_place or shape[1] <= _LEAST_LENGTH or math.prod(shape) <= self._most_slots
 
-    def _recording(self, shape: Shape, fill: Callable[[GraphInputs], None] = lambda _: None) -> Recording:
+    def recording(self, shape: Shape, fill: Callable[[GraphInputs], None] = lambda _: None) -> Recording[GraphInputs]:
         """The recording of this shape. Recording computes the step, so the inputs are filled before."""
         recording = self.recordings.get(shape)
         inputs = recording.inputs if recording else self._inputs(shape)
@@ -182,6 +202,20 @@ class GraphCache:
 
     def _inputs(self, shape: Shape) -> GraphInputs:
         return GraphInputs(*shape, self._block_tokens, self._dtype, self._device, self._in_place)
+
+
+def measure(record: Sequence[Callable[[], object]], used: Callable[[], int]) -> int:
+    """The bytes that these recordings take. The first is the largest, and its memory serves the others, too.
+
+    So the second one shows what a further recording takes.
+    """
+    before = used()
+    record[0]()
+    size = largest = used() - before
+    if len(record) > 1:
+        record[1]()
+        size += max(used() - before - largest, 0) * (len(record) - 1)
+    return max(size, 0)
 
 
 def run_eagerly(compute: Compute) -> Compute:

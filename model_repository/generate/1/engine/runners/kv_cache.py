@@ -160,11 +160,15 @@ def cache_size(
     dtype: torch.dtype,
     device: torch.device,
     budget_left: int | None = None,
+    beside: int = 0,
 ) -> PoolSize:
-    """Size the KV cache by settings, likely use, free memory and memory budget. `context` is the checkpoint's."""
+    """Size the KV cache by settings, likely use, free memory and memory budget. `context` is the checkpoint's.
+
+    `beside` is what steps will take of the free memory and the budget for themselves.
+    """
     context = min(context, config.max_context_tokens or context)
     token_bytes = max(sum(layer.bytes_per_token(stored_dtype(config, dtype)) for layer in layers), 1)
-    explicit, free = config.kv_cache_tokens, free_memory(device)
+    explicit, free = config.kv_cache_tokens, max(free_memory(device) - beside, 0)
     if explicit:
         tokens, limit, hint = explicit, free, "lower kv_cache_tokens or free memory"
     else:
@@ -183,10 +187,12 @@ def cache_size(
     least = -(-context // config.block_tokens) + 1
     if budget_left is not None and not explicit:
         # At least one full context. If the budget is too small for that, the memory ledger raises the error.
-        blocks = min(blocks, max(budget_left // block_bytes, least))
+        blocks = min(blocks, max(max(budget_left - beside, 0) // block_bytes, least))
     _log.info(
-        "KV cache: up to %d tokens in %d MiB; %d of %d slots can have the full context of %d tokens at once",
-        (blocks - 1) * config.block_tokens, blocks * block_bytes >> 20,
+        "KV cache: up to %d tokens in %d MiB, of %d MiB that are free beside weights and steps (%s); "
+        "%d of %d slots can have the full context of %d tokens at once",
+        (blocks - 1) * config.block_tokens, blocks * block_bytes >> 20, free >> 20,
+        "kv_cache_tokens" if explicit else f"kv_memory_share {config.kv_memory_share:g}",
         full_context_slots(blocks - 1, least - 1, config.max_sequences), config.max_sequences, context,
     )  # fmt: skip
     return PoolSize(blocks, least, block_bytes, context, bool(explicit))

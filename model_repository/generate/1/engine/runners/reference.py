@@ -85,8 +85,9 @@ class ReferenceRunner:
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
-        budget_left = self.memory.measure()
-        size = cache_size(self._layers, config, checkpoint.context_length, self.dtype, self.device, budget_left)
+        budget_left, context = self.memory.measure(), checkpoint.context_length
+        beside = self._prepare_steps(config, context)
+        size = cache_size(self._layers, config, context, self.dtype, self.device, budget_left, beside)
         self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
         self.context_length = size.context_length
         stored = stored_dtype(config, self.dtype)
@@ -96,6 +97,10 @@ class ReferenceRunner:
         """Quantize the weights as configured: this runner has none but full ones."""
         if config.weights in QUANTIZED:
             raise CheckpointError(f"runner reference does not support weights {config.weights}; set runner to auto")
+
+    def _prepare_steps(self, config: EngineConfig, context: int) -> int:
+        """Choose how steps are computed. Return the bytes that they take beside the KV cache, once it is allocated."""
+        return 0
 
     @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:

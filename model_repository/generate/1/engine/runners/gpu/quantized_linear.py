@@ -40,7 +40,8 @@ class QuantizedLinear(nn.Module):
         self._padded = -(-self.in_features // _STEP) * _STEP
         self._floats = weight.codes.dtype == _FLOAT8
         codes = weight.codes.view(torch.uint8) if self._floats else weight.codes
-        codes = functional.pad(codes.to(device), (0, self._padded - self.in_features))
+        # Without padding, the codes of a transposed matrix (Conv1D) would stay transposed.
+        codes = functional.pad(codes.to(device), (0, self._padded - self.in_features)).contiguous()
         self._codes = _packed(codes) if self._bits == 4 else codes
         self._group = self._padded if weight.scales.shape[1] == 1 else weight.group
         scales = weight.scales.to(device).t()

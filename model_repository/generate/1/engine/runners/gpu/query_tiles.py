@@ -6,10 +6,11 @@ together; prompts have larger tiles. This module knows plans and shapes, and no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ...scheduling.blocks import PADDING_BLOCK
@@ -55,12 +56,20 @@ def build(plan: Sequence[Slice], most_rows: int, device: torch.device) -> list[Q
 def _tiles(plan: Sequence[Slice], first_rows: Sequence[int], height: int, device: torch.device) -> QueryTiles:
     width = max(len(piece.request.table.blocks) for piece in plan)
     tables = np.full((len(plan), width), PADDING_BLOCK, dtype=np.int32)
-    tiles: list[tuple[int, int, int, int]] = []
-    for number, (piece, row) in enumerate(zip(plan, first_rows, strict=True)):
+    for number, piece in enumerate(plan):
         tables[number, : len(piece.request.table.blocks)] = piece.request.table.blocks
-        tiles += (
-            (row + done, min(height, piece.count - done), piece.start + done, number)
-            for done in range(0, piece.count, height)
-        )
-    rows, counts, starts, sequences = torch.from_numpy(np.array(tiles, dtype=np.int32).T.copy()).to(device)
+    tiles = tiles_of(first_rows, [p.count for p in plan], [p.start for p in plan], range(len(plan)), height)
+    rows, counts, starts, sequences = torch.from_numpy(tiles).to(device)
     return QueryTiles(torch.from_numpy(tables).to(device), rows, counts, starts, sequences, height)
+
+
+def tiles_of(
+    first_rows: Iterable[int], counts: Iterable[int], starts: Iterable[int], sequences: Iterable[int], height: int
+) -> npt.NDArray[np.int32]:
+    """Rows, counts, starts and sequences of the tiles of these runs of tokens: (4, tiles)."""
+    tiles = [
+        (row + done, min(height, count - done), start + done, sequence)
+        for row, count, start, sequence in zip(first_rows, counts, starts, sequences, strict=True)
+        for done in range(0, count, height)
+    ]
+    return np.array(tiles, dtype=np.int32).reshape(-1, 4).T.copy()

@@ -44,7 +44,8 @@ class NativeAdapter:
 
     @property
     def nbytes(self) -> int:
-        return self._memory.nbytes + sum(ctypes.sizeof(each) for each in (self._operations, *self._parts))
+        structures_bytes = ctypes.sizeof(self._operations) + sum(map(ctypes.sizeof, self._parts))
+        return int(self._memory.nbytes) + structures_bytes
 
     @property
     def address(self) -> int:
@@ -52,9 +53,11 @@ class NativeAdapter:
 
     def _place(self, tensors: Sequence[torch.Tensor]) -> Iterator[int]:
         """Copies them into the memory, and yields where each begins."""
-        places = self._memory.split([_aligned_length(tensor) for tensor in tensors])
-        for tensor, place in zip(tensors, places, strict=True):
-            place[: tensor.numel()].copy_(tensor)
+        begin = 0
+        for tensor in tensors:
+            place = self._memory[begin : begin + tensor.numel()]
+            place.copy_(tensor)
+            begin += _aligned_length(tensor)
             yield place.data_ptr()
 
     def _low_rank(self, packed: _Packed, addresses: Iterator[int]) -> structures.LowRank:
@@ -96,8 +99,8 @@ def pack_adapter(
     adapter: LoraAdapter, placements: Mapping[int, Placement], prefix: str, operations: int, dtype: torch.dtype
 ) -> NativeAdapter:
     """`placements` are those of a program of this many operations; names of its tensors begin with `prefix`."""
+    _check(adapter, placements, prefix)
     layers = {name.removeprefix(prefix): layer for name, layer in adapter.layers.items()}
-    _check(adapter.name, layers, placements, prefix)
     if all(_is_bf16(matrix) for layer in layers.values() for matrix in (layer.a, layer.b)):
         dtype = torch.bfloat16
     changed = {
@@ -107,24 +110,25 @@ def pack_adapter(
     return NativeAdapter(packed, operations, dtype)
 
 
-def _check(name: str, layers: Mapping[str, LowRank], placements: Mapping[int, Placement], prefix: str) -> None:
-    reason = f"adapter {name!r} cannot be applied"
-    if not layers:
+def _check(adapter: LoraAdapter, placements: Mapping[int, Placement], prefix: str) -> None:
+    reason = f"adapter {adapter.name!r} cannot be applied"
+    if not adapter.layers:
         raise CheckpointError(f"{reason}: it changes no layer")
     shapes = {
         part.layer: (placement.layer_inputs, part.layer_outputs)
         for placement in placements.values()
         for part in placement.parts
     }
-    for layer, matrices in layers.items():
+    for name, matrices in adapter.layers.items():
+        layer = name.removeprefix(prefix)
         if layer not in shapes:
             raise CheckpointError(
-                f"{reason}: it changes {prefix}{layer}, and the native runner applies adapters to the linear layers of "
+                f"{reason}: it changes {name}, and the native runner applies adapters to the linear layers of "
                 "attention and of MLPs without experts; train it without that layer, or set the runner to reference"
             )
         if (found := (matrices.inputs, matrices.outputs)) != shapes[layer]:
             raise CheckpointError(
-                f"{reason}: its matrices for {prefix}{layer} are those of a layer of {found[0]} inputs and {found[1]} "
+                f"{reason}: its matrices for {name} are those of a layer of {found[0]} inputs and {found[1]} "
                 f"outputs, but the LM's has {shapes[layer][0]} and {shapes[layer][1]}; use an adapter of this LM"
             )
 
@@ -137,7 +141,8 @@ def _packed_a(matrices: Sequence[torch.Tensor], order: Sequence[int]) -> torch.T
     """(ranks, inputs) of each layer, one below the other → blocks of 8 ranks, each [inputs / 32][ranks][32]."""
     a = torch.cat([take(matrix.float().t(), order).t() for matrix in matrices])
     lines = functional.pad(a, (0, padded(a.shape[1]) - a.shape[1])).view(len(a), -1, _LINE_INPUTS)
-    return torch.cat([block.transpose(0, 1).flatten() for block in lines.split(_BLOCK_RANKS)])
+    blocks = (lines[first : first + _BLOCK_RANKS] for first in range(0, len(lines), _BLOCK_RANKS))
+    return torch.cat([block.transpose(0, 1).flatten() for block in blocks])
 
 
 def _packed_b(layer: LowRank | None, part: Part) -> torch.Tensor:

@@ -140,7 +140,7 @@ class LowRankStage {
 
   private:
     typedef RowType<T> Number;
-    // Ranks of a block, and rows of a work item at most. A pass sums kPassRanks ranks of kPassRows_ rows in registers.
+    // Ranks of a block, and rows of a work item at most. A pass sums kPassRanks ranks of kPassRunRows rows in registers.
     static constexpr int kRankBlock = 8, kRunRows = 16, kLineInputs = 32;
     static constexpr int kPassRanks = kAccumulators == 16 ? 8 : 4, kPassRunRows = kAccumulators / kPassRanks;
 
