@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import soak_server
 from answers import exact_answers, questions_of
+from tritonlm.serving.registry import add_entry, make_entry
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -56,30 +57,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="the longest that the training may take")
     parser.add_argument("--model", type=Path, help="the base's checkpoint; default: SmolLM2-135M-Instruct")
-    options = parser.parse_args()
-    folder = options.model or checkpoint(SMOLLM2)
-    learnt, asked = orders(LEARNT + ASKED)
+    arguments = parser.parse_args()
+    folder = arguments.model or checkpoint(SMOLLM2)
+    learnt, asked = orders()
     with tempfile.TemporaryDirectory() as work:
         data = Path(work, "data")
         data.mkdir()
         write_chats(data / "orders.jsonl", learnt)
         write_chats(data / "asked.jsonl", asked)
         questions = questions_of(data / "asked.jsonl")
-        folders = ("--data-folder", str(data), "--runs-folder", str(Path(work, "runs")))
-        registry = ("--registry", str(Path(work, "models.yaml")), "--adapters-folder", str(Path(work, "adapters")))
-        with soak_server.serving(BASE, folder, 600, options=("--training", *folders, *registry)) as server:
+        registry = Path(work, "models.yaml")
+        add_entry(registry, make_entry(name=BASE, path=folder.resolve()))
+        folders = {
+            "--data-folder": data,
+            "--runs-folder": Path(work, "runs"),
+            "--adapters-folder": Path(work, "adapters"),
+        }
+        options = ("--training", *(str(word) for option in folders.items() for word in option))
+        with soak_server.serving(BASE, folder, 600, registry=registry, options=options) as server:
             server.wait_until_ready(600)
             seconds = train(server.http)
             base, adapter = (exact_answers(server.http, model, questions) for model in (BASE, ADAPTER))
-    print(f"trained in {seconds / 60:.1f} minutes (target {options.minutes:.0f})")
+    print(f"trained in {seconds / 60:.1f} minutes (target {arguments.minutes:.0f})")
     print(
         f"exact answers to {ASKED} held-out sentences: {BASE} {base:.0%}, {ADAPTER} {adapter:.0%} "
         f"(target {EXACT_TARGET:.0%})"
     )
-    return 0 if adapter >= EXACT_TARGET and seconds <= options.minutes * 60 else 1
+    return 0 if adapter >= EXACT_TARGET and seconds <= arguments.minutes * 60 else 1
 
 
-def orders(count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def orders() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Sentences and their JSON: those to learn, and those to ask. They share no pair of a customer and an article."""
     rng = random.Random("orders")
     pairs = [(customer, article) for customer in CUSTOMERS for article in ARTICLES]
@@ -87,7 +94,7 @@ def orders(count: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     learnt_pairs, asked_pairs = pairs[len(pairs) // 4 :], pairs[: len(pairs) // 4]
     return (
         [order(rng, *rng.choice(learnt_pairs)) for _ in range(LEARNT)],
-        [order(rng, *rng.choice(asked_pairs)) for _ in range(count - LEARNT)],
+        [order(rng, *rng.choice(asked_pairs)) for _ in range(ASKED)],
     )
 
 

@@ -113,14 +113,19 @@ def serving(
     seconds: float,
     dtype: str = "auto",
     weights: str = "full",
+    registry: Path | None = None,
     options: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Run `tritonlm serve` on loopback, with further `options`, and stop it at the end."""
+    """Run `tritonlm serve` on loopback, with further `options`, and stop it at the end.
+
+    With `registry` it serves the model of that file, whose checkpoint is `folder`.
+    """
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = free_ports(4)
         port_options = zip(("--port", "--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
-        command = [sys.executable, "-m", "tritonlm.cli", "serve", "--checkpoint", f"{name}={folder}", "--device", "cpu"]
+        models = ("--registry", str(registry), "--load", name) if registry else ("--checkpoint", f"{name}={folder}")
+        command = [sys.executable, "-m", "tritonlm.cli", "serve", *models, "--device", "cpu"]
         command += ["--dtype", dtype, "--weights", weights, *(part for option in port_options for part in option)]
         command += options
         # The checks take longer than the default limits allow.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tritonlm.cli import app
+from tritonlm.contract.adapters_file import AdapterEntry, adapters_file, read_adapters
 from tritonlm.gateway.training import _lines_from
 from tritonlm.jobs import Job, JobManager, JobStore
 from tritonlm.serving.registry import read_registry
@@ -29,13 +30,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("jobs")
     (root / "data").mkdir()
     (root / "data" / "letters.txt").write_text("abc def ghi\n\n" * 50)
+    row = {"messages": [{"role": "user", "content": "Tell me a story"}, {"role": "assistant", "content": "No."}]}
+    (root / "data" / "chats.jsonl").write_text(f"{json.dumps(row)}\n" * 20)
     return root
 
 
 @pytest.fixture(scope="module")
 def gateway(folder: Path) -> Iterator[Gateway]:
     settings = {"runs_folder": folder / "runs", "data_folder": folder / "data", "registry": folder / "models.yaml"}
-    with running_gateway(training=True, **settings) as running:
+    with running_gateway(training=True, adapters_folder=folder / "adapters", **settings) as running:
         yield running
 
 
@@ -74,6 +77,30 @@ def test_a_training_request_results_in_a_registered_model(gateway: Gateway, fold
     assert (folder / "runs" / "out" / "small_abacus" / "final" / "model.safetensors").is_file()
     assert gateway.http.delete("/v1/models/small_abacus").status_code == 404
     assert gateway.http.delete("/v1/models/abacus").status_code == 400
+
+
+def test_an_adapter_is_added_to_its_base(gateway: Gateway, folder: Path) -> None:
+    config = {
+        "dataset": "chats.jsonl", "output_dir": "out/refusing", "model_type": "fable", "batch_size": 4, "max_iters": 4,
+        "eval_interval": 2, "context": 64, "packing": True, "lora": {"rank": 2, "targets": ["c_attn"]},
+    }  # fmt: skip
+    response = gateway.post("/api/train", **config)
+    assert response.status_code == 200, response.text
+    lines, state = follow_log(gateway, response.json()["job_id"])
+    assert state == "finished", lines
+    final = (folder / "runs" / "out" / "refusing" / "final").resolve()
+    assert json.loads((final / "adapter_config.json").read_text())["r"] == 2
+    file = adapters_file(folder / "adapters", "fable")
+    assert read_adapters(file) == {"refusing": AdapterEntry(str(final))}
+    # It is no language model of its own, and its name is taken.
+    registry = folder / "models.yaml"
+    assert not registry.exists() or read_registry(registry) == []
+    assert refused_field(gateway, **config) == "output_dir"
+    assert refused_field(gateway, **{**config, "output_dir": "other/refusing"}) == "output_dir"
+    deleted = gateway.http.delete("/v1/models/refusing").json()
+    assert deleted == {"id": "refusing", "object": "model", "deleted": True}
+    assert read_adapters(file) == {}
+    assert (final / "adapter_model.safetensors").is_file()
 
 
 def follow_log(gateway: Gateway, job_id: str) -> tuple[list[str], str]:
@@ -118,6 +145,11 @@ def refused_field(gateway: Gateway, **body: Any) -> str:
         ({"dataset": "fable", "batch_size": 65_536}, "batch_size"),
         ({"learning_rate": 2}, "learning_rate"),
         ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"lora": {}}, "lora"),
+        ({"lora": {}, "model_type": "fable"}, "lora"),
+        ({"lora": {"rank": 0}, "model_type": "fable", "dataset": "letters.txt"}, "lora"),
+        ({"lora": {"size": 2}, "model_type": "fable", "dataset": "letters.txt"}, "lora"),
+        ({"context": 4}, "context"),
     ],
 )
 def test_invalid_configs_are_refused_before_a_job_starts(

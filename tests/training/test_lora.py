@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from tritonlm.cli import app
 from tritonlm.contract import Checkpoint
+from tritonlm.contract.adapters_file import AdapterEntry, adapters_file, add_adapter
 from tritonlm.training import lora, merge
 from tritonlm.training.errors import TrainingError
 from tritonlm.training.plan import LoraOptions, TrainingPlan, make_plan
@@ -31,6 +32,7 @@ from typer.testing import CliRunner
 CHATML = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 WEIGHTS = "adapter_model.safetensors"
+WAIT_SECONDS = 200.0
 OPTIONS = {"rank": 4, "alpha": 8, "dropout": 0.1}
 
 
@@ -113,7 +115,7 @@ def test_a_killed_training_resumes_to_identical_weights(trained: Path, base: Pat
     words += ["--batch-size", "4", "--warmup-steps", "2", "--learning-rate", "0.01", "--threads", "1"]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + WAIT_SECONDS
         while not list(out.glob("checkpoint-*/training.json")):
             assert process.poll() is None, "the training ended before it could be killed"
             assert time.monotonic() < deadline
@@ -201,6 +203,19 @@ class TestMerge:
         for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
             assert (merged / name).read_bytes() == (base / name).read_bytes()
         assert json.loads((merged / "training.json").read_text())["lora"]["rank"] == 4
+
+    def test_the_command_takes_a_name_or_a_folder(self, base: Path, trained: Path, tmp_path: Path) -> None:
+        add_adapter(adapters_file(tmp_path / "adapters", "mine"), "lesson", AdapterEntry(str(trained)))
+        for adapter, out in (("lesson", tmp_path / "by_name"), (str(trained), tmp_path / "by_folder")):
+            words = ["adapters", "merge", adapter, "--base", str(base), "--out", str(out)]
+            words += ["--adapters-folder", str(tmp_path / "adapters")]
+            result = CliRunner().invoke(app, words)
+            assert result.exit_code == 0, result.output
+            Checkpoint(out).check()
+            again = CliRunner().invoke(app, words)
+            assert (again.exit_code, again.stderr.count("error: out: ")) == (1, 1)
+        by_name, by_folder = (load_file(tmp_path / name / "model.safetensors") for name in ("by_name", "by_folder"))
+        assert all(torch.equal(weight, by_folder[name]) for name, weight in by_name.items())
 
     @pytest.mark.parametrize("family", ["gpt2", "llama"])
     def test_it_equals_what_peft_merges(self, family: str, tmp_path: Path) -> None:

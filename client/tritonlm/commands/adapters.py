@@ -1,4 +1,7 @@
-"""`tritonlm adapters add, list, remove`: edits the adapters files; a running server sees the change at once."""
+"""`tritonlm adapters add, list, remove`: edits the adapters files; a running server sees the change at once.
+
+`merge` has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,15 @@ from tritonlm.serving.model_selection import BUNDLED
 from tritonlm.serving.registry import NAME, read_registry
 
 from .common import MISUSED, AsJson, console, exit_code, print_json
+from .merge import merge
 
 app = typer.Typer(
-    help="Add, list and remove LoRA adapters of language models.",
+    help="Add, list, remove and merge LoRA adapters of language models.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
+app.command()(merge)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the adapter's name, which requests send as their model")]
 Folder = Annotated[
     Path | None,

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from tritonlm.contract import Checkpoint, InvalidRequest, ModelNotFound, NotOffered
+from tritonlm.client.model_names import ModelNames
+from tritonlm.contract import AdapterNotFound, Checkpoint, InvalidRequest, ModelNotFound, NotOffered, TritonLMError
+from tritonlm.contract.adapters_file import AdapterEntry, adapters_file, add_adapter, check_name, remove_adapter
 from tritonlm.jobs import Job, JobManager, JobStore
 from tritonlm.jobs.store import QUEUED, RUNNING, STATES
 from tritonlm.serving import ServingError, paths
@@ -22,7 +24,7 @@ from tritonlm.serving.entries import sync_repository
 from tritonlm.serving.model_selection import BUNDLED
 from tritonlm.serving.registry import NAME, Entry, add_entry, make_entry, read_registry, remove_entry
 from tritonlm.training.errors import TrainingError
-from tritonlm.training.plan import PRESETS, make_plan
+from tritonlm.training.plan import PRESETS, make_plan, with_sizes
 from tritonlm.training.sizes import check_memory
 
 from .settings import GatewaySettings
@@ -39,6 +41,7 @@ class TrainingService:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._registry = settings.registry or paths.registry()
+        self._adapters = settings.adapters_folder or paths.adapters()
         self._jobs: JobManager | None = None
         self._poll_task: asyncio.Task[None] | None = None
 
@@ -72,8 +75,12 @@ class TrainingService:
         """Check all fields and add a job. An error names the field."""
         jobs = self.jobs
         out = self._resolve_output(config["output_dir"])
+        if "lora" in config:
+            check_name(out.name, "output_dir")
         values = {_PLAN_NAMES.get(name, name): value for name, value in config.items() if name != "output_dir"}
         values["data"] = self._resolve_dataset(config["dataset"])
+        if "context" in values:
+            values["sizes"] = with_sizes(values["data"], {"context": values.pop("context")})
         if config.get("model_type") is not None:
             values["model"] = self._resolve_model(config["model_type"])
         try:
@@ -116,6 +123,7 @@ class TrainingService:
         if not re.match(NAME, out.name):
             raise InvalidRequest("output_dir must end in a name: letters, digits, dot, dash, underscore", "output_dir")
         names = {entry.name for entry in self._entries()}
+        names |= {name for _, name, _ in self._adapter_entries()}
         if out.exists() or out.name in names or out.name in BUNDLED:
             raise InvalidRequest(f"output_dir: {out.name} already exists; choose another name", "output_dir")
         return out
@@ -144,26 +152,44 @@ class TrainingService:
         return str(folders[name])
 
     def _register(self, job: Job) -> None:
-        """Register a finished job's model, so that it can be loaded by its name."""
+        """Register a finished job's model, so that it can be loaded by its name; an adapter is added to its base."""
+        final = (Path(job.out) / "final").resolve()
+        if job.plan.get("lora"):
+            file = adapters_file(self._adapters.resolve(), job.config["model_type"])
+            try:
+                # A job that is resumed replaces what it made before.
+                add_adapter(file, job.name, AdapterEntry(str(final)), replace=True)
+            except (TritonLMError, OSError) as error:
+                _log.warning("the adapter %s is trained and not added: %s", job.name, error)
+            return
         with contextlib.suppress(ServingError):
-            add_entry(self._registry, make_entry(name=job.name, path=(Path(job.out) / "final").resolve()))
+            add_entry(self._registry, make_entry(name=job.name, path=final))
             self._sync_repository()
 
     def check_deletable(self, name: str) -> None:
         """Callers may delete only models that a job of this server has trained."""
         if self._jobs is None:
             raise NotOffered("this server does not train, and only models that it has trained can be deleted")
-        entry = next((entry for entry in self._entries() if entry.name == name), None)
-        if entry is None and name not in BUNDLED:
+        folders = {entry.name: entry.path for entry in self._entries()}
+        folders |= {adapter: Path(entry.path) for _, adapter, entry in self._adapter_entries()}
+        if name not in folders and name not in BUNDLED:
             raise ModelNotFound(f"the model {name!r} was not trained by this server", "model")
-        runs = self._settings.runs_folder.resolve()
-        if entry is None or entry.path is None or not entry.path.is_relative_to(runs):
+        path = folders.get(name)
+        if path is None or not path.is_relative_to(self._settings.runs_folder.resolve()):
             raise InvalidRequest(f"{name} was not trained by a job of this server; use tritonlm remove", "model")
 
     def unregister(self, name: str) -> None:
+        for base in [base for base, adapter, _ in self._adapter_entries() if adapter == name]:
+            with contextlib.suppress(AdapterNotFound):
+                remove_adapter(adapters_file(self._adapters, base), name)
         with contextlib.suppress(ServingError):
             remove_entry(self._registry, name)
             self._sync_repository()
+
+    def _adapter_entries(self) -> list[tuple[str, str, AdapterEntry]]:
+        """Base, name and entry of each adapter."""
+        known = ModelNames(self._adapters).adapters()
+        return [(base, name, entry) for base, adapters in known.items() for name, entry in adapters.items()]
 
     def _entries(self) -> list[Entry]:
         return read_registry(self._registry) if self._registry.is_file() else []

@@ -43,7 +43,9 @@ async def unload(name: str, services: ServicesParameter) -> Response:
 async def delete(name: str, services: ServicesParameter) -> Deleted:
     """Unload and unregister a model that a job of this server has trained; its files stay in the runs folder."""
     services.training.check_deletable(name)
-    with contextlib.suppress(ModelNotFound):
-        await services.client.models.unload(name)
+    # An adapter leaves the engine by itself when no request needs it.
+    if not services.client.names.resolve(name).adapter:
+        with contextlib.suppress(ModelNotFound):
+            await services.client.models.unload(name)
     services.training.unregister(name)
     return Deleted(id=name)

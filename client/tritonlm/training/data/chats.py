@@ -51,9 +51,10 @@ class ChatEncoder:
         self._tokenizer, self._end_ids, self._context = tokenizer, frozenset(end_ids), context
         template = tokenizer.chat_template
         # Of several templates a server uses the default one.
-        self._template = template.get("default") if isinstance(template, dict) else template
-        if self._template is None:
+        default = template.get("default") if isinstance(template, dict) else template
+        if default is None:
             raise TrainingError("data: messages need a chat template; name a model that has one")
+        self._template: str = default
 
     def examples(self, chat: Chat) -> list[Example]:
         """One example where each answer's prompt continues the text before; else one for each answer."""

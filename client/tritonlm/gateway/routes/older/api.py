@@ -15,6 +15,7 @@ from tritonlm.client.request_fields import Body, Integer
 from tritonlm.client.types import Completion, Model
 from tritonlm.contract import InvalidRequest, ModelNotFound
 from tritonlm.jobs.store import RUNNING
+from tritonlm.training.plan import LoraOptions
 
 from ...middleware import RequestContext
 from ...registration import register
@@ -88,8 +89,12 @@ class TrainRequest(Body):
     dataset: str = Field(min_length=1, max_length=200, description="abacus, fable, or a file in the data folder")
     output_dir: str = Field(min_length=1, max_length=200, description="the output folder, inside the runs folder")
     model_type: str | None = Field(None, description="the language model to fine-tune; default: train from scratch")
+    lora: LoraOptions | None = Field(None, description="train a LoRA adapter of model_type, not its own weights")
+    packing: bool | None = Field(None, description="several short examples in one row, which attention keeps apart")
+    context: Integer | None = Field(None, ge=8, le=32_768, description="the longest row in tokens; default: 512")
     batch_size: Integer | None = Field(None, ge=1, le=65_536)
     learning_rate: float | None = Field(None, gt=0, le=1)
+    warmup_steps: Integer | None = Field(None, ge=0, description="steps until the learning rate is reached")
     max_iters: Integer | None = Field(None, ge=1, le=10_000_000)
     eval_interval: Integer | None = Field(None, ge=1)
     seed: Integer | None = Field(None, ge=0, lt=2**32)
