@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stage import ROOT, SOURCES, Options, Reporter, Run
+from stage import ROOT, SOURCES, Options, Reporter, Run, Skipped
 
 _TEST_PACKAGES = ("pytest", "pytest-xdist", "hypothesis", "psutil")
 PACKAGES = ("torch", "transformers", "triton", "numpy", "tokenizers", "safetensors", *_TEST_PACKAGES)
@@ -38,6 +38,8 @@ _LIBRARIES = ("inference.harness", "transformers.models.llama.modeling_llama", "
 _GRACE_SECONDS = 8.0
 # A stage that has less time than this left is not started: it imports torch first.
 _LEAST_SECONDS = 15.0
+# The exit code of a stage that finds what it needs missing.
+_SKIPPED = 3
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ class Stage:
 STAGES = (
     Stage("basics", "basics", 60),
     Stage("figures", "figures", 150),
-    Stage("kernels", "kernel_figures", 60),
+    Stage("kernels", "kernel_figures", 60, ("triton",)),
     Stage("tests", "inference_tests", 70, _TEST_PACKAGES),
     Stage("continuous_batching", "continuous_batching", 120),
     Stage("profile", "profile_step", 40),
-    Stage("quantized", "quantized_figures", 60),
+    Stage("quantized", "quantized_figures", 60, ("triton",)),
     Stage("fleet", "fleet_check", 30),
     Stage("served", "served", 100),
     Stage("start", "start", 90),
@@ -154,6 +156,8 @@ def _run_stage(stage: Stage, options: Options, seconds: float, results: Path, be
         process.join(grace)
     if timed_out:
         return f"stopped at its limit of {seconds:.0f} s; results so far are above"
+    if process.exitcode == _SKIPPED:
+        return "skipped: the reason is above"
     return "ok" if process.exitcode == 0 else f"failed with exit code {process.exitcode}; see log.txt"
 
 
@@ -176,6 +180,9 @@ def run_in_process(stage: Stage, options: Options, results: Path, began: float) 
     try:
         run: Run = importlib.import_module(stage.module).run
         run(options, report)
+    except Skipped as reason:
+        report(skipped=str(reason))
+        sys.exit(_SKIPPED)
     except Exception as error:
         traceback.print_exc()
         report(error=f"{type(error).__name__}: {str(error)[:500]}")

@@ -10,7 +10,6 @@ sizes.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -35,9 +34,6 @@ _REPEATS = 20
 
 
 def run(options: Options, report: Report) -> None:
-    if importlib.util.find_spec("triton") is None:
-        report(missing=["triton"], remedy="install triton-lang; attention over gathered blocks serves without it")
-        return
     device = torch.device(options.device)
     if not block_attention.is_possible(device):
         from compile_kernels import report_compiled  # noqa: PLC0415 (it imports triton-lang)

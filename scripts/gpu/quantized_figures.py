@@ -16,7 +16,7 @@ from figures import measure_shape
 from kernel_figures import seconds_of
 from machine_limits import Limits
 from random_models import DTYPE, release, shapes
-from stage import Options, Report
+from stage import Options, Report, Skipped
 
 # Of Llama 8B: gate with up, and down.
 _MATRICES = ((28_672, 4096), (4096, 14_336))
@@ -27,8 +27,7 @@ _TINY_MATRICES, _TINY_ROWS = ((64, 96),), (1, 17)
 def run(options: Options, report: Report) -> None:
     device = torch.device(options.device)
     if not block_attention.is_possible(device):
-        report(missing=["triton"], remedy="install triton-lang, and run it on a GPU")
-        return
+        raise Skipped("triton-lang computes on a GPU alone; TRITON_INTERPRET=1 interprets it")
     # The interpreter multiplies no bfloat16.
     dtype = DTYPE if options.on_gpu else torch.float16
     limits = Limits.measured(DTYPE, options.device)

@@ -15,7 +15,7 @@ from typing import Any
 import random_models
 import torch
 from random_models import DTYPE, Shape
-from stage import ROOT, Options, Report
+from stage import ROOT, Options, Report, Skipped
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _SECTIONS = ("dependencies", "gateway", "server")
@@ -26,8 +26,9 @@ _CONCURRENCY = 64
 
 def run(options: Options, report: Report) -> None:
     if missing := sorted({name for name in (*_needed(), *_CLIENT) if not _is_installed(name)}):
-        report(missing=missing, remedy="carry their wheels, and set PYTHONPATH to the folder they are installed in")
-        return
+        raise Skipped(
+            f"not installed: {', '.join(missing)}; carry their wheels, and set PYTHONPATH to the folder they are in"
+        )
     import checkpoints  # noqa: PLC0415 (httpx and aiohttp may be missing)
     import servers  # noqa: PLC0415
     from load import Workload, prompts_of  # noqa: PLC0415

@@ -53,5 +53,9 @@ class Reporter:
         print(line, file=self._terminal, flush=True)
 
 
+class Skipped(Exception):
+    """What a stage needs is missing: the reason, and what to do."""
+
+
 Report = Callable[..., None]
 Run = Callable[[Options, Report], None]

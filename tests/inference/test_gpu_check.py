@@ -61,6 +61,18 @@ def test_the_rehearsal_runs_every_stage_under_numpy_2(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"results.jsonl", "log.txt", "profile.txt"}
 
 
+def test_a_stage_that_cannot_run_here_is_skipped_and_says_why(tmp_path: Path) -> None:
+    described = tmp_path / "described" / "triton-0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: triton\nVersion: 0\n", encoding="utf-8")
+    code, results, errors = _check(tmp_path / "out", "--stages", "quantized", paths=(described.parent,))
+    assert code == 0, errors
+    assert results[-1]["summary"] == {"quantized": "skipped: the reason is above"}
+    assert [line["skipped"] for line in results if "skipped" in line] == [
+        "triton-lang computes on a GPU alone; TRITON_INTERPRET=1 interprets it"
+    ]
+
+
 def test_a_total_limit_skips_stages_and_says_so(tmp_path: Path) -> None:
     code, results, _ = _check(tmp_path, "--seconds", "1", "--stages", "basics", "figures")
     assert code == 0

@@ -34,7 +34,7 @@ def _generated(engine: Engine, seed: int) -> list[Collected]:
     return outputs
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_prompts_in_chunks_beside_decoding_rows_give_the_reference_output(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
