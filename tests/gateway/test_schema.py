@@ -41,7 +41,8 @@ NOT_OFFERED = {label: [not_a_server_error] for label in TRAINING}
 
 def storing(folder: Path) -> dict[str, Any]:
     """The settings that switch on what writes files, except training."""
-    return {"response_store": folder / "responses.sqlite", "batch_folder": folder / "batches"}
+    files = {"response_store": "responses.sqlite", "batch_folder": "batches", "adapters_folder": "adapters"}
+    return {setting: folder / name for setting, name in files.items()}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_attention, "write", _write)
     monkeypatch.setattr(block_attention, "attend", _attend)
     monkeypatch.setattr(self_check, "check", lambda *_: None)
-    monkeypatch.setattr(fused_layers, "fuse", lambda _: 0)
+    monkeypatch.setattr(fused_layers, "fuse", lambda _, **__: 0)
     monkeypatch.setattr(rotary, "install", lambda _: None)
 
 

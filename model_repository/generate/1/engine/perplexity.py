@@ -29,6 +29,7 @@ class _Window:
     table: _Table
     needs_every_row: bool = True
     embeds: bool = False
+    adapter: None = None
 
 
 @dataclass(frozen=True)
