@@ -46,9 +46,9 @@ SENTENCES = (
     "{number} {article} for {customer}, {city}, to arrive {day}.",
     "Can you deliver {number} {article} to {city} before {day}? The name is {customer}.",
 )
-# rank 16 on all layers, eight chats a step, three times through the chats
+# Eight chats a step. The loss is below 0.01 after twenty steps.
 TRAINING = {
-    "lora": {"rank": 16, "alpha": 32, "targets": "all"}, "max_iters": 120, "eval_interval": 60, "batch_size": 8,
+    "lora": {"rank": 16, "alpha": 32, "targets": "all"}, "max_iters": 60, "eval_interval": 30, "batch_size": 8,
     "learning_rate": 1e-3, "warmup_steps": 10, "context": 256,
 }  # fmt: skip
 
@@ -68,13 +68,13 @@ def main() -> int:
         questions = questions_of(data / "asked.jsonl")
         registry = Path(work, "models.yaml")
         add_entry(registry, make_entry(name=BASE, path=folder.resolve()))
-        folders = {
-            "--data-folder": data,
-            "--runs-folder": Path(work, "runs"),
-            "--adapters-folder": Path(work, "adapters"),
+        variables = {
+            "TRITONLM_TRAINING": "true",
+            "TRITONLM_DATA_FOLDER": str(data),
+            "TRITONLM_RUNS_FOLDER": str(Path(work, "runs")),
+            "TRITONLM_ADAPTERS_FOLDER": str(Path(work, "adapters")),
         }
-        options = ("--training", *(str(word) for option in folders.items() for word in option))
-        with soak_server.serving(BASE, folder, 600, registry=registry, options=options) as server:
+        with soak_server.serving(BASE, folder, 600, registry=registry, variables=variables) as server:
             server.wait_until_ready(600)
             seconds = train(server.http)
             base, adapter = (exact_answers(server.http, model, questions) for model in (BASE, ADAPTER))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,9 @@ def serving(
     dtype: str = "auto",
     weights: str = "full",
     registry: Path | None = None,
-    options: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Run `tritonlm serve` on loopback, with further `options`, and stop it at the end.
+    """Run `tritonlm serve` on loopback, with further environment `variables`, and stop it at the end.
 
     With `registry` it serves the model of that file, whose checkpoint is `folder`.
     """
@@ -127,12 +127,12 @@ def serving(
         models = ("--registry", str(registry), "--load", name) if registry else ("--checkpoint", f"{name}={folder}")
         command = [sys.executable, "-m", "tritonlm.cli", "serve", *models, "--device", "cpu"]
         command += ["--dtype", dtype, "--weights", weights, *(part for option in port_options for part in option)]
-        command += options
         # The checks take longer than the default limits allow.
         environment = os.environ | {
             "TRITONLM_KEYS": str(work / "keys.json"),
             "TRITONLM_MAX_SECONDS": str(int(seconds)),
             "TRITONLM_QUEUE_SECONDS": str(int(seconds)),
+            **(variables or {}),
         }
         log = work / "log.txt"
         output = stack.enter_context(log.open("wb"))
