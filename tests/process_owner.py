@@ -32,7 +32,7 @@ def own_processes(grace_seconds: float = GRACE_SECONDS) -> None:
     # Only this process holds the write end, until it ends: child processes do not inherit it.
     read_end, _ = os.pipe()
     subprocess.Popen(
-        [sys.executable, __file__, run, str(grace_seconds)],
+        [sys.executable, __file__, run, str(grace_seconds), str(time.time())],
         stdin=read_end,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -62,9 +62,12 @@ def end(run: str, grace_seconds: float) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-def regions() -> set[Path]:
-    """The shared memory of all Tritons; a name holds the id of the supervisor's process: tritonlm-ID-…."""
-    return set(_SHARED_MEMORY.glob("tritonlm-*-*"))
+def remove_shared_memory(since: float) -> None:
+    """Remove the regions of ended Tritons, written since this time. A name holds the supervisor's id: tritonlm-ID-…."""
+    for region in _SHARED_MEMORY.glob("tritonlm-*-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if region.stat().st_mtime >= since and not runs(region.name.split("-")[1]):
+                region.unlink()
 
 
 def runs(process_id: str) -> bool:
@@ -75,9 +78,6 @@ def runs(process_id: str) -> bool:
 
 
 if __name__ == "__main__":
-    older = regions()
     sys.stdin.buffer.read()
     end(sys.argv[1], float(sys.argv[2]))
-    for region in regions() - older:
-        if not runs(region.name.split("-")[1]):
-            region.unlink(missing_ok=True)
+    remove_shared_memory(float(sys.argv[3]))
