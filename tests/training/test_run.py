@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,18 +17,12 @@ from tritonlm.cli import app
 from tritonlm.contract import Checkpoint
 from typer.testing import CliRunner
 
+from .processes import run, start
+
 SMALL = (
     "--layers", "1", "--width", "32", "--heads", "2", "--batch-size", "8", "--steps", "12", "--eval-steps", "4",
     "--warmup-steps", "2", "--threads", "1",
 )  # fmt: skip
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "tritonlm.cli", "train", *words]
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=200, check=False)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -73,16 +64,16 @@ def test_every_checkpoint_is_complete(undisturbed: Path) -> None:
 
 def test_a_killed_training_resumes_to_identical_weights(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "abacus"
-    process = subprocess.Popen(command("abacus", "--out", str(out), *SMALL), stderr=subprocess.DEVNULL)
+    process, _ = start("abacus", "--out", str(out), *SMALL)
     try:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoint-*/training.json")):
-            assert process.poll() is None, "the training ended before it could be killed"
+            assert process.is_alive(), "the training ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
+        process.kill()
+        process.join(60)
     assert not (out / "final").exists()
     result = run("--resume", "--out", str(out))
     assert result.returncode == 0, result.stderr
@@ -109,18 +100,7 @@ def test_fine_tuning_on_a_file_keeps_the_checkpoints_tokenizer(undisturbed: Path
 def test_a_full_disk_leaves_no_partial_files(largest_file: int, undisturbed: Path, tmp_path: Path) -> None:
     """Writes beyond the file size limit fail as on a full disk: in the weights, or in the optimizer's state."""
     out = tmp_path / "abacus"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
-    result = subprocess.run(
-        command("abacus", "--out", str(out), *SMALL),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        preexec_fn=limit,
-    )
+    result = run("abacus", "--out", str(out), *SMALL, largest_file=largest_file)
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert f"out: {out} cannot be written" in line
