@@ -30,7 +30,7 @@ ADAPTERS = ("one", "two", "three")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A repository, and adapters of its LM."""
     root = tmp_path_factory.mktemp("adapters")
-    repository = copy_repository(root, slow=True)
+    repository = copy_repository(root, slow="native")
     adapters = {
         name: write_adapter(repository / LM / "1", root / name, seed=seed) for seed, name in enumerate(ADAPTERS)
     }
