@@ -29,7 +29,7 @@ OTHERS = 16
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     folder = tmp_path_factory.mktemp("killer")
     # Slow enough that the killer finds the process at work.
-    with serving(copy_repository(folder, slow="native"), folder) as serve:
+    with serving(copy_repository(folder, slow="reference"), folder) as serve:
         yield serve
 
 
