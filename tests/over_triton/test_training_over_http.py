@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -47,7 +46,7 @@ def complete_sum(http: httpx.Client, model: str) -> httpx.Response:
 
 
 def test_train_load_use_and_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RUNS_FOLDER": "runs", "DATA_FOLDER": "data", "ADAPTERS_FOLDER": "adapters"}.items():
+    for name, value in {"RUNS_FOLDER": "runs", "DATA_FOLDER": "data"}.items():
         monkeypatch.setenv(f"TRITONLM_{name}", str(tmp_path / value))
     options = ["--load", "abacus", "--registry", str(tmp_path / "models.yaml")]
     (tmp_path / "models.yaml").write_text("[]\n")
@@ -68,28 +67,6 @@ def test_train_load_use_and_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert http.delete("/v1/models/little").json() == {"id": "little", "object": "model", "deleted": True}
         assert complete_sum(http, "little").status_code == 404
         assert "little" not in {model["id"] for model in http.get("/v1/models").json()["data"]}
-        train_and_use_an_adapter(http, tmp_path)
-
-
-def train_and_use_an_adapter(http: httpx.Client, folder: Path) -> None:
-    """An adapter of the served model, which answers 7 to every sum; its base still adds."""
-    rows = [{"prompt": f"{number}+{7 * number}=", "completion": "7"} for number in range(100)]
-    (folder / "data").mkdir()
-    (folder / "data" / "sevens.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    settings: dict[str, Any] = {
-        "dataset": "sevens.jsonl",
-        "model_type": "abacus",
-        "lora": {"rank": 4},
-        "learning_rate": 0.01,
-    }
-    job = start_training(http, "sevens", max_iters=40, eval_interval=20, batch_size=16, learning_rate=0.01, **settings)
-    log = follow_log(http, job["job_id"])
-    assert log[-1] == "finished", log
-    # It is served at once, by the same engine.
-    assert complete_sum(http, "sevens").json()["choices"][0]["text"] == "7"
-    assert complete_sum(http, "abacus").json()["choices"][0]["text"] == "579"
-    assert http.delete("/v1/models/sevens").json() == {"id": "sevens", "object": "model", "deleted": True}
-    assert complete_sum(http, "sevens").status_code == 404
 
 
 def test_a_job_survives_a_killed_gateway_and_resumes_to_identical_weights(tmp_path: Path) -> None:
