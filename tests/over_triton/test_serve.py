@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -22,6 +23,7 @@ from tritonlm.serving.paths import model_repository
 from tritonlm.serving.preflight import SHARED_MEMORY
 
 from .caller import call, complete
+from .gateways import leave
 from .servers import ENGINE, LM, WAIT_SECONDS, copy_repository, free_ports, wait_until
 
 pytestmark = pytest.mark.triton
@@ -168,6 +170,21 @@ def test_a_triton_that_fails_while_it_loads_is_restarted(
         assert complete(serve.grpc, "Once", max_tokens=5, ignore_eos=True).last.usage.completion == 5
         with clean_exit(serve):
             serve.process.terminate()
+
+
+def test_a_disconnected_caller_frees_its_slots(slow_repository: Path, tmp_path: Path) -> None:
+    with serving(slow_repository, tmp_path) as serve:
+        base = f"http://127.0.0.1:{serve.ports['port']}"
+        body = {"model": "tiny", "prompt": "Once", "n": 3, "max_tokens": 480, "ignore_eos": True}
+        with httpx.Client(base_url=base, timeout=60, trust_env=False) as http:
+            with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+                lines = response.iter_lines()
+                next(lines)
+                wait_until(lambda: serve.status()["running"] == 3, "all of them run")
+            wait_until(lambda: serve.status()["running"] == 0, "none of them runs")
+            leave(base, body, False, lambda: wait_until(lambda: serve.status()["running"] == 3, "they run again"))
+            wait_until(lambda: serve.status()["running"] == 0, "none of them runs")
+            assert serve.status()["cancelled"] == 6
 
 
 def test_sigterm_waits_at_most_the_drain_time(slow_repository: Path, tmp_path: Path) -> None:
