@@ -8,7 +8,7 @@
 // Layout: each block of 16 outputs has its own form, so that queries and values, or gate and up, may have different ones.
 // Few rows unpack codes in registers. For more, a chunk of 256 inputs is unpacked into bytes [inputs / 4][16][4] in the first-level
 // cache, and all rows pass.
-// ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles for more than a few rows; otherwise those of
+// ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles for more than 16 rows; otherwise those of
 // byte_dot.hpp. Test: tests/inference/test_grouped.py.
 #pragma once
 

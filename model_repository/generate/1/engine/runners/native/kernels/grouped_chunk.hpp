@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstddef>
-#include <type_traits>
 
 #include "amx.hpp"
 #include "grouped_sums.hpp"

@@ -5,7 +5,7 @@
 // Layout: tiles of rows that are multiplied together, [row / tile][group], each:
 //   [row % tile][32] numbers in int8; then [5][row % tile] in float32: scale, middle, and sums of the quantized x: of the first
 //   16, of the other 16, of all 32
-// So what a group's rows have of each lies side by side: reads of it take a third less time than with rows of 52 bytes.
+// So what a group's rows have of each lies side by side, and a tile of AMX begins at a cache line.
 // Inputs are padded with zeros to a multiple of 256.
 // ISA variants: those of simd.hpp; a tile has 16 rows for AMX, 12 with AVX-512 and 4 otherwise, or fewer for few rows.
 // Test: tests/inference/test_grouped.py. It knows no weights.
@@ -70,7 +70,7 @@ class GroupedRows {
         }
     }
 
-    // Of the group of inputs from k on.
+    // Of the group of inputs from k on; one type for `quantize`, which writes, and for matmuls, which read.
     Int8Group group(int row, int inputs, int k, int tile) const {
         const size_t number = (size_t)(row / kGroupedTile) * (padded_to_super(inputs) / kRowGroup) + k / kRowGroup;
         int8_t* const from = const_cast<int8_t*>(&bytes_[number * tile * Int8Group::kBytes]);
