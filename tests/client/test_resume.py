@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from fakes.fake_transport import LM, FakeTransport
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonlm import AsyncClient
+from tritonlm.client import resume
 from tritonlm.client.load_balancer import LoadBalancer
+from tritonlm.client.resume import Attempts
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.transport import Call, Prompt
 from tritonlm.client.types import Completion
@@ -86,6 +89,24 @@ def test_a_call_fails_when_triton_does_not_recover_in_time() -> None:
         assert 2 <= len(transport.calls) <= 5
 
     asyncio.run(ask())
+
+
+def test_the_time_for_a_repair_restarts_when_an_attempt_ran_before_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(resume, "time", clock)
+    attempts = Attempts(Call(LM, "1", Prompt(), timeout=600), max_retries=0, repair_seconds=30)
+
+    def attempt(start: float, end: float) -> None:
+        clock.now = start
+        attempts.next_call()
+        clock.now = end
+        attempts.pause_after(Broken("died"), responded_recently=True)
+
+    attempt(0, 10)
+    attempt(35, 45)
+    attempt(74, 74.5)
+    with pytest.raises(Unavailable, match="did not recover in 30 s"):
+        attempt(76, 76.5)
 
 
 @pytest.mark.parametrize("error", [EngineFailure("a step failed"), QueueFull("full")])

@@ -28,9 +28,12 @@ OTHERS = 16
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     folder = tmp_path_factory.mktemp("killer")
-    # Slow enough that the killer finds the process at work.
-    with serving(copy_repository(folder, slow="reference"), folder) as serve:
-        yield serve
+    with pytest.MonkeyPatch.context() as environment:
+        # Nobody's request may end because a busy machine takes long to start the killed processes.
+        environment.setenv("TRITONLM_REPAIR_SECONDS", str(WAIT_SECONDS))
+        # Slow enough that the killer finds the process at work.
+        with serving(copy_repository(folder, slow="reference"), folder) as serve:
+            yield serve
 
 
 # Long enough that each process is still at work when the killer, which is slow on a busy machine, has found it. The

@@ -28,6 +28,8 @@ _RETRYABLE = (Unavailable, Draining, QueueFull)
 _RETRYABLE_DURING_REPAIR = (*_RETRYABLE, QueueTimeout, ModelNotFound)
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
 _MAX_REPAIR_PAUSE_SECONDS = 0.4
+# An attempt that broke after this time was running: the fault before it had been repaired.
+_RUNNING_SECONDS = 1.0
 
 
 class Attempts:
@@ -38,6 +40,7 @@ class Attempts:
         self._retries_left, self._repair_seconds = max_retries, repair_seconds
         self._count = self._pauses = 0
         self._broken_since: float | None = None
+        self._started = time.monotonic()
         # The last piece as it was returned, and all tokens so far.
         self._last: Piece | None = None
         self._ids: list[int] = []
@@ -52,7 +55,8 @@ class Attempts:
         if self._ids:
             parameters["resume_token_ids"] = list(self._ids)
         request_id = f"{call.request_id}-{self._count}" if self._count else call.request_id
-        timeout = self._deadline - time.monotonic()
+        self._started = time.monotonic()
+        timeout = self._deadline - self._started
         if timeout <= 0:
             raise TimedOut("the request did not finish within its time limit")
         self._count += 1
@@ -79,7 +83,8 @@ class Attempts:
         """How many seconds to wait before the next attempt; raises the error if there is none."""
         now = time.monotonic()
         if self._is_fault(error, responded_recently):
-            self._broken_since = self._broken_since or now
+            ran = isinstance(error, Broken) and now - self._started >= _RUNNING_SECONDS
+            self._broken_since = now if ran else self._broken_since or now
         if self._broken_since is not None and isinstance(error, _RETRYABLE_DURING_REPAIR):
             if now - self._broken_since > self._repair_seconds:
                 raise Unavailable(f"Triton did not recover in {self._repair_seconds:g} s: {error.message}") from error
