@@ -119,7 +119,14 @@ def test_null_means_not_sent(name: str) -> None:
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.integers(), st.lists), st.data())
 @settings(deadline=None)
 def test_any_value_is_accepted_or_refused_with_a_short_message(value: object, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(sorted(VALID)) | st.text())
+    check_refusal(data.draw(st.sampled_from(sorted(VALID)) | st.text()), value)
+
+
+def test_a_long_name_of_wide_characters_is_refused_with_a_short_message() -> None:
+    check_refusal("\x80" * 40 + "\uf8ff" * 40, None)
+
+
+def check_refusal(name: str, value: object) -> None:
     refusal = None
     try:
         SamplingParameters.from_mapping({name: value})
@@ -137,6 +144,8 @@ def test_any_value_is_accepted_or_refused_with_a_short_message(value: object, da
         ({"logprobs_start": 1, "logprobs": 0}, "logprobs_start"),
         ({"max_tokns": 5}, "max_tokns"),
         ({"n" * 1000: 5}, "n" * 64),
+        # The last character does not fit.
+        ({"\x80" + "€" * 1000: 5}, "\x80" + "€" * 20),
     ],
 )
 def test_inconsistent_values_are_refused(values: dict[str, Any], param: str) -> None:

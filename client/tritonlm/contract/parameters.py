@@ -283,8 +283,10 @@ class SamplingParameters:
         readers: dict[str, Reader] = {f.name: f.metadata["reader"] for f in fields(cls)}
         for name in values:
             if name not in readers:
+                # Bytes, since the wire quotes each that is not ASCII with three characters.
+                short = str(name).encode(errors="replace")[:64].decode(errors="ignore")
                 raise InvalidRequest(
-                    f"unknown parameter {shown(name)}; known are {', '.join((*readers, *OTHER_NAMES))}", str(name)[:64]
+                    f"unknown parameter {shown(name)}; known are {', '.join((*readers, *OTHER_NAMES))}", short
                 )
         return cls(**{name: readers[name](name, value) for name, value in values.items() if value is not None})
 
