@@ -19,10 +19,12 @@ TokenId = Annotated[Integer, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Prompts = str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
 _TEXT = {"type": "string"}
+# What other APIs add to a part, such as annotations or cache_control, is ignored.
 _TEXT_PART = {
-    "type": "object", "properties": {"type": {"const": "text"}, "text": _TEXT}, "required": ["type", "text"],
-    "additionalProperties": False,
-}  # fmt: skip
+    "type": "object",
+    "properties": {"type": {"enum": ["text", "input_text", "output_text"]}, "text": _TEXT},
+    "required": ["type", "text"],
+}
 _CONTENT = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT_PART, "minItems": 1}]}
 _TOOL_CALL = {
     "type": "object",
