@@ -40,5 +40,7 @@ def _compilations() -> dict[str, Future[Path]]:
     return {name: pool.submit(build.compile_library, flags) for name, flags in VARIANTS.items()}
 
 
+# One object for each variant: what the kernels measure for a library is measured once.
+@functools.cache
 def library_of(variant: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(_compilations()[variant].result()))
