@@ -5,9 +5,12 @@ It knows folders and fixtures by name, not what the tests check.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import signal
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import process_owner
 import pytest
@@ -29,16 +32,30 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         process_owner.own_processes()
+    # Its import looks into every module that is there: with thousands of them, that takes seconds.
+    importlib.import_module("torch")
     for name in _LATE:
-        _import_at_first_use(name)
+        spec = importlib.util.find_spec(name)
+        if name not in sys.modules and spec is not None:
+            sys.modules[name] = _LateModule(spec)
 
 
-def _import_at_first_use(name: str) -> None:
-    spec = importlib.util.find_spec(name)
-    if name not in sys.modules and spec is not None and spec.loader is not None:
-        spec.loader = importlib.util.LazyLoader(spec.loader)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+class _LateModule(ModuleType):
+    """In place of a module until something of it is used. importlib's LazyLoader loads with the first `import`."""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__, self.__file__ = spec, spec.origin
+
+    def __getattr__(self, name: str) -> object:
+        # pytest and inspect ask every module for such names.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        if sys.modules[self.__name__] is self:
+            del sys.modules[self.__name__]
+        module = importlib.import_module(self.__name__)
+        vars(self).update(vars(module))
+        return getattr(module, name)
 
 
 @pytest.hookimpl(tryfirst=True)

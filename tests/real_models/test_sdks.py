@@ -39,9 +39,12 @@ class Person(BaseModel):
 
 
 SCHEMA = {**Person.model_json_schema(), "additionalProperties": False}
-TOOL = openai.pydantic_function_tool(Person, name="keep")
 RESPONSES_TOOL: Any = {"type": "function", "name": "keep", "parameters": SCHEMA, "strict": True}
 ANTHROPIC_TOOL: Any = {"name": "keep", "description": "Keeps a person.", "input_schema": SCHEMA}
+
+
+def tool() -> Any:
+    return openai.pydantic_function_tool(Person, name="keep")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def test_openai_parses_chats(sdk: openai.OpenAI) -> None:
 
 def test_openai_calls_tools_in_chats(sdk: openai.OpenAI) -> None:
     arguments: dict[str, Any] = {
-        **GREEDY, "messages": ASKED, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False,
+        **GREEDY, "messages": ASKED, "tools": [tool()], "tool_choice": "required", "parallel_tool_calls": False,
         "max_completion_tokens": 120,
     }  # fmt: skip
     choice = sdk.chat.completions.parse(**arguments).choices[0]
@@ -82,7 +85,7 @@ def test_openai_calls_tools_in_chats(sdk: openai.OpenAI) -> None:
         choice.message,
         {"role": "tool", "tool_call_id": call.id, "content": "kept"},
     ]
-    answer = sdk.chat.completions.create(**GREEDY, messages=history, tools=[TOOL], tool_choice="none", max_tokens=12)
+    answer = sdk.chat.completions.create(**GREEDY, messages=history, tools=[tool()], tool_choice="none", max_tokens=12)
     assert answer.choices[0].message.content
     assert answer.choices[0].message.tool_calls is None
 
@@ -162,7 +165,7 @@ def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chat: dict[str, Any] = {"model": f"openai/{LM}", "messages": ASKED, **common}
     text = litellm.completion(**chat, response_format=Person, max_tokens=120).choices[0].message.content
     Person.model_validate_json(text)
-    required: dict[str, Any] = {**chat, "tools": [TOOL], "tool_choice": "required", "max_tokens": 120}
+    required: dict[str, Any] = {**chat, "tools": [tool()], "tool_choice": "required", "max_tokens": 120}
     required["parallel_tool_calls"] = False
     [call] = litellm.completion(**required).choices[0].message.tool_calls
     Person.model_validate_json(call.function.arguments)
@@ -171,7 +174,7 @@ def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     response = litellm.responses(model=f"openai/{LM}", input="Who is Anna?", max_output_tokens=8, **common)
     assert response.output[0].content[0].text
     claude: dict[str, Any] = {"model": f"anthropic/{LM}", "messages": ASKED, **common, "api_base": url}
-    message = litellm.completion(**claude, tools=[TOOL], tool_choice="required", max_tokens=120).choices[0].message
+    message = litellm.completion(**claude, tools=[tool()], tool_choice="required", max_tokens=120).choices[0].message
     Person.model_validate(json.loads(message.tool_calls[0].function.arguments))
 
 
