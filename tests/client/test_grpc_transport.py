@@ -11,9 +11,9 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonlm.client.transport import Call, Prompt
-from tritonlm.client.transport.grpc_transport import GrpcTransport, Parts
+from tritonlm.client.transport.grpc_transport import GrpcTransport
 from tritonlm.contract import Unavailable
-from tritonlm.contract.tensors import REPORT
+from tritonlm.contract.tensors import CHUNK, PROMPT_IDS, REPORT, TEXT_INPUT
 
 
 class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -22,6 +22,13 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
     def __init__(self) -> None:
         self.cancels, self.was_cut = 0, False
         self.known = asyncio.Event()
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 (the protocol's name)
+        response = service_pb2.ModelConfigResponse()
+        for model, tensor in {"tokenize": TEXT_INPUT, "generate": PROMPT_IDS, "detokenize": CHUNK}.items():
+            step = response.config.ensemble_scheduling.step.add(model_name=model)
+            step.input_map[tensor.name] = tensor.name
+        return response
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802 (the protocol's name)
         request = await requests.__anext__()
@@ -49,7 +56,6 @@ def test_leaving_while_waiting_cancels_the_request_and_drains_the_stream() -> No
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         transport = GrpcTransport(f"127.0.0.1:{port}", 5.0)
-        transport._parts["lm"] = Parts("tokenize", "generate", "detokenize")
         pieces = transport.generate(Call("lm", "r", Prompt(text="x"), {}, True, 20.0))
         reading = asyncio.ensure_future(pieces.__anext__())
         await asyncio.sleep(0.1)

@@ -1,14 +1,12 @@
 """`AsyncClient`: language models on one or several Tritons, called as with OpenAI's library.
 
-This module runs calls, retries them and chooses a Triton for each attempt. `transport` handles connections, `results`
-builds OpenAI's objects. `sync.Client` is the same client with blocking calls.
+This module runs calls and resumes their sequences. `retries` chooses a Triton for each attempt, `transport` handles
+connections, `results` builds OpenAI's objects. `sync.Client` is the same client with blocking calls.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,27 +15,23 @@ from typing import Any, TypeVar
 from tritonlm.client.calls import Chat, Completions, EmbeddingCalls
 from tritonlm.client.chat_parsing.profile import ChatProfile
 from tritonlm.client.chat_parsing.response_template import is_installed
-from tritonlm.client.load_balancer import LoadBalancer
 from tritonlm.client.messages_api.calls import Messages
 from tritonlm.client.model_names import ModelNames
 from tritonlm.client.models import Models, probe
 from tritonlm.client.observer import Observer, SequenceReporter
 from tritonlm.client.responses_api.calls import Responses
-from tritonlm.client.resume import Attempts
+from tritonlm.client.retries import Retries
 from tritonlm.client.sequences import Plan, completion_plan, read_prompts
 from tritonlm.client.stream import AsyncStream, MergedSources
 from tritonlm.client.transport import Call, Prompt, PromptEmbedding, Transport
 from tritonlm.client.types import CompletionUsage, Health, Piece
-from tritonlm.contract import Draining, InvalidRequest, ModelNotFound, NotLoaded, TritonLMError, Unavailable
+from tritonlm.contract import InvalidRequest, ModelNotFound, NotLoaded, TritonLMError
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, STATUS, Command
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 
 T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
-_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
 REPAIR_SECONDS = 30.0
-# The timeout of the health check of a Triton that has failed.
-_LIVENESS_SECONDS = 1.0
 # A model may be replaced by another one of the same name.
 _PROFILE_SECONDS = 30.0
 # Loads a model that is missing after a fault, or waits until it is loaded.
@@ -74,9 +68,9 @@ class AsyncClient:
             raise ValueError("urls must name at least one Triton, such as 127.0.0.1:8001")
         self._transports = list(transports)
         self.names = ModelNames(adapters_folder)
-        self._balancer = LoadBalancer(self._transports)
+        self._retries = Retries(self._transports, max_retries, repair_seconds)
         self._observer = observer or Observer()
-        self._timeout, self._max_retries, self._repair_seconds = timeout, max_retries, repair_seconds
+        self._timeout = timeout
         # Called when a call finds its model missing after a fault.
         self.revive: Revive | None = None
         # Running calls by id: the Triton of each sequence, and the model.
@@ -134,12 +128,12 @@ class AsyncClient:
     async def status(self, model: str) -> dict[str, Any]:
         """The counters of the LM's engine: slots, running, waiting, blocks …"""
         lm = self.names.resolve(model).lm
-        return await self._on_any(lambda transport: transport.command(lm, Command(STATUS)))
+        return await self._retries.on_any(lambda transport: transport.command(lm, Command(STATUS)))
 
     async def about(self, model: str) -> dict[str, Any]:
         """The LM's checkpoint: architecture, sizes, special tokens, chat template, training record."""
         lm = self.names.resolve(model).lm
-        return await self._on_any(lambda transport: transport.command(lm, Command(ABOUT)))
+        return await self._retries.on_any(lambda transport: transport.command(lm, Command(ABOUT)))
 
     async def progress(self, request_id: str) -> list[dict[str, Any]]:
         """The state of a call's sequences: running or waiting, position, tokens so far."""
@@ -153,14 +147,14 @@ class AsyncClient:
     async def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A text's token ids. The text may be longer than the context."""
         lm, prompt = self.names.resolve(model).lm, Prompt(text=text)
-        return await self._on_any(lambda transport: transport.tokenize(lm, prompt, add_special_tokens))
+        return await self._retries.on_any(lambda transport: transport.tokenize(lm, prompt, add_special_tokens))
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
         (prompt,) = read_prompts(list(ids), "ids")
         if prompt.input_ids is None:
             raise InvalidRequest("ids must be a list of token ids", "ids")
         lm, input_ids = self.names.resolve(model).lm, prompt.input_ids
-        return await self._on_any(lambda transport: transport.detokenize(lm, input_ids))
+        return await self._retries.on_any(lambda transport: transport.detokenize(lm, input_ids))
 
     async def health(self) -> Health:
         """Whether a Triton answers, and which LMs do. An LM answers if all three of its processes do."""
@@ -214,18 +208,18 @@ class AsyncClient:
 
     async def _pieces(self, plan: Plan, call: Call) -> AsyncGenerator[Piece, None]:
         """One sequence's pieces. After a fault, the next attempt resumes the sequence."""
-        attempts = Attempts(call, self._max_retries, self._repair_seconds)
+        attempts = self._retries.attempts(call)
         reporter = SequenceReporter(self._observer, call)
         transport: Transport | None = None
         while True:
-            transport, attempt = await self._healthy_transport(call, transport), attempts.next_call()
+            transport, attempt = await self._retries.healthy_transport(call, transport), attempts.next_call()
             running = self._running.get(plan.id, {})
             running[attempt.request_id] = transport
-            self._balancer.call_started(transport)
+            self._retries.balancer.call_started(transport)
             source = transport.generate(attempt)
             try:
                 async for piece in source:
-                    self._balancer.mark_healthy(transport)
+                    self._retries.balancer.mark_healthy(transport)
                     piece = attempts.accept(piece)  # noqa: PLW2901 (the same piece, renumbered)
                     reporter.piece(piece)
                     yield piece
@@ -233,11 +227,11 @@ class AsyncClient:
             except InvalidRequest as error:
                 raise _with_argument_name(error) from None
             except TritonLMError as error:
-                pause = self._pause_after(error, transport, attempts)
+                pause = self._retries.pause_after(error, transport, attempts)
                 missing = isinstance(error, (ModelNotFound, NotLoaded))
                 reporter.error(error)
             finally:
-                self._balancer.call_ended(transport)
+                self._retries.balancer.call_ended(transport)
                 running.pop(attempt.request_id, None)
                 await source.aclose()
             if missing and self.revive is not None:
@@ -246,7 +240,7 @@ class AsyncClient:
 
     async def _embed(self, call: Call) -> PromptEmbedding:
         """One prompt's embedding. After a fault it is computed again."""
-        return await self._repeat(call, lambda transport, attempt: transport.embed(attempt))
+        return await self._retries.repeat(call, lambda transport, attempt: transport.embed(attempt))
 
     async def _chat_profile(self, model: str) -> ChatProfile:
         """How the LM's checkpoint writes its answers. It is asked for anew from time to time, because a model may be
@@ -254,7 +248,7 @@ class AsyncClient:
         made, profile = self._chat_profiles.get(model, (0.0, None))
         now = time.monotonic()
         if profile is None or now - made > _PROFILE_SECONDS:
-            about = await self._repeat(
+            about = await self._retries.repeat(
                 Call(model, "about", Prompt()), lambda transport, _: transport.command(model, Command(ABOUT))
             )
             profile = ChatProfile.of(about)
@@ -266,54 +260,9 @@ class AsyncClient:
 
     async def _render(self, model: str, chat: str) -> str:
         prompt = Prompt(messages=chat)
-        return await self._repeat(Call(model, "render", prompt), lambda transport, _: transport.render(model, prompt))
-
-    async def _repeat(self, call: Call, query: Callable[[Transport, Call], Awaitable[T]]) -> T:
-        """The result of a call that has one response. After a fault it is made again."""
-        attempts = Attempts(call, self._max_retries, self._repair_seconds)
-        transport: Transport | None = None
-        while True:
-            transport = await self._healthy_transport(call, transport)
-            try:
-                result = await query(transport, attempts.next_call())
-            except TritonLMError as error:
-                pause = self._pause_after(error, transport, attempts)
-            else:
-                self._balancer.mark_healthy(transport)
-                return result
-            await asyncio.sleep(pause)
-
-    def _pause_after(self, error: TritonLMError, transport: Transport, attempts: Attempts) -> float:
-        """How long to wait before the next attempt; raises the error if there is none."""
-        responded_recently = self._balancer.responded_recently()
-        if isinstance(error, (Unavailable, Draining)):
-            self._balancer.mark_failed(transport)
-        return attempts.pause_after(error, responded_recently)
-
-    async def _healthy_transport(self, call: Call, failed: Transport | None) -> Transport:
-        """The Triton for the next attempt. One that failed before must pass a liveness check, if another is left."""
-        for _ in self._transports:
-            transport = self._balancer.pick(call, failed)
-            if not self._balancer.is_failing(transport):
-                break
-            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                if await asyncio.wait_for(transport.is_live(), _LIVENESS_SECONDS):
-                    break
-            self._balancer.mark_failed(transport)
-        return transport
-
-    async def _on_any(self, query: Callable[[Transport], Awaitable[T]]) -> T:
-        """Run a short query on the first Triton that answers it."""
-        for attempt in itertools.count():
-            transport = self._balancer.pick()
-            try:
-                return await query(transport)
-            except Unavailable:
-                self._balancer.mark_failed(transport)
-                if attempt >= self._max_retries:
-                    raise
-            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _MAX_PAUSE_SECONDS))
-        raise AssertionError("unreachable")
+        return await self._retries.repeat(
+            Call(model, "render", prompt), lambda transport, _: transport.render(model, prompt)
+        )
 
 
 def _with_argument_name(error: InvalidRequest) -> InvalidRequest:

@@ -7,153 +7,17 @@ that depend on a checkpoint (context, vocabulary) are checked where the checkpoi
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 from .errors import InvalidRequest, shown
+from .readers import MAX_LIST, Biases, Boolean, Integer, Number, Reader, Stops, Text, TokenIds
 from .structured_outputs import KINDS, OTHER_NAMES, StructuredOutputs, merge_names
 
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
-MAX_LIST = 1024
 MAX_TOKENS_LIMIT = 1_000_000
 MAX_NAME_CHARACTERS = 64
 MAX_SALT_CHARACTERS = 256
-
-Schema = dict[str, Any]
-
-
-class Reader(Protocol):
-    """Returns a value in its canonical form, or raises InvalidRequest; `schema` is the equivalent JSON schema."""
-
-    @property
-    def schema(self) -> Schema: ...
-
-    def __call__(self, name: str, value: Any) -> Any: ...
-
-
-@dataclass(frozen=True)
-class _Integer:
-    low: int
-    high: int
-    expected: str = ""
-
-    @property
-    def schema(self) -> Schema:
-        return {"type": "integer", "minimum": self.low, "maximum": self.high}
-
-    def __call__(self, name: str, value: Any) -> int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
-            raise InvalidRequest.for_value(name, self.expected or f"an integer from {self.low} to {self.high}", value)
-        return value
-
-
-@dataclass(frozen=True)
-class _Number:
-    low: float
-    high: float
-    open_low: bool = False
-
-    @property
-    def schema(self) -> Schema:
-        return {"type": "number", "exclusiveMinimum" if self.open_low else "minimum": self.low, "maximum": self.high}
-
-    def __call__(self, name: str, value: Any) -> float:
-        valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # A NaN fails every comparison.
-        if not valid or not self.low <= value <= self.high or (self.open_low and value == self.low):
-            bound = f"above {self.low:g}" if self.open_low else f"from {self.low:g}"
-            raise InvalidRequest.for_value(name, f"a number {bound} to {self.high:g}", value)
-        return float(value)
-
-
-@dataclass(frozen=True)
-class _Boolean:
-    schema: Schema = field(default_factory=lambda: {"type": "boolean"})
-
-    def __call__(self, name: str, value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise InvalidRequest.for_value(name, "true or false", value)
-        return value
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A short text; empty is that of no value."""
-
-    longest: int
-    expected: str
-    pattern: str = ""
-
-    @property
-    def schema(self) -> Schema:
-        return {"type": "string", "maxLength": self.longest, **({"pattern": self.pattern} if self.pattern else {})}
-
-    def __call__(self, name: str, value: Any) -> str:
-        valid = isinstance(value, str) and len(value) <= self.longest
-        # Not `search`, for which $ stands before a newline at the end, too.
-        if not valid or (self.pattern and not re.fullmatch(self.pattern, value)):
-            raise InvalidRequest.for_value(name, self.expected, value)
-        return str(value)
-
-
-@dataclass(frozen=True)
-class _Stops:
-    @property
-    def schema(self) -> Schema:
-        stop = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
-        return {"anyOf": [stop, {"type": "array", "items": stop, "minItems": 1, "maxItems": MAX_STOPS}]}
-
-    def __call__(self, name: str, value: Any) -> tuple[str, ...]:
-        stops = [value] if isinstance(value, str) else value
-        valid = isinstance(stops, (list, tuple)) and 1 <= len(stops) <= MAX_STOPS
-        if not valid or not all(isinstance(s, str) and 1 <= len(s) <= MAX_STOP_CHARACTERS for s in stops):
-            expected = f"a string or a list of 1 to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
-            raise InvalidRequest.for_value(name, expected, value)
-        return tuple(stops)
-
-
-@dataclass(frozen=True)
-class _TokenIds:
-    limit: int
-
-    @property
-    def schema(self) -> Schema:
-        return {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": self.limit}
-
-    def __call__(self, name: str, value: Any) -> tuple[int, ...]:
-        valid = isinstance(value, (list, tuple)) and len(value) <= self.limit
-        if not valid or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in value):
-            raise InvalidRequest.for_value(name, f"a list of at most {self.limit} token ids", value)
-        return tuple(value)
-
-
-@dataclass(frozen=True)
-class _Biases:
-    bias: _Number = _Number(-100, 100)
-
-    @property
-    def schema(self) -> Schema:
-        ids = {"pattern": "^[0-9]{1,10}$"}
-        return {
-            "type": "object", "propertyNames": ids, "additionalProperties": self.bias.schema, "maxProperties": MAX_LIST
-        }  # fmt: skip
-
-    def __call__(self, name: str, value: Any) -> dict[int, float]:
-        expected = f"an object of at most {MAX_LIST} token ids, each with a number from -100 to 100"
-        if not isinstance(value, Mapping) or len(value) > MAX_LIST:
-            raise InvalidRequest.for_value(name, expected, value)
-        biases: dict[int, float] = {}
-        for key, bias in value.items():
-            digits = str(key)
-            if not (digits.isascii() and digits.isdecimal() and len(digits) <= 10):
-                raise InvalidRequest.for_value(name, expected, value)
-            biases[int(digits)] = self.bias(name, bias)
-        return biases
 
 
 def _parameter(reader: Reader, meaning: str, default: Any = None, *, allowed: str) -> Any:
@@ -168,76 +32,76 @@ class SamplingParameters:
     """One request's parameters. `None` means "not sent" where no value means the same."""
 
     max_tokens: int | None = _parameter(
-        _Integer(0, MAX_TOKENS_LIMIT), "maximum tokens to generate; 0 only with echo; not sent: 16 (chat: what fits)",
+        Integer(0, MAX_TOKENS_LIMIT), "maximum tokens to generate; 0 only with echo; not sent: 16 (chat: what fits)",
         allowed="0 …",
     )  # fmt: skip
     min_tokens: int = _parameter(
-        _Integer(0, MAX_TOKENS_LIMIT), "no end of text and no stop before this many tokens", 0, allowed="0 … max_tokens"
+        Integer(0, MAX_TOKENS_LIMIT), "no end of text and no stop before this many tokens", 0, allowed="0 … max_tokens"
     )
-    temperature: float = _parameter(_Number(0, 2), "0 is greedy; higher is more random", 1.0, allowed="0 … 2")
+    temperature: float = _parameter(Number(0, 2), "0 is greedy; higher is more random", 1.0, allowed="0 … 2")
     top_k: int = _parameter(
-        _Integer(-1, MAX_TOKENS_LIMIT), "sample among the k likeliest tokens; 0 or -1: all", 0, allowed="-1 …"
+        Integer(-1, MAX_TOKENS_LIMIT), "sample among the k likeliest tokens; 0 or -1: all", 0, allowed="-1 …"
     )
     top_p: float = _parameter(
-        _Number(0, 1, open_low=True), "sample among the likeliest tokens of this total probability", 1.0,
+        Number(0, 1, open_low=True), "sample among the likeliest tokens of this total probability", 1.0,
         allowed="above 0 … 1",
     )  # fmt: skip
     min_p: float = _parameter(
-        _Number(0, 1), "drop tokens below this fraction of the likeliest token's probability", 0.0, allowed="0 … 1"
+        Number(0, 1), "drop tokens below this fraction of the likeliest token's probability", 0.0, allowed="0 … 1"
     )
     repetition_penalty: float = _parameter(
-        _Number(0, 10, open_low=True), "divides the logit of tokens seen in the prompt or the output", 1.0,
+        Number(0, 10, open_low=True), "divides the logit of tokens seen in the prompt or the output", 1.0,
         allowed="above 0 … 10",
     )  # fmt: skip
     presence_penalty: float = _parameter(
-        _Number(-2, 2), "subtracted from the logit of each generated token", 0.0, allowed="-2 … 2"
+        Number(-2, 2), "subtracted from the logit of each generated token", 0.0, allowed="-2 … 2"
     )
     frequency_penalty: float = _parameter(
-        _Number(-2, 2), "subtracted from a token's logit for each time it was generated", 0.0, allowed="-2 … 2"
+        Number(-2, 2), "subtracted from a token's logit for each time it was generated", 0.0, allowed="-2 … 2"
     )
     logit_bias: dict[int, float] = _parameter(
-        _Biases(), "added to the logits of these token ids", {}, allowed="{id: -100 … 100}"
+        Biases(), "added to the logits of these token ids", {}, allowed="{id: -100 … 100}"
     )
     seed: int | None = _parameter(
-        _Integer(-(2**63), 2**63 - 1, "a 64-bit integer"), "same seed, same text; not sent: random, and reported",
+        Integer(-(2**63), 2**63 - 1, "a 64-bit integer"), "same seed, same text; not sent: random, and reported",
         allowed="64-bit",
     )  # fmt: skip
     choice: int = _parameter(
-        _Integer(0, 1023), "the index of this choice among those with the same prompt and seed", 0, allowed="0 … 1023"
+        Integer(0, 1023), "the index of this choice among those with the same prompt and seed", 0, allowed="0 … 1023"
     )
     stop: tuple[str, ...] = _parameter(
-        _Stops(), "strings that end the text; they are not part of it", (), allowed="a string or 1 … 16 of them"
+        Stops(), "strings that end the text; they are not part of it", (), allowed="a string or 1 … 16 of them"
     )
     stop_token_ids: tuple[int, ...] = _parameter(
-        _TokenIds(MAX_LIST), "token ids that end the text", (), allowed="list of ids"
+        TokenIds(MAX_LIST), "token ids that end the text", (), allowed="list of ids"
     )
-    ignore_eos: bool = _parameter(_Boolean(), "continue after end of text", False, allowed="true, false")
+    ignore_eos: bool = _parameter(Boolean(), "continue after end of text", False, allowed="true, false")
     skip_special_tokens: bool = _parameter(
-        _Boolean(), "leave special tokens out of the text", True, allowed="true, false"
+        Boolean(), "leave special tokens out of the text", True, allowed="true, false"
     )
     logprobs: int | None = _parameter(
-        _Integer(0, 20), "log-probabilities of the tokens, with this many alternatives", allowed="0 … 20"
+        Integer(0, 20), "log-probabilities of the tokens, with this many alternatives", allowed="0 … 20"
     )
     echo: bool = _parameter(
-        _Boolean(), "return the prompt first, with its log-probabilities if requested", False, allowed="true, false"
+        Boolean(), "return the prompt first, with its log-probabilities if requested", False, allowed="true, false"
     )
     logprobs_start: int = _parameter(
-        _Integer(0, MAX_TOKENS_LIMIT),
+        Integer(0, MAX_TOKENS_LIMIT),
         "with echo and logprobs: skip so many tokens of the prompt, which may then come from the cache",
         0, allowed="0 …",
     )  # fmt: skip
     truncate_prompt_tokens: int | None = _parameter(
-        _Integer(1, MAX_TOKENS_LIMIT), "keep only this many tokens at the end of the prompt", allowed="1 …"
+        Integer(1, MAX_TOKENS_LIMIT), "keep only this many tokens at the end of the prompt", allowed="1 …"
     )
     add_special_tokens: bool = _parameter(
-        _Boolean(), "add the tokenizer's special tokens to a text prompt", True, allowed="true, false"
+        Boolean(), "add the tokenizer's special tokens to a text prompt", True, allowed="true, false"
     )
     structured_outputs: dict[str, Any] = _parameter(
         StructuredOutputs(), "the text follows a JSON schema, a regular expression, one of some choices, or a grammar",
         {}, allowed=f"{{{' | '.join(KINDS)}: …}}",
     )  # fmt: skip
     adapter: str = _parameter(
-        _Text(
+        Text(
             MAX_NAME_CHARACTERS, f"an adapter's name: at most {MAX_NAME_CHARACTERS} letters, digits, '.', '_' and '-'",
             r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
         ),
@@ -245,21 +109,21 @@ class SamplingParameters:
         allowed=f"up to {MAX_NAME_CHARACTERS} of A-Z a-z 0-9 . _ -",
     )  # fmt: skip
     cache_salt: str = _parameter(
-        _Text(MAX_SALT_CHARACTERS, f"a string of at most {MAX_SALT_CHARACTERS} characters"),
+        Text(MAX_SALT_CHARACTERS, f"a string of at most {MAX_SALT_CHARACTERS} characters"),
         "the prefix cache is shared only between requests of the same salt", "",
         allowed=f"up to {MAX_SALT_CHARACTERS} characters",
     )  # fmt: skip
-    return_token_ids: bool = _parameter(_Boolean(), "fill the output token_ids", False, allowed="true, false")
+    return_token_ids: bool = _parameter(Boolean(), "fill the output token_ids", False, allowed="true, false")
     as_piece: bool = _parameter(
-        _Boolean(), "return all outputs in the tensor piece, which costs less to transfer", False, allowed="true, false"
+        Boolean(), "return all outputs in the tensor piece, which costs less to transfer", False, allowed="true, false"
     )
     resume_token_ids: tuple[int, ...] = _parameter(
-        _TokenIds(MAX_TOKENS_LIMIT), "tokens that an earlier attempt generated; generation continues after them", (),
+        TokenIds(MAX_TOKENS_LIMIT), "tokens that an earlier attempt generated; generation continues after them", (),
         allowed="list of ids",
     )  # fmt: skip
-    priority: int = _parameter(_Integer(1, 3), "1 is served first, 3 last", 2, allowed="1, 2, 3")
+    priority: int = _parameter(Integer(1, 3), "1 is served first, 3 last", 2, allowed="1, 2, 3")
     timeout: float | None = _parameter(
-        _Number(0, 86_400, open_low=True), "time limit of the request, in seconds", allowed="above 0 … 86400"
+        Number(0, 86_400, open_low=True), "time limit of the request, in seconds", allowed="above 0 … 86400"
     )
 
     def __post_init__(self) -> None:

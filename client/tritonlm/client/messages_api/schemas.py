@@ -11,7 +11,8 @@ from pydantic import Field, create_model
 
 from tritonlm.client.chat_tools import MAX_TOOLS
 from tritonlm.client.request_fields import Body, Integer, Model, Refused, ShortText, sampling_fields
-from tritonlm.contract.parameters import MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TOKENS_LIMIT
+from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
+from tritonlm.contract.readers import MAX_STOP_CHARACTERS, MAX_STOPS
 
 _MAX_MESSAGES = 100_000
 # Validated by `blocks` and `request`, whose errors name the place.

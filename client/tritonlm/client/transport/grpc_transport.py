@@ -10,20 +10,16 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tritonlm.access import control_secret as secret
 from tritonlm.client.types import Piece
 from tritonlm.contract import (
     Broken,
     Chunk,
     GenerationRequest,
-    ModelNotFound,
-    NotLoaded,
     SamplingParameters,
     TimedOut,
     TritonLMError,
@@ -32,11 +28,11 @@ from tritonlm.contract import (
 )
 from tritonlm.contract.control import CANCEL, KNOWN, MAX_IDS, PING, Command
 from tritonlm.contract.errors import from_wire
-from tritonlm.contract.parts import part_of
 from tritonlm.contract.tensors import TensorSpec
 from tritonlm.observability.tracing import TRACEPARENT
 
 from . import Call, Prompt, PromptEmbedding, RepositoryModel
+from .repository import Repository
 from .responses import Responses, grpc_errors, single_request
 from .watch import Watch, WatchedCall
 from .wire import Outputs, infer_request, piece_of
@@ -51,21 +47,11 @@ _FIRST_CANCEL_SECONDS, _LAST_CANCEL_SECONDS = 0.02, 1.0
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The names of the three models in an LM's ensemble."""
-
-    tokenize: str
-    generate: str
-    detokenize: str
-
-
 class GrpcTransport:
     def __init__(self, url: str, connect_timeout: float, authorities: bytes | None = None) -> None:
         """grpcs://HOST:PORT uses TLS; `authorities` are the CA certificates (default: the system's)."""
         self.url = url
         scheme, _, rest = url.rpartition("://")
-        self._address = rest
         self._connect_timeout = connect_timeout
         # The time limit of one connection attempt; by default a host that does not answer blocks a call for 20 s.
         options = [*_OPTIONS, ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000))]
@@ -74,7 +60,7 @@ class GrpcTransport:
         else:
             self._channel = grpc.aio.insecure_channel(rest, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._parts: dict[str, Parts] = {}
+        self._repository = Repository(self._stub, url)
         self._background: set[asyncio.Task[None]] = set()
         self._watches: dict[str, Watch] = {}
 
@@ -124,7 +110,7 @@ class GrpcTransport:
 
     async def embed(self, call: Call) -> PromptEmbedding:
         """Calls `generate` directly, since the ensemble has no output for an embedding."""
-        ids, parts = await self.tokenize(call.model, call.prompt), await self._parts_of(call.model)
+        ids, parts = await self.tokenize(call.model, call.prompt), await self._repository.parts_of(call.model)
         adapter = call.parameters.get("adapter", "")
         parameters = SamplingParameters(max_tokens=0, echo=True, seed=0, timeout=call.timeout, adapter=adapter)
         generation = GenerationRequest(parameters, embed=True).to_json()
@@ -200,7 +186,7 @@ class GrpcTransport:
             stream.cancel()
 
     async def command(self, model: str, command: Command) -> dict[str, Any]:
-        parts = await self._parts_of(model)
+        parts = await self._repository.parts_of(model)
         request = infer_request(parts.generate, {tensors.CONTROL: command.to_json()}, [tensors.REPORT])
         with grpc_errors(self.url):
             async for message in self._stub.ModelStreamInfer(single_request(request), timeout=_COMMAND_SECONDS):
@@ -211,7 +197,7 @@ class GrpcTransport:
         raise Unavailable(f"the engine of {model!r} at {self.url} did not answer the command {command.name!r}")
 
     async def tokenize(self, model: str, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
-        parts = await self._parts_of(model)
+        parts = await self._repository.parts_of(model)
         # Without the output `request`, tokenize does not check the prompt's length.
         inputs = _prompt(prompt)
         if not add_special_tokens:
@@ -219,11 +205,11 @@ class GrpcTransport:
         return (await self._infer(parts.tokenize, inputs, tensors.PROMPT_IDS)).numbers(tensors.PROMPT_IDS)
 
     async def render(self, model: str, prompt: Prompt) -> str:
-        parts, output = await self._parts_of(model), tensors.RENDERED_PROMPT
+        parts, output = await self._repository.parts_of(model), tensors.RENDERED_PROMPT
         return (await self._infer(parts.tokenize, _prompt(prompt), output)).text(output)
 
     async def detokenize(self, model: str, ids: Sequence[int]) -> str:
-        parts = await self._parts_of(model)
+        parts = await self._repository.parts_of(model)
         chunk = Chunk(0, list(ids), len(ids), 0, 0, skip_special_tokens=False)
         inputs: dict[TensorSpec, object] = {tensors.CHUNK: chunk.to_json()}
         return (await self._infer(parts.detokenize, inputs, tensors.TEXT_OUTPUT)).text(tensors.TEXT_OUTPUT)
@@ -234,69 +220,14 @@ class GrpcTransport:
                 await self._stub.ModelInfer(infer_request(model, inputs, [output]), timeout=_COMMAND_SECONDS)
             )
 
-    async def _parts_of(self, model: str) -> Parts:
-        if model not in self._parts:
-            parts = _read_parts(await self._config(model))
-            if parts is None:
-                raise ModelNotFound(f"{model!r} is not a language model", "model")
-            self._parts[model] = parts
-        return self._parts[model]
-
-    async def _config(self, model: str) -> Any:
-        with grpc_errors(self.url):
-            request = service_pb2.ModelConfigRequest(name=model)
-            return (await self._stub.ModelConfig(request, timeout=_COMMAND_SECONDS)).config
-
     async def models(self) -> list[RepositoryModel]:
-        with grpc_errors(self.url):
-            index = await self._index()
-        models, part_names = [], set()
-        for entry in index:
-            ready = entry.state == "READY"
-            try:
-                config = await self._config(entry.name) if ready else None
-            except (NotLoaded, ModelNotFound):
-                # It was unloaded in the meantime.
-                ready, config = False, None
-            if config is not None:
-                parts = _read_parts(config)
-                if parts is None:
-                    continue
-                part_names |= set(_names(parts))
-            models.append(RepositoryModel(entry.name, ready, entry.reason, entry.state == "LOADING"))
-        # A model that is not loaded has no config; parts of LMs are then recognized by their names.
-        return [model for model in models if model.name not in part_names and not part_of(model.name)]
+        return await self._repository.models()
 
     async def load(self, model: str, timeout: float) -> None:
-        self._parts.pop(model, None)
-        with grpc_errors(self.url):
-            await self._stub.RepositoryModelLoad(
-                service_pb2.RepositoryModelLoadRequest(model_name=model), timeout=timeout, metadata=self._credentials()
-            )
+        await self._repository.load(model, timeout)
 
     async def unload(self, model: str) -> None:
-        """Unload it and its parts, and wait (with a limit) until their processes have ended and freed their memory."""
-        request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        request.parameters["unload_dependents"].bool_param = True
-        names = {model, *(_names(self._parts[model]) if model in self._parts else ())}
-        with grpc_errors(self.url):
-            await self._stub.RepositoryModelUnload(request, timeout=_GRACE_SECONDS, metadata=self._credentials())
-            deadline = asyncio.get_running_loop().time() + _GRACE_SECONDS
-            while names & {entry.name for entry in await self._index() if entry.state in ("READY", "UNLOADING")}:
-                if asyncio.get_running_loop().time() > deadline:
-                    # Triton may wait forever for a lost stream; callers cannot use the model any more.
-                    return
-                await asyncio.sleep(_FIRST_CANCEL_SECONDS)
-
-    async def _index(self) -> Any:
-        request = service_pb2.RepositoryIndexRequest()
-        metadata = self._credentials()
-        return (await self._stub.RepositoryIndex(request, timeout=_COMMAND_SECONDS, metadata=metadata)).models
-
-    def _credentials(self) -> list[tuple[str, str]]:
-        """The metadata with the secret that Triton's control API requires."""
-        value = secret.secret_for(self._address)
-        return [(secret.GRPC_HEADER, value)] if value else []
+        await self._repository.unload(model)
 
     async def is_live(self) -> bool:
         try:
@@ -304,17 +235,6 @@ class GrpcTransport:
         except grpc.RpcError:
             return False
         return bool(response.live)
-
-
-def _read_parts(config: Any) -> Parts | None:
-    """The parts of a model's ensemble; None if it is not a language model."""
-    by_input = {name: step.model_name for step in config.ensemble_scheduling.step for name in step.input_map}
-    inputs = (tensors.TEXT_INPUT.name, tensors.PROMPT_IDS.name, tensors.CHUNK.name)
-    return Parts(*(by_input[name] for name in inputs)) if by_input.keys() >= set(inputs) else None
-
-
-def _names(parts: Parts) -> tuple[str, str, str]:
-    return (parts.tokenize, parts.generate, parts.detokenize)
 
 
 def _prompt(prompt: Prompt) -> dict[TensorSpec, object]:
