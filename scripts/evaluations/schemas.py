@@ -41,6 +41,8 @@ from real_checkpoints import SMOLLM2, checkpoint  # noqa: E402
 # Its tokenizer has few tokens, so that random texts come to an end.
 TOKENIZER = ROOT / "model_repository" / "fable" / "1" / "tokenizer.json"
 CONTEXT, SLOTS = 2048, 64
+# A line of progress for so many schemas.
+PROGRESS = 25
 VALID, CUT, REFUSED = "valid", "cut at max_tokens", "refused by name"
 
 
@@ -109,7 +111,9 @@ def evaluate(folder: Path, schemas: Sequence[tuple[Schema, str]], answers: int, 
     engine = Engine(runner, config, decode, model.eos_token_ids, constraints=compiler)
     engine.start()
     collected = []
-    for schema, unsupported in schemas:
+    for number, (schema, unsupported) in enumerate(schemas):
+        if number % PROGRESS == 0:
+            print(f"{folder.name}: {number} of {len(schemas)} schemas submitted", file=sys.stderr, flush=True)
         prompt = tokenizer.encode(f"One {schema['title']} as JSON:\n").ids
         for seed in range(answers):
             collected.append(answer := Answer(schema, unsupported))
