@@ -15,6 +15,8 @@ from tritonlm.contract import EngineFailure
 
 from .conftest import Gateway, running_gateway
 
+ANSWERED = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}
+RESULT = {"type": "tool_result", "tool_use_id": "t"}
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
@@ -105,6 +107,10 @@ def test_blocks_become_the_messages_of_a_chat(gateway: Gateway, sdk: anthropic.A
         ({"system": [{"type": "image"}]}, "system[0]"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": ["any"]}}, "tool_choice.type"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0]: unknown field 'name'"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}]}, "messages[0].content[0]"),
+        ({"messages": [*HELLO, ANSWERED, {"role": "user", "content": [{**RESULT, "is_error": 1}]}]}, "is_error"),
         ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
         ({"thinking": {"type": "sometimes"}}, "thinking.type"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
@@ -141,6 +147,27 @@ def test_fields_without_an_effect_are_accepted(gateway: Gateway) -> None:
     ]  # fmt: skip
     assert "web_search_20250305" in answer.headers["x-tritonlm-ignored"]
     assert gateway.transport.calls[-1].parameters["priority"] == 1
+
+
+def test_fields_of_blocks_without_an_effect_are_named_once(gateway: Gateway) -> None:
+    document = {"type": "document", "context": "From a letter.", "source": {"type": "text", "data": "D"}}
+    text = {"type": "text", "text": "T", "citations": None, "cache_control": {"type": "ephemeral"}}
+    answer = gateway.post(
+        "/v1/messages", model=LM, max_tokens=3, tools=[{"name": "f", "input_schema": {"type": "object"}}],
+        tool_choice={"type": "auto", "disable_parallel_tool_use": None},
+        messages=[
+            {"role": "user", "content": [{**document, "citations": {"enabled": True}}, {**text, "tone": "calm"}]},
+            ANSWERED,
+            {"role": "user", "content": [{**RESULT, "content": [{**text, "tone": "calm"}], "is_error": None}]},
+        ],
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["warnings"] == [
+        "citations of document blocks has no effect", "tone of text blocks has no effect",
+    ]  # fmt: skip
+    chat: Any = sent_messages(gateway)
+    user, _, result = chat["messages"]
+    assert (user["content"], result["content"]) == ("From a letter.\nD\nT", "T")
 
 
 def test_errors_have_anthropics_form(gateway: Gateway, sdk: anthropic.Anthropic) -> None:

@@ -158,3 +158,25 @@ def test_the_options_of_a_request_are_limited() -> None:
     choices = [{"value": str(number)} for number in range(255)]
     with pytest.raises(InvalidRequest, match="2040"):
         read_questions([{**RED_OR_BLUE, "choices": choices}] * 8)
+
+
+@pytest.mark.parametrize(
+    ("question", "place"),
+    [
+        ({**TRUE, "levels": []}, "questions[0].levels"),
+        ({**TRUE, "type": ["predicate"]}, "questions[0].type"),
+        ({**RED_OR_BLUE, "explain": True}, "questions[0].explain"),
+        ({**RATING, "levels": [{"label": "a"}, {"label": "b", "value": 7}]}, "questions[0].levels[1].value"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_unknown_fields_of_questions_are_refused_by_their_place(
+    gateway: Gateway, question: dict[str, Any], place: str
+) -> None:
+    answer = gateway.post("/v1/decisions", model=LM, input="A fox.", questions=[question])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, place)
+
+
+def test_null_in_a_question_means_not_sent(gateway: Gateway) -> None:
+    question = {**TRUE, "name": None, "levels": None}
+    assert gateway.post("/v1/decisions", model=LM, input="A fox.", questions=[question]).status_code == 200

@@ -14,6 +14,17 @@ from tritonlm.contract import InvalidRequest
 
 Json = dict[str, Any]
 _ROLES = ("user", "assistant", "system")
+# The fields of each type of block that are read, or that are only marks of an earlier answer; any other is named in the
+# warnings. Null means "not sent".
+_FIELDS = {
+    "text": {"text", "citations"},
+    "thinking": {"thinking", "signature"},
+    "tool_use": {"id", "name", "input", "caller", "toolset_name"},
+    "tool_result": {"tool_use_id", "content", "is_error", "toolset_name"},
+    "document": {"source", "title", "context"},
+}
+# Prefixes are cached by their content.
+_OF_ALL = {"type", "cache_control"}
 
 
 @dataclass
@@ -23,15 +34,30 @@ class Conversation:
     # The ids of the tool uses so far; each result must belong to one.
     call_ids: set[str] = field(default_factory=set)
 
+    def warn(self, warning: str) -> None:
+        """Once: a long conversation may hold what has no effect many times."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+    def note_fields(self, block: Mapping[str, Any]) -> None:
+        """Name the fields of a block that have no effect."""
+        kind = block["type"]
+        for name, value in block.items():
+            if value is not None and name not in _FIELDS[kind] | _OF_ALL:
+                self.warn(f"{name[:60]} of {kind} blocks has no effect")
+
 
 def read_conversation(system: str | Sequence[Json] | None, messages: Sequence[Json]) -> Conversation:
     conversation = Conversation()
     if system:
-        text = system if isinstance(system, str) else read_text(system, "system")
+        text = _read_text(conversation, system, "system")
         conversation.messages.append({"role": "system", "content": text})
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         role, content = message.get("role"), message.get("content")
+        for name, value in message.items():
+            if name not in ("role", "content") and value is not None:
+                raise InvalidRequest(f"{where}: unknown field {name[:60]!r}", f"{where}.{name[:60]}")
         if role not in _ROLES:
             raise InvalidRequest(f"{where}.role must be user or assistant; the system message is system", where)
         if isinstance(content, str):
@@ -57,6 +83,8 @@ class _Turn:
 
     def add(self, block: Any, where: str) -> None:
         kind = block.get("type") if isinstance(block, Mapping) else None
+        if isinstance(kind, str) and kind in _FIELDS:
+            self._conversation.note_fields(block)
         if kind == "text":
             self._texts.append(_text(block, "text", where))
         elif kind == "thinking" and self._role == "assistant":
@@ -111,19 +139,23 @@ class _Turn:
             raise InvalidRequest(
                 f"{where}.tool_use_id: no tool_use has the id {call_id[:60]!r}", f"{where}.tool_use_id"
             )
-        content = block.get("content") or ""
-        text = content if isinstance(content, str) else read_text(content, f"{where}.content")
+        content, failed = block.get("content"), block.get("is_error")
+        text = "" if content is None else _read_text(self._conversation, content, f"{where}.content")
+        if not isinstance(failed, bool | None):
+            raise InvalidRequest(f"{where}.is_error must be true or false", f"{where}.is_error")
         # Chats have no field for a failure.
-        text = f"Error: {text}" if block.get("is_error") is True else text
+        text = f"Error: {text}" if failed else text
         self._conversation.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
         self._has_results = True
 
     def _leave_out(self, kind: str, where: str) -> None:
-        self._conversation.warnings.append(f"{where}: a block of the type {kind[:60]} is left out")
+        self._conversation.warn(f"{where}: a block of the type {kind[:60]} is left out")
 
 
-def read_text(blocks: Any, where: str) -> str:
-    """The text of a list of text blocks and text documents."""
+def _read_text(conversation: Conversation, blocks: Any, where: str) -> str:
+    """A text, or the text of a list of text blocks and text documents."""
+    if isinstance(blocks, str):
+        return blocks
     if not isinstance(blocks, list):
         raise InvalidRequest(f"{where} must be a string or a list of text blocks", where)
     texts = []
@@ -132,6 +164,7 @@ def read_text(blocks: Any, where: str) -> str:
         kind = block.get("type") if isinstance(block, Mapping) else None
         if kind not in ("text", "document"):
             raise InvalidRequest(f"{place} must be a text block: these models read text only", place)
+        conversation.note_fields(block)
         texts.append(_text(block, "text", place) if kind == "text" else _document(block, place))
     return "\n".join(texts)
 
@@ -140,9 +173,8 @@ def _document(block: Mapping[str, Any], where: str) -> str:
     source = block.get("source")
     if not isinstance(source, Mapping) or source.get("type") != "text":
         raise InvalidRequest(f"{where}.source must be text: these models read text only", f"{where}.source")
-    text = _text(source, "data", f"{where}.source")
-    title = block.get("title")
-    return f"{title}\n{text}" if isinstance(title, str) and title else text
+    parts = [_text(block, name, where) for name in ("title", "context") if block.get(name) is not None]
+    return "\n".join(filter(None, [*parts, _text(source, "data", f"{where}.source")]))
 
 
 def _text(block: Mapping[str, Any], name: str, where: str) -> str:

@@ -10,6 +10,7 @@ from tritonlm.client.chat_tools import ChatTools, read_function, read_name
 from tritonlm.contract import InvalidRequest
 
 from .blocks import read_conversation
+from .documented import THINKING
 from .schemas import SAMPLING
 
 # The chat's names of fields that have another name here; the first that fits counts.
@@ -20,7 +21,6 @@ NAMES = {
 }
 _NO_SUPPORT = ("inference_geo", "container", "diagnostics")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 
 
 @dataclass
@@ -74,11 +74,11 @@ def _read_tools(tools: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]) -
         kind = choice.get("type")
         if kind == "tool":
             result.choose(read_name(choice, "tool_choice"))
-        elif kind in _CHOICES:
+        elif isinstance(kind, str) and kind in _CHOICES:
             result.tool_choice = _CHOICES[kind]
         else:
             raise InvalidRequest("tool_choice.type must be auto, any, tool or none", "tool_choice.type")
-        if not isinstance(choice.get("disable_parallel_tool_use", False), bool):
+        if not isinstance(choice.get("disable_parallel_tool_use"), bool | None):
             place = "tool_choice.disable_parallel_tool_use"
             raise InvalidRequest(f"{place} must be true or false", place)
     result.check()
@@ -100,8 +100,8 @@ def _template_variables(sent: Mapping[str, Any]) -> dict[str, Any]:
     """`thinking` and the effort as the variables of chat templates that switch reasoning."""
     variables: dict[str, Any] = {}
     if (thinking := sent.get("thinking")) is not None:
-        if thinking.get("type") not in _THINKING:
-            raise InvalidRequest(f"thinking.type must be one of {', '.join(_THINKING)}", "thinking.type")
+        if thinking.get("type") not in THINKING:
+            raise InvalidRequest(f"thinking.type must be one of {', '.join(THINKING)}", "thinking.type")
         variables["enable_thinking"] = thinking["type"] != "disabled"
     if (effort := (sent.get("output_config") or {}).get("effort")) is not None:
         variables["reasoning_effort"] = effort

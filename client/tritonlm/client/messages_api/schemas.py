@@ -14,6 +14,8 @@ from tritonlm.client.request_fields import Body, Integer, Model, Refused, ShortT
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
 from tritonlm.contract.readers import MAX_STOP_CHARACTERS, MAX_STOPS
 
+from .documented import Message, System, Thinking, ToolChoice
+
 _MAX_MESSAGES = 100_000
 # Validated by `blocks` and `request`, whose errors name the place.
 Objects = list[dict[str, Any]]
@@ -39,13 +41,13 @@ class OutputConfig(Body):
 
 class _Prompt(Body):
     model: Model = Field(description="the language model's name, as /v1/models lists it")
-    messages: Annotated[Objects, Field(min_length=1, max_length=_MAX_MESSAGES)] = Field(
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)] = Field(
         description="the chat: [{role, content}, …] with text, tool_use, tool_result and thinking blocks"
     )
-    system: str | Objects | None = Field(None, description="the system message, or text blocks")
+    system: System | None = Field(None, description="the system message, or text blocks")
     tools: Tools | None = Field(None, description="custom tools; hosted ones are left out and named in warnings")
-    tool_choice: dict[str, Any] | None = Field(None, description="{type: auto | any | tool | none}")
-    thinking: dict[str, Any] | None = Field(None, description="{type: enabled | adaptive | disabled}")
+    tool_choice: ToolChoice | None = Field(None, description="{type: auto | any | tool | none}")
+    thinking: Thinking | None = Field(None, description="{type: enabled | adaptive | disabled}")
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="further variables of the chat template, such as enable_thinking"

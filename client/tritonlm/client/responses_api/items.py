@@ -150,7 +150,7 @@ def read_text(content: Any, where: str) -> str:
     texts = []
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        text = part.get(_TEXT_PARTS[kind]) if kind in _TEXT_PARTS else None
+        text = part.get(_TEXT_PARTS[kind]) if isinstance(kind, str) and kind in _TEXT_PARTS else None
         if not isinstance(text, str):
             raise InvalidRequest(
                 f"{where}[{index}] must be a part with text ({', '.join(_TEXT_PARTS)}): these models read text only",

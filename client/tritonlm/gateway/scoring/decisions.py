@@ -19,6 +19,8 @@ MAX_CHOICES, MAX_LEVELS = 255, 10
 # Each option is a sequence of its own.
 MAX_OPTIONS = 2000
 _MAX_JSON_CHARACTERS = 256 * 1024
+# The fields of all questions, and the one that holds the options of each type.
+_COMMON, _OPTIONS = ("type", "name", "instructions"), {"predicate": (), "choice": ("choices",), "score": ("levels",)}
 
 
 @dataclass(frozen=True)
@@ -73,22 +75,30 @@ def _read(value: Mapping[str, Any], where: str) -> Question:
     kind, name = value.get("type"), value.get("name")
     if name is not None and not isinstance(name, str):
         raise InvalidRequest(f"{where}.name must be a string", f"{where}.name")
+    if not isinstance(kind, str) or kind not in _OPTIONS:
+        raise InvalidRequest(f"{where}.type must be predicate, choice or score", f"{where}.type")
+    _refuse_unknown(value, (*_COMMON, *_OPTIONS[kind]), where)
     instructions = _text(value.get("instructions"), f"{where}.instructions")
     if kind == "predicate":
         text = f"{instructions}\n\nIs this true? Answer true or false."
         return Question(kind, name, text, (True, False))
     if kind == "choice":
         options = _options(value.get("choices"), f"{where}.choices", "value", (str, bool), MAX_CHOICES)
-    elif kind == "score":
-        options = _options(value.get("levels"), f"{where}.levels", "label", (str,), MAX_LEVELS)
     else:
-        raise InvalidRequest(f"{where}.type must be predicate, choice or score", f"{where}.type")
+        options = _options(value.get("levels"), f"{where}.levels", "label", (str,), MAX_LEVELS)
     lines = [
         f"- {json.dumps(option, ensure_ascii=False)}{f': {description}' if description else ''}"
         for option, description in options
     ]
     text = "\n".join([instructions, "", "Answer with one of these, as it is written here:", *lines])
     return Question(kind, name, text, tuple(option for option, _ in options))
+
+
+def _refuse_unknown(value: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """As with every optional field, null means "not sent"."""
+    for name, field in value.items():
+        if name not in known and field is not None:
+            raise InvalidRequest(f"{where}: unknown field {name[:60]!r}", f"{where}.{name[:60]}")
 
 
 def _options(
@@ -101,6 +111,7 @@ def _options(
         option: Any = value.get(field) if isinstance(value, Mapping) else None
         if not isinstance(option, (str, bool)) or not isinstance(option, kinds):
             raise InvalidRequest(f"{where}[{index}].{field} has the wrong type", f"{where}[{index}].{field}")
+        _refuse_unknown(value, (field, "description"), f"{where}[{index}]")
         description = value.get("description")
         if description is not None and not isinstance(description, str):
             raise InvalidRequest(f"{where}[{index}].description must be a string", f"{where}[{index}].description")

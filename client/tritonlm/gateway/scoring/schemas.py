@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
-from tritonlm.client.request_fields import Body, Integer, Model, ShortText
+from tritonlm.client.request_fields import NULL, Body, Integer, Model, ShortText
 from tritonlm.client.responses_api.schemas import CacheOptions
+
+from .decisions import MAX_CHOICES, MAX_LEVELS
 
 MAX_TEXTS = 1000
 Texts = (
@@ -80,12 +82,73 @@ class Ranking(BaseModel):
     usage: ScoreUsage
 
 
+_TEXT = {"type": "string"}
+_INSTRUCTIONS = {
+    "anyOf": [
+        _TEXT,
+        {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "properties": {"type": {"const": "input_text"}, "text": _TEXT},
+                        "required": ["type", "text"],
+                    },
+                    {
+                        "type": "object",
+                        "properties": {"type": {"const": "input_json"}, "data": {"type": ["object", "array"]}},
+                        "required": ["type", "data"],
+                    },
+                ]
+            },
+            "minItems": 1,
+        },
+    ]
+}
+
+
+def _question(kind: str, **options: Any) -> dict[str, Any]:
+    named = {"type": {"const": kind}, "name": {"anyOf": [_TEXT, NULL]}, "instructions": _INSTRUCTIONS}
+    return {
+        "type": "object",
+        "properties": {**named, **options},
+        "required": ["type", "instructions", *options],
+        "additionalProperties": NULL,
+    }
+
+
+def _options(field: str, value: dict[str, Any], most: int) -> dict[str, Any]:
+    option = {
+        "type": "object",
+        "properties": {field: value, "description": {"anyOf": [_TEXT, NULL]}},
+        "required": [field],
+        "additionalProperties": NULL,
+    }
+    return {"type": "array", "items": option, "minItems": 2, "maxItems": most}
+
+
+# `decisions` checks them, and its errors name the place.
+Question = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _question("predicate"),
+                _question("choice", choices=_options("value", {"type": ["string", "boolean"]}, MAX_CHOICES)),
+                _question("score", levels=_options("label", _TEXT, MAX_LEVELS)),
+            ]
+        }
+    ),
+]
+
+
 class DecisionRequest(Body):
     model: Model = Field(description="the language model's name")
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000)] = Field(
         description="a text, or messages and calls of tools, which every question is about"
     )
-    questions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=400)] = Field(
+    questions: Annotated[list[Question], Field(min_length=1, max_length=400)] = Field(
         description="predicates, choices and scores, each with instructions"
     )
     prompt_cache_key: ShortText = Field(None, description="no effect: prefixes are cached by their content")
