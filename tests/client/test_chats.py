@@ -10,6 +10,8 @@ import pytest
 from fakes.chat_templates import QWEN, REASONING
 from fakes.fake_transport import ABOUT_LM, LM, FakeTransport
 from tritonlm import AsyncClient
+from tritonlm.client.chat_parsing.tools import read_tools
+from tritonlm.client.chats import with_argument_name
 from tritonlm.client.transport import Prompt
 from tritonlm.client.types import ChatCompletion
 from tritonlm.contract import InvalidRequest, Unavailable
@@ -148,3 +150,41 @@ def test_allowed_tools_limit_the_calls_and_not_the_prompt() -> None:
     assert "other" in grammar
     assert "noop" not in grammar
     assert len(json.loads(call.prompt.messages or "")["tools"]) == 2
+
+
+def schema_in(*properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{index}": schema for index, schema in enumerate(properties)}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "param", "message"),
+    [
+        (": not, if is not supported; leave it out", "tools[1].function.parameters", "it out (at /properties/p0/not)"),
+        (": the format isbn is not supported", "tools[1].function.parameters", "supported (at /properties/p1/format)"),
+        (": contains is not supported", "tools", "the parameters of a tool cannot be enforced: contains is not"),
+        (" is too large", "tools", "the parameters of a tool cannot be enforced: is too large"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_cannot_be_enforced_is_named_by_its_tool_and_place(reason: str, param: str, message: str) -> None:
+    first, second = schema_in({"enum": ["not"]}), schema_in({"not": {}}, {"format": "isbn"})
+    first["properties"]["not"] = {"format": "date"}
+    tools = read_tools(
+        [
+            {"type": "function", "function": {"name": name, "parameters": parameters}}
+            for name, parameters in (("f", first), ("g", second))
+        ]
+    )
+    error = InvalidRequest(f"structured_outputs.grammar{reason}", "structured_outputs.grammar")
+    named = with_argument_name(error, {}, tools)
+    assert named.param == param
+    assert message in named.message
+    assert "structured_outputs" not in named.message
+
+
+def test_parameters_of_tools_have_bounds() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(200):
+        schema = {"items": schema}
+    with pytest.raises(InvalidRequest, match="96 levels") as error:
+        read_tools([{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    assert error.value.param == "tools[0].function.parameters"

@@ -245,6 +245,19 @@ def test_what_a_format_cannot_enforce_is_refused_by_name_when_it_must_be_valid(n
     assert vocabulary.accepts(grammar, write_calls(name, [("f", {"code": "a"})]))
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_dates_in_arguments_exist(choice: str) -> None:
+    schema = {"type": "object", "properties": {"day": {"type": "string", "format": "date"}}, "required": ["day"]}
+    vocabulary = Vocabulary("special")
+    for name in ("hermes", "llama3_json", "mistral", "pythonic"):
+        tools = read_tools(functions(schema, strict=True), choice)
+        grammar = tool_grammar(ToolFormat(name), tools, vocabulary.ids)
+        for day, exists in {"2024-02-29": True, "2023-02-29": False, "0000-09-15": False}.items():
+            text = write_calls(name, [("f", {"day": day})]).replace("'", '"')
+            matcher, ids = vocabulary.matcher(grammar), vocabulary.encode(text)
+            assert (matcher.try_consume_tokens(ids) == len(ids)) == exists, (name, day)
+
+
 def test_a_keyword_that_llguidance_does_not_know_is_an_error_only_when_it_must_hold() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     vocabulary = Vocabulary("special")

@@ -106,7 +106,7 @@ class ChatCompletions:
                 plan, builder.chunk, _usage_at_end(plan, builder), lambda: builder.usage
             )
         except InvalidRequest as error:
-            raise with_argument_name(error, arguments, chat.tools.active) from None
+            raise with_argument_name(error, arguments, chat.tools) from None
         stream.warnings = builder.warnings
         return stream
 

@@ -6,6 +6,7 @@ They are checked here, as far as that needs no model; errors name the argument. 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 from tritonlm.client.chat_parsing.profile import Answer, ChatProfile
 from tritonlm.client.chat_parsing.tools import Tools, read_tools
 from tritonlm.contract import InvalidRequest, TritonLMError
+from tritonlm.contract.json_schemas import place_of
 from tritonlm.contract.structured_outputs import JSON, JSON_OBJECT, NAME, OTHER_NAMES, with_sent_name
 
+# The engine's refusal of a part of a schema, by its name.
+_UNSUPPORTED = re.compile(r"(the format )?(.+?) is not supported")
 _FLAGS = ("add_generation_prompt", "continue_final_message", "separate_reasoning")
 
 
@@ -92,11 +96,18 @@ def take_chat(messages: Sequence[Mapping[str, Any]], arguments: dict[str, Any]) 
     )
 
 
-def with_argument_name(error: InvalidRequest, sent: Mapping[str, Any], has_tools: bool) -> InvalidRequest:
-    """An error about the answer's grammar names what the caller has sent: the tools, or the format of the answer."""
-    if has_tools and error.param is not None and error.param.startswith(NAME):
-        return InvalidRequest(f"the parameters of a tool cannot be enforced: {error.message}", "tools")
-    return with_sent_name(error, sent)
+def with_argument_name(error: InvalidRequest, sent: Mapping[str, Any], tools: Tools) -> InvalidRequest:
+    """An error about the answer's grammar names what the caller has sent: a tool, or the format of the answer."""
+    if not tools.active or error.param is None or not error.param.startswith(NAME):
+        return with_sent_name(error, sent)
+    reason = error.message.removeprefix(f"{error.param}: ").removeprefix(f"{error.param} ")
+    if match := _UNSUPPORTED.match(reason):
+        key, value = ("format", match[2]) if match[1] else (match[2].split(", ")[0], None)
+        for function in tools.callable:
+            if (place := place_of(function.parameters, key, value)) is not None:
+                param = f"{function.path}.parameters"
+                return InvalidRequest(f"{param} cannot be enforced: {reason} (at {place})", param)
+    return InvalidRequest(f"the parameters of a tool cannot be enforced: {reason}", "tools")
 
 
 def renamed(error: TritonLMError, names: Mapping[str, str]) -> TritonLMError:

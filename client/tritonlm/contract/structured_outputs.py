@@ -48,7 +48,7 @@ def _read_json(name: str, value: Any) -> dict[str, Any] | bool:
     schema = _parsed(name, value)
     if not isinstance(schema, (dict, bool)):
         raise InvalidRequest.for_value(name, "a JSON schema: an object or a boolean", value)
-    if _is_deeper(schema, MAX_DEPTH):
+    if is_deeper(schema, MAX_DEPTH):
         raise InvalidRequest(f"{name} must not be nested more than {MAX_DEPTH} levels deep", name)
     try:
         text = json.dumps(schema, allow_nan=False)
@@ -245,7 +245,7 @@ def _check_unicode(name: str, text: str) -> None:
         raise InvalidRequest(f"{name} holds an unpaired surrogate, which is not a valid character", name) from None
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
+def is_deeper(value: Any, levels: int) -> bool:
     """Whether objects and lists are nested more deeply than that; without recursion, which Python limits."""
     layer = [value]
     for _ in range(levels + 1):

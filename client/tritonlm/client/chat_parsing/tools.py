@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.structured_outputs import MAX_DEPTH, is_deeper
 
 MAX_TOOLS = 128
 # Calls in one answer: a bound for models that do not stop by themselves.
@@ -121,6 +122,10 @@ def _read_function(path: str, tool: Any) -> Function:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping):
         raise InvalidRequest(f"{path}.parameters must be a JSON schema", f"{path}.parameters")
+    if is_deeper(parameters, MAX_DEPTH):
+        raise InvalidRequest(
+            f"{path}.parameters must not be nested more than {MAX_DEPTH} levels deep", f"{path}.parameters"
+        )
     definition = {
         "type": "function",
         "function": {"name": name, "description": description or "", "parameters": dict(parameters)},

@@ -15,9 +15,8 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.json_schemas import keywords, place_of, with_real_dates
 from tritonlm.contract.structured_outputs import CHOICE, GRAMMAR, JSON, JSON_OBJECT, NAME, REGEX
-
-from .json_schemas import keywords, place_of, with_real_dates
 
 # Bounds of a grammar: the regular expressions built at its start (50,000 in a millisecond) and in a step (14,000), the
 # parser's items in a step (20,000 in a millisecond), the states of its lexer (up to 2 kB each), and its symbols.
@@ -44,6 +43,13 @@ _MOST_GBNF_CHARACTERS = 16_384
 _MESSAGE_CHARACTERS = 400
 _UNSUPPORTED = re.compile(r"Unimplemented keys: (\[.*?\])")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: (.*)")
+# The library's messages that tell a caller nothing, or name an option that no caller has.
+_EXPLAINED = {
+    "NoExtensionBias": "allows no text at all",
+    "Too many items": "is too complex, or refers to itself without an end",
+    "too many expressions": "is too large",
+    "oneOf constraints are not supported": "is refused: oneOf needs alternatives that exclude each other; send anyOf",
+}
 
 
 def compile_grammar(structured_outputs: Mapping[str, Any], tokenizer: LLTokenizer) -> LLMatcher:
@@ -126,10 +132,11 @@ def _check(name: str, matcher: LLMatcher, content: Any) -> None:
         place = place_of(content, "format", match[1].strip())
         where = f" (at {place})" if place else ""
         raise InvalidRequest(f"{name}: the format {match[1].strip()} is not supported{where}; leave it out", name)
-    raise InvalidRequest(f"{name} is refused: {_short(message)}", name)
+    explained = next((text for part, text in _EXPLAINED.items() if part in message), None)
+    raise InvalidRequest(f"{name} {explained or f'is refused: {_short(message)}'}", name)
 
 
 def _short(message: str) -> str:
     """The message on one line."""
-    text = " ".join(message.split())
+    text = " ".join(message.replace("<non-verbose/>", "").split())
     return text if len(text) <= _MESSAGE_CHARACTERS else text[:_MESSAGE_CHARACTERS] + "…"

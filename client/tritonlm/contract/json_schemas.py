@@ -1,4 +1,4 @@
-"""Walks through JSON schemas: where a keyword is, and dates that exist. It does not know llguidance."""
+"""Walks through JSON schemas: where a keyword is, and dates that exist. It does not know what compiles them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def place_of(schema: Any, key: str, value: str | None = None) -> str | None:
     return next((place for place, name, found in keywords(schema) if name == key and value in (None, found)), None)
 
 
-def with_real_dates(schema: dict[str, Any]) -> dict[str, Any]:
+def with_real_dates(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema with the formats of dates restricted to dates that exist."""
-    exact = copy.deepcopy(schema)
+    exact = copy.deepcopy(dict(schema))
     for _, item in list(_schemas(exact)):
         if item.get("format") in ("date", "date-time"):
             others = item.get("allOf", [])
