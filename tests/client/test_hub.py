@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fakes.adapter_folders import adapter_folder
 from fakes.checkpoints import write_checkpoint
 from fakes.hub_server import COMMIT, HubServer, hub_server
+from tritonlm.contract.adapters_file import read_adapters
 
 WEIGHTS = "model.safetensors"
 WEIGHT_BYTES = 25_000_000
@@ -182,3 +184,23 @@ def test_an_incomplete_cache_is_named_without_a_network(machine: Machine) -> Non
     (path / WEIGHTS).unlink()
     message = machine.refusal("pull", "org/lm", HF_HUB_OFFLINE="1")
     assert message.startswith(f"org/lm is not complete on this machine ({WEIGHTS} is missing)")
+
+
+def test_an_adapter_is_downloaded_once_without_other_files(tmp_path: Path) -> None:
+    pirate, folder = adapter_folder(tmp_path / "pirate"), tmp_path / "adapters"
+    (pirate / "optimizer.pt").write_bytes(b"of the training")
+    with hub_server(pirate=pirate) as hub:
+        machine = Machine(hub, tmp_path / "hf")
+        add = ("adapters", "add", "pirate", "--base", "lm", "--path", "org/pirate", "--replace")
+        variables = {"TRITONLM_ADAPTERS_FOLDER": str(folder)}
+        assert machine.run(*add, **variables).returncode == 0
+        entry = read_adapters(folder / "lm.json")["pirate"]
+        assert entry.source == "org/pirate"
+        assert sorted(file.name for file in Path(entry.path).iterdir()) == [
+            "adapter_config.json", "adapter_model.safetensors"
+        ]  # fmt: skip
+        assert (Path(entry.path) / "adapter_model.safetensors").read_bytes() == b"weights"
+        assert len(hub.downloads("adapter_model.safetensors")) == 1
+        hub.failure = 503
+        assert machine.run(*add, HF_HUB_OFFLINE="1", **variables).returncode == 0
+        assert "org/ghost" in machine.refusal(*add[:-2], "org/ghost", **variables)

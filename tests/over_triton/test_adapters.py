@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,10 @@ import httpx
 import pytest
 from inference.adapters import write_adapter
 from tritonlm import Client
+from tritonlm.cli import app
 from tritonlm.client.types import Completion
 from tritonlm.contract import AdapterNotFound
+from typer.testing import CliRunner, Result
 
 from .servers import LM, WAIT_SECONDS, copy_repository
 from .test_serve import Serve, serving
@@ -86,6 +89,24 @@ def test_an_adapter_is_the_same_by_every_name_and_protocol(served: Serve, http: 
     url = f"http://127.0.0.1:{served.ports['http_port']}/v2/models/{LM}/generate"
     answer = httpx.post(url, json={**fields, **flat}, timeout=WAIT_SECONDS, trust_env=False)
     assert answer.json()["text_output"] == expected
+
+
+def test_compare_prints_what_a_base_and_its_adapter_answer_with_one_seed(
+    served: Serve, folders: dict[str, Path]
+) -> None:
+    def compare(*models: str, as_json: bool = True) -> Result:
+        words = ["compare", "Once", *models, "--max-tokens", "12", "--triton", served.grpc]
+        environment = {"TRITONLM_ADAPTERS_FOLDER": str(folders["root"] / "files")}
+        return CliRunner().invoke(app, [*words, *(["--json"] if as_json else [])], env=environment)
+
+    compared = json.loads(compare(LM, "--models", "one", f"{LM}:one", LM).stdout)
+    texts = [result["choices"][0]["text"] for result in compared["results"]]
+    # --models come first. Without a seed all get the same one.
+    assert texts[0] == texts[2] != texts[1] == texts[3]
+    printed = compare(LM, "one", "--seed", str(compared["seed"]), as_json=False)
+    assert printed.exit_code == 0
+    assert f"seed {compared['seed']}" in printed.stdout
+    assert compare("one").exit_code == 2
 
 
 def test_an_adapter_is_replaced_under_load_without_a_failed_request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -172,6 +173,38 @@ def test_a_further_adapter_waits_while_all_loaded_ones_are_in_use(make: Make) ->
     assert isinstance(waited, LoadedAdapter)
     assert waited.name == "b"
     assert adapters.store.count == 1
+
+
+def test_the_size_is_checked_before_a_file_is_read(make: Make) -> None:
+    adapters = make()
+    adapters.write("a")
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1 << 20, 1 << 10], "data_offsets": [0, 1 << 32]}}).encode()
+    (adapters.folder / "a" / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    refusal = adapters.refusal("a")
+    assert isinstance(refusal, CheckpointError)
+    assert f"needs {1 << 32} bytes, and adapter_memory is {1 << 30}; raise it" in refusal.message
+
+
+def test_an_adapter_without_room_does_not_block_others(make: Make) -> None:
+    adapters = make(adapter_memory=2 * BYTES)
+    adapters.write("a", "b", "broken")
+    (adapters.folder / "broken" / WEIGHTS).write_bytes(b"")
+    write(adapters.folder / "large", {**PLAIN, "r": 8}, tensors(8))
+    add_adapter(adapters.file, "large", AdapterEntry(str(adapters.folder / "large")))
+    used = adapters.acquire("a")
+    # It fits when `a` is released, and waits, also for two requests.
+    adapters.request("large")
+    adapters.request("large")
+    assert isinstance(adapters.refusal("broken"), CheckpointError)
+    other = adapters.acquire("b")
+    assert adapters.runner.loaded == ["a", "b"]
+    adapters.store.release(other)
+    adapters.use("a")
+    assert adapters.idle
+    adapters.store.release(used)
+    large = [adapters.next(), adapters.next()]
+    assert large[0] is large[1]
+    assert adapters.runner.loaded == ["a", "b", "large"]
 
 
 def test_changed_files_are_loaded_for_later_requests(make: Make) -> None:

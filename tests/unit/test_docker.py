@@ -91,6 +91,19 @@ def test_compose_services_have_no_capabilities_and_time_to_drain() -> None:
             assert service["stop_grace_period"] == "60s", name
 
 
+@pytest.mark.parametrize("pair", [("triton-1", "gateway"), ("triton-2", "gateway"), ("triton-gpu", "gateway-gpu")])
+def test_compose_shares_the_adapters_between_engines_and_gateway(pair: tuple[str, str]) -> None:
+    services = yaml_of(DOCKER / "compose.yaml")["services"]
+    folders, mounts = set(), set()
+    for service in (services[name] for name in pair):
+        folders.add(service["environment"]["TRITONLM_ADAPTERS_FOLDER"])
+        mounts.add(tuple(service["volumes"]))
+    assert folders == {"/data/tritonlm/adapters"}
+    # The default registry of the images, whose XDG_CONFIG_HOME is /data, lies beside it.
+    assert mounts == {("models:/data",)}
+    assert services["gateway"]["environment"]["HF_HOME"] in (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+
+
 def test_alert_rules_pass_promtool() -> None:
     if not (promtool := shutil.which("promtool")):
         pytest.skip("promtool is not installed (Debian: prometheus)")

@@ -7,6 +7,8 @@ Everything that cannot be computed is refused by name. It does not know the base
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,8 @@ from .peft_settings import CONFIG, PeftSettings
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
+# A safetensors file begins with the length of its header, which the format limits.
+_LENGTH_BYTES, _MOST_HEADER_BYTES = 8, 100_000_000
 _PICKLED = ("adapter_model.bin", "adapter_model.pt")
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,6 +42,17 @@ def read_adapter(name: str, folder: Path, max_rank: int) -> LoraAdapter:
     identity = hashlib.sha256(hashlib.sha256(config).digest() + hashlib.sha256(weights).digest()).hexdigest()
     tensors = _tensors(folder / WEIGHTS, weights)
     return LoraAdapter(name, identity, dict(_layers(folder / WEIGHTS, settings, tensors)))
+
+
+def stored_numbers(folder: Path) -> int:
+    """How many numbers the header of the weights' file announces; 0 if it cannot be read: `read_adapter` says why."""
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = json.loads(file.read(min(length, _MOST_HEADER_BYTES)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return 0
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -1,8 +1,9 @@
 """The loaded adapters of an engine: at most so many, of so many bytes, of which the least recently used one goes first.
 
 A request holds a reference from its submission to its end, and an adapter with references is never evicted. When all
-loaded ones are in use, a further one waits until one is released. One thread reads files and hands them to the runner
-while steps run. When an adapter's files change, later requests get the new content, and running ones keep the old one.
+loaded ones are in use, a further one is put aside until one is released, and other loads go on. One thread reads files
+and hands them to the runner while steps run. When an adapter's files change, later requests get the new content, and
+running ones keep the old one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from ..memory import trim_heap
 from ..runners.interface import Runner
 from .folders import AdapterFolders, AdapterSource
 from .loaded import LoadedAdapter
-from .lora import LoraAdapter
-from .peft_files import read_adapter
+from .peft_files import read_adapter, stored_numbers
 
 _log = logging.getLogger("tritonlm.engine")
 
@@ -46,13 +46,15 @@ class AdapterStore:
         self._runner, self._config = runner, config
         self._folders = AdapterFolders(Path(config.adapters_file))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
-        # Guards everything below, and is notified when an adapter loses its last reference.
-        self._released = threading.Condition()
+        # Guards everything below.
+        self._lock = threading.Lock()
         # What later requests get, by name, the least recently used first.
         self._current: OrderedDict[str, _Entry] = OrderedDict()
         # These, and replaced or removed ones that requests still use.
         self._entries: dict[LoadedAdapter, _Entry] = {}
         self._waiting: dict[AdapterSource, list[Done]] = {}
+        # Those of them for which there was no room, in the order in which they are tried again.
+        self._blocked: list[AdapterSource] = []
         self._closed = False
         self.loads = 0
 
@@ -66,7 +68,7 @@ class AdapterStore:
         except TritonLMError as error:
             done(error)
             return
-        with self._released:
+        with self._lock:
             self._drop([entry for entry in self._current.values() if entry.loaded.name not in names])
             entry = self._current.get(name)
             if entry is None or entry.source != source:
@@ -77,25 +79,25 @@ class AdapterStore:
         done(entry.loaded)
 
     def release(self, adapter: LoadedAdapter) -> None:
-        with self._released:
+        with self._lock:
             entry = self._entries[adapter]
             entry.references -= 1
             assert entry.references >= 0
             if not entry.references:
                 if self._current.get(adapter.name) is not entry:
                     del self._entries[adapter]
-                self._released.notify_all()
+                self._retry_blocked()
 
     def close(self) -> None:
         """Refuse what waits, and stop the thread."""
-        with self._released:
+        with self._lock:
             self._closed = True
-            self._released.notify_all()
+            self._retry_blocked()
         self._thread.shutdown(wait=False)
 
     def report(self) -> list[AdapterReport]:
         """The loaded ones, and how many requests each has."""
-        with self._released:
+        with self._lock:
             return [
                 {"name": entry.loaded.name, "bytes": entry.nbytes, "running": entry.references}
                 for entry in self._entries.values()
@@ -107,7 +109,7 @@ class AdapterStore:
 
     @property
     def nbytes(self) -> int:
-        with self._released:
+        with self._lock:
             return self._nbytes()
 
     def _nbytes(self) -> int:
@@ -120,20 +122,26 @@ class AdapterStore:
         self._waiting[source] = [done]
         self._thread.submit(self._run, source)
 
+    def _retry_blocked(self) -> None:
+        for source in self._blocked:
+            self._thread.submit(self._run, source)
+        self._blocked.clear()
+
     # The loading thread.
 
     def _run(self, source: AdapterSource) -> None:
-        entry: _Entry | None
         error: TritonLMError | None = None
         try:
             entry = self._load(source)
+            if entry is None:
+                return
         except TritonLMError as failure:
             entry, error = self._fall_back(source, failure), failure
         except BaseException as failure:  # whatever a damaged file may cause in a library
             _log.exception("adapter %s cannot be loaded", source.name)
             error = EngineFailure(f"adapter {source.name!r} cannot be loaded ({type(failure).__name__})", "adapter")
             entry = self._fall_back(source, error)
-        with self._released:
+        with self._lock:
             waiting = self._waiting.pop(source)
             if entry:
                 # It may have been removed from the file since.
@@ -147,19 +155,28 @@ class AdapterStore:
                 # A new one for each request: errors carry the headers of their response.
                 done(type(error)(error.message, error.param))
 
-    def _load(self, source: AdapterSource) -> _Entry:
+    def _load(self, source: AdapterSource) -> _Entry | None:
+        """None: there is no room until a request ends, and the source is put aside."""
+        # Before the file is read, and again when it has been: it may be another one by then.
+        needed = self._needed(source.name, stored_numbers(source.folder))
+        with self._lock:
+            # A loaded one may be of the same content.
+            if source.name not in self._current and not self._make_room(source, needed):
+                return None
         adapter = read_adapter(source.name, source.folder, self._config.max_adapter_rank)
-        with self._released:
+        needed = self._needed(source.name, adapter.count)
+        with self._lock:
             entry = self._current.get(source.name)
             if entry and entry.loaded.identity == adapter.identity:
                 entry.source = source
                 return entry
-        self._make_room(adapter)
+            if not self._make_room(source, needed):
+                return None
         weights = self._runner.load_adapter(adapter)
         loaded = LoadedAdapter(adapter.name, adapter.identity, weights)
         del adapter
         trim_heap()
-        with self._released:
+        with self._lock:
             entry = self._entries[loaded] = _Entry(loaded, source, weights.nbytes)
             if old := self._current.pop(source.name, None):
                 self._drop([old])
@@ -169,7 +186,7 @@ class AdapterStore:
 
     def _fall_back(self, source: AdapterSource, error: TritonLMError) -> _Entry | None:
         """The loaded adapter of this name goes on when its new files cannot be loaded."""
-        with self._released:
+        with self._lock:
             entry = self._current.get(source.name)
             if entry and not self._closed:
                 entry.source = source
@@ -177,28 +194,29 @@ class AdapterStore:
                 return entry
         return None
 
-    def _make_room(self, adapter: LoraAdapter) -> None:
-        """Evict unused adapters until this one fits. Wait for running requests if all are in use."""
-        needed = adapter.count * self._runner.dtype.itemsize
+    def _needed(self, name: str, numbers: int) -> int:
+        """The bytes of an adapter of so many numbers."""
+        needed = numbers * self._runner.dtype.itemsize
         if needed > self._config.adapter_memory:
             raise CheckpointError(
-                f"adapter {adapter.name!r} needs {needed} bytes, and adapter_memory is {self._config.adapter_memory}; "
-                "raise it"
+                f"adapter {name!r} needs {needed} bytes, and adapter_memory is {self._config.adapter_memory}; raise it"
             )
-        with self._released:
-            while not self._closed and not self._fits(needed):
-                unused = next((entry for entry in self._current.values() if not entry.references), None)
-                if unused:
-                    self._drop([unused])
-                else:
-                    self._released.wait()
-            if self._closed:
-                raise Draining("this model has been stopped")
+        return needed
 
-    def _fits(self, needed: int) -> bool:
-        return len(self._entries) < self._config.max_adapters and (
-            self._nbytes() + needed <= self._config.adapter_memory
-        )
+    def _make_room(self, source: AdapterSource, needed: int) -> bool:
+        """Evict unused adapters until one of this size fits; if that does not suffice, put the source aside."""
+        if self._closed:
+            raise Draining("this model has been stopped")
+        unused = [entry for entry in self._current.values() if not entry.references]
+        if not self._fits(len(self._entries) - len(unused), needed - sum(entry.nbytes for entry in unused)):
+            self._blocked.append(source)
+            return False
+        while not self._fits(len(self._entries), needed):
+            self._drop([unused.pop(0)])
+        return True
+
+    def _fits(self, count: int, more_bytes: int) -> bool:
+        return count < self._config.max_adapters and self._nbytes() + more_bytes <= self._config.adapter_memory
 
     def _drop(self, entries: list[_Entry]) -> None:
         """Give these to no further request; their memory goes with their last reference."""
