@@ -1,7 +1,8 @@
 """The blocks of GGUF's quantized types as codes, scales and minima, without loss.
 
-Each function takes bytes (rows, blocks, bytes of a block). Scales are read at once; the kernels unpack codes when they
-pack a matrix (kernels/gguf_codes.hpp), and `unpack` does it here. This module knows how numbers are stored, not whose.
+Each function takes bytes (rows, blocks, bytes of a block). Scales of float16 stay where they lie, others are read at
+once; the kernels unpack codes when they pack a matrix (kernels/gguf_codes.hpp), and `unpack` does it here. This module
+knows how numbers are stored, not whose.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tritonlm.contract.gguf_tensors import BLOCKS
 from .quantized import BlockType, Quantized
 
 Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # Twice E2M1's numbers.
 _MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -27,12 +28,12 @@ _MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 @dataclass(frozen=True)
 class _Scales:
-    """(rows, blocks, groups of a block); in two levels whole numbers in units of the steps (rows, blocks)."""
+    """(rows, blocks, groups of a block): floats, or in two levels bytes that count the steps (rows, blocks)."""
 
     scales: npt.NDArray[Any]
     minima: npt.NDArray[Any] | None = None
-    steps: Floats | None = None
-    minimum_steps: Floats | None = None
+    steps: Halves | None = None
+    minimum_steps: Halves | None = None
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,20 @@ def quantized(rows: Bytes, type_name: str) -> Quantized:
     kind, stored = _TYPES[type_name], _block_type(type_name)
     found = kind.scales(_blocks(rows, stored.block_bytes))
     return Quantized(
-        torch.from_numpy(rows), _full(found.scales, found.steps), _optional(found.minima, found.minimum_steps),
+        torch.from_numpy(rows), _by_row(found.scales), _optional(found.minima),
         kind.bits, lowest=kind.lowest, scale_steps=_optional(found.steps),
         minimum_steps=_optional(found.minimum_steps), table=kind.table, stored_as=stored,
     )  # fmt: skip
 
 
-def _full(numbers: npt.NDArray[Any], steps: Floats | None = None) -> torch.Tensor:
-    """(rows, …) → (rows, numbers of a row), times their step."""
-    if steps is not None:
-        numbers = steps[..., None] * numbers.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(numbers.reshape(len(numbers), -1)))
+def _by_row(numbers: npt.NDArray[Any]) -> torch.Tensor:
+    """(rows, …) → (rows, numbers of a row), where they lie if their distance allows it; bytes have a sign."""
+    flat = numbers.reshape(len(numbers), -1)
+    return torch.from_numpy(flat.view(np.int8) if flat.dtype == np.uint8 else flat)
 
 
-def _optional(numbers: npt.NDArray[Any] | None, steps: Floats | None = None) -> torch.Tensor | None:
-    return None if numbers is None else _full(numbers, steps)
+def _optional(numbers: npt.NDArray[Any] | None) -> torch.Tensor | None:
+    return None if numbers is None else _by_row(numbers)
 
 
 @functools.cache
@@ -83,8 +83,10 @@ def _blocks(rows: Bytes, block_bytes: int) -> Bytes:
     return rows.reshape(len(rows), -1, block_bytes)
 
 
-def _half(blocks: Bytes, first: int) -> Floats:
-    return np.ascontiguousarray(blocks[..., first : first + 2]).view(np.float16)[..., 0].astype(np.float32)
+def _half(blocks: Bytes, first: int) -> Halves:
+    """A view: blocks of an even number of bytes begin at even addresses."""
+    halves: Halves = blocks[..., first : first + 2].view(np.float16)[..., 0]
+    return halves
 
 
 def _nibbles(packed: Bytes) -> Bytes:
@@ -138,10 +140,12 @@ def _q3_k_scales(blocks: Bytes) -> _Scales:
 
 def _six_bit_pairs(blocks: Bytes) -> _Scales:
     """The eight scales and minima of Q4_K and Q5_K, of 6 bits each in 12 bytes."""
-    first, second, high = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
-    scales = np.concatenate([first & 63, high & 15 | (first >> 6) << 4], axis=-1)
-    minima = np.concatenate([second & 63, high >> 4 | (second >> 6) << 4], axis=-1)
-    return _Scales(scales, minima, _half(blocks, 0), -_half(blocks, 2))
+    # Byte by byte of all blocks: runs of four bytes would take several times as long.
+    packed = np.ascontiguousarray(np.moveaxis(blocks[..., 4:16], -1, 0))
+    first, second, high = packed[:4], packed[4:8], packed[8:]
+    scales = np.concatenate([first & 63, high & 15 | (first >> 6) << 4])
+    minima = np.concatenate([second & 63, high >> 4 | (second >> 6) << 4])
+    return _Scales(np.moveaxis(scales, 0, -1), np.moveaxis(minima, 0, -1), _half(blocks, 0), -_half(blocks, 2))
 
 
 def _q5_k_codes(blocks: Bytes) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from .large_pages import LargePages
 from .quantized import BLOCK_OUTPUTS, Quantized
-from .structures import INT, POINTER, GroupedBlock, GroupedForm, GroupedSource
+from .structures import INT, POINTER, GroupedBlock, GroupedForm, GroupedNumbers, GroupedSource
 
 # The groups and the bits that the kernels multiply; a larger group's scale is repeated.
 GROUPS, BITS = (16, 32), (2, 3, 4, 5, 6, 8)
@@ -57,8 +57,9 @@ def pack_groups(matrix: Quantized, library: ctypes.CDLL, pages: LargePages | Non
     library.pack_grouped_weights.argtypes = [POINTER, POINTER, INT, POINTER]
     block_bytes = library.size_grouped_form(ctypes.byref(form), inputs)
     data = (pages or LargePages()).zeros(-(-outputs // BLOCK_OUTPUTS) * block_bytes)
-    pointers = [None if part is None else part.data_ptr() for part in (codes, *numbers)]
-    source = GroupedSource(*pointers, codes.shape[1], outputs, inputs, stored.number if stored else 0)
+    source = GroupedSource(
+        codes.data_ptr(), codes.shape[1], *map(_placed, numbers), outputs, inputs, stored.number if stored else 0
+    )
     library.pack_grouped_weights(
         ctypes.byref(form), ctypes.byref(source), len(os.sched_getaffinity(0)), data.data_ptr()
     )
@@ -69,15 +70,20 @@ def _numbers(matrix: Quantized, group: int, factors: torch.Tensor) -> tuple[list
     """Scales, minima and their steps as grouped_pack.hpp reads them; and whether scales and minima are pairs."""
 
     def halves(part: torch.Tensor | None) -> torch.Tensor | None:
-        return None if part is None else (part / factors[:, None]).half().contiguous()
+        return part if part is None or part.dtype == torch.float16 else (part / factors[:, None]).half()
 
     scales, minima = (_repeated(part, matrix.group // group) for part in (matrix.scales, matrix.minima))
     if matrix.scale_steps is None:
         return [halves(scales), halves(minima), None, None], False
-    steps = [matrix.scale_steps, matrix.minimum_steps]
-    numbers = [_whole_numbers(*pair) for pair in zip((scales, minima), steps, strict=True)]
-    pairs = _pairs(*numbers)
-    return [*(numbers if pairs is None else (pairs, None)), *map(halves, steps)], pairs is not None
+    steps = map(halves, (matrix.scale_steps, matrix.minimum_steps))
+    pairs = _pairs(scales, minima)
+    return [*((scales, minima) if pairs is None else (pairs, None)), *steps], pairs is not None
+
+
+def _placed(numbers: torch.Tensor | None) -> GroupedNumbers:
+    if numbers is None:
+        return GroupedNumbers()
+    return GroupedNumbers(numbers.data_ptr(), *(stride * numbers.itemsize for stride in numbers.stride()))
 
 
 def _form_of(matrix: Quantized, group: int, *, pairs: bool) -> GroupedForm:
@@ -91,17 +97,22 @@ def _form_of(matrix: Quantized, group: int, *, pairs: bool) -> GroupedForm:
 
 def _pairs(scales: torch.Tensor | None, minima: torch.Tensor | None) -> torch.Tensor | None:
     """Whole scales and minima of 4 bits in one byte each; None if they do not fit."""
-    if scales is None or minima is None or any(part.amin() < 0 or part.amax() > 15 for part in (scales, minima)):
-        return None
-    return scales | minima << 4
+
+    def fits(numbers: torch.Tensor) -> bool:
+        # numpy finds the extremes of bytes several times as fast as torch.
+        return bool(numbers.numpy().max() <= 15 and numbers.numpy().min() >= 0)
+
+    return None if scales is None or minima is None or not fits(scales) or not fits(minima) else scales | minima << 4
 
 
 def _output_factors(matrix: Quantized) -> torch.Tensor:
-    """A power of two for each output, by which its scales and minima fit float16."""
-    numbers = (
-        [matrix.scales, matrix.minima] if matrix.scale_steps is None else [matrix.scale_steps, matrix.minimum_steps]
-    )
-    bounds = [torch.maximum(part.amax(dim=1), -part.amin(dim=1)) for part in numbers if part is not None]
+    """A power of two for each output, by which its scales and minima fit float16; 1 if they are float16."""
+    two_level = matrix.scale_steps is not None
+    pair = [matrix.scale_steps, matrix.minimum_steps] if two_level else [matrix.scales, matrix.minima]
+    numbers = [part for part in pair if part is not None]
+    if all(part.dtype == torch.float16 for part in numbers):
+        return torch.ones(matrix.shape[0])
+    bounds = [torch.maximum(part.amax(dim=1), -part.amin(dim=1)) for part in numbers]
     largest = torch.stack(bounds).amax(dim=0)
     exponents = torch.frexp(largest / _LARGEST_SCALE).exponent
     return torch.ldexp(torch.ones(len(largest)), exponents).where(largest > 0, torch.ones(()))
@@ -109,14 +120,3 @@ def _output_factors(matrix: Quantized) -> torch.Tensor:
 
 def _repeated(numbers: torch.Tensor | None, repeats: int) -> torch.Tensor | None:
     return numbers if numbers is None or repeats == 1 else numbers.repeat_interleave(repeats, dim=1)
-
-
-def _whole_numbers(numbers: torch.Tensor | None, steps: torch.Tensor | None) -> torch.Tensor | None:
-    """The numbers in units of the step of their 256 inputs."""
-    if numbers is None or steps is None:
-        return None
-    parts = numbers.view(*steps.shape, -1)
-    divisors = steps[..., None]
-    return (
-        (parts / divisors.where(divisors != 0, torch.ones(()))).round().to(torch.int8).view(numbers.shape).contiguous()
-    )

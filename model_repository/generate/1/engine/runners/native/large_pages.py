@@ -11,7 +11,7 @@ import mmap
 import torch
 
 # A smaller tensor stays where it is: few of its pages are read one after the other.
-_LEAST_BYTES = 1 << 20
+_LEAST_BYTES = 1 << 17
 # Memory is taken from the system in extents, so that tensors share their large pages. What is not written is not used.
 _LARGE_PAGE, _EXTENT = 2 << 20, 64 << 20
 _ALIGNMENT = 4096

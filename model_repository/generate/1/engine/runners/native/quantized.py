@@ -40,14 +40,14 @@ class Quantized:
 
     # int8 (outputs, inputs): `lowest` to lowest + 2**bits - 1; or the bytes of each output in blocks of `stored_as`.
     codes: torch.Tensor
-    # float32 (outputs, inputs / group).
+    # float32 or float16 (outputs, inputs / group); int8 in two levels.
     scales: torch.Tensor
-    # float32 (outputs, inputs / group); None: symmetric.
+    # The same; None: symmetric.
     minima: torch.Tensor | None
     bits: int
     # The lowest code; None: -(2**(bits - 1)).
     lowest: int | None = None
-    # In two levels: scales and minima are whole numbers from -128 to 127 times a step, float32 (outputs, inputs / 256).
+    # In two levels: scales and minima count steps, which are float32 or float16 (outputs, inputs / 256).
     scale_steps: torch.Tensor | None = None
     minimum_steps: torch.Tensor | None = None
     # 16 numbers from -128 to 127, of 4-bit codes.
@@ -86,7 +86,7 @@ class Quantized:
 
         def take(tensor: torch.Tensor) -> torch.Tensor:
             taken = tensor[chosen]
-            if not exists.all() and tensor.dtype == torch.float32:
+            if not exists.all() and tensor.dtype in (torch.float32, torch.float16):
                 taken = taken * exists[:, None]
             return taken
 
@@ -108,9 +108,9 @@ class Quantized:
         """In float32."""
         codes = self.unpacked().codes
         numbers = codes.float() if self.table is None else torch.tensor(self.table).float()[codes.long()]
-        grouped = numbers.view(*self.scales.shape, self.group) * self.scales[..., None]
+        grouped = numbers.view(*self.scales.shape, self.group) * _in_full(self.scales, self.scale_steps)[..., None]
         if self.minima is not None:
-            grouped = grouped + self.minima[..., None]
+            grouped = grouped + _in_full(self.minima, self.minimum_steps)[..., None]
         return grouped.view(self.shape)
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Quantized:
@@ -121,6 +121,13 @@ class Quantized:
             self, codes=change(self.codes), scales=change(self.scales), minima=optional(self.minima),
             scale_steps=optional(self.scale_steps), minimum_steps=optional(self.minimum_steps),
         )  # fmt: skip
+
+
+def _in_full(numbers: torch.Tensor, steps: torch.Tensor | None) -> torch.Tensor:
+    """Scales or minima in float32."""
+    if steps is None:
+        return numbers.float()
+    return (numbers.float().view(*steps.shape, -1) * steps.float()[..., None]).view(numbers.shape)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,17 @@ class GroupedForm(ctypes.Structure):
     ]  # fmt: skip
 
 
-class GroupedSource(ctypes.Structure):
-    """As in grouped_pack.hpp."""
+class GroupedNumbers(ctypes.Structure):
+    """As in grouped_pack.hpp, like the next one."""
 
+    _fields_ = [("data", POINTER), ("output_bytes", ctypes.c_int64), ("group_bytes", ctypes.c_int64)]
+
+
+class GroupedSource(ctypes.Structure):
     _fields_ = [
-        *((name, POINTER) for name in ("codes", "scales", "minima", "scale_factors", "minimum_factors")),
+        ("codes", POINTER),
         ("row_bytes", ctypes.c_int64),
+        *((name, GroupedNumbers) for name in ("scales", "minima", "scale_factors", "minimum_factors")),
         *((name, INT) for name in ("outputs", "inputs", "type")),
     ]
 

@@ -1,9 +1,9 @@
 // Packs weights in groups into blocks of 16 outputs (grouped_form.hpp), while a model is loaded.
 //
-// Layout of the sources, row by row: codes [outputs][row_bytes], as gguf_codes.hpp unpacks their type; scales and minima
-// [outputs][inputs / group], float16, or int8 in two levels, where pairs are scales; then factors of scales and of minima [outputs][ceil(inputs / 256)] in
-// float16.
-// ISA variants: none. Test: tests/inference/test_grouped.py.
+// Layout of the sources: codes [outputs][row_bytes], as gguf_codes.hpp unpacks their type; scales and minima
+// [outputs][inputs / group], float16, or int8 in two levels, where pairs are scales; then factors of scales and of minima
+// [outputs][ceil(inputs / 256)] in float16. Numbers may lie apart, as they do between the codes of a file's blocks.
+// ISA variants: none; it is written in vectors of the compiler. Test: tests/inference/test_grouped.py.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,24 @@
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "gguf_codes.hpp"
 #include "grouped_form.hpp"
 
+// Numbers (outputs, groups): bytes from one output or group to the next.
+struct GroupedNumbers {
+    const uint8_t* data;
+    int64_t output_bytes, group_bytes;
+
+    const uint8_t* at(int output, int group) const { return data + output * output_bytes + group * group_bytes; }
+};
+
 struct GroupedSource {
     const uint8_t* codes;
-    const void *scales, *minima;
-    const uint16_t *scale_factors, *minimum_factors;
     int64_t row_bytes;
+    GroupedNumbers scales, minima, scale_factors, minimum_factors;
     int32_t outputs, inputs;
     GgufType type;
 };
@@ -33,57 +41,86 @@ class GroupedPacker {
     // `to` holds zeros.
     void pack_block(int block, uint8_t* to) const {
         const int first = block * kVecSize, count = std::min(kVecSize, source_.outputs - first);
-        for (int lane = 0; lane < count; lane++) {
-            pack_scales(first + lane, lane, to);
-            for (int k = 0; k < source_.inputs; k += kRecordInputs)
-                pack_codes(first + lane, lane, k, to + form_.record_offset(k) + form_.codes_offset);
+        // All outputs of a record before the next one: each line is written once.
+        for (int k = 0; k < source_.inputs; k += kRecordInputs) {
+            uint8_t* const record = to + form_.record_offset(k);
+            pack_scales(first, count, k, record);
+            pack_codes(first, count, k, record + form_.codes_offset);
         }
+        if (form_.two_level) pack_factors(first, count, to);
     }
 
   private:
-    void pack_scales(int output, int lane, uint8_t* to) const {
-        const int groups = source_.inputs / form_.group, per_record = kRecordInputs / form_.group;
-        const int size = form_.two_level ? 1 : 2, supers = (source_.inputs + kSuperInputs - 1) / kSuperInputs;
-        for (int group = 0; group < groups; group++) {
-            uint8_t* record = to + form_.record_offset(group / per_record * kRecordInputs);
-            const size_t from = ((size_t)output * groups + group) * size, place = (group % per_record * kVecSize + lane) * size;
-            memcpy(record + place, static_cast<const uint8_t*>(source_.scales) + from, size);
+    typedef uint32_t Quad __attribute__((vector_size(16)));
+
+    void pack_scales(int first, int count, int k, uint8_t* record) const {
+        const int number = k / form_.group, some = std::min(kRecordInputs, source_.inputs - k) / form_.group;
+        for (int i = 0; i < some; i++) {
+            pack_numbers(source_.scales, first, count, number + i, form_.two_level ? 1 : 2, record, i);
             if (form_.has_minima && !form_.pairs)
-                memcpy(record + form_.minima_offset + place, static_cast<const uint8_t*>(source_.minima) + from, size);
-        }
-        for (int i = 0; form_.two_level && i < supers; i++) {
-            uint8_t* header = to + form_.record_offset(i * kSuperInputs) - kCacheLine;
-            memcpy(header + 2 * lane, source_.scale_factors + (size_t)output * supers + i, 2);
-            if (form_.has_minima)
-                memcpy(header + kCacheLine / 2 + 2 * lane, source_.minimum_factors + (size_t)output * supers + i, 2);
+                pack_numbers(source_.minima, first, count, number + i, form_.two_level ? 1 : 2, record + form_.minima_offset, i);
         }
     }
 
-    // Of an output's inputs from k on, at most 64; four at a time.
-    void pack_codes(int output, int lane, int k, uint8_t* to) const {
-        const int count = std::min(kRecordInputs, source_.inputs - k), planes = form_.bits == 8 ? 0 : form_.bits % 4;
-        uint8_t codes[kRecordInputs];
-        codes_.unpack(source_.codes + output * source_.row_bytes, k, count, codes);
-        uint8_t* const masks = to + (form_.bits >= 4 ? kRecordInputs / 8 * kStepBytes : 0);
-        for (int step = 0; step < count / kStepInputs; step++) {
-            uint32_t four, nibbles;
-            memcpy(&four, codes + step * kStepInputs, sizeof four);
-            if (form_.bits == 8) memcpy(to + step * kStepBytes + lane * kStepInputs, &four, sizeof four);
-            else if (form_.bits >= 4) {
-                uint8_t* const place = to + step / 2 * kStepBytes + lane * kStepInputs;
-                memcpy(&nibbles, place, sizeof nibbles);
-                nibbles |= (four & 0x0f0f0f0f) << step % 2 * 4;
-                memcpy(place, &nibbles, sizeof nibbles);
-            }
-            for (int plane = 0; plane < planes; plane++) {
-                uint8_t* const mask = masks + (plane * (kRecordInputs / kStepInputs) + step) * sizeof(uint64_t) + lane / 2;
-                *mask |= bits_of_four(four >> (form_.bits / 4 * 4 + plane)) << lane % 2 * 4;
-            }
+    void pack_factors(int first, int count, uint8_t* to) const {
+        for (int k = 0, number = 0; k < source_.inputs; k += kSuperInputs, number++) {
+            uint8_t* const header = to + form_.record_offset(k) - kCacheLine;
+            pack_numbers(source_.scale_factors, first, count, number, 2, header, 0);
+            if (form_.has_minima) pack_numbers(source_.minimum_factors, first, count, number, 2, header, 1);
         }
     }
 
-    // Bit i of the result is the lowest bit of byte i.
-    static uint32_t bits_of_four(uint32_t bytes) { return (bytes & 0x01010101) * 0x01020408 >> 24 & 15; }
+    // to[place][lane] = number `group` of each output.
+    static void pack_numbers(const GroupedNumbers& from, int first, int count, int group, int bytes, uint8_t* to, int place) {
+        uint8_t* const line = to + place * kVecSize * bytes;
+        const auto copy = [&](auto size) __attribute__((always_inline)) {
+            for (int lane = 0; lane < count; lane++) memcpy(line + lane * size, from.at(first + lane, group), size);
+        };
+        if (bytes == 1) copy(std::integral_constant<int, 1>());
+        else copy(std::integral_constant<int, 2>());
+    }
+
+    // Of the outputs' inputs from k on, at most 64.
+    void pack_codes(int first, int count, int k, uint8_t* to) const {
+        const int inputs = std::min(kRecordInputs, source_.inputs - k), planes = form_.bits == 8 ? 0 : form_.bits % 4;
+        alignas(kCacheLine) uint8_t codes[kVecSize][kRecordInputs] = {};
+        for (int lane = 0; lane < count; lane++) codes_.unpack(source_.codes + (first + lane) * source_.row_bytes, k, inputs, codes[lane]);
+        alignas(kCacheLine) uint8_t steps[kRecordInputs / kStepInputs][kStepBytes];
+        transpose(codes, steps);
+        if (form_.bits == 8) memcpy(to, steps, sizeof steps);
+        if (form_.bits >= 4 && form_.bits < 8)
+            for (int step = 0; step < kRecordInputs / kStepInputs; step += 2, to += kStepBytes)
+                for (int i = 0; i < kStepBytes; i++) to[i] = (steps[step][i] & 15) | steps[step + 1][i] << 4;
+        for (int plane = 0; plane < planes; plane++)
+            for (int step = 0; step < kRecordInputs / kStepInputs; step++)
+                for (int i = 0; i < kStepBytes; i += 8) *to++ = bits_of_eight(steps[step] + i, form_.bits / 4 * 4 + plane);
+    }
+
+    // to[step][4 lane + i] = from[lane][4 step + i]
+    static void transpose(const uint8_t (&from)[kVecSize][kRecordInputs], uint8_t (&to)[kRecordInputs / kStepInputs][kStepBytes]) {
+        constexpr int kQuad = 4;
+        for (int lane = 0; lane < kVecSize; lane += kQuad)
+            for (int step = 0; step < kRecordInputs / kStepInputs; step += kQuad) {
+                Quad rows[kQuad];
+                for (int i = 0; i < kQuad; i++) memcpy(&rows[i], from[lane + i] + step * kStepInputs, sizeof(Quad));
+                const Quad low[] = {interleave_low(rows[0], rows[1]), interleave_low(rows[2], rows[3])};
+                const Quad high[] = {interleave_high(rows[0], rows[1]), interleave_high(rows[2], rows[3])};
+                const Quad columns[] = {first_halves(low), second_halves(low), first_halves(high), second_halves(high)};
+                for (int i = 0; i < kQuad; i++) memcpy(to[step + i] + lane * kStepInputs, &columns[i], sizeof(Quad));
+            }
+    }
+
+    static Quad interleave_low(Quad a, Quad b) { return __builtin_shuffle(a, b, Quad{0, 4, 1, 5}); }
+    static Quad interleave_high(Quad a, Quad b) { return __builtin_shuffle(a, b, Quad{2, 6, 3, 7}); }
+    static Quad first_halves(const Quad (&pair)[2]) { return __builtin_shuffle(pair[0], pair[1], Quad{0, 1, 4, 5}); }
+    static Quad second_halves(const Quad (&pair)[2]) { return __builtin_shuffle(pair[0], pair[1], Quad{2, 3, 6, 7}); }
+
+    // Bit i of the result is bit `bit` of byte i.
+    static uint8_t bits_of_eight(const uint8_t* from, int bit) {
+        uint64_t bytes;
+        memcpy(&bytes, from, sizeof bytes);
+        return (bytes >> bit & 0x0101010101010101) * 0x0102040810204080 >> 56;
+    }
 
     const GroupedForm& form_;
     const GroupedSource& source_;
