@@ -203,6 +203,24 @@ def test_dates_exist(folder: Path) -> None:
         assert (constraint.accepted(ids) == len(ids)) == is_date(text), text
 
 
+def test_numbers_are_beyond_exclusive_bounds_when_they_are_read(folder: Path) -> None:
+    compiler = ConstraintCompiler(folder / "tokenizer.json", Checkpoint(folder).vocab_size, {0})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = ("70", "70.0", "70.0000000000000000167", "70.00000000000003", "70.5", "71", "69.99999999999999999", "69.5",
+             "0", "0.0", "0.5", "-0.5", "-3", "1e-400")  # fmt: skip
+    for bound in (70, 70.0, 0, 0.5):
+        for keyword, holds in (("exclusiveMinimum", float.__gt__), ("exclusiveMaximum", float.__lt__)):
+            number = {"type": "number", keyword: bound}
+            constraint = compiled(compiler, {"json": {"type": "array", "items": number, "minItems": 1, "maxItems": 1}})
+            assert isinstance(constraint, Constraint)
+            for text in texts:
+                ids = tokenizer.encode(f"[{text}]").ids
+                # An exponent is not written beside a bound.
+                allowed = holds(float(text), float(bound)) and "e" not in text
+                assert (constraint.accepted(ids) == len(ids)) == allowed, (keyword, bound, text)
+    compiler.close()
+
+
 def is_date(text: str) -> bool:
     try:
         return bool(datetime.date.fromisoformat(text))

@@ -1,8 +1,12 @@
-"""Walks through JSON schemas: where a keyword is, and dates that exist. It does not know what compiles them."""
+"""Walks through JSON schemas: where a keyword is, and the values that follow a schema once they are read.
+
+It does not know what compiles them.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +18,9 @@ _VALUES = ("enum", "const", "default", "examples")
 _YEAR = r"(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 _FOURTH = "(0[48]|[2468][048]|[13579][26])"
 _REAL_DATE = f"^({_YEAR}-(0[13-9]|1[0-2]|02-[01]|02-2[0-8])|([0-9]{{2}}{_FOURTH}|{_FOURTH}00)-02-29)"
+
+# A bound in this range has a decimal notation of few digits. The smallest number beyond 0 that is written.
+_LARGEST, _SMALLEST = 1e15, 1e-15
 
 
 def keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
@@ -28,15 +35,33 @@ def place_of(schema: Any, key: str, value: str | None = None) -> str | None:
     return next((place for place, name, found in keywords(schema) if name == key and value in (None, found)), None)
 
 
-def with_real_dates(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with the formats of dates restricted to dates that exist."""
+def with_exact_values(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema restricted to values that follow it once they are read: dates that exist, and numbers that are beyond
+    an exclusive bound as doubles, too, as 70.00000000000000001 is not beyond 70."""
     exact = copy.deepcopy(dict(schema))
     for _, item in list(_schemas(exact)):
         if item.get("format") in ("date", "date-time"):
             others = item.get("allOf", [])
             if isinstance(others, list):
                 item["allOf"] = [*others, {"pattern": _REAL_DATE}]
+        _exclude_rounded(item)
     return exact
+
+
+def _exclude_rounded(schema: dict[str, Any]) -> None:
+    """Replace exclusive bounds of numbers by the nearest double beyond: what is rounded to a bound is not beyond it."""
+    kinds = schema.get("type", "number")
+    if "number" not in (kinds if isinstance(kinds, list) else [kinds]):
+        return
+    for exclusive, inclusive, direction in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
+        bound = schema.get(exclusive)
+        if not isinstance(bound, (int, float)) or isinstance(bound, bool) or abs(bound) > _LARGEST:
+            continue
+        nearest = math.nextafter(bound, direction * math.inf) if bound else direction * _SMALLEST
+        other = schema.get(inclusive)
+        known = [other] if isinstance(other, (int, float)) and not isinstance(other, bool) else []
+        schema[inclusive] = (max if direction > 0 else min)(nearest, *known) if known else nearest
+        del schema[exclusive]
 
 
 def _schemas(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tritonlm.client.chat_parsing.tools import Function
 from tritonlm.contract import InvalidRequest
-from tritonlm.contract.json_schemas import with_real_dates
+from tritonlm.contract.json_schemas import with_exact_values
 
 Rules = dict[str, str]
 # As templates write JSON, so that a model's own text and the grammar agree.
@@ -37,7 +37,7 @@ def json_content(schema: Mapping[str, Any]) -> str:
 
 
 def json_value(schema: Mapping[str, Any], strict: bool) -> str:
-    return "%json " + json.dumps({**with_real_dates(schema), "x-guidance": {**_SPACING, "lenient": not strict}})
+    return "%json " + json.dumps({**with_exact_values(schema), "x-guidance": {**_SPACING, "lenient": not strict}})
 
 
 def _with_definitions(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:

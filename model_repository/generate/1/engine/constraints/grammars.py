@@ -15,7 +15,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from tritonlm.contract import InvalidRequest
-from tritonlm.contract.json_schemas import keywords, place_of, with_real_dates
+from tritonlm.contract.json_schemas import keywords, place_of, with_exact_values
 from tritonlm.contract.structured_outputs import CHOICE, GRAMMAR, JSON, JSON_OBJECT, NAME, REGEX
 
 # Bounds of a grammar: the regular expressions built at its start (50,000 in a millisecond) and in a step (14,000), the
@@ -110,7 +110,7 @@ def _json_grammar(name: str, schema: dict[str, Any] | bool) -> str:
         patterns = [value] if key == "pattern" else value if key == "patternProperties" else ()
         for pattern in patterns:
             _check_repetitions(name, pattern, f" (at {place})")
-    return LLMatcher.grammar_from_json_schema(json.dumps(with_real_dates(schema)), overrides=_JSON_OPTIONS)
+    return LLMatcher.grammar_from_json_schema(json.dumps(with_exact_values(schema)), overrides=_JSON_OPTIONS)
 
 
 def _check_repetitions(name: str, text: Any, where: str = "") -> None:
