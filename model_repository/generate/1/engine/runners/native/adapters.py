@@ -16,6 +16,7 @@ from tritonlm.contract import CheckpointError
 
 from ...adapters.lora import LoraAdapter, LowRank
 from . import structures
+from .large_pages import own_memory
 from .padding import padded, take
 from .placement import Part, Placement
 from .quantized import BLOCK_OUTPUTS
@@ -32,7 +33,7 @@ class NativeAdapter:
     def __init__(self, packed: Mapping[int, _Packed], operations: int, dtype: torch.dtype) -> None:
         """`packed` are the matrices of some of the program's operations."""
         tensors = [tensor for each in packed.values() for tensor in (each.a, *each.b)]
-        self._memory = torch.empty(sum(map(_aligned_length, tensors)), dtype=dtype)
+        self._memory = own_memory(sum(map(_aligned_length, tensors)) * dtype.itemsize).view(dtype)
         addresses = self._place(tensors)
         # Part by part, as the tensors are.
         self._parts: list[ctypes.Array[structures.LowRankPart]] = []
@@ -91,7 +92,7 @@ class _Packed:
             ranks[name] = (rank, layers[name].rank if name in layers else 0)
             rank += ranks[name][1]
         a = _packed_a([layers[name].a for name in placement.layers if name in layers], placement.inputs)
-        b = [_packed_b(layers.get(part.layer), part).to(dtype) for part in placement.parts]
+        b = [_packed_b(layers.get(part.layer), part, dtype) for part in placement.parts]
         return cls(placement, a.to(dtype), b, [ranks[part.layer] for part in placement.parts], rank)
 
 
@@ -145,13 +146,16 @@ def _packed_a(matrices: Sequence[torch.Tensor], order: Sequence[int]) -> torch.T
     return torch.cat([block.transpose(0, 1).flatten() for block in blocks])
 
 
-def _packed_b(layer: LowRank | None, part: Part) -> torch.Tensor:
-    """(outputs, rank) → [outputs / 16][rank][16]; empty if the adapter does not change the layer."""
+def _packed_b(layer: LowRank | None, part: Part, dtype: torch.dtype) -> torch.Tensor:
+    """(outputs, rank) → [outputs / 16][rank / s][16][s] and a last rank of its own; empty without such a layer."""
     if layer is None:
-        return torch.empty(0)
+        return torch.empty(0, dtype=dtype)
     b = take(layer.b.float(), part.outputs)
     blocks = functional.pad(b, (0, 0, 0, part.size - len(b))).view(-1, BLOCK_OUTPUTS, layer.rank)
-    return blocks.transpose(1, 2).flatten()
+    step = 2 if dtype == torch.bfloat16 else 1
+    whole = layer.rank // step * step
+    steps = blocks[:, :, :whole].reshape(*blocks.shape[:2], whole // step, step).transpose(1, 2).flatten(1)
+    return torch.cat((steps, blocks[:, :, whole:].flatten(1)), dim=1).flatten().to(dtype)
 
 
 def _aligned_length(tensor: torch.Tensor) -> int:

@@ -41,6 +41,17 @@ class LargePages:
         return place
 
 
+def own_memory(size: int) -> torch.Tensor:
+    """So many bytes, which go back to the system with the tensor. Only whole large pages are such: no more is used."""
+    memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = torch.frombuffer(memory, dtype=torch.uint8)
+    begin = -pages.data_ptr() % _LARGE_PAGE
+    if whole := size // _LARGE_PAGE * _LARGE_PAGE:
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE, begin, whole)
+    return pages[begin : begin + size]
+
+
 def _extent(size: int) -> torch.Tensor:
     """At least `size` bytes from the beginning of a large page on."""
     memory = mmap.mmap(-1, size + 2 * _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -39,7 +39,7 @@ alignas(kCacheLine) constexpr RowSums kZeros[kPassRows] = {};
 // Adds the inputs [from, to) to the sums of a pass; weights[n] begins with those of input `from`.
 template <int kRows, typename T>
 __attribute__((noinline)) void accumulate_chunk(
-    const Rows<T>& rows, int m, const T* const (&weights)[2], int from, int to, RowSums* sums, SpreadPrefetch<1> ahead
+    const Rows<T>& rows, int m, const T* const (&weights)[2], int from, int to, RowSums* sums, ListedPrefetch& ahead
 ) {
     for (int block = 0; block < 2; block += kPassBlocks) {
         Accumulators<RowType<T>, kRows, kPassBlocks> totals;
@@ -61,7 +61,7 @@ typedef bf16 UnpackedChunk[2][kChunkInputs * kVecSize];
 template <int kRows>
 __attribute__((noinline)) void unpack_chunk(
     const Rows<bf16>& rows, int m, const ExponentTable& exponents, PackedBlock (&packed)[2], UnpackedChunk& unpacked, int from,
-    int to, RowSums* sums, SpreadPrefetch<1> ahead
+    int to, RowSums* sums, ListedPrefetch& ahead
 ) {
 #ifdef TRITONLM_UNPACKS
     // A pass of few rows, which would only be compiled for rows that begin within a tile.
@@ -94,30 +94,36 @@ class ChunkedPasses {
             for (int n = 0; weights.packed() && n < 2; n++) packed_[n] = PackedBlock(weights, rows.inputs(), blocks_[n]);
     }
 
-    void run(int first, int count, RowSums* sums) {
+    // `more`: what is prefetched besides; may be null.
+    void run(int first, int count, RowSums* sums, PrefetchList* more) {
         const int inputs = rows_.inputs(), chunks = (inputs + kChunkInputs - 1) / kChunkInputs;
         const int chunk = (inputs / kTileInputs + chunks - 1) / chunks * kTileInputs;
         const int passes = (first % kRowsPerPass<T> + count + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
+        const char* const* line = more ? more->lines : nullptr;
+        const char* const* const end = more ? line + more->count : nullptr;
+        if (more) more->taken = true;
         for (int from = 0; from < inputs; from += chunk) {
             const int to = std::min(from + chunk, inputs);
             const bool last = to == inputs;
-            SpreadPrefetch<1> ahead{begin(0, 2 * last, last ? 0 : to), begin(1, 2 * last, last ? 0 : to), 0};
+            ListedPrefetch ahead{{begin(0, 2 * last, last ? 0 : to), begin(1, 2 * last, last ? 0 : to), 0}, line, end};
             // The steps of a pass that prefetch a block.
             const int steps = (to - from) / kLineInputs<T> / kPassBlocks;
             ahead.stride = ((last ? chunk : std::min(chunk, inputs - to)) * input_bytes() / steps + passes - 1) / passes;
             bool is_first = true;
             for_each_pass<kRowTile<T>, kRowsPerPass<T>>(first, count, [&](int m, auto number) {
+                const char* const begins[2] = {ahead.from, ahead.other};
                 run_pass<decltype(number)::value>(first + m, is_first, from, to, sums + m, ahead);
                 is_first = false;
-                ahead.from += steps * ahead.stride;
-                ahead.other += steps * ahead.stride;
+                ahead.from = begins[0] + steps * ahead.stride;
+                ahead.other = begins[1] + steps * ahead.stride;
             });
+            line = ahead.line;
         }
     }
 
   private:
     template <int kRows>
-    void run_pass(int m, bool is_first, int from, int to, RowSums* sums, SpreadPrefetch<1> ahead) {
+    void run_pass(int m, bool is_first, int from, int to, RowSums* sums, ListedPrefetch& ahead) {
         if constexpr (sizeof(T) == sizeof(bf16))
             if (weights_.packed()) {
                 if (is_first) return unpack_chunk<kRows>(rows_, m, weights_.exponents, packed_, unpacked_, from, to, sums, ahead);

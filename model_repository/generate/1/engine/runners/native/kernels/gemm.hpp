@@ -109,10 +109,17 @@ void amx_passes(const Rows<bf16>& rows, int first, int count, const PackedWeight
 }
 #endif
 
+// What an output reads at its end, to be prefetched by passes: nothing, but for MatmulOutput.
+template <typename Output>
+PrefetchList* list_reads(Output&, int, int, int, int) {
+    return nullptr;
+}
+
 // sums[i][n] = row first + i times block + n, for one or two blocks.
 template <typename T>
 __attribute__((noinline)) void multiply_blocks(
-    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, int blocks, RowSums* sums
+    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, int blocks, RowSums* sums,
+    PrefetchList* more
 ) {
 #ifdef __AMX_BF16__
     if constexpr (sizeof(T) == sizeof(bf16)) {
@@ -124,18 +131,18 @@ __attribute__((noinline)) void multiply_blocks(
     constexpr int kDirectRows = kPassBlocks == 2 ? kRowsPerPass<T> : 2 * kRowsPerPass<T>;
     const bool chunked = kPassBlocks == 2 || weights.packed();
     if (chunked && first % kRowTile<T> % kRowsPerPass<T> + count > kDirectRows)
-        return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums);
+        return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums, more);
     direct_passes(rows, first, count, weights, block, blocks, sums);
 }
 
 // The same, and calls `output(row, block, 16 numbers)` with the results.
 template <bool kPair, typename T, typename Output>
 void gemm_blocks(
-    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, Claim& claim, Output output
+    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, Claim& claim, Output& output
 ) {
     // A pass of few rows stores the sums of more.
     alignas(kCacheLine) RowSums sums[kMaxRows + kPassRows];
-    multiply_blocks(rows, first, count, weights, block, 1 + kPair, sums);
+    multiply_blocks(rows, first, count, weights, block, 1 + kPair, sums, list_reads(output, first, count, block, 1 + kPair));
     if (!claim.acquire()) return;
     for (int i = 0; i < count; i++)
         for (int n = 0; n <= kPair; n++) output(first + i, block + n, load(sums[i][n]));

@@ -84,7 +84,7 @@ TRITONLM_INLINE void accumulate_packed_tile(
 template <bool kKeep, typename Number, int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_packed(
     Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const ExponentTable& exponents,
-    PackedBlock (&packed)[kBlocks], int from, int to, bf16* const (&kept)[kBlocks], Ahead ahead
+    PackedBlock (&packed)[kBlocks], int from, int to, bf16* const (&kept)[kBlocks], Ahead& ahead
 ) {
     const LineUnpacker unpacker(exponents);
     alignas(kCacheLine) bf16 tiles[kBlocks][kKeep ? 1 : kTileWeights];
@@ -138,7 +138,7 @@ __attribute__((noinline)) void gemv(
                 begin[n] = (const char*)packed[n].tile(0);
             }
             const int turn = inputs - kPackedPassAhead / kPackedLineBytes * kLineInputs<T>;
-            const auto ahead = prefetch_blocks(begin, kPackedLineBytes, kPackedPassAhead, turn);
+            auto ahead = prefetch_blocks(begin, kPackedLineBytes, kPackedPassAhead, turn);
             accumulate_packed<false>(sums, numbers, tile, weights.exponents, packed, 0, inputs, kept, ahead);
             return sums.save(to, to_block);
         }

@@ -182,7 +182,7 @@ class Interpreter : public Decoder {
         output.layout = &attention_;
         output.key_cache = static_cast<T*>(step.keys[op.layer]);
         output.value_cache = static_cast<T*>(step.values[op.layer]);
-        output.low_rank = low_rank_.shrink(rows, number, queues->shrink);
+        output.low_rank = low_rank_.shrink(rows, op.weights.outputs, number, queues->shrink);
         multiplier_.multiply(rows, step.rows, op.weights, queues[0], output);
         if (int8_kv_ && !op.keys_follow) {
             const int heads = program_.num_heads / program_.heads_per_kv;
@@ -242,7 +242,7 @@ class Interpreter : public Decoder {
             output.scale = op.scale;
             output.row_scales = op.row_scaled ? mixture_of_[number]->shared_gates() : nullptr;
         }
-        output.low_rank = low_rank_.shrink(rows, number, queues.shrink);
+        output.low_rank = low_rank_.shrink(rows, op.weights.outputs, number, queues.shrink);
         multiplier_.multiply(rows, step.rows, op.weights, queues, output);
         return kMatmul;
     }

@@ -15,6 +15,7 @@
 #include "activation.hpp"
 #include "kv_layout.hpp"
 #include "low_rank.hpp"
+#include "prefetch.hpp"
 #include "program.hpp"
 #include "rows.hpp"
 
@@ -35,12 +36,14 @@ struct MatmulOutput {
     const KVLayout<T>* layout = nullptr;
     T *key_cache = nullptr, *value_cache = nullptr;
     LowRankTerm<T> low_rank = {};
+    typename LowRankTerm<T>::Group group;
+    PrefetchList reads;
     Vec16 gate = {};
 
     void operator()(int row, int block, Vec16 sums) {
         const int column = block * kVecSize;
         if (bias) sums += load(bias + column);
-        if (low_rank.adapters) sums = low_rank.add(row, block, sums);
+        if (low_rank.adapters) sums += low_rank_sums(row, block);
         switch (kind) {
             case OutputKind::kStore: return store(to + row * stride + column, sums);
             case OutputKind::kAdd: return add(row, to + row * stride + column, sums);
@@ -52,6 +55,13 @@ struct MatmulOutput {
     }
 
   private:
+    // A work item's results come row by row, and a row's blocks one after the other.
+    Vec16 low_rank_sums(int row, int block) {
+        constexpr int kRows = LowRankTerm<T>::kGroupRows;
+        if (row % kRows == 0 && block % 2 == 0) low_rank.compute(row, block, !reads.taken, group);
+        return load(group.sums[row % kRows][block % 2]);
+    }
+
     void add(int row, float* target, Vec16 sums) const {
         store(target, load(target) + sums * (row_scales ? scale * row_scales[row] : scale));
     }
@@ -81,3 +91,10 @@ struct MatmulOutput {
         store(target, softcap > 0 ? softcap * tanh(scaled / softcap) : scaled);
     }
 };
+
+template <typename T>
+PrefetchList* list_reads(MatmulOutput<T>& output, int first, int count, int block, int blocks) {
+    output.reads.clear();
+    if (output.low_rank.adapters) output.low_rank.list_reads(first, count, block, blocks, output.reads);
+    return &output.reads;
+}

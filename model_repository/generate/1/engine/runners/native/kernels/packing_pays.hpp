@@ -75,7 +75,8 @@ class PackingTrial {
         for_each_part([&](size_t from, size_t to) {
             begin_matmul_tiles();
             alignas(kCacheLine) RowSums sums[kManyRows + kPassRows];
-            for (size_t block = from; block < to; block += 2) multiply_blocks(rows_, 0, rows, weights, (int)block, 2, sums);
+            for (size_t block = from; block < to; block += 2)
+                multiply_blocks(rows_, 0, rows, weights, (int)block, 2, sums, nullptr);
             end_tiles();
         }, kBlocks);
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

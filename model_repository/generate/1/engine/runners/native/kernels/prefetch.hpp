@@ -50,3 +50,31 @@ struct BlockPrefetch : SpreadPrefetch<kBlocks> {
         this->other += skipped;
     }
 };
+
+// Lines of memory that a pass prefetches beside weights, one at each step: what is read when its sums are complete.
+struct PrefetchList {
+    static constexpr int kMost = 1024;
+    const char* lines[kMost];
+    int count = 0;
+    // Whether passes have prefetched them.
+    bool taken = false;
+
+    PrefetchList() {}
+    // A copy has none: each thread's are its own.
+    PrefetchList(const PrefetchList&) {}
+
+    void clear() { count = 0, taken = false; }
+    void add(const void* from, size_t bytes) {
+        for (size_t i = 0; i < bytes && count < kMost; i += 64) lines[count++] = (const char*)from + i;
+    }
+};
+
+struct ListedPrefetch : SpreadPrefetch<1> {
+    const char* const* line;
+    const char* const* end;
+
+    __attribute__((always_inline)) void operator()() {
+        SpreadPrefetch<1>::operator()();
+        if (line != end) __builtin_prefetch(*line++, 0, 2);
+    }
+};

@@ -70,6 +70,15 @@ inline void store(bf16* to, Vec16 v) {
     memcpy(to, &h, sizeof h);
 }
 
+inline void round_to(float& to, float x) { to = x; }
+
+inline void round_to(bf16& to, float x) {
+    constexpr uint32_t kAlmostHalf = 0x7fff, kQuietBit = 0x40;
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    to.bits = x == x ? (bits + kAlmostHalf + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | kQuietBit;
+}
+
 // Reg16: 16 numbers in as many hardware registers as they need, for accumulators in inner loops. GCC keeps such registers
 // across iterations, but spills a Vec16 that is wider than one register to memory, where each sum waits for the last store.
 #ifdef __AVX512F__
