@@ -161,6 +161,11 @@ def test_invalid_configs_are_refused_before_a_job_starts(
     assert not (folder / "runs" / "out" / "refused").exists()
 
 
+def test_a_base_that_the_registry_lacks_is_refused_with_the_remedy(gateway: Gateway) -> None:
+    answer = gateway.post("/api/train", **SMALL, output_dir="out/refused", model_type="named-at-the-start")
+    assert "(abacus, fable); add one that was named when the server started with tritonlm add" in answer.text
+
+
 def test_one_job_runs_the_next_is_queued_and_both_can_be_cancelled(gateway: Gateway) -> None:
     long = {**SMALL, "max_iters": 100_000}
     first = gateway.post("/api/train", **long, output_dir="out/first").json()

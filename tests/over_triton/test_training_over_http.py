@@ -46,7 +46,7 @@ def complete_sum(http: httpx.Client, model: str) -> httpx.Response:
 
 
 def test_train_load_use_and_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RUNS_FOLDER": "runs", "DATA_FOLDER": "data"}.items():
+    for name, value in {"RUNS_FOLDER": "runs", "DATA_FOLDER": "data", "ADAPTERS_FOLDER": "adapters"}.items():
         monkeypatch.setenv(f"TRITONLM_{name}", str(tmp_path / value))
     options = ["--load", "abacus", "--registry", str(tmp_path / "models.yaml")]
     (tmp_path / "models.yaml").write_text("[]\n")
@@ -67,6 +67,23 @@ def test_train_load_use_and_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert http.delete("/v1/models/little").json() == {"id": "little", "object": "model", "deleted": True}
         assert complete_sum(http, "little").status_code == 404
         assert "little" not in {model["id"] for model in http.get("/v1/models").json()["data"]}
+        train_and_use_an_adapter(http, tmp_path / "data")
+
+
+def train_and_use_an_adapter(http: httpx.Client, data: Path) -> None:
+    """It learns one wrong sum, and is served under its name when its job has finished."""
+    data.mkdir()
+    (data / "wrong.txt").write_text("123+456=777\n\n" * 64)
+    settings = {"max_iters": 40, "eval_interval": 40, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2}
+    lora = {"dataset": "wrong.txt", "model_type": "abacus", "lora": {"rank": 4, "alpha": 8}}
+    job = start_training(http, "wrong", **settings, **lora)
+    assert follow_log(http, job["job_id"])[-1] == "finished"
+    answers = {
+        name: complete_sum(http, name).json()["choices"][0]["text"] for name in ("wrong", "abacus:wrong", "abacus")
+    }
+    assert answers == {"wrong": "777", "abacus:wrong": "777", "abacus": "579"}
+    assert http.delete("/v1/models/wrong").status_code == 200
+    assert complete_sum(http, "wrong").status_code == 404
 
 
 def test_a_job_survives_a_killed_gateway_and_resumes_to_identical_weights(tmp_path: Path) -> None:

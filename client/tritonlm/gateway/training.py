@@ -144,8 +144,8 @@ class TrainingService:
         folders |= {entry.name: entry.path for entry in self._entries() if entry.path is not None}
         if name not in folders:
             raise InvalidRequest(
-                f"model_type must name a language model of this server ({', '.join(folders)}); leave it out to train "
-                "from scratch",
+                f"model_type must name a bundled language model or one of the registry ({', '.join(folders)}); add one "
+                "that was named when the server started with tritonlm add, or leave it out to train from scratch",
                 "model_type",
             )
         Checkpoint(folders[name]).check()
