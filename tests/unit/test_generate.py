@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine.runners.loading import import_torch
 from fakes.fake_pb_utils import InferenceRequest, InferenceResponse, MetricFamily, TritonError, TritonModelException
 from fakes.models import start_model
 from fakes.tiny_lm import make_checkpoint
@@ -281,3 +283,11 @@ class TestTwoDevices:
         late = [make_request([5]), make_request([5])]
         model.execute(late)
         assert all("being unloaded" in request.sender.error().message for request in late)
+
+
+def test_collections_leave_out_what_the_import_of_torch_made() -> None:
+    gc.unfreeze()
+    import_torch()
+    assert gc.isenabled()
+    # Its modules alone are some hundred thousand objects.
+    assert gc.get_freeze_count() > 100_000

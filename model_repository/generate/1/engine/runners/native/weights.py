@@ -65,20 +65,26 @@ class WeightPacker:
 
     def get(self, name: str, *shape: int, index: int | None = None) -> torch.Tensor:
         """A copy of the tensor, or of tensor[index]: overwriting the file later does not change it."""
-        tensor = self._source.get(self._checked_name(name, shape), index)
+        return self._read(self._checked_name(name, shape), index).clone()
+
+    def _read(self, full_name: str, index: int | None) -> torch.Tensor:
+        tensor = self._source.get(full_name, index)
         self._load_progress.add(tensor.nbytes)
-        return tensor.clone()
+        return tensor
 
     def matrix(
         self, name: str, *shape: int, index: int | None = None, transposed: bool = False
     ) -> torch.Tensor | Quantized:
-        """The matrix (outputs, inputs), which may lie `transposed` in the file; quantized as there, if that is kept."""
+        """The matrix (outputs, inputs), which may lie `transposed` in the file; quantized as there, if that is kept.
+
+        It is not a copy: it may lie in the mapped file.
+        """
         full_name = self._checked_name(name, shape)
         found = self._source.quantized(full_name, index) if self._weights in (AUTO, INT4) else None
         if found is not None and is_supported(found) and (self._weights == AUTO or found.bits <= _INT4_BITS):
             self._load_progress.add(math.prod(found.shape) * self._dtype.itemsize)
             return found
-        tensor = self.get(name, *shape, index=index)
+        tensor = self._read(full_name, index)
         return tensor.t() if transposed else tensor
 
     def get_rows(self, name: str, width: int) -> torch.Tensor:
@@ -119,14 +125,16 @@ class WeightPacker:
         sizes = {"inputs": inputs, "outputs": outputs + -outputs % BLOCK_OUTPUTS}
         if self._weights == INT8:
             values, scales = quantize_int8(weight)
-            pointers = {"values": self.hold(pack(values, torch.int8)), "scales": self.hold(scales)}
-            return Weights(form=WeightForm.INT8, **pointers, **sizes)
-        blocks = pack(weight, self._dtype)
-        pays = self._dtype == torch.bfloat16 and bf16_packing_pays(self._library)
-        if pays and (packed := pack_bf16(blocks, self._library)):
-            tiles, outliers, offsets = (self.hold(tensor) for tensor in packed[:3])
-            return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=packed.max_exponent, **sizes)
-        return Weights(values=self.hold(blocks), **sizes)
+            packed_values = self._hold_in_place(pack(values, torch.int8, self._large_pages))
+            return Weights(values=packed_values, scales=self.hold(scales), form=WeightForm.INT8, **sizes)
+        if self._dtype == torch.bfloat16 and bf16_packing_pays(self._library):
+            blocks = pack(weight, self._dtype)
+            if packed := pack_bf16(blocks, self._library):
+                tiles, outliers, offsets = (self.hold(tensor) for tensor in packed[:3])
+                exponent = packed.max_exponent
+                return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=exponent, **sizes)
+            return Weights(values=self.hold(blocks), **sizes)
+        return Weights(values=self._hold_in_place(pack(weight, self._dtype, self._large_pages)), **sizes)
 
     def _packed_groups(self, stack: Stack) -> Weights:
         parts = [pack_groups(part, self._library, self._large_pages) for part in stack.parts]
@@ -145,7 +153,9 @@ class WeightPacker:
         )  # fmt: skip
 
     def hold(self, tensor: torch.Tensor) -> int:
-        tensor = self._large_pages.place(tensor)
+        return self._hold_in_place(self._large_pages.place(tensor))
+
+    def _hold_in_place(self, tensor: torch.Tensor) -> int:
         self._held.append(tensor)
         return tensor.data_ptr()
 
@@ -159,12 +169,24 @@ class WeightPacker:
         self._held.append(structure)
 
 
-def pack(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(outputs, inputs) → blocks of 16 outputs, padded with zeros: the layouts of gemm.hpp and int8.hpp."""
+def pack(weight: torch.Tensor, dtype: torch.dtype, pages: LargePages | None = None) -> torch.Tensor:
+    """(outputs, inputs) → blocks of 16 outputs, padded with zeros: the layouts of gemm.hpp and int8.hpp.
+
+    One copy, which lies in `pages` where they are given.
+    """
     outputs, inputs = weight.shape
-    contiguous, padding = _CONTIGUOUS_INPUTS[dtype], -inputs % _INT8_PADDING if dtype == torch.int8 else 0
-    blocks = functional.pad(weight.to(dtype), (0, padding, 0, -outputs % BLOCK_OUTPUTS))
-    return blocks.view(-1, BLOCK_OUTPUTS, (inputs + padding) // contiguous, contiguous).permute(0, 2, 1, 3).contiguous()
+    more_inputs, more_outputs = -inputs % _INT8_PADDING if dtype == torch.int8 else 0, -outputs % BLOCK_OUTPUTS
+    weight = weight.to(dtype)
+    if more_inputs or more_outputs:
+        # It copies even when there is nothing to pad.
+        weight = functional.pad(weight, (0, more_inputs, 0, more_outputs))
+    # The contiguous inputs of an output are four bytes in each type: moved as one number.
+    fours = weight.contiguous().view(torch.int32)
+    blocks = fours.view(-1, BLOCK_OUTPUTS, fours.shape[1]).transpose(1, 2)
+    memory = torch.empty(blocks.nbytes, dtype=torch.uint8) if pages is None else pages.zeros(blocks.nbytes)
+    packed = memory.view(torch.int32).view(blocks.shape)
+    packed.copy_(blocks)
+    return packed.view(dtype).view(*blocks.shape, _CONTIGUOUS_INPUTS[dtype])
 
 
 class PackedBf16(NamedTuple):
