@@ -166,6 +166,28 @@ def test_a_row_is_the_same_alone_in_a_batch_and_with_any_prompt_chunks(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_the_same_where_others_have_no_logits(folder: Path, library: ctypes.CDLL, dtype: str) -> None:
+    """Rows without logits end in the last layer, when their keys and values are stored."""
+    runner, lengths = runner_of(folder, dtype, library), (40, 1, 30, 13)
+    expected = [part[-1:] for part in every_logits(runner, whole(sequences(3, *lengths), lengths)).split(lengths)]
+    prompts = sequences(3, *lengths)
+    for prompt, length in zip(prompts, lengths, strict=True):
+        del prompt.ids[length:]
+        prompt.needs_every_row = False
+    runner.clear(range(100))
+    # No row goes on; then two, and in the last step those of an echoed prompt beside one of a long chunk.
+    assert len(runner.forward([Slice(prompts[0], 0, 20)]).logits) == 0  # type: ignore[arg-type]
+    both = runner.forward([Slice(prompts[2], 0, 30), Slice(prompts[1], 0, 1)]).logits  # type: ignore[arg-type]
+    assert torch.equal(both, torch.cat([expected[2], expected[1]]))
+    prompts[3].needs_every_row = True
+    computed = runner.forward([Slice(prompts[3], 0, 13), Slice(prompts[0], 20, 20)])  # type: ignore[arg-type]
+    assert torch.equal(computed.logits, torch.cat([expected[3], expected[0]]))
+    assert len(computed.hidden) == 13
+    assert torch.equal(next(iter(runner.project(computed, [12]))), expected[3])
+    runner.close()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_is_the_same_with_any_shared_prefix(folder: Path, library: ctypes.CDLL, dtype: str) -> None:
     """Sequences with a common prefix have common blocks, which their last rows attend to as a group."""
     block, runner = BLOCKS.get(folder.name, 4), runner_of(folder, dtype, library)

@@ -6,7 +6,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <list>
+#include <vector>
 
 #include "amx.hpp"
 #include "program.hpp"
@@ -37,6 +39,16 @@ class Buffers {
         for (Rows<T>* buffer : {&normed_, &second_normed_}) buffer->begin(count, hidden_size_, layout_);
         attended_.begin(count, query_width_, layout_);
         for (Rows<T>& buffer : inner_) buffer.begin(count, buffer.inputs(), layout_);
+    }
+
+    // These rows, in ascending order, become rows 0, 1, …. kAttended and kInner lose their contents.
+    void keep(const std::vector<int>& kept) {
+        for (const Buffer buffer : {Buffer::kResidual, Buffer::kBranch, Buffer::kQueries})
+            for (size_t n = 0; n < kept.size(); n++)
+                memmove(floats(buffer, n), floats(buffer, kept[n]), width(buffer) * sizeof(float));
+        for (Rows<T>* buffer : {&normed_, &second_normed_}) buffer->keep(kept);
+        attended_.begin((int)kept.size(), query_width_, layout_);
+        for (Rows<T>& buffer : inner_) buffer.begin((int)kept.size(), buffer.inputs(), layout_);
     }
 
     float* floats(Buffer buffer, size_t row = 0) {

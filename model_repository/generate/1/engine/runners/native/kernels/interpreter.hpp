@@ -19,6 +19,7 @@
 #include "matmul_output.hpp"
 #include "mixture.hpp"
 #include "multiply.hpp"
+#include "needed_rows.hpp"
 #include "normalize.hpp"
 #include "program.hpp"
 #include "rope.hpp"
@@ -53,23 +54,20 @@ class Interpreter : public Decoder {
             queues += op.kind == OpKind::kExperts ? Mixture<T>::kStages : 1 + (op.kind == OpKind::kQkv);
         }
         last_queue_ = queues;
+        first_needed_op_ = first_op_of_needed_rows(program);
         queues_ = std::vector<MatmulQueues>(queues + kLastStages);
     }
 
     void step(ThreadPool& pool, const Step& step) override {
         reserve(step.rows);
-        if (int8_kv_) int8_attention_.begin(step, pool.size());
-        else attention_.begin(step, pool.size());
-        low_rank_.begin(step);
         for (auto& queues : queues_) queues.reset(pool.size());
         clock_ = Clock(step.stage_seconds);
         progress_ = step.progress;
-        pool.run([&](int thread) {
-            begin_matmul_tiles();
-            for (int n = 0; n < program_.op_count; n++) end_stage(thread, run(step, n, thread));
-            finish(step, thread);
-            end_tiles();
-        });
+        if (first_needed_op_ == program_.op_count || !needed_.build(step)) return run_ops(pool, step, 0, program_.op_count);
+        run_ops(pool, step, 0, first_needed_op_);
+        // No thread is inside: one that is late with a repeated work item would read rows that move.
+        buffers_.keep(needed_.rows());
+        if (needed_.step().rows) run_ops(pool, needed_.step(), first_needed_op_, program_.op_count);
     }
 
     // The last stages of a step, for hidden states of earlier steps.
@@ -100,6 +98,19 @@ class Interpreter : public Decoder {
     template <typename Arguments>
     static const Arguments& arguments(const Op& op) {
         return *static_cast<const Arguments*>(op.arguments);
+    }
+
+    // Operations [first, end), and what follows the last one.
+    void run_ops(ThreadPool& pool, const Step& step, int first, int end) {
+        if (int8_kv_) int8_attention_.begin(step, pool.size());
+        else attention_.begin(step, pool.size());
+        low_rank_.begin(step);
+        pool.run([&](int thread) {
+            begin_matmul_tiles();
+            for (int n = first; n < end; n++) end_stage(thread, run(step, n, thread));
+            if (end == program_.op_count) finish(step, thread);
+            end_tiles();
+        });
     }
 
     MatmulQueues& last(LastStage stage) { return queues_[last_queue_ + stage]; }
@@ -291,6 +302,7 @@ class Interpreter : public Decoder {
     Buffers<T> buffers_;
     Multiplier<T> multiplier_;
     LowRankStage<T> low_rank_;
+    NeededRows needed_;
     Rope rope_;
     const bool int8_kv_;
     Attention<T> attention_;
@@ -301,7 +313,7 @@ class Interpreter : public Decoder {
     std::vector<int> first_queue_;
     std::vector<Mixture<T>*> mixture_of_;
     std::vector<MatmulQueues> queues_;
-    int last_queue_ = 0, max_inputs_ = 0;
+    int last_queue_ = 0, max_inputs_ = 0, first_needed_op_ = 0;
     size_t reserved_ = 0;
     Clock clock_;
     uint64_t* progress_ = nullptr;

@@ -208,7 +208,7 @@ class LowRankStage {
             stride_ = std::max<size_t>(stride_, adapter->max_rank);
             for (int row = step.adapter_rows[n], end = step.adapter_rows[n + 1]; row < end; row += kRunRows)
                 runs_.push_back({adapter, row, std::min(kRunRows, end - row)});
-            std::fill(&adapters_[step.adapter_rows[n]], &adapters_[0] + step.adapter_rows[n + 1], adapter);
+            std::fill(adapters_.begin() + step.adapter_rows[n], adapters_.begin() + step.adapter_rows[n + 1], adapter);
         }
         sums_.resize(std::max(sums_.size(), step.rows * stride_));
     }

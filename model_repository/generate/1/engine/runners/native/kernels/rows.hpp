@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <vector>
 
 #include "amx.hpp"
 #include "simd.hpp"
@@ -67,6 +68,18 @@ class Rows {
         layout_ = layout;
         tile_ = kTile == kTileRows ? kTile : pass_rows(rows, kTile);
         numbers_.resize(std::max(numbers_.size(), (rows + kTile - 1) / kTile * kTile * inputs));
+    }
+
+    // Lays out these rows, in ascending order, as rows 0, 1, ….
+    void keep(const std::vector<int>& kept) {
+        AlignedVector<Number> numbers(kept.size() * inputs_);
+        const auto copy_all = [&](auto copy) {
+            for (size_t n = 0; n < kept.size(); n++)
+                for (size_t k = 0; k < inputs_; k += kVecSize) copy(&numbers[n * inputs_ + k], n, k);
+        };
+        copy_all([&](Number* copied, size_t n, size_t k) { store(copied, load(at(kept[n], k))); });
+        begin((int)kept.size(), (int)inputs_, layout_);
+        copy_all([&](Number* copied, size_t n, size_t k) { store(at(n, k), load(copied)); });
     }
 
     // Numbers of a line are contiguous from here; in the contiguous layout, those of the whole row are.
