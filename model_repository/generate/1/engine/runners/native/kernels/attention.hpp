@@ -44,6 +44,7 @@ class Attention : public KVLayout<T> {
         split_heads(step.rows * num_heads_ / heads_per_kv_, amx_ ? 1 : items);
         const int rows = std::max(1, std::min(queries, kMaxQueries) / heads_per_item_);
         groups_.build(step, rows, rows);
+        order_items(step);
     }
 
     // This thread's share of all rows and heads.
@@ -53,20 +54,19 @@ class Attention : public KVLayout<T> {
         int thread
     ) {
         Scratch& scratch = scratch_[thread];
-        const int items_per_group = num_heads_ / heads_per_kv_ * items_per_kv_;
-        queue.for_each_redundant(groups_.size() * items_per_group, [&](int i, Claim& claim) {
-            const RowGroup& group = groups_[i / items_per_group];
-            const int kv_head = i % items_per_group / items_per_kv_, first = i % items_per_kv_ * heads_per_item_;
+        queue.for_each_redundant((int)order_.size(), [&](int i, Claim& claim) {
+            const RowGroup& group = groups_[order_[i].group];
+            const int kv_head = order_[i].heads / items_per_kv_, first = order_[i].heads % items_per_kv_ * heads_per_item_;
             const int heads = std::min(heads_per_item_, heads_per_kv_ - first), head = kv_head * heads_per_kv_ + first;
             const Item item{op, group, groups_.rows(group), head, heads, group.count * heads, keys, values};
             if constexpr (kScaled) attend_item<true>(item, queries, scratch);
             else if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
             else attend_item<false>(item, queries, scratch);
             for (int n = 0; n < item.count && claim.acquire(); n++) {
-                const float denominator = scratch.softmax[n].denominator();
+                const float factor = 1.0f / scratch.softmax[n].denominator();
                 for (int k = 0; k < head_dim_; k += kVecSize) {
                     const Vec16 sums = load(&scratch.sums[(size_t)n * head_dim_ + k]);
-                    store(output.at(row_of(item, n), head_of(item, n) * head_dim_ + k), sums / denominator);
+                    store(output.at(row_of(item, n), head_of(item, n) * head_dim_ + k), sums * factor);
                 }
             }
         });
@@ -91,6 +91,11 @@ class Attention : public KVLayout<T> {
         const int* rows;
         int head, heads, count;
         const T *keys, *values;
+    };
+
+    // A group of rows, and query heads: number `heads` of all items_per_kv_ parts of the KV heads.
+    struct ItemIndex {
+        int group, heads;
     };
 
     struct Scratch {
@@ -121,6 +126,19 @@ class Attention : public KVLayout<T> {
         while (items_per_kv_ < heads_per_kv_ && groups * items_per_kv_ < items) items_per_kv_++;
         heads_per_item_ = (heads_per_kv_ + items_per_kv_ - 1) / items_per_kv_;
         items_per_kv_ = (heads_per_kv_ + heads_per_item_ - 1) / heads_per_item_;
+    }
+
+    // Neighbouring items read the same keys, or those beside them: of a chunk one head after the other, the longest rows first,
+    // so that the threads end together; of other rows one group after the other.
+    void order_items(const Step& step) {
+        const auto sequence = [&](int group) { return step.sequences[groups_.rows(groups_[group])[0]]; };
+        const int heads = num_heads_ / heads_per_kv_ * items_per_kv_;
+        order_.clear();
+        for (int first = 0, end; first < groups_.size(); first = end) {
+            for (end = first + 1; end < groups_.size() && sequence(end) == sequence(first);) end++;
+            for (int head = 0; head < heads; head++)
+                for (int group = end - 1; group >= first; group--) order_.push_back({group, head});
+        }
     }
 
     static int row_of(const Item& item, int n) { return item.rows[n / item.heads]; }
@@ -265,5 +283,6 @@ class Attention : public KVLayout<T> {
 
     int items_per_kv_ = 1, heads_per_item_ = 1;
     RowGroups groups_;
+    std::vector<ItemIndex> order_;
     std::vector<Scratch> scratch_;
 };
