@@ -19,6 +19,10 @@
 #include <type_traits>
 #include <vector>
 
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
+
 #include "kv_int8.hpp"
 #include "rows.hpp"
 #include "simd.hpp"
@@ -94,6 +98,13 @@ class KVLayout {
         T stored[kVecSize];
         store(stored, numbers);
         T* to = of_head + ((size_t)(token / 2) * head_dim_ + dim) * 2 + token % 2;
+#ifdef __AVX512BW__
+        // One store for all of them. It does not write the other token's numbers: another thread may.
+        if constexpr (sizeof(T) == sizeof(bf16)) {
+            const __m512i pairs = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)stored));
+            return _mm512_mask_storeu_epi16(to, 0x55555555, pairs);
+        }
+#endif
         for (int i = 0; i < kVecSize; i++) to[2 * i] = stored[i];
     }
 
