@@ -49,7 +49,7 @@ class _LateModule(ModuleType):
 
     def __getattr__(self, name: str) -> object:
         # pytest and inspect ask every module for such names.
-        if name.startswith("__") and name != "__path__":
+        if name.startswith("__") and name not in ("__path__", "__version__"):
             raise AttributeError(name)
         if sys.modules[self.__name__] is self:
             del sys.modules[self.__name__]

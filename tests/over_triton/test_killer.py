@@ -51,13 +51,22 @@ def send(url: str, prompt: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json=body(prompt), timeout=WAIT_SECONDS, trust_env=False)
 
 
-def computed_now(triton: int) -> list[str]:
-    """The fingerprints of the requests in the current step, from the engine's step journal."""
+def journal(triton: int) -> dict[str, Any]:
+    """The engine's step journal: the requests in the current step, and those that were in one when a process died."""
     for file in Path(tempfile.gettempdir()).glob(f"tritonlm-steps-*-{triton}-generate-0-*"):
         with contextlib.suppress(OSError, ValueError), file.open("rb") as opened:
-            entry = json.loads(opened.read(int.from_bytes(opened.read(8), "little")) or b"{}")
-            return [name for name, _ in entry.get("step", [])]
-    return []
+            return dict(json.loads(opened.read(int.from_bytes(opened.read(8), "little")) or b"{}"))
+    return {}
+
+
+def computed_now(triton: int) -> list[str]:
+    """The fingerprints of the requests in the current step."""
+    return [name for name, _ in journal(triton).get("step", [])]
+
+
+def deaths(triton: int, fingerprint: str) -> int:
+    """How many processes died with this request in a step, as far as the current process has read it."""
+    return int(journal(triton).get("suspects", {}).get(fingerprint, {}).get("deaths", 0))
 
 
 class Killer:
@@ -84,8 +93,8 @@ class Killer:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
                     self.kills += 1
-                # Wait until the next process has read the journal.
-                while self._fingerprint in computed_now(self._triton) and not self._ended.is_set():
+                # Wait until the next process has read the journal; it may begin the request at once.
+                while deaths(self._triton, self._fingerprint) < self.kills and not self._ended.is_set():
                     time.sleep(0.002)
                 process = find_process(self._serve, "generate")
             time.sleep(0.002)
