@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from engine import inspection
+from engine.config import EngineConfig
 from fakes.checkpoints import write_checkpoint
 from fakes.hub_server import hub_server
 from fakes.quantized_checkpoints import change_config, quantize_checkpoint
@@ -16,6 +19,7 @@ from fakes.tiny_lm import make_checkpoint
 from tritonlm.checkpoints import report
 from tritonlm.checkpoints.tensors import Tensor, plain_tensors, tensors_of
 from tritonlm.cli import app
+from tritonlm.commands import inspect as inspect_command
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.serving.paths import model_repository
 from typer.testing import CliRunner
@@ -51,6 +55,22 @@ def inspect(*words: str) -> dict[str, Any]:
     return facts
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The engine's facts without a process of their own, whose imports take seconds."""
+
+    def ask(folder: Path) -> tuple[dict[str, Any] | None, str]:
+        try:
+            return inspection.inspect(folder, EngineConfig.from_strings({})), ""
+        except CheckpointError as error:
+            return None, error.message
+
+    monkeypatch.setattr(inspect_command, "_ask_engine", ask)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(("name", "parameters", "template"), [("abacus", 816_000, False), ("fable", 2_887_000, True)])
 def test_the_bundled_models(name: str, parameters: int, template: bool) -> None:
     facts = inspect(str(model_repository() / name / "1"), "--slots", "3", "--context", "100")
@@ -66,6 +86,7 @@ def test_the_bundled_models(name: str, parameters: int, template: bool) -> None:
     assert facts["speed"] is None
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_table_for_persons() -> None:
     result = CliRunner().invoke(app, ["inspect", str(model_repository() / "fable" / "1")], env={"COLUMNS": "200"})
     assert result.exit_code == 0
@@ -108,6 +129,7 @@ def test_a_large_model_is_limited_by_memory(tmp_path: Path) -> None:
          "transformers has no causal language model newest, and the code that it brings is never run"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("in_this_process")
 def test_what_computes_it_and_what_is_in_the_way(
     tmp_path: Path, config: dict[str, Any], runner: str, reason: str, problem: str
 ) -> None:
@@ -156,6 +178,7 @@ def test_quantized_weights_that_are_not_read_are_a_problem(tmp_path: Path) -> No
     assert problem.endswith("lm cannot be loaded: quantization_config.bits is 3; what is read is 4")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_an_incomplete_checkpoint(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "lm", config=LLAMA)
     assert "has no *.safetensors weights" in inspect(str(folder))["problems"][0]
