@@ -6,7 +6,6 @@ It does not know what compiles them.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,8 +18,8 @@ _YEAR = r"(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 _FOURTH = "(0[48]|[2468][048]|[13579][26])"
 _REAL_DATE = f"^({_YEAR}-(0[13-9]|1[0-2]|02-[01]|02-2[0-8])|([0-9]{{2}}{_FOURTH}|{_FOURTH}00)-02-29)"
 
-# A bound in this range has a decimal notation of few digits. The smallest number beyond 0 that is written.
-_LARGEST, _SMALLEST = 1e15, 1e-15
+# Decimals beside an exclusive bound, and digits of a number there: doubles tell all such numbers apart.
+_DECIMALS, _DIGITS, _LARGEST = 9, 14, 1e14
 
 
 def keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
@@ -37,31 +36,29 @@ def place_of(schema: Any, key: str, value: str | None = None) -> str | None:
 
 def with_exact_values(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema restricted to values that follow it once they are read: dates that exist, and numbers that are beyond
-    an exclusive bound as doubles, too, as 70.00000000000000001 is not beyond 70."""
+    an exclusive bound as doubles, too, as 70.0000000000000000167 is not beyond 70."""
     exact = copy.deepcopy(dict(schema))
     for _, item in list(_schemas(exact)):
         if item.get("format") in ("date", "date-time"):
             others = item.get("allOf", [])
             if isinstance(others, list):
                 item["allOf"] = [*others, {"pattern": _REAL_DATE}]
-        _exclude_rounded(item)
+        _limit_decimals(item)
     return exact
 
 
-def _exclude_rounded(schema: dict[str, Any]) -> None:
-    """Replace exclusive bounds of numbers by the nearest double beyond: what is rounded to a bound is not beyond it."""
+def _limit_decimals(schema: dict[str, Any]) -> None:
+    """Beside an exclusive bound, numbers have few decimals: with more, they could be rounded to the bound.
+
+    An inclusive bound a little beyond would not do: the compiler rounds it, and excludes numbers of fewer decimals.
+    """
     kinds = schema.get("type", "number")
-    if "number" not in (kinds if isinstance(kinds, list) else [kinds]):
+    if "number" not in (kinds if isinstance(kinds, list) else [kinds]) or "multipleOf" in schema:
         return
-    for exclusive, inclusive, direction in (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1)):
-        bound = schema.get(exclusive)
-        if not isinstance(bound, (int, float)) or isinstance(bound, bool) or abs(bound) > _LARGEST:
-            continue
-        nearest = math.nextafter(bound, direction * math.inf) if bound else direction * _SMALLEST
-        other = schema.get(inclusive)
-        known = [other] if isinstance(other, (int, float)) and not isinstance(other, bool) else []
-        schema[inclusive] = (max if direction > 0 else min)(nearest, *known) if known else nearest
-        del schema[exclusive]
+    bounds = [schema.get(name) for name in ("exclusiveMinimum", "exclusiveMaximum")]
+    sizes = [abs(bound) for bound in bounds if isinstance(bound, (int, float)) and not isinstance(bound, bool)]
+    if sizes and max(sizes) < _LARGEST:
+        schema["multipleOf"] = 10.0 ** -min(_DECIMALS, _DIGITS - len(str(int(max(sizes)))))
 
 
 def _schemas(schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
