@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from tritonlm import __version__
 from tritonlm.access.exposure import exposure_problem
 from tritonlm.contract import TritonLMError
+from tritonlm.contract.imports import without_collections
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, paths, read_settings, terminal
 from tritonlm.serving.placeholder import PlaceholderListener
@@ -162,7 +163,9 @@ def serve(
         raise typer.Exit(2) from None
     try:
         with PlaceholderListener(settings.host, settings.port) if settings.gateway else nullcontext() as placeholder:
-            from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415 (opens the port sooner)
+            with without_collections():
+                # After the port is open.
+                from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415
 
             serve_until_stopped(settings, placeholder)
     except (ServingError, TritonLMError, OSError) as error:
@@ -231,7 +234,8 @@ def run_gateway(
     """Serve OpenAI's API in front of one or several Tritons until Ctrl-C or SIGTERM."""
     options = dict(locals())
     try:
-        from tritonlm.gateway.serve import serve as serve_gateway  # noqa: PLC0415 (in an optional extra)
+        with without_collections():
+            from tritonlm.gateway.serve import serve as serve_gateway  # noqa: PLC0415 (in an optional extra)
     except ModuleNotFoundError as missing:
         terminal.print_error(ServingError(f"{missing.name} is missing; pip install 'tritonlm[gateway]'"))
         raise typer.Exit(1) from None

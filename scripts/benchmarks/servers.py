@@ -55,7 +55,7 @@ def launch(server: str, folder: Path, dtype: str, port: int) -> rivals.Launch:
     ports = [f"--{protocol}-port={free_port()}" for protocol in ("http", "grpc", "metrics")]
     weights = {"TRITONLM_WEIGHTS": "int8"} if dtype == INT8 else {}
     command = [
-        *(sys.executable, "-m", "tritonlm.cli", "serve", "--checkpoint", f"model={folder}"),
+        *(sys.executable, "-m", "tritonlm", "serve", "--checkpoint", f"model={folder}"),
         *("--dtype", dtype_of(dtype), "--port", str(port), *ports, "--no-training"),
     ]
     return rivals.Launch(command, "model", weights, rivals.ENDLESS)

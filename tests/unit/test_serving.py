@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -270,3 +272,13 @@ def test_a_triton_error_is_reduced_to_one_line() -> None:
     text = "failed to load, Internal: CheckpointError: no weights\n\nAt:\n  /a/secret/path.py(3): f\n"
     assert one_line(text) == "no weights"
     assert one_line("failed, Internal: Odd: thing\n\nAt:\n  /a/path.py(3): f\n") == "failed, Internal: Odd: thing"
+
+
+def test_the_supervisor_imports_only_what_every_start_needs() -> None:
+    """Two tenths of a second pass before Triton starts if it imports numpy and the client library."""
+    modules = "tritonlm.cli, tritonlm.serving.supervisor, tritonlm.checkpoints.gguf"
+    program = f"import {modules}, sys, json; print(json.dumps(sorted(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(json.loads(ran.stdout))
+    assert "tritonlm.serving.reloader" in loaded
+    assert not loaded & {"numpy", "torch", "tokenizers", "grpc", "fastapi", "tritonlm.client.sync", "huggingface_hub"}

@@ -11,8 +11,6 @@ import traceback
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-
 from .errors import CheckpointError, InvalidRequest, TritonLMError
 from .tensors import Array, TensorSpec
 
@@ -25,7 +23,7 @@ _TRITON_PREFIX = "triton_"
 
 def inputs_of(request: Any) -> dict[str, Array]:
     """The request's inputs by name, copied so that they outlive the request."""
-    arrays = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
+    arrays = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
     for name, array in arrays.items():
         if array.ndim == 0 or array.shape[0] != 1:
             rows = array.shape[0] if array.ndim else 0

@@ -29,7 +29,7 @@ class LocalGateway(Child):
     def __init__(self, settings: Settings, default_model: str, placeholder: PlaceholderListener) -> None:
         triton = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
         command = [
-            *(sys.executable, "-m", "tritonlm.cli", "gateway"),
+            *(sys.executable, "-m", "tritonlm", "gateway"),
             *("--triton", triton, "--host", settings.host, "--port", str(settings.port)),
             *("--drain-seconds", str(settings.drain_seconds)),
             *("--repairs", str(restart_counts_file(settings.http_port))),

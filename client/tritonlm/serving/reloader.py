@@ -1,13 +1,14 @@
 """For development: reloads a language model when its checkpoint changes on disk; running requests finish first.
 
-The engines report whether their checkpoint has changed. The client does the reload.
+The engines report whether their checkpoint has changed. The client does the reload; it is imported at the first check,
+since most servers do without.
 """
 
 from __future__ import annotations
 
 import time
 
-from tritonlm.client.sync import Client
+import tritonlm.client
 from tritonlm.contract import TritonLMError
 
 from . import terminal
@@ -29,7 +30,7 @@ class Reloader:
         if time.monotonic() < self._next_check:
             return
         try:
-            with Client(self._url, max_retries=0) as client:
+            with tritonlm.client.Client(self._url, max_retries=0) as client:
                 stale = {}
                 for model in client.models.list().data:
                     if model.state == "ready" and (version := client.status(model.id)["stale"]):
@@ -42,7 +43,7 @@ class Reloader:
             self._stale = {}
         self._next_check = time.monotonic() + _INTERVAL_SECONDS
 
-    def _reload(self, client: Client, name: str) -> None:
+    def _reload(self, client: tritonlm.client.Client, name: str) -> None:
         try:
             with terminal.step(f"{name} has changed on disk: reloading"):
                 client.models.load(name, self._settings.load_seconds)

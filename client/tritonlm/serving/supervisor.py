@@ -36,6 +36,8 @@ from .watchdog import Watchdog
 _START_ATTEMPTS = 3
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+# Triton is live after some tenths of a second.
+_LIVE_POLL_SECONDS = 0.02
 _MONITOR_SECONDS = 0.25
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Loaded = TypeVar("Loaded")
@@ -121,7 +123,7 @@ def wait_until_live(triton: LocalTriton, control: TritonControl) -> None:
             if time.monotonic() > deadline:
                 message = f"Triton does not answer after {_START_SECONDS:.0f} s; see {triton.log or 'its log'}"
                 raise TritonUnresponsive(message)
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_LIVE_POLL_SECONDS)
 
 
 def load(model: LanguageModel, triton: LocalTriton, control: TritonControl, seconds: float) -> dict[str, Any]:

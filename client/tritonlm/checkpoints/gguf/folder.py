@@ -9,18 +9,14 @@ and the earlier one is removed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from tritonlm.contract import gguf_tensors
 from tritonlm.contract.errors import CheckpointError
 
-from .architectures import config_of, tensors_of
-from .model_file import ModelFile, open_model, part_files
-from .tokenizer import write_tokenizer
+from .split_files import part_files
 
 # Changes when folders are written otherwise.
 _FORMAT = 1
@@ -34,12 +30,16 @@ def prepare(file: Path) -> Path:
     target = _cache() / _key(files)
     if (target / "config.json").is_file():
         return target
+    # It needs numpy. A folder that is there, as at most starts, needs none.
+    from .contents import write_contents  # noqa: PLC0415
+    from .model_file import open_model  # noqa: PLC0415
+
     model = open_model(file.absolute())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".work-"))
         try:
-            _write(work, model, files)
+            write_contents(work, model, files)
             work.chmod(0o755)
             _publish(work, target)
             _remove_older(target, files[0])
@@ -63,21 +63,6 @@ def _key(files: list[Path]) -> str:
             raise CheckpointError(f"{part} is one part of several, and it is missing") from None
         facts.append((str(part), stat.st_size, stat.st_mtime_ns))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def _write(folder: Path, model: ModelFile, files: list[Path]) -> None:
-    count = len(files)
-    names = {
-        part: "model.gguf" if count == 1 else f"model-{number:05}-of-{count:05}.gguf"
-        for number, part in enumerate(files, 1)
-    }
-    config = config_of(model)
-    gguf_tensors.write(folder, tensors_of(model, names))
-    write_tokenizer(folder, model, config["vocab_size"])
-    config["dtype"] = "bfloat16"
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-    for part, name in names.items():
-        (folder / name).symlink_to(part)
 
 
 def _remove_older(target: Path, first: Path) -> None:

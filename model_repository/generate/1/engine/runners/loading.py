@@ -7,7 +7,6 @@ not the use of the weights.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from safetensors import safe_open
+from tritonlm.contract.imports import without_collections
 from tritonlm.contract.load_progress import LoadProgress
 
 T = TypeVar("T")
@@ -55,16 +55,9 @@ def load_at_low_priority(load: Callable[[], T]) -> T:
 
 
 def import_torch() -> None:
-    """Import torch at low priority: it is the largest part of a small model's load.
-
-    The many objects that it makes stay, so the garbage collector does not look at them, neither now nor later.
-    """
-    gc.disable()
-    try:
+    """Import torch at low priority: it is the largest part of a small model's load."""
+    with without_collections():
         load_at_low_priority(lambda: importlib.import_module("torch"))
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,15 @@
+"""The program `tritonlm`: the command line (`cli`), imported without garbage collections. It knows no command."""
+
+from __future__ import annotations
+
+from tritonlm.contract.imports import without_collections
+
+
+def main() -> None:
+    with without_collections():
+        from tritonlm.cli import app  # noqa: PLC0415 (inside the context)
+    app()
+
+
+if __name__ == "__main__":
+    main()
