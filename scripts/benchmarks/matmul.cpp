@@ -121,7 +121,7 @@ void time_packed(ThreadPool& pool, const std::vector<int>& row_counts) {
     std::vector<int64_t> offsets(kBlocks + 1);
     const int max_exponent = choose_max_exponent(bits, kWeights);
     const int64_t count = pack_bf16(
-        bits, kBlocks, kInputs, max_exponent, tiles.data(), outliers.data(), offsets.data(), outliers.size());
+        bits, kBlocks, kInputs, max_exponent, tiles.data(), outliers.data(), offsets.data(), outliers.size(), 1);
     if (count < 0 || !kCanUnpack) return;
     for (int matrix = 1; matrix < kMatrices; matrix++) memcpy(&tiles[matrix * bytes], tiles.data(), bytes);
     const size_t all_bytes = bytes + count * sizeof(Outlier);

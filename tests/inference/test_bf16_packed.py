@@ -57,6 +57,7 @@ def unpacked(packed: PackedBf16, blocks: int) -> npt.NDArray[np.uint16]:
     st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 2**16 - 1)), max_size=12),
 )  # fmt: skip
 @example(16, 0, 0, [(0, 0), (1, 0x8000), (2, 1), (3, 0x807F), (4, 0x7F80), (5, 0xFF80), (6, 0x7FC0), (1023, 0x7F7F)])
+@example(40, 0, 0, [(5, 0x7F80), (1029, 0x7F80), (2053, 0xFF80), (3071, 1)])  # outliers in each of three blocks
 def test_packing_is_lossless(outputs: int, seed: int, exponent: int, outliers: list[tuple[int, int]]) -> None:
     """Weights of one magnitude, and among them any bits: signed zeros, subnormals, infinities, NaNs."""
     generator = torch.Generator().manual_seed(seed)

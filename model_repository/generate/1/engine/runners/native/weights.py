@@ -218,11 +218,11 @@ def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL) -> PackedBf16 | None:
     offsets = torch.empty(count + 1, dtype=torch.int64)
     library.pack_bf16_weights.restype = ctypes.c_int64
     library.pack_bf16_weights.argtypes = [
-        POINTER, INT, INT, POINTER, POINTER, POINTER, ctypes.c_int64, ctypes.POINTER(ctypes.c_int32),
+        POINTER, INT, INT, POINTER, POINTER, POINTER, ctypes.c_int64, INT, ctypes.POINTER(ctypes.c_int32),
     ]  # fmt: skip
     outlier_count = library.pack_bf16_weights(
         blocks.data_ptr(), count, blocks.numel() // count // BLOCK_OUTPUTS, tiles.data_ptr(), outliers.data_ptr(),
-        offsets.data_ptr(), limit, ctypes.byref(max_exponent),
+        offsets.data_ptr(), limit, len(os.sched_getaffinity(0)), ctypes.byref(max_exponent),
     )  # fmt: skip
     return (
         None if outlier_count < 0 else PackedBf16(tiles, outliers[:outlier_count].clone(), offsets, max_exponent.value)

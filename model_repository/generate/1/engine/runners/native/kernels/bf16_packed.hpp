@@ -19,6 +19,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <thread>
+#include <vector>
 
 // AVX512F without AVX512BW has no byte instructions for its registers.
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
@@ -182,33 +184,58 @@ inline bool pack_tile(const uint16_t* from, int max_exponent, uint8_t* to) {
             memcpy(codes + target, (const char*)&line_codes + quarter * 8, 8);
         }
     }
-    for (int i = 0; i < kTileWeights / 2; i++) {
-        const int low = i / 64 * 128 + i % 64;
-        to[kTileWeights + i] = (uint8_t)((codes[low] & 15) | codes[low + 64] << 4);
-    }
+    for (int i = 0; i < kTileWeights / 128; i++)
+        for (int j = 0; j < 64; j++)
+            to[kTileWeights + 64 * i + j] = (uint8_t)((codes[128 * i + j] & 15) | codes[128 * i + 64 + j] << 4);
     uint16_t any = 0;
     for (int i = 0; i < kTileInputs; i++) any |= outliers[i];
     return any;
 }
 
-// Packs a matrix. Block n's outliers are outliers[offsets[n]] to outliers[offsets[n + 1] - 1]. Returns their number, or -1 if
-// there are more than `limit`.
-inline int64_t pack_bf16(
-    const uint16_t* from, int blocks, int inputs, int max_exponent, uint8_t* to, Outlier* outliers, int64_t* offsets,
-    int64_t limit
+// Packs blocks [first, last) of a matrix. Appends their outliers, and sets offsets[block] to how many there are before each;
+// stops when there are more than `limit`.
+inline void pack_bf16_blocks(
+    const uint16_t* from, int first, int last, int inputs, int max_exponent, uint8_t* to, std::vector<Outlier>& outliers,
+    int64_t* offsets, size_t limit
 ) {
-    int64_t count = 0;
-    for (int block = 0; block < blocks; block++) {
-        offsets[block] = count;
+    const size_t block_tiles = (size_t)inputs / kTileInputs;
+    from += first * block_tiles * kTileWeights, to += first * block_tiles * kPackedTileBytes;
+    for (int block = first; block < last && outliers.size() <= limit; block++) {
+        offsets[block] = (int64_t)outliers.size();
         for (int index = 0; index < inputs * kVecSize; index += kTileWeights, from += kTileWeights, to += kPackedTileBytes) {
             if (!pack_tile(from, max_exponent, to)) continue;
             for (int i = 0; i < kTileWeights; i++) {
                 const int exponent = from[i] >> kFractionBits & kExponentMask;
                 if (exponent == 0 || (exponent <= max_exponent && exponent > max_exponent - kZeroCode)) continue;
-                if (count == limit) return -1;
-                outliers[count++] = {(uint32_t)(index + i), from[i]};
+                outliers.push_back({(uint32_t)(index + i), from[i]});
             }
         }
+    }
+}
+
+// Packs a matrix, a range of blocks on each thread. Block n's outliers are outliers[offsets[n]] to outliers[offsets[n + 1] - 1].
+// Returns their number, or -1 if there are more than `limit`.
+inline int64_t pack_bf16(
+    const uint16_t* from, int blocks, int inputs, int max_exponent, uint8_t* to, Outlier* outliers, int64_t* offsets,
+    int64_t limit, int threads
+) {
+    std::vector<std::vector<Outlier>> found(threads);
+    const auto first = [&](int thread) { return (int)((int64_t)blocks * thread / threads); };
+    const auto pack = [&](int thread) {
+        pack_bf16_blocks(
+            from, first(thread), first(thread + 1), inputs, max_exponent, to, found[thread], offsets, (size_t)limit);
+    };
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < threads; thread++) others.emplace_back(pack, thread);
+    pack(0);
+    for (std::thread& other : others) other.join();
+    int64_t count = 0;
+    for (int thread = 0; thread < threads; thread++) {
+        const int64_t more = (int64_t)found[thread].size();
+        if (count + more > limit) return -1;
+        for (int block = first(thread); block < first(thread + 1); block++) offsets[block] += count;
+        std::copy(found[thread].begin(), found[thread].end(), outliers + count);
+        count += more;
     }
     offsets[blocks] = count;
     return count;
