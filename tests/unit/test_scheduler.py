@@ -161,6 +161,72 @@ def test_decoding_continues_while_a_long_prompt_is_computed_in_chunks() -> None:
     assert [step[short.number] for step in counts] == [1] * 4
 
 
+def last_steps(engine: FakeEngine, requests: list[Request]) -> list[int]:
+    """For each request, the number of the step that ends it."""
+    ends: dict[int, int] = {}
+    for number in range(1, 1000):
+        if not engine.step():
+            break
+        for request in engine.ended[len(ends) :]:
+            ends[request.number] = number
+    return [ends[request.number] for request in requests]
+
+
+def test_a_short_prompt_does_not_wait_for_long_ones() -> None:
+    engine = make_engine(blocks=400, prefill_tokens=16)
+    long = [make([number] * 320, max_tokens=1) for number in range(3)]
+    short = make([9] * 8, max_tokens=1)
+    for request in long:
+        engine.scheduler.add(request)
+    engine.step()
+    engine.scheduler.add(short)
+    # A quarter of a step is 4 tokens. The long prompts take 20 steps each; the short one delays them by half a step.
+    assert last_steps(engine, [*long, short]) == [20, 40, 60, 2]
+
+
+@pytest.mark.parametrize("length", [81, 320])
+def test_prompts_of_similar_length_are_computed_one_after_the_other(length: int) -> None:
+    engine = make_engine(blocks=400, prefill_tokens=16)
+    first, second = make([1] * 320, max_tokens=1), make([2] * length, max_tokens=1)
+    for request in (first, second):
+        engine.scheduler.add(request)
+        engine.step()
+    assert second in engine.scheduler.waiting
+
+
+def test_short_prompts_take_a_quarter_of_a_long_ones_steps_however_many_they_are() -> None:
+    engine = make_engine(blocks=400, prefill_tokens=16)
+    long = make([1] * 320, max_tokens=1)
+    engine.scheduler.add(long)
+    steps = 0
+    while long not in engine.ended:
+        engine.scheduler.add(make([2 + steps] * 9, max_tokens=1))
+        engine.step()
+        steps += 1
+    assert steps <= 1 + 320 * 4 // (3 * 16)
+    engine.run()
+
+
+def test_a_short_prompt_of_worse_priority_passes_no_long_one() -> None:
+    engine = make_engine(blocks=400, prefill_tokens=16)
+    long, short = make([1] * 320, max_tokens=1), make([2] * 8, max_tokens=1, priority=3)
+    for request in (long, short):
+        engine.scheduler.add(request)
+    assert last_steps(engine, [long, short]) == [20, 21]
+
+
+def test_an_admission_leaves_the_blocks_that_a_running_prompt_still_needs() -> None:
+    # The long prompt needs 16 of 18 blocks and a block to grow; the short one would need two.
+    engine = make_engine(blocks=18, prefill_tokens=16)
+    long, short = make([1] * 64, max_tokens=2), make([2] * 7, max_tokens=1)
+    engine.scheduler.add(long)
+    engine.step()
+    engine.scheduler.add(short)
+    engine.run()
+    assert engine.scheduler.preemptions == 0
+    assert engine.ended == [long, short]
+
+
 def test_draft_tokens_save_steps_and_preempt_no_request() -> None:
     engine = make_engine(blocks=20)
     request = make([0, 0, 0, 1, 1, 1] * 4, max_tokens=30, speculative=True)

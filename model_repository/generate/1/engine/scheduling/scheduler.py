@@ -1,8 +1,9 @@
 """The scheduler: decides which requests the next step computes and how many tokens of each, and preempts.
 
 Plain Python without tensors. It passes over the running requests, best rank first: one token for each decoding request,
-prompt chunks within a token budget. Then it admits waiting requests while there are slots and blocks. When blocks run
-out, the request of the worst rank is preempted: its blocks are released, and it waits and is computed again later.
+prompt chunks within a token budget, a share of it for the shortest prompt. Then it admits waiting requests while there
+are slots and blocks. When blocks run out, the request of the worst rank is preempted: its blocks are released, and it
+waits and is computed again later.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from .step_budget import StepBudget
 # A matmul of this many rows takes as long as one of a single row, because it is bound by reading the weights. So draft
 # tokens up to this batch size cost almost nothing.
 _FREE_ROWS = 16
+# A prompt of at most this share of the tokens that a longer one has left gets this share of a step's prompt tokens. So
+# a short question does not wait for long documents before it, and they lose at most a quarter of their speed to it.
+_PASSING_SHARE = 4
 # How long a suspect of killing processes yields to all other waiting requests.
 _SUSPECT_YIELD_SECONDS = 5.0
 
@@ -111,26 +115,44 @@ class Scheduler:
         slices: list[Slice] = []
         budget = self.budget.tokens(self.decoding)
         isolated = self._isolated()
+        passing = None if isolated else self._passing(budget)
+        reserved = min(budget // _PASSING_SHARE, passing.remaining) if passing else 0
         for request in self._running_in_order():
             if isolated and request is not isolated:
                 continue
+            if request is passing:
+                reserved = 0
             if request.remaining == 1:
                 if self._allocate(request, 1):
                     drafts = self._draft_tokens(request)
                     slices.append(Slice(request, request.computed, 1 + len(drafts), drafts))
                 continue
             # Tokens that a grammar forced are computed like a prompt's. Without a budget they go on one by one.
-            count = min(request.remaining, max(budget, int(request.decodes)))
+            count = min(request.remaining, max(budget - reserved, int(request.decodes)))
             if count and self._allocate(request, count):
                 slices.append(Slice(request, request.computed, count))
                 budget = max(budget - count, 0)
-        while budget > 0 and not self._isolated() and (admitted := self._admit(bool(slices))):
+        while budget > 0 and not self._isolated() and (admitted := self._admit(self._next_waiting(bool(slices)))):
             count = min(admitted.remaining, budget)
             grown = self._allocate(admitted, count)
             assert grown
             slices.append(Slice(admitted, admitted.computed, count))
             budget -= count
         return slices
+
+    def _passing(self, budget: int) -> Request | None:
+        """A running request, admitted now if it waited, whose prompt is short beside the one that is computed first."""
+        prompts = [request for request in self.running if request.remaining > 1 and not request.decodes]
+        if not prompts or budget < _PASSING_SHARE:
+            return None
+        first = min(prompts, key=lambda r: r.rank)
+        others = [*prompts, *(r for r in self.waiting if not r.isolated_steps)]
+        shortest = min(others, key=lambda r: (r.parameters.priority, r.remaining, r.number))
+        if shortest is first or shortest.remaining > first.remaining // _PASSING_SHARE:
+            return None
+        if shortest.parameters.priority > first.parameters.priority:
+            return None
+        return shortest if shortest in prompts or self._admit(shortest) else None
 
     def _isolated(self) -> Request | None:
         """The running request that must be computed without others, if any."""
@@ -214,28 +236,28 @@ class Scheduler:
 
     def _next_waiting(self, others_in_step: bool) -> Request | None:
         """The best waiting request. An isolated request yields to the others for a while, and needs an empty step."""
+        if not self.waiting or len(self.running) >= self.slots:
+            return None
         now = time.monotonic()
         best = min(
             self.waiting, key=lambda r: (bool(r.isolated_steps) and now - r.arrived_at < _SUSPECT_YIELD_SECONDS, r.rank)
         )
         return None if best.isolated_steps and others_in_step else best
 
-    def _admit(self, others_in_step: bool) -> Request | None:
-        """Move the best waiting request to the running ones, if a slot and enough blocks are free."""
-        if not self.waiting or len(self.running) >= self.slots:
-            return None
-        request = self._next_waiting(others_in_step)
-        if request is None:
+    def _admit(self, request: Request | None) -> Request | None:
+        """Move the waiting request to the running ones, if a slot and enough blocks are free."""
+        if request is None or len(self.running) >= self.slots:
             return None
         reusable = request.reusable_ids
         request.table = self.pool.match(reusable, request.prefix_key)
         if self._is_being_computed(self.pool.key_after(request.table, reusable)):
             request.table = BlockTable()
             return None
-        # Keep one block for each running request to grow, so that the admission does not cause a preemption.
-        headroom = len(self.running)
+        # Keep what the running prompts still need, and one block for each running request to grow, so that the
+        # admission does not cause a preemption.
+        headroom = sum(max(self._missing_blocks(other), 1) for other in self.running)
         held = sum(1 for block in request.table.blocks if self.pool.is_idle(block))
-        needed = self.pool.blocks_for(len(request.ids) + 1) - len(request.table.blocks)
+        needed = self._missing_blocks(request)
         if self.running and not self.pool.has(needed + held + headroom):
             request.table = BlockTable()
             return None
@@ -247,6 +269,10 @@ class Scheduler:
             request.cached_tokens = min(request.computed, len(request.prompt_ids))
         self.running.append(request)
         return request
+
+    def _missing_blocks(self, request: Request) -> int:
+        """Blocks that the request needs beside its own for all its tokens and the next one."""
+        return self.pool.blocks_for(len(request.ids) + 1) - len(request.table.blocks)
 
     def _is_being_computed(self, key: Key | None) -> bool:
         """Whether a running request computes this block now. Waiting one step is cheaper than computing it twice."""
