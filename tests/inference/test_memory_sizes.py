@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.memory import resident_memory
 from engine.runners import graph_runner, interface, kv_cache
 from engine.runners.graph_runner import GraphRunner
-from engine.runners.kv_cache import LIKELY_TOKENS, LayerShape, cache_size
+from engine.runners.kv_cache import LIKELY_TOKENS, KVCache, LayerShape, cache_size
 from tritonlm.contract import CheckpointError
 
 from .harness import Collected, make_engine, run, save_model, submit
@@ -39,6 +39,35 @@ def size(layers: list[LayerShape], context: int, left: int | None = None, **sett
         "tokens": (pool.blocks - 1) * 16, "MiB": pool.bytes >> 20, "context": pool.context_length,
         "least": (pool.least_blocks - 1) * 16,
     }  # fmt: skip
+
+
+def wants_large_pages(tensor: torch.Tensor) -> bool:
+    """Whether the system was asked for large pages in the mapping that holds the tensor's first byte."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, rest = line.partition(" ")
+        if "-" in name and ":" not in name:
+            first, last = (int(address, 16) for address in name.split("-"))
+            inside = first <= tensor.data_ptr() < last
+        elif inside and name == "VmFlags:":
+            return "hg" in rest.split()
+    raise AssertionError("no mapping holds the tensor")
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="this system has no large pages"
+)
+def test_only_a_large_cache_lies_in_large_pages_and_none_of_it_is_resident_before_it_is_written() -> None:
+    before = resident_memory()
+    large = KVCache([LayerShape(8, 64, 64)] * 2, 2048, 16, torch.bfloat16, CPU)
+    small = KVCache([LayerShape(8, 64, 64)] * 2, 1024, 16, torch.bfloat16, CPU)
+    for cache, wanted in ((large, True), (small, False)):
+        for tensor in (*cache.keys, *cache.values):
+            assert wants_large_pages(tensor) is wanted
+    # Of 128 and 64 MiB. A block costs at most one large page in each of the four tensors.
+    large.clear([1])
+    small.clear([1])
+    assert resident_memory() - before < (4 * 2 + 16) << 20
 
 
 @pytest.mark.usefixtures("free")

@@ -19,6 +19,7 @@ from tritonlm.contract import CheckpointError
 
 from ..config import INT8, EngineConfig
 from ..memory import PoolSize, full_context_slots
+from .native.large_pages import LARGE_PAGE, own_memory
 
 _log = logging.getLogger("tritonlm.engine")
 
@@ -26,6 +27,10 @@ _log = logging.getLogger("tritonlm.engine")
 # do, the pool runs out of blocks and some of them are preempted.
 LIKELY_TOKENS = 2048
 _SCALE_BYTES, _INT8_MAX = 4, 127
+# A tensor of the cache lies in large pages from this many on. A block that is written for the first time costs a page
+# fault for every small page, which virtual machines make dear. Large pages round up what is resident, here by less than
+# a sixteenth of the cache.
+_LEAST_LARGE_PAGES = 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def stored_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
 class KVCache:
     """`keys[layer]` and `values[layer]` have the shape (slots, heads, width); a block is a run of slots.
 
-    On a CPU the memory is untouched zero pages at first: it becomes resident as blocks are written.
+    On a CPU the memory is untouched zero pages at first: it becomes resident as blocks are written, in large pages if
+    the cache is large.
     """
 
     def __init__(
@@ -121,7 +127,10 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros. On a CPU they are lazily mapped zero pages; torch.zeros would write all of them."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = math.prod(shape) * dtype.itemsize
+    if size >= _LEAST_LARGE_PAGES * LARGE_PAGE:
+        return own_memory(size).view(dtype).view(shape)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 

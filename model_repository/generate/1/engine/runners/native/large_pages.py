@@ -13,7 +13,7 @@ import torch
 # A smaller tensor stays where it is: few of its pages are read one after the other.
 _LEAST_BYTES = 1 << 17
 # Memory is taken from the system in extents, so that tensors share their large pages. What is not written is not used.
-_LARGE_PAGE, _EXTENT = 2 << 20, 64 << 20
+LARGE_PAGE, _EXTENT = 2 << 20, 64 << 20
 _ALIGNMENT = 4096
 
 
@@ -43,19 +43,20 @@ class LargePages:
 
 def own_memory(size: int) -> torch.Tensor:
     """So many bytes, which go back to the system with the tensor. Only whole large pages are such: no more is used."""
-    memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages = torch.frombuffer(memory, dtype=torch.uint8)
-    begin = -pages.data_ptr() % _LARGE_PAGE
-    if whole := size // _LARGE_PAGE * _LARGE_PAGE:
-        with contextlib.suppress(OSError):
+    begin = -pages.data_ptr() % LARGE_PAGE
+    if whole := size // LARGE_PAGE * LARGE_PAGE:
+        # Other systems than Linux have no such advice.
+        with contextlib.suppress(OSError, AttributeError):
             memory.madvise(mmap.MADV_HUGEPAGE, begin, whole)
     return pages[begin : begin + size]
 
 
 def _extent(size: int) -> torch.Tensor:
     """At least `size` bytes from the beginning of a large page on."""
-    memory = mmap.mmap(-1, size + 2 * _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, size + 2 * LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     pages = torch.frombuffer(memory, dtype=torch.uint8)
-    return pages[-pages.data_ptr() % _LARGE_PAGE :]
+    return pages[-pages.data_ptr() % LARGE_PAGE :]
