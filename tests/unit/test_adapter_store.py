@@ -59,13 +59,19 @@ class Adapters:
         self.runner = FakeRunner()
         self.runner.gate.set()
         config = EngineConfig(adapters_file=str(self.file), **limits)
-        self.store = AdapterStore(self.runner, config)  # type: ignore[arg-type]
+        self.seconds = 0.0
+        self.store = AdapterStore(self.runner, config, lambda: self.seconds)  # type: ignore[arg-type]
         self._acquired: queue.Queue[Acquired] = queue.Queue()
 
     def write(self, *names: str, value: float = 1.0) -> None:
         for name in names:
             write(self.folder / name, PLAIN, {key: tensor * 0 + value for key, tensor in tensors().items()})
             add_adapter(self.file, name, AdapterEntry(str(self.folder / name)), replace=True)
+
+    def write_large(self) -> None:
+        """`large` takes the memory of two others."""
+        write(self.folder / "large", {**PLAIN, "r": 8}, tensors(8))
+        add_adapter(self.file, "large", AdapterEntry(str(self.folder / "large")))
 
     def request(self, name: str) -> None:
         self.store.acquire(name, self._acquired.put)
@@ -189,8 +195,7 @@ def test_an_adapter_without_room_does_not_block_others(make: Make) -> None:
     adapters = make(adapter_memory=2 * BYTES)
     adapters.write("a", "b", "broken")
     (adapters.folder / "broken" / WEIGHTS).write_bytes(b"")
-    write(adapters.folder / "large", {**PLAIN, "r": 8}, tensors(8))
-    add_adapter(adapters.file, "large", AdapterEntry(str(adapters.folder / "large")))
+    adapters.write_large()
     used = adapters.acquire("a")
     # It fits when `a` is released, and waits, also for two requests.
     adapters.request("large")
@@ -205,6 +210,49 @@ def test_an_adapter_without_room_does_not_block_others(make: Make) -> None:
     large = [adapters.next(), adapters.next()]
     assert large[0] is large[1]
     assert adapters.runner.loaded == ["a", "b", "large"]
+
+
+def test_small_adapters_overtake_a_large_one_for_some_seconds_only(make: Make) -> None:
+    adapters = make(adapter_memory=2 * BYTES, queue_seconds=60)
+    adapters.write("a", "b", "c", "d")
+    adapters.write_large()
+    used = adapters.acquire("a")
+    adapters.request("large")
+    other = adapters.acquire("b")
+    # Later `c` waits too, though `b` leaves its room.
+    adapters.seconds = 30
+    adapters.request("c")
+    adapters.store.release(other)
+    assert adapters.acquire("a") is used
+    adapters.store.release(used)
+    assert adapters.idle
+    adapters.store.release(used)
+    large = adapters.next()
+    assert isinstance(large, LoadedAdapter)
+    adapters.store.release(large)
+    small = adapters.next()
+    assert isinstance(small, LoadedAdapter)
+    assert (large.name, small.name) == ("large", "c")
+    assert adapters.runner.loaded == ["a", "b", "large", "c"]
+
+
+def test_an_adapter_whose_requests_must_have_ended_holds_no_other_up(make: Make) -> None:
+    adapters = make(adapter_memory=2 * BYTES, queue_seconds=60)
+    adapters.write("a", "b", "c")
+    adapters.write_large()
+    used = [adapters.acquire("a"), adapters.acquire("a")]
+    adapters.request("large")
+    adapters.use("b")
+    adapters.seconds = 30
+    adapters.request("c")
+    adapters.use("a")
+    assert adapters.idle
+    adapters.seconds = 60
+    # Any request's end suffices, also when its adapter stays in use.
+    adapters.store.release(used.pop())
+    small = adapters.next()
+    assert isinstance(small, LoadedAdapter)
+    assert small.name == "c"
 
 
 def test_changed_files_are_loaded_for_later_requests(make: Make) -> None:

@@ -1,15 +1,17 @@
 """The loaded adapters of an engine: at most so many, of so many bytes, of which the least recently used one goes first.
 
 A request holds a reference from its submission to its end, and an adapter with references is never evicted. When all
-loaded ones are in use, a further one is put aside until one is released, and other loads go on. One thread reads files
-and hands them to the runner while steps run. When an adapter's files change, later requests get the new content, and
-running ones keep the old one.
+loaded ones are in use, a further one is put aside until one is released, and other loads go on: for some seconds, after
+which they leave their room to it. One thread reads files and hands them to the runner while steps run. When an
+adapter's files change, later requests get the new content, and running ones keep the old one.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,8 @@ _log = logging.getLogger("tritonlm.engine")
 AdapterReport = dict[str, str | int]
 Acquired = LoadedAdapter | TritonLMError
 Done = Callable[[Acquired], None]
+# Loads of others may overtake one that has been put aside for so long.
+_OVERTAKEN_SECONDS = 5.0
 
 
 @dataclass(eq=False)
@@ -41,9 +45,19 @@ class _Entry:
     references: int = 0
 
 
+@dataclass(eq=False)
+class _Aside:
+    """A source for which there was no room."""
+
+    since: float
+    needed: int
+    # Whether it waits for the thread, to be tried again.
+    queued: bool = False
+
+
 class AdapterStore:
-    def __init__(self, runner: Runner, config: EngineConfig) -> None:
-        self._runner, self._config = runner, config
+    def __init__(self, runner: Runner, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._runner, self._config, self._clock = runner, config, clock
         self._folders = AdapterFolders(Path(config.adapters_file))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         # Guards everything below.
@@ -53,8 +67,8 @@ class AdapterStore:
         # These, and replaced or removed ones that requests still use.
         self._entries: dict[LoadedAdapter, _Entry] = {}
         self._waiting: dict[AdapterSource, list[Done]] = {}
-        # Those of them for which there was no room, in the order in which they are tried again.
-        self._blocked: list[AdapterSource] = []
+        # Those of them that are put aside, the first one first.
+        self._aside: dict[AdapterSource, _Aside] = {}
         self._closed = False
         self.loads = 0
 
@@ -83,16 +97,15 @@ class AdapterStore:
             entry = self._entries[adapter]
             entry.references -= 1
             assert entry.references >= 0
-            if not entry.references:
-                if self._current.get(adapter.name) is not entry:
-                    del self._entries[adapter]
-                self._retry_blocked()
+            if not entry.references and self._current.get(adapter.name) is not entry:
+                del self._entries[adapter]
+            self._retry([source for source, aside in self._aside.items() if self._has_room(source, aside.needed)])
 
     def close(self) -> None:
         """Refuse what waits, and stop the thread."""
         with self._lock:
             self._closed = True
-            self._retry_blocked()
+            self._retry(list(self._aside))
         self._thread.shutdown(wait=False)
 
     def report(self) -> list[AdapterReport]:
@@ -122,10 +135,11 @@ class AdapterStore:
         self._waiting[source] = [done]
         self._thread.submit(self._run, source)
 
-    def _retry_blocked(self) -> None:
-        for source in self._blocked:
-            self._thread.submit(self._run, source)
-        self._blocked.clear()
+    def _retry(self, sources: list[AdapterSource]) -> None:
+        for source in sources:
+            if not self._aside[source].queued:
+                self._aside[source].queued = True
+                self._thread.submit(self._run, source)
 
     # The loading thread.
 
@@ -143,6 +157,7 @@ class AdapterStore:
             entry = self._fall_back(source, error)
         with self._lock:
             waiting = self._waiting.pop(source)
+            self._aside.pop(source, None)
             if entry:
                 # It may have been removed from the file since.
                 self._entries[entry.loaded] = entry
@@ -207,13 +222,31 @@ class AdapterStore:
         """Evict unused adapters until one of this size fits; if that does not suffice, put the source aside."""
         if self._closed:
             raise Draining("this model has been stopped")
-        unused = [entry for entry in self._current.values() if not entry.references]
-        if not self._fits(len(self._entries) - len(unused), needed - sum(entry.nbytes for entry in unused)):
-            self._blocked.append(source)
+        if not self._has_room(source, needed):
+            aside = self._aside.setdefault(source, _Aside(self._clock(), needed))
+            aside.needed, aside.queued = needed, False
             return False
+        unused = self._unused()
         while not self._fits(len(self._entries), needed):
             self._drop([unused.pop(0)])
         return True
+
+    def _has_room(self, source: AdapterSource, needed: int) -> bool:
+        """Whether one of this size fits beside those in use, and takes it from none that has waited longer."""
+        unused = self._unused()
+        fits = self._fits(len(self._entries) - len(unused), needed - sum(entry.nbytes for entry in unused))
+        return fits and not self._gives_way(source)
+
+    def _gives_way(self, source: AdapterSource) -> bool:
+        now = self._clock()
+        since = self._aside[source].since if source in self._aside else now
+        # After queue_seconds the other's first requests have been refused: it must not hold everybody up for ever.
+        longest = self._config.queue_seconds or math.inf
+        waits = [aside.since for aside in self._aside.values() if aside.since < since]
+        return any(_OVERTAKEN_SECONDS <= now - begun < longest for begun in waits)
+
+    def _unused(self) -> list[_Entry]:
+        return [entry for entry in self._current.values() if not entry.references]
 
     def _fits(self, count: int, more_bytes: int) -> bool:
         return count < self._config.max_adapters and self._nbytes() + more_bytes <= self._config.adapter_memory
