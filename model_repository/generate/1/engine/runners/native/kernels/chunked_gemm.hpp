@@ -99,13 +99,15 @@ class ChunkedPasses {
         const int inputs = rows_.inputs(), chunks = (inputs + kChunkInputs - 1) / kChunkInputs;
         const int chunk = (inputs / kTileInputs + chunks - 1) / chunks * kTileInputs;
         const int passes = (first % kRowsPerPass<T> + count + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
-        const char* const* line = more ? more->lines : nullptr;
-        const char* const* const end = more ? line + more->count : nullptr;
-        if (more) more->taken = true;
+        ListedPrefetch ahead{};
+        if (more) {
+            ahead.next = more->ranges, ahead.last = more->ranges + more->count;
+            more->taken = true;
+        }
         for (int from = 0; from < inputs; from += chunk) {
             const int to = std::min(from + chunk, inputs);
             const bool last = to == inputs;
-            ListedPrefetch ahead{{begin(0, 2 * last, last ? 0 : to), begin(1, 2 * last, last ? 0 : to), 0}, line, end};
+            ahead.from = begin(0, 2 * last, last ? 0 : to), ahead.other = begin(1, 2 * last, last ? 0 : to);
             // The steps of a pass that prefetch a block.
             const int steps = (to - from) / kLineInputs<T> / kPassBlocks;
             ahead.stride = ((last ? chunk : std::min(chunk, inputs - to)) * input_bytes() / steps + passes - 1) / passes;
@@ -117,7 +119,6 @@ class ChunkedPasses {
                 ahead.from = begins[0] + steps * ahead.stride;
                 ahead.other = begins[1] + steps * ahead.stride;
             });
-            line = ahead.line;
         }
     }
 

@@ -19,34 +19,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "fma.hpp"
+#include "low_rank_term.hpp"
 #include "prefetch.hpp"
 #include "rows.hpp"
 #include "simd.hpp"
 #include "step.hpp"
 #include "thread_pool.hpp"
-
-struct LowRankPart {
-    const void* b;
-    // `blocks` of 16 outputs read `rank` sums from `first_rank` on; a part that the adapter does not change has a rank of 0.
-    int32_t blocks, first_rank, rank;
-};
-
-// An adapter's matrices for one operation.
-struct LowRank {
-    const void* a;
-    const LowRankPart* parts;
-    // Of all parts together; 0: the adapter does not change the operation.
-    int32_t rank;
-    // Blocks of two parts alternate, as those of gate and up do.
-    int32_t interleaved;
-};
-
-struct Adapter {
-    // One for each operation of the program.
-    const LowRank* operations;
-    int32_t max_rank, is_bf16;
-};
 
 // The products of 32 inputs, in 16 sums. Lines of a row are `stride` numbers apart.
 #ifdef __AVX512BF16__
@@ -60,139 +38,6 @@ TRITONLM_INLINE void add_products(Reg16& total, const float* row, size_t stride,
     total += load_regs(row) * load_regs(weights);
     total += load_regs(row + stride) * load_regs(weights + kVecSize);
 }
-
-// The type of s: bfloat16 where an instruction multiplies it with B in bfloat16.
-template <typename T>
-using SumType = RowType<T>;
-
-// Adds the products of two ranks, or of the last one, to 16 outputs of a row.
-inline void add_ranks(Reg16& total, const float* sums, const float* b) {
-    total += sums[0] * load_regs(b);
-    total += sums[1] * load_regs(b + kVecSize);
-}
-
-inline void add_last_rank(Reg16& total, const float* sums, const float* b) { total += sums[0] * load_regs(b); }
-
-inline void add_ranks(Reg16& total, const float* sums, const bf16* b) {
-    Reg16 even, odd;
-    split_pairs(b, even, odd);
-    total += sums[0] * even;
-    total += sums[1] * odd;
-}
-
-inline void add_last_rank(Reg16& total, const float* sums, const bf16* b) { total += sums[0] * load_regs(b); }
-
-#ifdef __AVX512BF16__
-inline void add_ranks(Reg16& total, const bf16* sums, const bf16* b) {
-    PairStep{(__m512bh)load_line(b)}.add(total, sums);
-}
-
-inline void add_last_rank(Reg16& total, const bf16* sums, const bf16* b) { total += to_float(*sums) * load_regs(b); }
-#endif
-
-// What MatmulOutput adds to the sums of an operation's rows: those of a group of rows and a pair of blocks at a time.
-template <typename T>
-struct LowRankTerm {
-    // Work items begin at multiples of it.
-    static constexpr int kGroupRows = 16;
-    // A copy of an output does not share what its own thread computes.
-    struct Group {
-        RowSums sums[kGroupRows];
-        Group() {}
-        Group(const Group&) {}
-    };
-    // For each row its adapter, or null; null for all: no row of the step has one that changes the operation.
-    const Adapter* const* adapters = nullptr;
-    const SumType<T>* sums = nullptr;
-    size_t stride = 0;
-    // Of the operation: its number, its rows and its blocks of 16 outputs.
-    int number = 0, rows = 0, blocks = 0;
-
-    // What `compute` will read for rows [first, first + count) and one or two blocks.
-    void list_reads(int first, int count, int block, int some, PrefetchList& list) const {
-        for (int row = first; row < first + count; row++) {
-            if (row > first && adapters[row] == adapters[row - 1]) continue;
-            for (int n = 0; n < some; n++)
-                if (const Part part = find(adapters[row], block + n); part.rank) list.add(part.b, part.bytes());
-        }
-    }
-
-    // `block` is even; `ahead`: whether the next pair of blocks is prefetched, which the work item that follows has. Not inlined
-    // into each kernel that has an output: it would double their code.
-    __attribute__((noinline)) void compute(int first, int block, bool ahead, Group& group) const {
-        const int end = std::min(first + kGroupRows, rows);
-        for (int row = first, last; row < end; row = last) {
-            for (last = row + 1; last < end && adapters[last] == adapters[row];) last++;
-            for (int n = 0; n < std::min(2, blocks - block); n++) {
-                const Part part = find(adapters[row], block + n);
-                if (ahead && part.rank) prefetch_next(part);
-                add_part(part, row, last, group.sums + (row - first), n);
-            }
-        }
-    }
-
-  private:
-    // Rows that are summed at once: B is loaded once for them.
-    static constexpr int kPassRows = 4;
-
-    // The matrix B of one block; a rank of 0: the adapter does not change it.
-    struct Part {
-        const char* b = nullptr;
-        int first_rank = 0, rank = 0, next_blocks = 0;
-        bool is_bf16 = false;
-        size_t bytes() const { return (size_t)rank * kVecSize * (is_bf16 ? sizeof(bf16) : sizeof(float)); }
-    };
-
-    Part find(const Adapter* adapter, int block) const {
-        const LowRank* const matrices = adapter ? &adapter->operations[number] : nullptr;
-        if (!matrices || !matrices->rank) return {};
-        const LowRankPart* part = matrices->parts;
-        if (matrices->interleaved) part += block % 2, block /= 2;
-        else while (block >= part->blocks) block -= part++->blocks;
-        Part found{nullptr, part->first_rank, part->rank, 2 - matrices->interleaved, adapter->is_bf16 != 0};
-        found.b = static_cast<const char*>(part->b) + block * found.bytes();
-        return found;
-    }
-
-    static void prefetch_next(const Part& part) {
-        const char* const next = part.b + part.next_blocks * part.bytes();
-        for (size_t i = 0; i < part.bytes(); i += kCacheLine) prefetch<kCacheLine, 2>(next + i);
-    }
-
-    // Of rows [row, end), which have one adapter.
-    void add_part(const Part& part, int row, int end, RowSums* to, int n) const {
-        if (!part.rank) {
-            // Adding -0 changes no bit.
-            for (int i = 0; i < end - row; i++) store(to[i][n], splat(-0.0f));
-            return;
-        }
-        if constexpr (sizeof(T) != sizeof(bf16))
-            if (!part.is_bf16) return expand<float>(part, row, end, to, n);
-        expand<bf16>(part, row, end, to, n);
-    }
-
-    template <typename W>
-    void expand(const Part& part, int row, int end, RowSums* to, int n) const {
-        const W* const b = reinterpret_cast<const W*>(part.b);
-        const SumType<T>* from = sums + row * stride + part.first_rank;
-        for (; row + kPassRows <= end; row += kPassRows, to += kPassRows, from += kPassRows * stride)
-            expand_rows<kPassRows>(b, part.rank, from, to, n);
-        for (; row < end; row++, to++, from += stride) expand_rows<1>(b, part.rank, from, to, n);
-    }
-
-    template <int kRows, typename W>
-    TRITONLM_INLINE void expand_rows(const W* b, int rank, const SumType<T>* from, RowSums* to, int n) const {
-        Reg16 totals[kRows] = {};
-        int r = 0;
-        for (; r + 2 <= rank; r += 2)
-#pragma GCC unroll 4
-            for (int i = 0; i < kRows; i++) add_ranks(totals[i], from + i * stride + r, b + r * kVecSize);
-        for (int i = 0; i < kRows; i++) {
-            if (r < rank) add_last_rank(totals[i], from + i * stride + r, b + r * kVecSize);
-            store(to[i][n], totals[i]);
-        }
-    }
-};
 
 template <typename T>
 class LowRankStage {
@@ -214,7 +59,7 @@ class LowRankStage {
     }
 
     // The term of operation `number`, which multiplies `rows` and has so many outputs. All threads call it.
-    LowRankTerm<T> shrink(const Rows<T>& rows, int outputs, int number, WorkQueue& queue) {
+    LowRankTerm<T> shrink(const Rows<T>& rows, int outputs, int number, NextShrink next, WorkQueue& queue) {
         int rank = 0;
         for (const Run& run : runs_) rank = std::max(rank, run.adapter->operations[number].rank);
         if (!rank) return {};
@@ -227,7 +72,8 @@ class LowRankStage {
             if (sizeof(T) == sizeof(bf16) || run.adapter->is_bf16) shrink_block<bf16>(rows, run, matrices.a, first, width);
             else if constexpr (sizeof(T) != sizeof(bf16)) shrink_block<float>(rows, run, matrices.a, first, width);
         });
-        return {adapters_.data(), sums_.data(), stride_, number, (int)adapters_.size(), (outputs + kVecSize - 1) / kVecSize};
+        const int output_blocks = (outputs + kVecSize - 1) / kVecSize;
+        return {adapters_.data(), sums_.data(), stride_, number, (int)adapters_.size(), output_blocks, next};
     }
 
   private:

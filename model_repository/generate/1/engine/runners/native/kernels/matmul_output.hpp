@@ -14,7 +14,7 @@
 
 #include "activation.hpp"
 #include "kv_layout.hpp"
-#include "low_rank.hpp"
+#include "low_rank_term.hpp"
 #include "prefetch.hpp"
 #include "program.hpp"
 #include "rows.hpp"

@@ -51,10 +51,14 @@ struct BlockPrefetch : SpreadPrefetch<kBlocks> {
     }
 };
 
-// Lines of memory that a pass prefetches beside weights, one at each step: what is read when its sums are complete.
+// Ranges of memory that a pass prefetches beside weights, two lines at each step: what is read when its sums are complete, and
+// then what the next operation begins with.
 struct PrefetchList {
-    static constexpr int kMost = 1024;
-    const char* lines[kMost];
+    struct Range {
+        const char *from, *end;
+    };
+    static constexpr int kMost = 512;
+    Range ranges[kMost];
     int count = 0;
     // Whether passes have prefetched them.
     bool taken = false;
@@ -64,17 +68,22 @@ struct PrefetchList {
     PrefetchList(const PrefetchList&) {}
 
     void clear() { count = 0, taken = false; }
-    void add(const void* from, size_t bytes) {
-        for (size_t i = 0; i < bytes && count < kMost; i += 64) lines[count++] = (const char*)from + i;
+    void add(const char* from, size_t bytes) {
+        if (count && ranges[count - 1].end == from) ranges[count - 1].end += bytes;
+        else if (count < kMost) ranges[count++] = {from, from + bytes};
     }
 };
 
 struct ListedPrefetch : SpreadPrefetch<1> {
-    const char* const* line;
-    const char* const* end;
+    static constexpr int kListedLines = 2;
+    PrefetchList::Range range;
+    const PrefetchList::Range *next, *last;
 
     __attribute__((always_inline)) void operator()() {
         SpreadPrefetch<1>::operator()();
-        if (line != end) __builtin_prefetch(*line++, 0, 2);
+        for (int i = 0; i < kListedLines; i++) {
+            if (range.from < range.end) __builtin_prefetch(range.from, 0, 2), range.from += 64;
+            else if (next != last) range = *next++;
+        }
     }
 };
