@@ -105,6 +105,12 @@ def command(name: str, request_id: str = "") -> DecoupledRequest:
     return DecoupledRequest({CONTROL.name: CONTROL.pack(json.dumps({"command": name, "id": request_id}))})
 
 
+def report_of(model: Any, name: str) -> dict[str, Any]:
+    request = command(name)
+    model.execute([request])
+    return dict(request.sender.report())
+
+
 def test_streamed_and_whole_responses_have_the_same_tokens(model: Any) -> None:
     whole, streamed = (
         make_request([5, 6, 7], return_token_ids=True),
@@ -134,12 +140,13 @@ def test_commands_run_beside_requests(model: Any) -> None:
 
 
 def test_metrics_are_exported_by_name_and_model(model: Any, checkpoint: Path) -> None:
-    request, status = make_request([5, 6, 7]), command("status")
+    request = make_request([5, 6, 7])
     model.execute([request])
     request.sender.chunks()
-    # After a chunk has arrived, its step is counted when the command returns.
-    model.execute([status])
-    status.sender.report()
+    # The last step is counted after its chunk has been sent.
+    deadline = time.monotonic() + WAIT_SECONDS
+    while report_of(model, "status")["steps"] < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
     model._metrics_exporter.export()
     metrics = {name: family.metrics[0] for name, family in MetricFamily.families.items()}
     assert {metric.labels["model"] for metric in metrics.values()} == {checkpoint.name}
