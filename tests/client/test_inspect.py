@@ -188,7 +188,11 @@ def test_an_incomplete_checkpoint(tmp_path: Path) -> None:
     assert "is not a valid safetensors file: its header is longer than the file" in result.stderr
 
 
-@pytest.mark.parametrize("header", [b"[]", b"{", b'{"a": {"dtype": "F32"}}', b'{"a": 1}', b'{"a": {"shape": "x"}}'])
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"{", b'{"a": {"dtype": "F32"}}', b'{"a": 1}', b'{"a": {"shape": "x"}}', b'{"a":' * 100_000],
+    ids=["list", "cut", "no shape", "number", "shape of text", "nested"],
+)
 def test_a_broken_header_is_one_line(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(CheckpointError, match="is not a valid safetensors file") as error:

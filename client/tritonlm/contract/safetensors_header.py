@@ -30,5 +30,5 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             header = json.loads(opened.read(length))
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         return {name: StoredTensor(entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise CheckpointError(f"{file} is not a valid safetensors file: {error}") from None

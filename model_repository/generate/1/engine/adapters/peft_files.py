@@ -7,7 +7,6 @@ Everything that cannot be computed is refused by name. It does not know the base
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -15,14 +14,13 @@ from pathlib import Path
 
 import torch
 from tritonlm.contract import CheckpointError
+from tritonlm.contract.safetensors_header import read_header
 
 from .lora import LoraAdapter, LowRank
 from .peft_settings import CONFIG, PeftSettings
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
-# A safetensors file begins with the length of its header, which the format limits.
-_LENGTH_BYTES, _MOST_HEADER_BYTES = 8, 100_000_000
 _PICKLED = ("adapter_model.bin", "adapter_model.pt")
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,11 +45,8 @@ def read_adapter(name: str, folder: Path, max_rank: int) -> LoraAdapter:
 def stored_numbers(folder: Path) -> int:
     """How many numbers the header of the weights' file announces; 0 if it cannot be read: `read_adapter` says why."""
     try:
-        with (folder / WEIGHTS).open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header = json.loads(file.read(min(length, _MOST_HEADER_BYTES)))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return sum(math.prod(tensor.shape) for tensor in read_header(folder / WEIGHTS).values())
+    except CheckpointError:
         return 0
 
 
