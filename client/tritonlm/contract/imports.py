@@ -11,8 +11,7 @@ from collections.abc import Iterator
 def without_collections() -> Iterator[None]:
     """Inside, the garbage collector does not run; the objects that exist at the end are never looked at again.
 
-    Imports make many objects that stay, and each full collection looks at all of them: a third of the time in which the
-    gateway's modules are imported.
+    Imports make many objects that stay, and each full collection looks at all of them.
     """
     was_enabled = gc.isenabled()
     gc.disable()
