@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from tritonlm.contract import EngineFailure, QueueTimeout, TritonLMError
-from tritonlm.contract.control import Command
 
 from .adapters.store import AdapterStore
 from .config import EngineConfig
@@ -88,6 +87,8 @@ class Engine:
         self.reports = Reports(runner, config, self.scheduler, admission, self.metrics, self._progress, self._adapters)
         preparation = Preparation(self._adapters, constraints)
         self._intake = Intake(runner, config, admission, self.reports, self.metrics, journal, about or {}, preparation)
+        # Called by other threads: they meet the intake, and no step.
+        self.submit, self.command, self.cancel = self._intake.submit, self._intake.command, self._intake.cancel
         self._delivery = Delivery()
         self._released_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -106,18 +107,6 @@ class Engine:
             self._delivery.join(_JOIN_SECONDS)
             if self._journal and not self._thread.is_alive():
                 self._journal.close()
-
-    def submit(self, request: Request) -> None:
-        """Take a request, or raise the error that refuses it. The end of a request that is taken will be delivered."""
-        self._intake.submit(request)
-
-    def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
-        """Run a command at once on the caller's thread, however long the current step takes."""
-        self._intake.command(command, reply)
-
-    def cancel(self, request_id: str) -> int:
-        """End the requests with this id before the next step. Return their number."""
-        return self._intake.cancel(request_id)
 
     @property
     def in_flight(self) -> int:

@@ -35,7 +35,7 @@ class SamplingState:
             ("resume_token_ids", generated_ids),
         ):
             _check_ids(name, ids, vocab_size)
-        assert max(prompt_ids, default=0) < vocab_size, "Engine.submit has checked the prompt's ids"
+        assert max(prompt_ids, default=0) < vocab_size, "Intake.submit has checked the prompt's ids"
         self.parameters = parameters
         self.seed = seed
         self.position = len(generated_ids)
