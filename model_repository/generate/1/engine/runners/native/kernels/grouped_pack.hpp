@@ -14,6 +14,10 @@
 #include <type_traits>
 #include <vector>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include "gguf_codes.hpp"
 #include "grouped_form.hpp"
 
@@ -93,7 +97,8 @@ class GroupedPacker {
                 for (int i = 0; i < kStepBytes; i++) to[i] = (steps[step][i] & 15) | steps[step + 1][i] << 4;
         for (int plane = 0; plane < planes; plane++)
             for (int step = 0; step < kRecordInputs / kStepInputs; step++)
-                for (int i = 0; i < kStepBytes; i += 8) *to++ = bits_of_eight(steps[step] + i, form_.bits / 4 * 4 + plane);
+                for (int i = 0; i < kStepBytes; i += kMaskBytes, to += kMaskBytes / 8)
+                    store_mask(steps[step] + i, form_.bits / 4 * 4 + plane, to);
     }
 
     // to[step][4 lane + i] = from[lane][4 step + i]
@@ -115,12 +120,22 @@ class GroupedPacker {
     static Quad first_halves(const Quad (&pair)[2]) { return __builtin_shuffle(pair[0], pair[1], Quad{0, 1, 4, 5}); }
     static Quad second_halves(const Quad (&pair)[2]) { return __builtin_shuffle(pair[0], pair[1], Quad{2, 3, 6, 7}); }
 
-    // Bit i of the result is bit `bit` of byte i.
-    static uint8_t bits_of_eight(const uint8_t* from, int bit) {
+    // Bit i of the mask is bit `bit` of byte i.
+#ifdef __SSE2__
+    static constexpr int kMaskBytes = 16;
+    static void store_mask(const uint8_t* from, int bit, uint8_t* to) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        const uint16_t mask = _mm_movemask_epi8(_mm_slli_epi16(bytes, 7 - bit));
+        memcpy(to, &mask, sizeof mask);
+    }
+#else
+    static constexpr int kMaskBytes = 8;
+    static void store_mask(const uint8_t* from, int bit, uint8_t* to) {
         uint64_t bytes;
         memcpy(&bytes, from, sizeof bytes);
-        return (bytes >> bit & 0x0101010101010101) * 0x0102040810204080 >> 56;
+        *to = (bytes >> bit & 0x0101010101010101) * 0x0102040810204080 >> 56;
     }
+#endif
 
     const GroupedForm& form_;
     const GroupedSource& source_;
