@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine.runners.loading import load_at_low_priority
+from engine.monitoring.step_journal import StepJournal, journal_file
+from engine.runners.loading import in_load_thread, load_at_low_priority
 from tritonlm.contract.load_progress import Loaded, LoadProgress, load_file, read_progress
 from tritonlm.serving import ServingError, supervisor, terminal
 
@@ -56,6 +57,23 @@ def test_a_load_runs_at_low_priority_and_its_caller_does_not() -> None:
     inside = load_at_low_priority(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     assert inside > before
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+def test_the_first_model_of_a_triton_is_loaded_at_the_usual_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def niceness() -> int:
+        return in_load_thread(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert niceness() == usual
+    journal = StepJournal(journal_file("other-generate", 0, "weights"))
+    assert niceness() > usual
+    # Its successor finds the journal of a process that has died.
+    del journal
+    assert niceness() > usual
 
 
 def test_an_error_of_a_load_reaches_its_caller() -> None:

@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tritonlm.contract.process_files import process_file
+from tritonlm.contract.process_files import has_process_file, process_file
 
 from ..request import Request
 
+_KIND = "steps"
 # Enough for more requests than a step can have, at about 40 bytes each.
 _FILE_BYTES = 1 << 18
 # A request with at least this many steps did not kill the process at its start.
@@ -107,7 +108,12 @@ class StepJournal:
 def journal_file(model: str, number: int, fingerprint: str) -> Path:
     """The journal of one engine of this model, Triton process and weights."""
     weights = hashlib.blake2b(fingerprint.encode(), digest_size=6).hexdigest()
-    return process_file("steps", os.getppid(), f"{model}-{number}-{weights}")
+    return process_file(_KIND, os.getppid(), f"{model}-{number}-{weights}")
+
+
+def has_served() -> bool:
+    """Whether an engine of this Triton has been ready, this process's or another one's: its journal stays."""
+    return has_process_file(_KIND, os.getppid())
 
 
 def _read(file: Path) -> dict[str, object]:

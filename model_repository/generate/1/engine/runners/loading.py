@@ -1,7 +1,7 @@
 """Loads weights at low priority and reports the progress.
 
-Requests to other models keep their speed meanwhile. This module knows thread priorities and transformers' progress bar,
-not the use of the weights.
+Requests to other models keep their speed meanwhile; before an engine has been ready there are none. This module knows
+thread priorities and transformers' progress bar, not the use of the weights.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from safetensors import safe_open
 from tritonlm.contract.imports import without_collections
 from tritonlm.contract.load_progress import LoadProgress
 
+from ..monitoring.step_journal import has_served
+
 T = TypeVar("T")
 # A thread of this niceness gets a tenth of a busy core, and all of an idle one.
 _NICENESS = 10
 
 
 class _Load(threading.Thread, Generic[T]):
-    def __init__(self, load: Callable[[], T]) -> None:
+    def __init__(self, load: Callable[[], T], niceness: int) -> None:
         super().__init__(name="tritonlm-load")
-        self._load = load
+        self._load, self._niceness = load, niceness
         self.result: T
         self.error: BaseException | None = None
 
     def run(self) -> None:
         # Niceness belongs to a thread, and the threads that it starts inherit it: here those of OpenMP, which end with
         # this thread. Lowering it again needs privileges, so the load runs in a thread of its own.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(before, self._niceness))
         try:
             self.result = self._load()
         except BaseException as error:  # the caller raises it
@@ -42,7 +45,19 @@ class _Load(threading.Thread, Generic[T]):
 
 def load_at_low_priority(load: Callable[[], T]) -> T:
     """The result of `load`, computed by a thread of low priority."""
-    thread = _Load(load)
+    return _in_thread(load, _NICENESS)
+
+
+def in_load_thread(load: Callable[[], T]) -> T:
+    """The same for a whole model. The first one of a Triton is loaded at the usual priority: callers wait for it alone.
+
+    At low priority it would wait for the imports of the processes that start beside it.
+    """
+    return _in_thread(load, _NICENESS if has_served() else 0)
+
+
+def _in_thread(load: Callable[[], T], niceness: int) -> T:
+    thread = _Load(load, niceness)
     thread.start()
     thread.join()
     if thread.error is not None:
@@ -55,9 +70,9 @@ def load_at_low_priority(load: Callable[[], T]) -> T:
 
 
 def import_torch() -> None:
-    """Import torch at low priority: it is the largest part of a small model's load."""
+    """Import torch as a model is loaded: it is the largest part of a small model's load."""
     with without_collections():
-        load_at_low_priority(lambda: importlib.import_module("torch"))
+        in_load_thread(lambda: importlib.import_module("torch"))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from .gpu import block_attention, fused_layers, rotary
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
-from .loading import load_at_low_priority, reported_loading, tensor_bytes
+from .loading import in_load_thread, reported_loading, tensor_bytes
 from .low_rank import LowRankHooks
 
 _log = logging.getLogger("tritonlm.engine")
@@ -68,7 +68,7 @@ class ReferenceRunner:
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         self.memory = engine_memory(config, self.device)
         self.memory.reserve_weights(weights_on_disk(checkpoint, self.dtype))
-        self._model = load_at_low_priority(
+        self._model = in_load_thread(
             lambda: (
                 make_model(self.dtype, self.device)
                 if make_model
@@ -77,7 +77,7 @@ class ReferenceRunner:
         )
         # Fused MLPs have no layers of their own for the matrices of adapters.
         fuses_mlps = self._fuses and not config.adapters_file
-        self._layers, self._head = load_at_low_priority(
+        self._layers, self._head = in_load_thread(
             lambda: prepare(self._model, folder, self._fuses, fuses_mlps=fuses_mlps)
         )
         self._quantize(config)

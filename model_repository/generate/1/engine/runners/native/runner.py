@@ -28,7 +28,7 @@ from ...sampling.token_masks import TokenMasks
 from ...scheduling.scheduler import Slice
 from ..interface import ForwardOutput, engine_memory, weights_in_memory
 from ..kv_cache import KVCache, LayerShape, cache_size, stored_dtype
-from ..loading import load_at_low_priority
+from ..loading import in_load_thread, load_at_low_priority
 from . import families
 from .adapters import NativeAdapter, pack_adapter
 from .quantized import BLOCK_OUTPUTS
@@ -78,7 +78,7 @@ class NativeRunner:
         self._packer = WeightPacker(
             folder, prefix, dtype, config.weights, library, load_progress or LoadProgress(), int(config.vocabulary_bits)
         )
-        program = load_at_low_priority(lambda: families.write(checkpoint, self._packer))
+        program = in_load_thread(lambda: families.write(checkpoint, self._packer))
         self._model, self._placements = program.finish(), program.placements.of
         self._packer.close_files()
         trim_heap()
