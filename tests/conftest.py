@@ -9,11 +9,13 @@ import importlib
 import importlib.util
 import signal
 import sys
+from collections.abc import Generator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import process_owner
 import pytest
+from tritonlm.contract.imports import without_collections
 
 # Fixtures that start a Triton for a whole session; the first two serve the same files.
 _SHARED = {"shared_server": "shared", "shared_small_server": "shared", "bundled": "bundled",
@@ -33,7 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         process_owner.own_processes()
     # Its import looks into every module that is there: with thousands of them, that takes seconds.
-    importlib.import_module("torch")
+    with without_collections():
+        importlib.import_module("torch")
     for name in _LATE:
         spec = importlib.util.find_spec(name)
         if name not in sys.modules and spec is not None:
@@ -56,6 +59,15 @@ class _LateModule(ModuleType):
         module = importlib.import_module(self.__name__)
         vars(self).update(vars(module))
         return getattr(module, name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collecting imports most of what the tests use. A fifth of its time would go into garbage collections, and all
+    later ones would look at what it made.
+    """
+    with without_collections():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,10 +20,14 @@ class Node:
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
-    """The collector as other tests expect it, which looks at all objects."""
+    """Leave the collector as it was: without the objects of these tests, and with those of the collection frozen."""
+    was_frozen = gc.get_freeze_count() > 0
     yield
     gc.unfreeze()
     gc.enable()
+    gc.collect()
+    if was_frozen:
+        gc.freeze()
 
 
 def test_objects_made_inside_are_never_collected() -> None:
