@@ -7,6 +7,8 @@ files, requests or arithmetic.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +27,10 @@ from .quantized import BLOCK_OUTPUTS
 _BLOCK_RANKS, _LINE_INPUTS = 8, 32
 # Bytes of a cache line: matrices begin at one.
 _ALIGNMENT = 64
+# A step reads the same matrix of many adapters. In large pages they would all lie at the same lines of a cache, which
+# holds eight of them: so adapters begin at lines that are spread over those that a second-level cache distinguishes.
+_CACHE_LINES, _GOLDEN_RATIO = 2048, (math.sqrt(5) - 1) / 2
+_numbers = itertools.count()
 
 
 class NativeAdapter:
@@ -33,7 +39,8 @@ class NativeAdapter:
     def __init__(self, packed: Mapping[int, _Packed], operations: int, dtype: torch.dtype) -> None:
         """`packed` are the matrices of some of the program's operations."""
         tensors = [tensor for each in packed.values() for tensor in (each.a, *each.b)]
-        self._memory = own_memory(sum(map(_aligned_length, tensors)) * dtype.itemsize).view(dtype)
+        size = sum(map(_aligned_length, tensors)) * dtype.itemsize
+        self._memory = own_memory(size, _next_head()).view(dtype)
         addresses = self._place(tensors)
         # Part by part, as the tensors are.
         self._parts: list[ctypes.Array[structures.LowRankPart]] = []
@@ -63,14 +70,31 @@ class NativeAdapter:
 
     def _low_rank(self, packed: _Packed, addresses: Iterator[int]) -> structures.LowRank:
         a, parts = next(addresses), packed.placement.parts
+        matrices, itemsize = [next(addresses) for _ in packed.b], packed.a.element_size()
         array = (structures.LowRankPart * len(parts))(
             *(
-                structures.LowRankPart(next(addresses), part.size // BLOCK_OUTPUTS, first, rank)
-                for part, (first, rank) in zip(parts, packed.ranks, strict=True)
+                structures.LowRankPart(
+                    matrices[place.matrix] + place.offset * itemsize, part.size // BLOCK_OUTPUTS, place.first_rank,
+                    place.rank, place.stride * itemsize,
+                )
+                for part, place in zip(parts, packed.places, strict=True)
             )
-        )
+        )  # fmt: skip
         self._parts.append(array)
-        return structures.LowRank(a, ctypes.addressof(array), packed.rank, packed.placement.interleaved)
+        return structures.LowRank(
+            a, ctypes.addressof(array), packed.a.nbytes, packed.rank, len(parts), packed.placement.interleaved
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where B of a part lies: the first block in one of the matrices, and the distance of blocks, in numbers."""
+
+    first_rank: int
+    rank: int
+    matrix: int
+    offset: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -80,8 +104,9 @@ class _Packed:
     placement: Placement
     a: torch.Tensor
     b: list[torch.Tensor]
-    # For each part the first rank that it reads, and how many; then the ranks of all layers.
-    ranks: list[tuple[int, int]]
+    # One for each part.
+    places: list[_Place]
+    # Of all layers.
     rank: int
 
     @classmethod
@@ -93,7 +118,19 @@ class _Packed:
             rank += ranks[name][1]
         a = _packed_a([layers[name].a for name in placement.layers if name in layers], placement.inputs)
         b = [_packed_b(layers.get(part.layer), part, dtype) for part in placement.parts]
-        return cls(placement, a.to(dtype), b, [ranks[part.layer] for part in placement.parts], rank)
+        # Numbers of a block, for each part.
+        sizes = [blocks.shape[1] for blocks in b]
+        if placement.interleaved:
+            # In the order in which the outputs are computed.
+            b, strides, offsets = [torch.cat(b, dim=1)], [sum(sizes)] * len(sizes), [0, *sizes[:-1]]
+            matrices = [0] * len(sizes)
+        else:
+            strides, offsets, matrices = sizes, [0] * len(sizes), list(range(len(sizes)))
+        places = [
+            _Place(*ranks[part.layer], *numbers)
+            for part, *numbers in zip(placement.parts, matrices, offsets, strides, strict=True)
+        ]
+        return cls(placement, a.to(dtype), [blocks.flatten() for blocks in b], places, rank)
 
 
 def pack_adapter(
@@ -147,15 +184,20 @@ def _packed_a(matrices: Sequence[torch.Tensor], order: Sequence[int]) -> torch.T
 
 
 def _packed_b(layer: LowRank | None, part: Part, dtype: torch.dtype) -> torch.Tensor:
-    """(outputs, rank) → [outputs / 16][rank / s][16][s] and a last rank of its own; empty without such a layer."""
+    """(outputs, rank) → for each block of 16 outputs [rank / s][16][s] and a last rank of its own."""
     if layer is None:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(part.size // BLOCK_OUTPUTS, 0, dtype=dtype)
     b = take(layer.b.float(), part.outputs)
     blocks = functional.pad(b, (0, 0, 0, part.size - len(b))).view(-1, BLOCK_OUTPUTS, layer.rank)
     step = 2 if dtype == torch.bfloat16 else 1
     whole = layer.rank // step * step
     steps = blocks[:, :, :whole].reshape(*blocks.shape[:2], whole // step, step).transpose(1, 2).flatten(1)
-    return torch.cat((steps, blocks[:, :, whole:].flatten(1)), dim=1).flatten().to(dtype)
+    return torch.cat((steps, blocks[:, :, whole:].flatten(1)), dim=1).to(dtype)
+
+
+def _next_head() -> int:
+    """The bytes of an adapter before its first large page."""
+    return int(next(_numbers) * _GOLDEN_RATIO % 1 * _CACHE_LINES) * _ALIGNMENT
 
 
 def _aligned_length(tensor: torch.Tensor) -> int:

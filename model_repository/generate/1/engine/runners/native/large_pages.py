@@ -41,16 +41,19 @@ class LargePages:
         return place
 
 
-def own_memory(size: int) -> torch.Tensor:
-    """So many bytes, which go back to the system with the tensor. Only whole large pages are such: no more is used."""
-    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def own_memory(size: int, head: int = 0) -> torch.Tensor:
+    """So many bytes, which go back to the system with the tensor. `head` of them precede the first large page.
+
+    Only whole large pages are such: no more is used.
+    """
+    memory = mmap.mmap(-1, head + size + 2 * LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages = torch.frombuffer(memory, dtype=torch.uint8)
-    begin = -pages.data_ptr() % LARGE_PAGE
-    if whole := size // LARGE_PAGE * LARGE_PAGE:
+    large = head + -(pages.data_ptr() + head) % LARGE_PAGE
+    if (whole := (size - head) // LARGE_PAGE * LARGE_PAGE) > 0:
         # Other systems than Linux have no such advice.
         with contextlib.suppress(OSError, AttributeError):
-            memory.madvise(mmap.MADV_HUGEPAGE, begin, whole)
-    return pages[begin : begin + size]
+            memory.madvise(mmap.MADV_HUGEPAGE, large, whole)
+    return pages[large - head : large - head + size]
 
 
 def _extent(size: int) -> torch.Tensor:

@@ -128,13 +128,16 @@ class Program(ctypes.Structure):
 
 
 class LowRankPart(ctypes.Structure):
-    """As in low_rank.hpp, like the next two."""
+    """As in step_adapters.hpp, like the next two."""
 
-    _fields_ = [("b", POINTER), *((name, INT) for name in ("blocks", "first_rank", "rank"))]
+    _fields_ = [("b", POINTER), *((name, INT) for name in ("blocks", "first_rank", "rank", "stride"))]
 
 
 class LowRank(ctypes.Structure):
-    _fields_ = [("a", POINTER), ("parts", POINTER), ("rank", INT), ("interleaved", INT)]
+    _fields_ = [
+        *((name, POINTER) for name in ("a", "parts")), ("a_bytes", ctypes.c_int64),
+        *((name, INT) for name in ("rank", "part_count", "interleaved")),
+    ]  # fmt: skip
 
 
 class Adapter(ctypes.Structure):

@@ -53,13 +53,10 @@ class Interpreter : public Decoder {
             // Of QkvOp the second are for quantization.
             queues += op.kind == OpKind::kExperts ? Mixture<T>::kStages : 1 + (op.kind == OpKind::kQkv);
         }
-        NextShrink next;
-        next_shrink_.resize(program.op_count);
-        for (int n = program.op_count; n-- > 0;) {
-            const Op& op = program.ops[n];
-            next_shrink_[n] = next;
-            if (op.kind == OpKind::kQkv) next = {n, (size_t)arguments<QkvOp>(op).weights.inputs};
-            if (op.kind == OpKind::kMatmul) next = {n, (size_t)arguments<MatmulOp>(op).weights.inputs};
+        next_matmul_.resize(program.op_count);
+        for (int n = program.op_count, next = 0; n-- > 0;) {
+            next_matmul_[n] = next;
+            if (program.ops[n].kind == OpKind::kQkv || program.ops[n].kind == OpKind::kMatmul) next = n;
         }
         last_queue_ = queues;
         first_needed_op_ = first_op_of_needed_rows(program);
@@ -112,7 +109,7 @@ class Interpreter : public Decoder {
     void run_ops(ThreadPool& pool, const Step& step, int first, int end) {
         if (int8_kv_) int8_attention_.begin(step, pool.size());
         else attention_.begin(step, pool.size());
-        low_rank_.begin(step);
+        low_rank_.begin(step, first, program_.op_count);
         pool.run([&](int thread) {
             begin_matmul_tiles();
             for (int n = first; n < end; n++) end_stage(thread, run(step, n, thread));
@@ -201,7 +198,7 @@ class Interpreter : public Decoder {
         output.layout = &attention_;
         output.key_cache = static_cast<T*>(step.keys[op.layer]);
         output.value_cache = static_cast<T*>(step.values[op.layer]);
-        output.low_rank = low_rank_.shrink(rows, op.weights.outputs, number, next_shrink_[number], queues->shrink);
+        output.low_rank = low_rank_.shrink(rows, op.weights.outputs, number, next_matmul_[number], queues->shrink);
         multiplier_.multiply(rows, step.rows, op.weights, queues[0], output);
         if (int8_kv_ && !op.keys_follow) {
             const int heads = program_.num_heads / program_.heads_per_kv;
@@ -261,7 +258,7 @@ class Interpreter : public Decoder {
             output.scale = op.scale;
             output.row_scales = op.row_scaled ? mixture_of_[number]->shared_gates() : nullptr;
         }
-        output.low_rank = low_rank_.shrink(rows, op.weights.outputs, number, next_shrink_[number], queues.shrink);
+        output.low_rank = low_rank_.shrink(rows, op.weights.outputs, number, next_matmul_[number], queues.shrink);
         multiplier_.multiply(rows, step.rows, op.weights, queues, output);
         return kMatmul;
     }
@@ -319,8 +316,8 @@ class Interpreter : public Decoder {
     typename Mixture<T>::Scratch scratch_;
     // For each operation its first queues, and the mixture that it is or that precedes it.
     std::vector<int> first_queue_;
-    // For each operation the next matmul.
-    std::vector<NextShrink> next_shrink_;
+    // For each operation the next one whose A may have to be prefetched; 0: none.
+    std::vector<int> next_matmul_;
     std::vector<Mixture<T>*> mixture_of_;
     std::vector<MatmulQueues> queues_;
     int last_queue_ = 0, max_inputs_ = 0, first_needed_op_ = 0;

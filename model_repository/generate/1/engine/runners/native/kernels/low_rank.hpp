@@ -20,10 +20,10 @@
 #include <vector>
 
 #include "low_rank_term.hpp"
-#include "prefetch.hpp"
 #include "rows.hpp"
 #include "simd.hpp"
 #include "step.hpp"
+#include "step_adapters.hpp"
 #include "thread_pool.hpp"
 
 // The products of 32 inputs, in 16 sums. Lines of a row are `stride` numbers apart.
@@ -42,57 +42,50 @@ TRITONLM_INLINE void add_products(Reg16& total, const float* row, size_t stride,
 template <typename T>
 class LowRankStage {
   public:
-    // Before the operations of a step.
-    void begin(const Step& step) {
-        runs_.clear();
-        if (!step.adapter_count) return;
-        adapters_.assign(step.rows, nullptr);
-        stride_ = 0;
-        for (int n = 0; n < step.adapter_count; n++) {
-            const Adapter* const adapter = step.adapters[n];
-            stride_ = std::max<size_t>(stride_, adapter->max_rank);
-            for (int row = step.adapter_rows[n], end = step.adapter_rows[n + 1]; row < end; row += kRunRows)
-                runs_.push_back({adapter, row, std::min(kRunRows, end - row)});
-            std::fill(adapters_.begin() + step.adapter_rows[n], adapters_.begin() + step.adapter_rows[n + 1], adapter);
-        }
-        sums_.resize(std::max(sums_.size(), step.rows * stride_));
+    // Before operations [first, end) of a step; rows of `step` are what they multiply.
+    void begin(const Step& step, int first, int end) {
+        adapters_.begin(step, first, end);
+        items_.clear();
+        for (const StepAdapters::Run& run : adapters_.runs())
+            for (int row = run.first; row < run.end; row += kItemRows)
+                items_.push_back({run.adapter, row, std::min(kItemRows, run.end - row)});
+        if (!items_.empty()) sums_.resize(std::max(sums_.size(), step.rows * adapters_.max_rank()));
     }
 
-    // The term of operation `number`, which multiplies `rows` and has so many outputs. All threads call it.
-    LowRankTerm<T> shrink(const Rows<T>& rows, int outputs, int number, NextShrink next, WorkQueue& queue) {
-        int rank = 0;
-        for (const Run& run : runs_) rank = std::max(rank, run.adapter->operations[number].rank);
+    // The term of operation `number`, which multiplies `rows` and has so many outputs; `next` multiplies next. All threads call it.
+    LowRankTerm<T> shrink(const Rows<T>& rows, int outputs, int number, int next, WorkQueue& queue) {
+        const int rank = adapters_.rank(number);
         if (!rank) return {};
         const int blocks = (rank + kRankBlock - 1) / kRankBlock;
-        queue.for_each((int)runs_.size() * blocks, [&](int i) {
-            const Run& run = runs_[i / blocks];
-            const LowRank& matrices = run.adapter->operations[number];
+        queue.for_each((int)items_.size() * blocks, [&](int i) {
+            const Item& item = items_[i / blocks];
+            const LowRank& matrices = item.adapter->operations[number];
             const int first = i % blocks * kRankBlock, width = std::min(kRankBlock, matrices.rank - first);
             if (width <= 0) return;
-            if (sizeof(T) == sizeof(bf16) || run.adapter->is_bf16) shrink_block<bf16>(rows, run, matrices.a, first, width);
-            else if constexpr (sizeof(T) != sizeof(bf16)) shrink_block<float>(rows, run, matrices.a, first, width);
+            if (sizeof(T) == sizeof(bf16) || item.adapter->is_bf16) shrink_block<bf16>(rows, item, matrices.a, first, width);
+            else if constexpr (sizeof(T) != sizeof(bf16)) shrink_block<float>(rows, item, matrices.a, first, width);
         });
-        const int output_blocks = (outputs + kVecSize - 1) / kVecSize;
-        return {adapters_.data(), sums_.data(), stride_, number, (int)adapters_.size(), output_blocks, next};
+        return {&adapters_, sums_.data(), adapters_.max_rank(), number, (outputs + kVecSize - 1) / kVecSize, next};
     }
 
   private:
     typedef RowType<T> Number;
     // Ranks of a block, and rows of a work item at most. A pass sums kPassRanks ranks of kPassRunRows rows in registers.
-    static constexpr int kRankBlock = 8, kRunRows = 16, kLineInputs = 32;
+    static constexpr int kRankBlock = 8, kItemRows = 16, kLineInputs = 32;
     static constexpr int kPassRanks = kAccumulators == 16 ? 8 : 4, kPassRunRows = kAccumulators / kPassRanks;
 
-    struct Run {
+    // Rows of one adapter.
+    struct Item {
         const Adapter* adapter;
         int first, count;
     };
 
-    // Ranks [first, first + width) of a run's rows.
+    // Ranks [first, first + width) of an item's rows.
     template <typename W>
-    void shrink_block(const Rows<T>& rows, const Run& run, const void* matrix, int first, int width) {
-        const W* const a = static_cast<const W*>(matrix) + (size_t)first * rows.inputs();
-        int row = run.first;
-        const int end = run.first + run.count;
+    void shrink_block(const Rows<T>& rows, const Item& item, const char* matrix, int first, int width) {
+        const W* const a = reinterpret_cast<const W*>(matrix) + (size_t)first * rows.inputs();
+        int row = item.first;
+        const int end = item.first + item.count;
         for (; row + kPassRunRows <= end; row += kPassRunRows) shrink_rows<kPassRunRows>(rows, row, a, first, width);
         for (; row < end; row++) shrink_rows<1>(rows, row, a, first, width);
     }
@@ -107,15 +100,12 @@ class LowRankStage {
 
     template <int kRows, int kRanks, typename W>
     __attribute__((noinline)) void pass(const Rows<T>& rows, int row, const W* a, int first, int width, int r) {
-        // A is read in order. What follows are its next ranks, and then B.
-        constexpr size_t kAhead = 4096;
         const Number* from[kRows];
         for (int m = 0; m < kRows; m++) from[m] = rows.at(row + m);
         const size_t stride = rows.line_stride(), step = kLineInputs / kRowLine<Number> * stride;
         Reg16 totals[kRows][kRanks] = {};
         const W* weights = a + r * kLineInputs;
         for (int k = 0; k < rows.inputs(); k += kLineInputs, weights += width * kLineInputs) {
-            prefetch<kRanks * kLineInputs * sizeof(W), 2>((const char*)weights + kAhead);
 #pragma GCC unroll 2
             for (int m = 0; m < kRows; m++) {
 #pragma GCC unroll 8
@@ -124,11 +114,10 @@ class LowRankStage {
             }
         }
         for (int m = 0; m < kRows; m++)
-            for (int n = 0; n < kRanks; n++) round_to(sums_[(row + m) * stride_ + first + r + n], reduce_add((Vec16)totals[m][n]));
+            for (int n = 0; n < kRanks; n++) round_to(sums_[(row + m) * adapters_.max_rank() + first + r + n], reduce_add((Vec16)totals[m][n]));
     }
 
-    std::vector<Run> runs_;
-    std::vector<const Adapter*> adapters_;
+    StepAdapters adapters_;
+    std::vector<Item> items_;
     AlignedVector<SumType<T>> sums_;
-    size_t stride_ = 0;
 };
