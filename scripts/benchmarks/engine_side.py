@@ -64,7 +64,12 @@ class SteppedEngine:
         return self._engine.metric_values()
 
     def measure(
-        self, prompts: Prompts, new_tokens: int, temperature: float = 0.0, adapters: Sequence[str] = ()
+        self,
+        prompts: Prompts,
+        new_tokens: int,
+        temperature: float = 0.0,
+        adapters: Sequence[str] = (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Seconds:
         """`adapters`: those of the prompts, one each."""
         settings = {"max_tokens": new_tokens, "temperature": temperature, "seed": 0}
@@ -77,18 +82,18 @@ class SteppedEngine:
             if last:
                 finished.append(True)
 
-        start = time.perf_counter()
+        start = clock()
         requests = self._submit(prompts, parameters, deliver)
         while not all(request.has_first_token for request in requests):
             self._step()
-        middle = time.perf_counter()
+        middle = clock()
         # Sequences that were prefilled first have decoded already: only the tokens from here on are counted.
         remaining = sum(new_tokens - request.generated for request in requests)
         while len(finished) < len(requests):
             self._step()
         # None are left where each sequence gets one token.
         scale = len(prompts) * (new_tokens - 1) / remaining if remaining else 0.0
-        return Seconds(middle - start, (time.perf_counter() - middle) * scale)
+        return Seconds(middle - start, (clock() - middle) * scale)
 
     def steps(self, prompts: Prompts, new_tokens: int) -> Iterator[list[Request]]:
         """Generate greedily, and yield the requests after each step; the caller may stop at any time."""
