@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ from engine.adapters.lora import LoraAdapter
 from engine.adapters.peft_files import WEIGHTS
 from engine.adapters.store import Acquired, AdapterStore
 from engine.config import EngineConfig
+from engine.memory import EngineMemory, MemoryLedger, PoolSize
 from fakes.peft_folders import PLAIN, tensors, write
 from safetensors.torch import save
-from tritonlm.contract import CheckpointError, Draining, EngineFailure, TritonLMError
+from tritonlm.contract import CheckpointError, Draining, EngineFailure, NoRoom, TritonLMError
 from tritonlm.contract.adapters_file import AdapterEntry, add_adapter, remove_adapter
 from tritonlm.contract.errors import AdapterNotFound
 
@@ -42,6 +44,7 @@ class FakeRunner:
     loaded: list[str] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     failure: Exception | None = None
+    memory: EngineMemory = field(default_factory=lambda: EngineMemory(MemoryLedger(0), "cpu", lambda: 0))
 
     def load_adapter(self, adapter: LoraAdapter) -> Weights:
         assert self.gate.wait(SECONDS)
@@ -369,3 +372,82 @@ def test_many_threads_leave_no_reference_and_no_adapter_too_many(make: Make) -> 
     assert received.qsize() == 80
     assert adapters.store.count <= 2
     assert not any(entry.references for entry in adapters.store._entries.values())
+
+
+@pytest.fixture
+def budget(tmp_path: Path) -> MemoryLedger:
+    """Room for two adapters and a half beside an engine."""
+    return MemoryLedger(1000 + 5 * BYTES // 2, tmp_path / "ledger")
+
+
+def within(budget: MemoryLedger, adapters: Adapters) -> EngineMemory:
+    """An engine of 1,000 bytes that loads these adapters."""
+    memory = adapters.runner.memory = EngineMemory(budget, "cpu", lambda: 1000)
+    memory.measure()
+    memory.open_pool(PoolSize(2, 2, 0, 16, False), grows=True)
+    return memory
+
+
+def test_adapters_are_entered_in_the_memory_ledger_before_they_are_loaded(make: Make, budget: MemoryLedger) -> None:
+    adapters = make()
+    memory = within(budget, adapters)
+    adapters.write("a", "b")
+    adapters.runner.gate.clear()
+    adapters.request("a")
+    while memory.claimed == 1000:
+        time.sleep(0.001)
+    assert (memory.claimed, adapters.store.nbytes) == (1000 + BYTES, 0)
+    adapters.runner.gate.set()
+    adapters.next()
+    adapters.use("b")
+    assert memory.claimed == 1000 + adapters.store.nbytes == 1000 + 2 * BYTES
+
+
+def test_unused_adapters_are_evicted_where_the_budget_is_short(make: Make, budget: MemoryLedger) -> None:
+    adapters = make()
+    memory = within(budget, adapters)
+    adapters.write("a", "b", "c")
+    adapters.use("a", "b", "c")
+    assert (adapters.store.count, memory.claimed) == (2, 1000 + 2 * BYTES)
+    # While both are in use, a further one waits for the first that is released.
+    used = [adapters.acquire(name) for name in ("b", "c")]
+    adapters.request("a")
+    assert adapters.idle
+    adapters.store.release(used[1])
+    assert isinstance(adapters.next(), LoadedAdapter)
+    assert adapters.runner.loaded == ["a", "b", "c", "a"]
+    assert memory.claimed == 1000 + 2 * BYTES
+
+
+def test_an_adapter_that_does_not_fit_beside_other_engines_is_refused(make: Make, budget: MemoryLedger) -> None:
+    adapters = make()
+    memory = within(budget, adapters)
+    adapters.write("a")
+    other = EngineMemory(MemoryLedger(budget.budget, budget.file), "cpu", lambda: 2 * BYTES)
+    other.measure()
+    other.reserve_adapters(0)
+    refusal = adapters.refusal("a")
+    assert isinstance(refusal, NoRoom)
+    assert "adapter 'a' does not fit into the memory budget" in refusal.message
+    assert memory.claimed == 1000
+    # What fails to load is entered no longer.
+    other.reserve_weights(-BYTES)
+    adapters.runner.failure = RuntimeError("damaged")
+    adapters.refusal("a")
+    assert (memory.claimed, adapters.store.nbytes) == (1000, 0)
+
+
+def test_an_adapter_that_is_removed_leaves_the_ledger(make: Make, budget: MemoryLedger) -> None:
+    adapters = make()
+    memory = within(budget, adapters)
+    adapters.write("a", "b")
+    used = adapters.acquire("a")
+    adapters.use("b")
+    remove_adapter(adapters.file, "a")
+    adapters.use("b")
+    assert memory.claimed == 1000 + 2 * BYTES, "a request still uses it"
+    adapters.store.release(used)
+    assert memory.claimed == 1000 + BYTES
+    assert adapters.store.limit == EngineConfig().adapter_memory
+    remove_adapter(adapters.file, "b")
+    assert adapters.store.limit == adapters.store.nbytes == BYTES

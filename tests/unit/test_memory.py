@@ -169,6 +169,42 @@ def test_memory_in_use_is_reserved_even_beyond_the_budget(tmp_path: Path) -> Non
     assert first.memory.grow(11) == 10
 
 
+@pytest.mark.usefixtures("small_extents")
+def test_adapters_are_reserved_beside_weights_and_cache(tmp_path: Path) -> None:
+    first, second = (FakeEngine(tmp_path / "ledger", 1000, 200) for _ in range(2))
+    first.load()
+    second.load()
+    first.memory.reserve_adapters(150)
+    assert (first.memory.claimed, first.memory.grow(11)) == (460, 20)
+    assert (first.memory.claimed, first.memory.reserved, first.memory.most(400)) == (560, 860, 1000)
+    with pytest.raises(NoRoom) as refused:
+        first.memory.reserve_adapters(300)
+    assert (refused.value.missing, first.memory.claimed) == (20, 560), "a refusal changes nothing"
+    # What is measured holds the adapters, which are not counted twice.
+    first.bytes = 350 + 200
+    first.memory.update(touched=20)
+    assert first.memory.claimed == 560
+    second.memory.reserve_adapters(100)
+    first.memory.reserve_adapters(0)
+    assert (first.memory.claimed, second.memory.claimed) == (410, 410)
+    # One adapter more than the whole budget, and fewer ones beyond it.
+    with pytest.raises(CheckpointError, match="the memory budget is"):
+        first.memory.reserve_adapters(1000)
+    first.bytes = 1200
+    first.memory.update(touched=20)
+    second.memory.reserve_adapters(50)
+    assert second.memory.claimed == 360
+
+
+@pytest.mark.usefixtures("small_extents")
+def test_without_a_budget_adapters_are_counted_and_never_refused(tmp_path: Path) -> None:
+    alone = FakeEngine(tmp_path / "ledger", 0, 200)
+    alone.load()
+    alone.memory.reserve_adapters(1 << 60)
+    alone.memory.reserve_adapters(90)
+    assert (alone.memory.claimed, alone.memory.reserved, alone.memory.most(1000)) == (0, 800, 1710)
+
+
 def test_full_context_slots_are_limited_by_the_slots() -> None:
     assert [full_context_slots(blocks, 10, 4) for blocks in (9, 10, 39, 40, 100)] == [0, 1, 3, 4, 4]
 

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class MemoryLedger:
         self.budget = budget
         # The part of the process's entries that belongs to this object. Several engines may share process and device.
         self._reserved: dict[str, int] = {}
-        self._file = file or Path(tempfile.gettempdir()) / f"tritonlm-memory-{os.getuid()}-{os.getppid()}.json"
+        self.file = file or Path(tempfile.gettempdir()) / f"tritonlm-memory-{os.getuid()}-{os.getppid()}.json"
 
     def reserve(self, device: str, needed: int, *, in_use: bool = False) -> None:
         """Reserve this many bytes in place of the previous reservation; NoRoom holds how many bytes are missing.
@@ -90,18 +91,18 @@ class MemoryLedger:
             file.truncate()
             json.dump(entries, file)
             if not entries:
-                self._file.unlink(missing_ok=True)
+                self.file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[str]]:
         while True:
             # Readable by this user only, and never through a symbolic link.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            with os.fdopen(os.open(self._file, flags, 0o600), "r+", encoding="utf-8") as file:
+            with os.fdopen(os.open(self.file, flags, 0o600), "r+", encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # The last process removes the file. A process that waited for its lock meanwhile tries again.
                 with contextlib.suppress(FileNotFoundError):
-                    if os.fstat(file.fileno()).st_ino == self._file.stat().st_ino:
+                    if os.fstat(file.fileno()).st_ino == self.file.stat().st_ino:
                         yield file
                         return
 
@@ -130,14 +131,17 @@ class EngineMemory:
     Weights and process are reserved as measured: when the checkpoint is loaded, and repeatedly later. The KV cache of
     one request of full context is reserved with them. On a CPU, memory becomes resident only as blocks are used, so the
     rest is reserved by need, one extent at a time. On a GPU the KV cache is allocated and reserved at once, as far as
-    the budget allows. One thread changes this object, others may read it.
+    the budget allows. Adapters are reserved before each is loaded. The engine's thread and the one that loads adapters
+    change this object, others may read it.
     """
 
     def __init__(self, ledger: MemoryLedger, device: str, measure_usage: Callable[[], int]) -> None:
         """`measure_usage` returns the bytes of this process on the device."""
         self._ledger, self._device, self._measure_usage = ledger, device, measure_usage
-        # Weights and process: everything but the KV cache.
-        self._base = 0
+        # Guards what two threads change.
+        self._lock = threading.Lock()
+        # Weights and process: everything but the KV cache and the adapters.
+        self._base = self._adapters = 0
         self._size, self._grows = PoolSize(2, 2, 0, 0, False), False
         # Blocks that may be used now, without the padding block.
         self.usable = 1
@@ -155,8 +159,12 @@ class EngineMemory:
 
     @property
     def reserved(self) -> int:
-        """The most bytes in use: weights, process and the whole KV cache, as far as a budget allows it to grow."""
-        whole = self._base + self._size.bytes
+        """The most bytes in use with the adapters that are loaded."""
+        return self.most(self._adapters)
+
+    def most(self, adapters: int) -> int:
+        """The most bytes in use: weights, process, the whole KV cache and so many of adapters, within the budget."""
+        whole = self._base + self._size.bytes + adapters
         return min(whole, max(self._ledger.budget, self.claimed)) if self._ledger.budget else whole
 
     @property
@@ -196,8 +204,22 @@ class EngineMemory:
             self._size = replace(self._size, blocks=self.usable + 1)
 
     def _reserve_blocks(self, blocks: int) -> None:
-        self._ledger.reserve(self._device, self._base + blocks * self._size.block_bytes)
-        self.usable = blocks - 1
+        with self._lock:
+            self._ledger.reserve(self._device, self._needed(blocks))
+            self.usable = blocks - 1
+
+    def _needed(self, blocks: int) -> int:
+        return self._base + blocks * self._size.block_bytes + self._adapters
+
+    def reserve_adapters(self, size: int) -> None:
+        """Reserve the bytes of all adapters, in place of the last number. If that is refused, nothing changes."""
+        with self._lock:
+            before, self._adapters = self._adapters, size
+            try:
+                self._ledger.reserve(self._device, self._needed(self.usable + 1), in_use=size <= before)
+            except BaseException:
+                self._adapters = before
+                raise
 
     def grow(self, usable: int) -> int:
         """Reserve `usable` blocks and the rest of an extent. Return how many may be used from now on."""
@@ -222,11 +244,12 @@ class EngineMemory:
             return
         self._measured_at = now
         pool_blocks = touched if self._grows else self._size.blocks
-        base = self._measure_usage() - pool_blocks * self._size.block_bytes
-        if base > self._base:
-            self._base = base
-            with contextlib.suppress(OSError):
-                self._ledger.reserve(self._device, base + (self.usable + 1) * self._size.block_bytes, in_use=True)
+        with self._lock:
+            base = self._measure_usage() - pool_blocks * self._size.block_bytes - self._adapters
+            if base > self._base:
+                self._base = base
+                with contextlib.suppress(OSError):
+                    self._ledger.reserve(self._device, self._needed(self.usable + 1), in_use=True)
 
     def close(self) -> None:
         self._ledger.close()

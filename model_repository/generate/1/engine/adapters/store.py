@@ -8,6 +8,7 @@ adapter's files change, later requests get the new content, and running ones kee
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonlm.contract import CheckpointError, Draining, EngineFailure, TritonLMError
+from tritonlm.contract import CheckpointError, Draining, EngineFailure, NoRoom, TritonLMError
 
 from ..config import EngineConfig
 from ..memory import trim_heap
@@ -70,6 +71,8 @@ class AdapterStore:
         # Those of them that are put aside, the first one first.
         self._aside: dict[AdapterSource, _Aside] = {}
         self._closed = False
+        # The bytes of one that is being loaded.
+        self._loading = 0
         self.loads = 0
 
     def acquire(self, name: str, done: Done) -> None:
@@ -99,6 +102,7 @@ class AdapterStore:
             assert entry.references >= 0
             if not entry.references and self._current.get(adapter.name) is not entry:
                 del self._entries[adapter]
+                self._enter()
             self._retry([source for source, aside in self._aside.items() if self._has_room(source, aside.needed)])
 
     def close(self) -> None:
@@ -124,6 +128,15 @@ class AdapterStore:
     def nbytes(self) -> int:
         with self._lock:
             return self._nbytes()
+
+    @property
+    def limit(self) -> int:
+        """The most bytes that adapters may take: those of the loaded ones while the LM has none."""
+        try:
+            has_adapters = bool(self._folders.names())
+        except TritonLMError:  # which the next request that names one hears
+            has_adapters = False
+        return self._config.adapter_memory if has_adapters else self.nbytes
 
     def _nbytes(self) -> int:
         return sum(entry.nbytes for entry in self._entries.values())
@@ -156,6 +169,8 @@ class AdapterStore:
             error = EngineFailure(f"adapter {source.name!r} cannot be loaded ({type(failure).__name__})", "adapter")
             entry = self._fall_back(source, error)
         with self._lock:
+            self._loading = 0
+            self._enter()
             waiting = self._waiting.pop(source)
             self._aside.pop(source, None)
             if entry:
@@ -192,6 +207,7 @@ class AdapterStore:
         del adapter
         trim_heap()
         with self._lock:
+            self._loading = 0
             entry = self._entries[loaded] = _Entry(loaded, source, weights.nbytes)
             if old := self._current.pop(source.name, None):
                 self._drop([old])
@@ -223,13 +239,43 @@ class AdapterStore:
         if self._closed:
             raise Draining("this model has been stopped")
         if not self._has_room(source, needed):
-            aside = self._aside.setdefault(source, _Aside(self._clock(), needed))
-            aside.needed, aside.queued = needed, False
-            return False
+            return self._put_aside(source, needed)
         unused = self._unused()
         while not self._fits(len(self._entries), needed):
             self._drop([unused.pop(0)])
+        while not self._reserve(needed):
+            if unused:
+                self._drop([unused.pop(0)])
+            elif self._entries:
+                return self._put_aside(source, needed)
+            else:
+                raise NoRoom(
+                    f"adapter {source.name!r} does not fit into the memory budget beside its LM and others; raise "
+                    "memory_budget, or unload a model that is not in use",
+                    "adapter",
+                )
         return True
+
+    def _put_aside(self, source: AdapterSource, needed: int) -> bool:
+        aside = self._aside.setdefault(source, _Aside(self._clock(), needed))
+        aside.needed, aside.queued = needed, False
+        return False
+
+    def _reserve(self, needed: int) -> bool:
+        """Enter one of this size, which is loaded next, in the memory ledger; False: the budget has no room for it."""
+        try:
+            self._runner.memory.reserve_adapters(self._nbytes() + needed)
+        except (NoRoom, CheckpointError, OSError):
+            self._loading = 0
+            self._enter()
+            return False
+        self._loading = needed
+        return True
+
+    def _enter(self) -> None:
+        """Enter what is loaded, which is never refused, in the memory ledger."""
+        with contextlib.suppress(OSError):
+            self._runner.memory.reserve_adapters(self._nbytes() + self._loading)
 
     def _has_room(self, source: AdapterSource, needed: int) -> bool:
         """Whether one of this size fits beside those in use, and takes it from none that has waited longer."""
@@ -258,3 +304,5 @@ class AdapterStore:
                 del self._current[entry.loaded.name]
             if not entry.references:
                 self._entries.pop(entry.loaded, None)
+        if entries:
+            self._enter()

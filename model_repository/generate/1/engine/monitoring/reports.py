@@ -118,4 +118,5 @@ class Reports:
     def _memory(self) -> dict[str, int]:
         """The memory in use now, and the most that may be in use: never less than now."""
         resident = self._runner.memory.resident
-        return {"memory_bytes": resident, "memory_reserved_bytes": max(resident, self._runner.memory.reserved)}
+        most = self._runner.memory.most(self._adapters.limit if self._adapters else 0)
+        return {"memory_bytes": resident, "memory_reserved_bytes": max(resident, most)}
