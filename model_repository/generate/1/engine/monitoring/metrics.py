@@ -66,7 +66,7 @@ OBSERVED = (
     MetricSpec("adapter_bytes", GAUGE, "Memory of the loaded adapters"),
     MetricSpec("adapter_loads", COUNTER, "Times that an adapter was loaded: at its first request, changed, or evicted"),
     MetricSpec("memory_bytes", GAUGE, "Memory that the engine uses now: resident, or on a GPU what torch has reserved"),
-    MetricSpec("memory_reserved_bytes", GAUGE, "Memory that it may use at most: weights, process, whole KV cache, adapters"),
+    MetricSpec("memory_reserved_bytes", GAUGE, "Memory that it may use at most: weights, process, KV cache, adapters"),
 )
 TIMED = (
     MetricSpec(QUEUE_SECONDS, HISTOGRAM, "From the arrival of a request to its first computed tokens", _SECONDS),
