@@ -59,6 +59,7 @@ class Attention : public KVLayout<T> {
             const int kv_head = order_[i].heads / items_per_kv_, first = order_[i].heads % items_per_kv_ * heads_per_item_;
             const int heads = std::min(heads_per_item_, heads_per_kv_ - first), head = kv_head * heads_per_kv_ + first;
             const Item item{op, group, groups_.rows(group), head, heads, group.count * heads, keys, values};
+            if (i + 1 < (int)order_.size()) prefetch_queries(order_[i + 1], queries);
             if constexpr (kScaled) attend_item<true>(item, queries, scratch);
             else if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
             else attend_item<false>(item, queries, scratch);
@@ -138,6 +139,19 @@ class Attention : public KVLayout<T> {
             for (end = first + 1; end < groups_.size() && sequence(end) == sequence(first);) end++;
             for (int head = 0; head < heads; head++)
                 for (int group = end - 1; group >= first; group--) order_.push_back({group, head});
+        }
+    }
+
+    // The queries of an item, which matmuls of other threads have written, go into the second-level cache.
+    void prefetch_queries(ItemIndex index, const float* queries) const {
+        const RowGroup& group = groups_[index.group];
+        const int kv_head = index.heads / items_per_kv_, first = index.heads % items_per_kv_ * heads_per_item_;
+        const int head = kv_head * heads_per_kv_ + first, numbers = std::min(heads_per_item_, heads_per_kv_ - first) * head_dim_;
+        for (int n = 0; n < group.count; n++) {
+            const float* const from = queries + ((size_t)groups_.rows(group)[n] * num_heads_ + head) * head_dim_;
+            // See PagedTokens::prefetch.
+            asm volatile("");
+            for (int k = 0; k < numbers; k += kVecSize) __builtin_prefetch(from + k, 0, 2);
         }
     }
 

@@ -41,6 +41,8 @@ template <int kRows, typename T>
 __attribute__((noinline)) void accumulate_chunk(
     const Rows<T>& rows, int m, const T* const (&weights)[2], int from, int to, RowSums* sums, ListedPrefetch& ahead
 ) {
+    // A copy, which stays in registers: GCC stores what a reference points to at each step.
+    ListedPrefetch lines = ahead;
     for (int block = 0; block < 2; block += kPassBlocks) {
         Accumulators<RowType<T>, kRows, kPassBlocks> totals;
         totals.load(from ? sums : kZeros, block);
@@ -48,10 +50,11 @@ __attribute__((noinline)) void accumulate_chunk(
         for (int k = 0; k < to - from; k += kTileInputs, numbers += kTileInputs * rows.tile()) {
             const T* tiles[kPassBlocks];
             for (int n = 0; n < kPassBlocks; n++) tiles[n] = weights[block + n] + (size_t)k * kVecSize;
-            accumulate_tile(totals, numbers, rows.tile(), tiles, ahead);
+            accumulate_tile(totals, numbers, rows.tile(), tiles, lines);
         }
         totals.save(sums, block);
     }
+    ahead = lines;
 }
 
 // A chunk's weights for the passes after the first one.
@@ -100,13 +103,13 @@ class ChunkedPasses {
         const int chunk = (inputs / kTileInputs + chunks - 1) / chunks * kTileInputs;
         const int passes = (first % kRowsPerPass<T> + count + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
         ListedPrefetch ahead{};
-        if (more) {
-            ahead.next = more->ranges, ahead.last = more->ranges + more->count;
-            more->taken = true;
-        }
         for (int from = 0; from < inputs; from += chunk) {
             const int to = std::min(from + chunk, inputs);
             const bool last = to == inputs;
+            if (more && !more->taken && (last || !more->late)) {
+                ahead.next = more->ranges, ahead.last = more->ranges + more->count;
+                more->taken = true;
+            }
             ahead.from = begin(0, 2 * last, last ? 0 : to), ahead.other = begin(1, 2 * last, last ? 0 : to);
             // The steps of a pass that prefetch a block.
             const int steps = (to - from) / kLineInputs<T> / kPassBlocks;

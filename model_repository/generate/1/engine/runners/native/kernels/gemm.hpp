@@ -115,6 +115,13 @@ PrefetchList* list_reads(Output&, int, int, int, int) {
     return nullptr;
 }
 
+// What becomes of sums: sums[i][n] are those of row first + i and block + n.
+template <typename Output>
+void write_sums(Output& output, int first, int count, int block, int blocks, const RowSums* sums) {
+    for (int i = 0; i < count; i++)
+        for (int n = 0; n < blocks; n++) output(first + i, block + n, load(sums[i][n]));
+}
+
 // sums[i][n] = row first + i times block + n, for one or two blocks.
 template <typename T>
 __attribute__((noinline)) void multiply_blocks(
@@ -144,8 +151,7 @@ void gemm_blocks(
     alignas(kCacheLine) RowSums sums[kMaxRows + kPassRows];
     multiply_blocks(rows, first, count, weights, block, 1 + kPair, sums, list_reads(output, first, count, block, 1 + kPair));
     if (!claim.acquire()) return;
-    for (int i = 0; i < count; i++)
-        for (int n = 0; n <= kPair; n++) output(first + i, block + n, load(sums[i][n]));
+    write_sums(output, first, count, block, 1 + kPair, sums);
 }
 
 // Rows that stay in the second-level cache while the weights pass, 1 MiB of them: whole tiles of 6, 12 or 16 rows, at most

@@ -67,7 +67,7 @@ class KVLayout {
 
     // Stores a row's key and value of one KV head, in int8.
     void store_head(T* keys, T* values, int row, int head, const float* key, const float* value) const {
-        const int token = step_->positions[row] % block_tokens_, dim = head_dim_, tokens = block_tokens_;
+        const int token = own_token_[row], dim = head_dim_, tokens = block_tokens_;
         const size_t at = own_block_[row] + head * head_size_;
         T numbers[kMaxHeadDim];
         store_scale(keys + at, token, quantize(key, dim, numbers));
@@ -79,7 +79,7 @@ class KVLayout {
 
     // Stores 16 numbers of a row's key, or of its value. `column` counts through all KV heads.
     void store_key(T* keys, int row, int column, Vec16 values) const {
-        const int token = step_->positions[row] % block_tokens_;
+        const int token = own_token_[row];
         T numbers[kVecSize];
         store(numbers, values);
         if (pairs_) {
@@ -92,7 +92,7 @@ class KVLayout {
     }
 
     void store_value(T* values, int row, int column, Vec16 numbers) const {
-        const int token = step_->positions[row] % block_tokens_, head = column / head_dim_, dim = column % head_dim_;
+        const int token = own_token_[row], head = column / head_dim_, dim = column % head_dim_;
         T* of_head = values + own_block_[row] + (size_t)head * block_tokens_ * head_dim_;
         if (!pairs_) return store(of_head + (size_t)token * head_dim_ + dim, numbers);
         T stored[kVecSize];
@@ -120,8 +120,11 @@ class KVLayout {
         head_size_ = ((size_t)head_dim_ + (kScaled ? sizeof(float) : 0)) * block_tokens_;
         block_size_ = num_heads_ / heads_per_kv_ * head_size_;
         own_block_.resize(step.rows);
-        for (int row = 0; row < step.rows; row++)
+        own_token_.resize(step.rows);
+        for (int row = 0; row < step.rows; row++) {
             own_block_[row] = block_table(row)[step.positions[row] / block_tokens_] * block_size_;
+            own_token_[row] = step.positions[row] % block_tokens_;
+        }
     }
 
     const int32_t* block_table(int row) const {
@@ -147,6 +150,7 @@ class KVLayout {
         memcpy(head + (size_t)head_dim_ * block_tokens_ + sizeof scale * token, &scale, sizeof scale);
     }
 
-    // Offset of the block that receives each row's key and value.
+    // Offset of the block that receives each row's key and value, and the token's index in it.
     std::vector<size_t> own_block_;
+    std::vector<int> own_token_;
 };

@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include "activation.hpp"
+#include "fma.hpp"
 #include "kv_layout.hpp"
 #include "low_rank_term.hpp"
 #include "prefetch.hpp"
@@ -44,17 +46,75 @@ struct MatmulOutput {
         const int column = block * kVecSize;
         if (bias) sums += load(bias + column);
         if (low_rank.adapters) sums += low_rank_sums(row, block);
-        switch (kind) {
-            case OutputKind::kStore: return store(to + row * stride + column, sums);
-            case OutputKind::kAdd: return add(row, to + row * stride + column, sums);
-            case OutputKind::kActivate: return store(rows->at(row, column), activate(activation, sums));
-            case OutputKind::kGate: return store_gated(row, column, sums);
-            case OutputKind::kQkv: return store_qkv(row, column, sums);
-            case OutputKind::kLogits: return store_logits(to + row * stride + column, sums);
+        dispatch([&](auto constant) { this->template apply<decltype(constant)::value>(row, column, sums); });
+    }
+
+    // The same for all sums of a work item: sums[i][n] are those of row first + i and block + n.
+    void write(int first, int count, int block, int blocks, const RowSums* sums) {
+        if (low_rank.adapters) {
+            for (int i = 0; i < count; i++)
+                for (int n = 0; n < blocks; n++) (*this)(first + i, block + n, load(sums[i][n]));
+            return;
+        }
+        dispatch([&](auto constant) { this->template write_rows<decltype(constant)::value>(first, count, block, blocks, sums); });
+    }
+
+    // Memory that is read when the sums of these rows and blocks are complete: prefetched now, or listed for passes.
+    void prefetch_reads(int first, int count, int block, int blocks) {
+        reads.clear();
+        const size_t bytes = blocks * kVecSize * sizeof(float);
+        if (bias) prefetch_lines(bias + block * kVecSize, bytes);
+        if (low_rank.adapters) return low_rank.list_reads(first, count, block, blocks, reads);
+        // AMX's passes prefetch no lists.
+        if (kind != OutputKind::kAdd || uses_amx<T>()) return;
+        reads.late = true;
+        for (int row = first; row < first + count; row++) {
+            const float* const target = to + row * stride + block * kVecSize;
+            if (count <= kPassRows) prefetch_lines(target, bytes);
+            else reads.add((const char*)target, bytes);
         }
     }
 
   private:
+    // Calls `task` with the kind as a constant, so that loops over rows are compiled for each.
+    template <typename Task>
+    void dispatch(Task task) {
+        switch (kind) {
+            case OutputKind::kStore: return task(std::integral_constant<OutputKind, OutputKind::kStore>());
+            case OutputKind::kAdd: return task(std::integral_constant<OutputKind, OutputKind::kAdd>());
+            case OutputKind::kActivate: return task(std::integral_constant<OutputKind, OutputKind::kActivate>());
+            case OutputKind::kGate: return task(std::integral_constant<OutputKind, OutputKind::kGate>());
+            case OutputKind::kQkv: return task(std::integral_constant<OutputKind, OutputKind::kQkv>());
+            case OutputKind::kLogits: return task(std::integral_constant<OutputKind, OutputKind::kLogits>());
+        }
+    }
+
+    template <OutputKind kKind>
+    void apply(int row, int column, Vec16 sums) {
+        if constexpr (kKind == OutputKind::kStore) store(to + row * stride + column, sums);
+        if constexpr (kKind == OutputKind::kAdd) add(row, to + row * stride + column, sums);
+        if constexpr (kKind == OutputKind::kActivate) store(rows->at(row, column), activate(activation, sums));
+        if constexpr (kKind == OutputKind::kGate) store_gated(row, column, sums);
+        if constexpr (kKind == OutputKind::kQkv) store_qkv(row, column, sums);
+        if constexpr (kKind == OutputKind::kLogits) store_logits(to + row * stride + column, sums);
+    }
+
+    template <OutputKind kKind>
+    __attribute__((noinline)) void write_rows(int first, int count, int block, int blocks, const RowSums* sums) {
+        const int column = block * kVecSize;
+        Vec16 biases[2] = {};
+        for (int n = 0; bias && n < blocks; n++) biases[n] = load(bias + column + n * kVecSize);
+        for (int i = 0; i < count; i++)
+            for (int n = 0; n < blocks; n++)
+                apply<kKind>(first + i, column + n * kVecSize, bias ? load(sums[i][n]) + biases[n] : load(sums[i][n]));
+    }
+
+    static void prefetch_lines(const float* from, size_t bytes) {
+        // See PagedTokens::prefetch.
+        asm volatile("");
+        for (size_t byte = 0; byte < bytes; byte += kCacheLine) __builtin_prefetch((const char*)from + byte, 0, 3);
+    }
+
     // A work item's results come row by row, and a row's blocks one after the other.
     Vec16 low_rank_sums(int row, int block) {
         constexpr int kRows = LowRankTerm<T>::kGroupRows;
@@ -94,7 +154,11 @@ struct MatmulOutput {
 
 template <typename T>
 PrefetchList* list_reads(MatmulOutput<T>& output, int first, int count, int block, int blocks) {
-    output.reads.clear();
-    if (output.low_rank.adapters) output.low_rank.list_reads(first, count, block, blocks, output.reads);
+    output.prefetch_reads(first, count, block, blocks);
     return &output.reads;
+}
+
+template <typename T>
+void write_sums(MatmulOutput<T>& output, int first, int count, int block, int blocks, const RowSums* sums) {
+    output.write(first, count, block, blocks, sums);
 }

@@ -22,14 +22,6 @@
 
 constexpr float kLog2E = 1.44269504f;
 
-// A register of floats: what is carried from one iteration to the next stays in registers (see Reg16).
-#ifdef __AVX512F__
-typedef Vec16 Floats;
-#else
-typedef Reg Floats;
-#endif
-constexpr int kFloats = sizeof(Floats) / sizeof(float);
-
 // Operands of a matmul: to bfloat16 only where an instruction multiplies it.
 inline void store_rounded(float* to, Vec16 numbers) { store(to, numbers); }
 
@@ -39,16 +31,6 @@ inline void store_rounded(bf16* to, Vec16 numbers) {
     memcpy(to, &rounded, sizeof rounded);
 }
 #endif
-
-// p(r) = 2^r for |r| <= 1/2, relative error 1e-7: a polynomial fitted with p(0) = 1.
-inline Floats exp2_fraction(Floats r) {
-    Floats p = Floats{} + 1.326472033e-3f;
-    p = p * r + 9.671513923e-3f;
-    p = p * r + 5.550733954e-2f;
-    p = p * r + 2.402224243e-1f;
-    p = p * r + 6.931470037e-1f;
-    return p * r + 1.0f;
-}
 
 // 2^x for x <= 0: 2^n * p(x - n), n = round(x).
 inline Floats exp2_nonpositive(Floats x) {

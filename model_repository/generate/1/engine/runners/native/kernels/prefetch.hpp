@@ -60,14 +60,15 @@ struct PrefetchList {
     static constexpr int kMost = 512;
     Range ranges[kMost];
     int count = 0;
-    // Whether passes have prefetched them.
-    bool taken = false;
+    // Whether only the last passes prefetch them: the others' rows and weights would displace what is read early. And whether
+    // passes have prefetched them.
+    bool late = false, taken = false;
 
     PrefetchList() {}
     // A copy has none: each thread's are its own.
     PrefetchList(const PrefetchList&) {}
 
-    void clear() { count = 0, taken = false; }
+    void clear() { count = 0, late = taken = false; }
     void add(const char* from, size_t bytes) {
         if (count && ranges[count - 1].end == from) ranges[count - 1].end += bytes;
         else if (count < kMost) ranges[count++] = {from, from + bytes};
