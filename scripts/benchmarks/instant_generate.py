@@ -41,5 +41,6 @@ class TritonPythonModel:
                 last = index == count - 1
                 chunk = Chunk(
                     index, [5], 1, 0, 0, finish_reason="length" if last else "", usage=Usage(prompt, index + 1, 0),
+                    token_ids=[5], as_piece=request.parameters.as_piece,
                 )  # fmt: skip
                 sender.send(response(pb_utils, chunk.to_arrays(), outputs), flags=FINAL if last else 0)
