@@ -27,7 +27,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS = 32, 97, 512
-WORKS = ("W1-1", "W1-8", "W1-32")
+WORKS = ("W1-1", "W1-8", "W1-32", "W2", "W3")
 
 
 @dataclass(frozen=True)
