@@ -190,7 +190,8 @@ def test_unknown_jobs_get_404_and_a_server_without_training_501(gateway: Gateway
 
 
 def submit(manager: JobManager, out: Path, **changed: Any) -> Job:
-    values = {"steps": 12, "batch_size": 8, "eval_steps": 4, "threads": 1, **changed}
+    # An evaluation of the held-out sums takes longer than these steps.
+    values = {"steps": 12, "batch_size": 8, "eval_steps": 12, "threads": 1, **changed}
     plan = make_plan(data="abacus", out=out, **values)
     return manager.add(out.name, out, {}, plan.model_dump(mode="json"))
 
@@ -209,7 +210,7 @@ def test_a_job_outlives_its_manager_and_the_next_one_continues_it(tmp_path: Path
 
 def test_a_killed_job_is_interrupted_and_can_be_resumed(tmp_path: Path) -> None:
     manager = JobManager(JobStore(tmp_path / "jobs.sqlite"))
-    started = submit(manager, tmp_path / "mine", steps=40)
+    started = submit(manager, tmp_path / "mine", steps=40, eval_steps=10)
     wait_until(lambda: bool(list((tmp_path / "mine").glob("checkpoint-*/training.json"))))
     os.kill(started.process_id or 0, signal.SIGKILL)
     wait_until(lambda: (manager.poll(), manager.get(started.id).state)[1] == "interrupted")

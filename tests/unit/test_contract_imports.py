@@ -7,10 +7,13 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
 
 import pytest
 import tritonlm
+from tritonlm.cli import app
 from tritonlm.contract.imports import without_collections
+from typer.testing import CliRunner
 
 
 class Node:
@@ -54,9 +57,34 @@ def test_the_collector_is_left_as_it_was() -> None:
 
 def test_the_program_is_imported_without_collections() -> None:
     """`python -m tritonlm` and the installed command run the same function."""
+    # An exception of a callback is ignored, and at its end Python collects in any case.
     program = (
-        "import gc, sys, runpy; gc.callbacks.append(lambda phase, info: info['generation'] == 2 and sys.exit(3));"
+        "import atexit, gc, os, sys, runpy; full = []; atexit.register(lambda: full and os._exit(3));"
+        "gc.callbacks.append(lambda phase, info: info['generation'] == 2 and full.append(phase));"
         "sys.argv = ['tritonlm', '--version']; runpy.run_module('tritonlm', run_name='__main__')"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert (ran.returncode, ran.stdout) == (0, f"tritonlm {tritonlm.__version__}\n"), ran.stderr
+
+
+class _Missing(MetaPathFinder):
+    """Finds that a module is missing, and notes whether the collector was enabled."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.enabled: list[bool] = []
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == self.name:
+            self.enabled.append(gc.isenabled())
+            raise ModuleNotFoundError(name=name)
+
+
+def test_what_a_training_needs_is_imported_without_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = _Missing("tritonlm.training.errors")
+    monkeypatch.delitem(sys.modules, finder.name, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    result = CliRunner().invoke(app, ["train", "abacus"])
+    assert (result.exit_code, finder.enabled) == (1, [False])
+    assert "tritonlm.training.errors is missing" in result.stderr
+    assert gc.isenabled()

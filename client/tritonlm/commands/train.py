@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tritonlm.contract.imports import without_collections
 from tritonlm.serving import ServingError, terminal
 
 from .common import FAILED, MISUSED, AsJson, console, print_json
@@ -69,10 +70,11 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         # Slow to import, and in an optional extra.
-        from tritonlm.training.errors import TrainingError  # noqa: PLC0415
-        from tritonlm.training.plan import read_plan, read_plan_file  # noqa: PLC0415
-        from tritonlm.training.run import IS_FIRST  # noqa: PLC0415
-        from tritonlm.training.run import train as run  # noqa: PLC0415
+        with without_collections():
+            from tritonlm.training.errors import TrainingError  # noqa: PLC0415
+            from tritonlm.training.plan import read_plan, read_plan_file  # noqa: PLC0415
+            from tritonlm.training.run import IS_FIRST  # noqa: PLC0415
+            from tritonlm.training.run import train as run  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         terminal.print_error(ServingError(f"{missing.name} is missing; pip install 'tritonlm[train]'"))
         raise typer.Exit(FAILED) from None

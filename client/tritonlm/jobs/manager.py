@@ -121,7 +121,7 @@ class JobManager:
     def _start(self, job: Job) -> None:
         out = Path(job.out)
         out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tritonlm.cli", "train", "--out", str(out)]
+        command = [sys.executable, "-m", "tritonlm", "train", "--out", str(out)]
         command += ["--resume"] if job.resume else ["--plan", _write_plan(out / "requested_plan.json", job.plan)]
         with job.log.open("ab") as log:
             # Its own session: it survives a killed manager, and one signal reaches the whole process group.
