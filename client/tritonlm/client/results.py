@@ -72,14 +72,15 @@ class SequenceBuilder:
 class CompletionBuilder(SequenceBuilder):
     def chunk(self, sequence: int, piece: Piece) -> Completion:
         offset = self._record(sequence, piece)
-        choice = CompletionChoice.model_construct(
+        # Validation takes half the time of `model_construct`.
+        choice = CompletionChoice(
             index=sequence,
             text=piece.text,
             logprobs=self._logprobs(piece.logprobs, offset),
             finish_reason=finish_reason_of(piece),
             **self._extras([piece]),
         )
-        return Completion.model_construct(**self._common(_TEXT), choices=[choice], **self._null_usage())
+        return Completion(**self._common(_TEXT), choices=[choice], **self._null_usage())
 
     def usage_chunk(self) -> Completion:
         return Completion(**self._common(_TEXT), choices=[], usage=self.usage)

@@ -67,7 +67,9 @@ class Outputs:
 
 
 def piece_of(response: Any) -> Piece:
-    fields = json.loads(Outputs(response).text(tensors.PIECE))
+    # The only output that was requested: its length, and its text.
+    (data,) = response.raw_output_contents
+    fields = json.loads(data[4:])
     prompt, completion, cached = fields[tensors.USAGE.name]
     return Piece(
         index=fields[tensors.CHUNK_INDEX.name],
