@@ -1,10 +1,11 @@
 """Teach SmolLM2-135M a form as a LoRA adapter, by a job of a running server, and score it there.
 
-    scripts/evaluate adapter_lesson [--minutes 10] [--model FOLDER]
+    scripts/evaluate adapter_lesson [--minutes 10] [--model FOLDER] [--keep FOLDER]
 
 The lesson: a sentence about an order becomes one line of JSON. 300 generated chats are learnt. 100 others are asked, of
 which none has a customer and an article of a learnt one together; base and adapter answer through the gateway, greedy.
-Exit code 1 when fewer than 90 % of the adapter's answers are exact, or the training takes longer.
+Exit code 1 when fewer than 90 % of the adapter's answers are exact, or the training takes longer. `--keep` copies the
+adapter and the chats that are asked into a folder, for `scripts/evaluate --adapter`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -57,7 +59,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="the longest that the training may take")
     parser.add_argument("--model", type=Path, help="the base's checkpoint; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--keep", type=Path, help="folder for the adapter and the chats that are asked; not yet there")
     arguments = parser.parse_args()
+    if arguments.keep and arguments.keep.exists():
+        parser.error(f"{arguments.keep} exists")
     folder = arguments.model or checkpoint(SMOLLM2)
     learnt, asked = orders()
     with tempfile.TemporaryDirectory() as work:
@@ -77,6 +82,8 @@ def main() -> int:
         with soak_server.serving(BASE, folder, 600, registry=registry, variables=variables) as server:
             server.wait_until_ready(600)
             seconds = train(server.http)
+            if arguments.keep:
+                keep(arguments.keep, Path(work, "runs", ADAPTER, "final"), data / "asked.jsonl")
             base, adapter = (exact_answers(server.http, model, questions) for model in (BASE, ADAPTER))
     print(f"trained in {seconds / 60:.1f} minutes (target {arguments.minutes:.0f})")
     print(
@@ -111,6 +118,15 @@ def write_chats(file: Path, rows: list[tuple[str, str]]) -> None:
         for text, answer in rows:
             messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
             lines.write(json.dumps({"messages": messages}) + "\n")
+
+
+def keep(folder: Path, adapter: Path, asked: Path) -> None:
+    shutil.copytree(adapter, folder / ADAPTER)
+    shutil.copy(asked, folder)
+    print(
+        f"kept: {folder / ADAPTER}; with it as an adapter of a served SmolLM2: "
+        f"scripts/evaluate --adapter {ADAPTER} --chats {folder / asked.name}"
+    )
 
 
 def train(http: httpx.Client) -> float:
