@@ -282,3 +282,13 @@ def test_the_supervisor_imports_only_what_every_start_needs() -> None:
     loaded = set(json.loads(ran.stdout))
     assert "tritonlm.serving.reloader" in loaded
     assert not loaded & {"numpy", "torch", "tokenizers", "grpc", "fastapi", "tritonlm.client.sync", "huggingface_hub"}
+
+
+def test_the_commands_that_need_no_client_import_none() -> None:
+    commands = ("adapters", "checkpoints", "doctor", "inspect", "jobs", "keys", "merge", "registry", "train")
+    modules = ", ".join(f"tritonlm.commands.{command}" for command in commands)
+    program = f"import tritonlm.cli, {modules}, sys, json; print(json.dumps(sorted(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(json.loads(ran.stdout))
+    assert "tritonlm.commands.train" in loaded
+    assert not loaded & {"tritonlm.client.async_client", "tritonlm.client.types", "torch", "grpc", "fastapi"}

@@ -7,16 +7,18 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from tritonlm.client.async_client import DEFAULT_URL
-from tritonlm.client.sync import Client
-from tritonlm.client.types import ModelList
 from tritonlm.contract import AdapterNotFound, InvalidRequest, ModelNotFound, TritonLMError, Unavailable
 from tritonlm.serving import ServingError, paths, terminal
+
+# Its import takes a quarter of a command's start, and half of the commands need no client.
+if TYPE_CHECKING:
+    from tritonlm.client.sync import Client
+    from tritonlm.client.types import ModelList
 
 FAILED, MISUSED, UNREACHABLE = 1, 2, 3
 # rich uses colours and boxes on a terminal only.
@@ -39,6 +41,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON for scripts instead o
 @contextlib.contextmanager
 def connected(triton: list[str] | None) -> Iterator[Client]:
     """A client; an error is printed as one line and sets the exit code."""
+    from tritonlm.client.sync import Client  # noqa: PLC0415
+
     try:
         with Client(addresses(triton), adapters_folder=adapters_folder()) as client:
             yield client
@@ -50,6 +54,8 @@ def connected(triton: list[str] | None) -> Iterator[Client]:
 
 
 def addresses(triton: list[str] | None) -> list[str]:
+    from tritonlm.client.async_client import DEFAULT_URL  # noqa: PLC0415
+
     return [part for address in triton or [DEFAULT_URL] for part in address.split(",")]
 
 
