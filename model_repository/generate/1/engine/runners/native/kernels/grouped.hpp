@@ -2,6 +2,7 @@
 //   y[r][o] = sum over groups g of  m[r][g] * (scale[o][g] * (sum over k in g of code[o][k]))
 //                                 + (sum over k in g of x[r][k]) * (minimum[o][g] - zero * scale[o][g])
 //                                 + s[r][g] * scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
+// and the same for groups' remainders, after the groups of 256 inputs.
 // The inner sums are exact integers; the outer ones are fused multiply-adds in float32, in the order of the groups, whatever the
 // number of rows. So a row's result is the same bits alone and in a batch.
 //
@@ -113,19 +114,19 @@ class GroupedBlocks {
             const bool whole = tile_ == kTileRows;
             begin_grouped_tiles(kGroup, whole ? kTileRows : kTileRows / 2);
             for (int m = 0; m < count; m += kTileRows) {
-                const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);
+                const Int8Groups groups = rows_.groups(first + m, whole ? kTileRows : kTileRows / 2, inputs_, begin, inputs, tile_);
                 for (int i = 0; i < blocks; i++)
-                    if (whole) grouped_amx<kGroup, kTileRows>(group, chunks[i], inputs, begin == 0, sums + m, n + i);
-                    else grouped_amx<kGroup, kTileRows / 2>(group, chunks[i], inputs, begin == 0, sums + m, n + i);
+                    if (whole) grouped_amx<kGroup, kTileRows>(groups, chunks[i], begin == 0, sums + m, n + i);
+                    else grouped_amx<kGroup, kTileRows / 2>(groups, chunks[i], begin == 0, sums + m, n + i);
             }
             return begin_matmul_tiles();
         }
 #endif
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value;
-            const Int8Group group = rows_.group(first + m, inputs_, begin, tile_);
+            const Int8Groups groups = rows_.groups(first + m, kRows, inputs_, begin, inputs, tile_);
             for (int i = 0; i < blocks; i++)
-                grouped_accumulate<kWide, kGroup, kRows, 1>(group, chunks + i, inputs, begin == 0, sums + m, n + i);
+                grouped_accumulate<kWide, kGroup, kRows, 1>(groups, chunks + i, begin == 0, sums + m, n + i);
         });
     }
 

@@ -52,7 +52,7 @@ struct GroupedChunk {
 // Adds a chunk for the rows of a pass.
 template <bool kWide, int kGroup, int kRows, int kBlocks>
 __attribute__((noinline)) void grouped_accumulate(
-    Int8Group group, const GroupedChunk* chunks, int count, bool first, RowSums* sums, int to_block
+    const Int8Groups& rows, const GroupedChunk* chunks, bool first, RowSums* sums, int to_block
 ) {
     GroupedSums<kRows, kBlocks> all;
     const GroupScales* scales[kBlocks];
@@ -61,21 +61,22 @@ __attribute__((noinline)) void grouped_accumulate(
     for (int i = 0; i < kRows; i++)
         for (int n = 0; n < kBlocks; n++) all.totals[i][n] = first ? Reg16{} : load_regs(sums[i][to_block + n]);
     all.clear();
-    for (int k = 0; k < count; k += kGroup) {
-#pragma GCC unroll 8
-        for (int step = 0; step < kGroup; step += kStepInputs)
+    rows.for_each([&](int first_input, const Int8Group& group) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-            for (int n = 0; n < kBlocks; n++) {
-                const ByteDot<kWide> dot(CodeBytes::load(chunks[n].bytes + (k + step) * kVecSize));
-                all.add(n, dot, group, k % kRowGroup + step);
-            }
-        const bool second = kGroup == 16 && k % kRowGroup;
-        const Int8Group::Field field = kGroup == kRowGroup ? Int8Group::kSum : second ? Int8Group::kSecondSum : Int8Group::kFirstSum;
-        Reg16 code_sums[kBlocks];
-        for (int n = 0; n < kBlocks; n++) code_sums[n] = load_regs(scales[n]->code_sum[k / kGroup]);
-        all.end_group(scales, code_sums, k / kGroup, group, field);
-        if (kGroup == kRowGroup || second) group = group.skip_groups(1);
-    }
+        for (int k = first_input; k < first_input + kRowGroup; k += kGroup) {
+#pragma GCC unroll 8
+            for (int step = 0; step < kGroup; step += kStepInputs)
+#pragma GCC unroll 2
+                for (int n = 0; n < kBlocks; n++) {
+                    const ByteDot<kWide> dot(CodeBytes::load(chunks[n].bytes + (k + step) * kVecSize));
+                    all.add(n, dot, group, k - first_input + step);
+                }
+            const Int8Group::Field half = k == first_input ? Int8Group::kFirstSum : Int8Group::kSecondSum;
+            Reg16 code_sums[kBlocks];
+            for (int n = 0; n < kBlocks; n++) code_sums[n] = load_regs(scales[n]->code_sum[k / kGroup]);
+            all.end_group(scales, code_sums, k / kGroup, group, kGroup == kRowGroup ? Int8Group::kSum : half);
+        }
+    });
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; i++)
         for (int n = 0; n < kBlocks; n++) store(sums[i][to_block + n], all.totals[i][n]);
@@ -95,14 +96,15 @@ inline void begin_grouped_tiles(int group, int rows) {
 // of a group take longer than its tile.
 template <int kGroup, int kRows>
 __attribute__((noinline)) void grouped_amx(
-    const Int8Group& rows, const GroupedChunk& chunk, int count, bool first, RowSums* sums, int block
+    const Int8Groups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
 ) {
     alignas(kCacheLine) int32_t exact[2][kRows][kVecSize];
     constexpr int kSumBytes = sizeof exact[0][0];
     constexpr bool kWhole = kGroup == kRowGroup;
     // A constant for whole tiles: it makes addresses constant.
-    const int tile = kRows == kTileRows ? kTileRows : rows.tile;
-    const auto group_at = [&](int k) { return Int8Group{rows.numbers, rows.fields, tile}.skip_groups(k / kRowGroup); };
+    const int tile = kRows == kTileRows ? kTileRows : rows.whole.tile;
+    const int count = rows.whole_count * kRowGroup;
+    const auto group_at = [&](int k) { return Int8Group{rows.whole.numbers, rows.whole.fields, tile}.skip_groups(k / kRowGroup); };
     // Tile numbers are literals: GCC writes them into the instruction as they are.
     const auto load_tiles = [&](int k) __attribute__((always_inline)) {
         _tile_loadd(2, group_at(k).row(0) + k % kRowGroup, kRowGroup);
@@ -121,8 +123,7 @@ __attribute__((noinline)) void grouped_amx(
         _tile_stored(1, exact[1], kSumBytes);
     };
     Vec16 totals[kRows];
-    const auto add = [&](int n, int k, Int8Group::Field sum) __attribute__((always_inline)) {
-        const Int8Group group = group_at(k);
+    const auto add_group = [&](int n, int k, const Int8Group& group, Int8Group::Field sum) __attribute__((always_inline)) {
         const int number = k / kGroup;
         const Vec16 scale = load(chunk.scales.scale[number]), minimum = load(chunk.scales.minimum[number]);
         const Vec16 code_sum = load(chunk.scales.code_sum[number]);
@@ -132,6 +133,19 @@ __attribute__((noinline)) void grouped_amx(
             add_product(totals[i], group.field(Int8Group::kMiddle, i), code_sum);
             add_product(totals[i], group.field(sum, i), minimum);
             add_product(totals[i], group.field(Int8Group::kScale, i) * scale, to_floats(exact_sums));
+        }
+    };
+    const auto add = [&](int n, int k, Int8Group::Field sum) __attribute__((always_inline)) { add_group(n, k, group_at(k), sum); };
+    const auto add_remainder = [&](int number) __attribute__((always_inline)) {
+        const Int8Group rest = Int8Group{rows.remainder.numbers, rows.remainder.fields, tile}.skip_groups(number);
+        for (int i = 0; i < kRowGroup; i += kGroup) {
+            const int k = number * kRowGroup + i;
+            _tile_zero(0);
+            _tile_loadd(2, rest.row(0) + i, kRowGroup);
+            _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
+            _tile_dpbsud(0, 2, 3);
+            _tile_stored(0, exact[0], kSumBytes);
+            add_group(0, k, rest, kWhole ? Int8Group::kSum : i ? Int8Group::kSecondSum : Int8Group::kFirstSum);
         }
     };
 #pragma GCC unroll 16
@@ -146,6 +160,7 @@ __attribute__((noinline)) void grouped_amx(
         add(1, k + kGroup, kWhole ? Int8Group::kSum : Int8Group::kSecondSum);
         if (next < count) multiply_odd(next + kGroup);
     }
+    for (unsigned left = rows.flags; left; left &= left - 1) add_remainder(__builtin_ctz(left));
     compiler_fence();
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; i++) store(sums[i][block], totals[i]);

@@ -136,10 +136,9 @@ __attribute__((noinline)) void grouped_direct(
     for (int begin = 0; begin < padded; begin += kSuperInputs) {
         const int count = std::min(kSuperInputs, padded - begin);
         for (int n = 0; n < kBlocks; n++) load_scales(form, blocks[n].data, begin, count, Dot::kOffset, own_scales[n]);
-        for (int k = 0; k < count; k += kRowGroup) {
+        rows.groups(m, kRows, inputs, begin, count, tile).for_each([&](int k, const Int8Group& group) __attribute__((always_inline)) {
             if (from_memory && k % kRecordInputs == 0)
                 for (int n = 0; n < kBlocks; n++) prefetch_record(form, blocks[n].data, begin + k);
-            const Int8Group group = rows.group(m, inputs, begin + k, tile);
             const size_t offset = form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
 #pragma GCC unroll 4
             for (int j = 0; j < kRowGroup / 8; j++) {
@@ -157,7 +156,7 @@ __attribute__((noinline)) void grouped_direct(
             }
             if (kGroup == 16) end(k / kGroup + 1, group, Int8Group::kSecondSum);
             else end(k / kGroup, group, Int8Group::kSum);
-        }
+        });
     }
     for (int n = 0; n < kBlocks; n++)
         for (int i = 0; i < kRows && n < stored; i++) store(to[i][to_block + n], all.totals[i][n]);
