@@ -210,7 +210,7 @@ def test_a_job_outlives_its_manager_and_the_next_one_continues_it(tmp_path: Path
 
 def test_a_killed_job_is_interrupted_and_can_be_resumed(tmp_path: Path) -> None:
     manager = JobManager(JobStore(tmp_path / "jobs.sqlite"))
-    started = submit(manager, tmp_path / "mine", steps=40, eval_steps=10)
+    started = submit(manager, tmp_path / "mine", steps=40, eval_steps=5)
     wait_until(lambda: bool(list((tmp_path / "mine").glob("checkpoint-*/training.json"))))
     os.kill(started.process_id or 0, signal.SIGKILL)
     wait_until(lambda: (manager.poll(), manager.get(started.id).state)[1] == "interrupted")
