@@ -26,6 +26,8 @@ from engine.runners.native.runner import unsupported_reason  # noqa: E402
 from engine.runners.native.weights import bf16_packing_pays  # noqa: E402
 from engine.runners.select import open_runner  # noqa: E402
 
+_IDLE_SECONDS = 0.001
+
 # The engine makes MKL's sums independent of alignment, which costs some speed. The transformers side runs without it.
 os.environ.pop("MKL_CBWR", None)
 
@@ -132,7 +134,9 @@ class SteppedEngine:
 
     def _step(self) -> None:
         self._engine.process_inbox()
-        self._engine.step()
+        if not self._engine.step():
+            # All requests wait for their adapters. A loop without a pause would keep Python's lock from their load.
+            time.sleep(_IDLE_SECONDS)
         self._engine.deliver_now()
 
 
