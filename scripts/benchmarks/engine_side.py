@@ -135,7 +135,7 @@ class SteppedEngine:
     def _step(self) -> None:
         self._engine.process_inbox()
         if not self._engine.step():
-            # All requests wait for their adapters. A loop without a pause would keep Python's lock from their load.
+            # All requests wait for adapters or grammars: a loop without a pause would keep Python's lock from them.
             time.sleep(_IDLE_SECONDS)
         self._engine.deliver_now()
 

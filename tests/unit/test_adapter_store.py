@@ -5,118 +5,26 @@ from __future__ import annotations
 import json
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from engine.adapters.loaded import LoadedAdapter
-from engine.adapters.lora import LoraAdapter
 from engine.adapters.peft_files import WEIGHTS
-from engine.adapters.store import Acquired, AdapterStore
-from engine.config import EngineConfig
-from engine.memory import EngineMemory, MemoryLedger, PoolSize
-from fakes.peft_folders import PLAIN, tensors, write
+from engine.adapters.store import Acquired
+from fakes.adapter_store import BYTES, SECONDS, Make, Weights, stores
+from fakes.peft_folders import tensors
 from safetensors.torch import save
-from tritonlm.contract import CheckpointError, Draining, EngineFailure, NoRoom, TritonLMError
-from tritonlm.contract.adapters_file import AdapterEntry, add_adapter, remove_adapter
+from tritonlm.contract import CheckpointError, Draining, EngineFailure
+from tritonlm.contract.adapters_file import remove_adapter
 from tritonlm.contract.errors import AdapterNotFound
-
-# The numbers of one adapter of these tests, in the runner's float32.
-BYTES = 4 * sum(tensor.numel() for tensor in tensors().values())
-SECONDS = 20
-
-
-@dataclass(frozen=True)
-class Weights:
-    adapter: LoraAdapter
-    nbytes: int = BYTES
-
-
-@dataclass
-class FakeRunner:
-    """Takes an adapter as it is. With `gate` closed, a load waits."""
-
-    dtype: torch.dtype = torch.float32
-    loaded: list[str] = field(default_factory=list)
-    gate: threading.Event = field(default_factory=threading.Event)
-    failure: Exception | None = None
-    memory: EngineMemory = field(default_factory=lambda: EngineMemory(MemoryLedger(0), "cpu", lambda: 0))
-
-    def load_adapter(self, adapter: LoraAdapter) -> Weights:
-        assert self.gate.wait(SECONDS)
-        if self.failure:
-            raise self.failure
-        self.loaded.append(adapter.name)
-        return Weights(adapter)
-
-
-class Adapters:
-    """A store with a file of adapters, whose acquired ones are collected."""
-
-    def __init__(self, folder: Path, **limits: Any) -> None:
-        self.folder, self.file = folder, folder / "lm.json"
-        self.runner = FakeRunner()
-        self.runner.gate.set()
-        config = EngineConfig(adapters_file=str(self.file), **limits)
-        self.seconds = 0.0
-        self.store = AdapterStore(self.runner, config, lambda: self.seconds)  # type: ignore[arg-type]
-        self._acquired: queue.Queue[Acquired] = queue.Queue()
-
-    def write(self, *names: str, value: float = 1.0) -> None:
-        for name in names:
-            write(self.folder / name, PLAIN, {key: tensor * 0 + value for key, tensor in tensors().items()})
-            add_adapter(self.file, name, AdapterEntry(str(self.folder / name)), replace=True)
-
-    def write_large(self) -> None:
-        """`large` takes the memory of two others."""
-        write(self.folder / "large", {**PLAIN, "r": 8}, tensors(8))
-        add_adapter(self.file, "large", AdapterEntry(str(self.folder / "large")))
-
-    def request(self, name: str) -> None:
-        self.store.acquire(name, self._acquired.put)
-
-    def next(self) -> Acquired:
-        return self._acquired.get(timeout=SECONDS)
-
-    def acquire(self, name: str) -> LoadedAdapter:
-        self.request(name)
-        acquired = self.next()
-        assert isinstance(acquired, LoadedAdapter), acquired
-        return acquired
-
-    def refusal(self, name: str) -> TritonLMError:
-        self.request(name)
-        acquired = self.next()
-        assert isinstance(acquired, TritonLMError), acquired
-        return acquired
-
-    def use(self, *names: str) -> None:
-        for name in names:
-            self.store.release(self.acquire(name))
-
-    @property
-    def idle(self) -> bool:
-        return self._acquired.empty()
-
-
-Make = Callable[..., Adapters]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    made: list[Adapters] = []
-
-    def adapters(**limits: Any) -> Adapters:
-        made.append(Adapters(tmp_path, **limits))
-        return made[-1]
-
-    yield adapters
-    for one in made:
-        one.store.close()
+    with stores(tmp_path) as make:
+        yield make
 
 
 def test_an_adapter_is_loaded_at_its_first_request_and_stays(make: Make) -> None:
@@ -372,82 +280,3 @@ def test_many_threads_leave_no_reference_and_no_adapter_too_many(make: Make) -> 
     assert received.qsize() == 80
     assert adapters.store.count <= 2
     assert not any(entry.references for entry in adapters.store._entries.values())
-
-
-@pytest.fixture
-def budget(tmp_path: Path) -> MemoryLedger:
-    """Room for two adapters and a half beside an engine."""
-    return MemoryLedger(1000 + 5 * BYTES // 2, tmp_path / "ledger")
-
-
-def within(budget: MemoryLedger, adapters: Adapters) -> EngineMemory:
-    """An engine of 1,000 bytes that loads these adapters."""
-    memory = adapters.runner.memory = EngineMemory(budget, "cpu", lambda: 1000)
-    memory.measure()
-    memory.open_pool(PoolSize(2, 2, 0, 16, False), grows=True)
-    return memory
-
-
-def test_adapters_are_entered_in_the_memory_ledger_before_they_are_loaded(make: Make, budget: MemoryLedger) -> None:
-    adapters = make()
-    memory = within(budget, adapters)
-    adapters.write("a", "b")
-    adapters.runner.gate.clear()
-    adapters.request("a")
-    while memory.claimed == 1000:
-        time.sleep(0.001)
-    assert (memory.claimed, adapters.store.nbytes) == (1000 + BYTES, 0)
-    adapters.runner.gate.set()
-    adapters.next()
-    adapters.use("b")
-    assert memory.claimed == 1000 + adapters.store.nbytes == 1000 + 2 * BYTES
-
-
-def test_unused_adapters_are_evicted_where_the_budget_is_short(make: Make, budget: MemoryLedger) -> None:
-    adapters = make()
-    memory = within(budget, adapters)
-    adapters.write("a", "b", "c")
-    adapters.use("a", "b", "c")
-    assert (adapters.store.count, memory.claimed) == (2, 1000 + 2 * BYTES)
-    # While both are in use, a further one waits for the first that is released.
-    used = [adapters.acquire(name) for name in ("b", "c")]
-    adapters.request("a")
-    assert adapters.idle
-    adapters.store.release(used[1])
-    assert isinstance(adapters.next(), LoadedAdapter)
-    assert adapters.runner.loaded == ["a", "b", "c", "a"]
-    assert memory.claimed == 1000 + 2 * BYTES
-
-
-def test_an_adapter_that_does_not_fit_beside_other_engines_is_refused(make: Make, budget: MemoryLedger) -> None:
-    adapters = make()
-    memory = within(budget, adapters)
-    adapters.write("a")
-    other = EngineMemory(MemoryLedger(budget.budget, budget.file), "cpu", lambda: 2 * BYTES)
-    other.measure()
-    other.reserve_adapters(0)
-    refusal = adapters.refusal("a")
-    assert isinstance(refusal, NoRoom)
-    assert "adapter 'a' does not fit into the memory budget" in refusal.message
-    assert memory.claimed == 1000
-    # What fails to load is entered no longer.
-    other.reserve_weights(-BYTES)
-    adapters.runner.failure = RuntimeError("damaged")
-    adapters.refusal("a")
-    assert (memory.claimed, adapters.store.nbytes) == (1000, 0)
-
-
-def test_an_adapter_that_is_removed_leaves_the_ledger(make: Make, budget: MemoryLedger) -> None:
-    adapters = make()
-    memory = within(budget, adapters)
-    adapters.write("a", "b")
-    used = adapters.acquire("a")
-    adapters.use("b")
-    remove_adapter(adapters.file, "a")
-    adapters.use("b")
-    assert memory.claimed == 1000 + 2 * BYTES, "a request still uses it"
-    adapters.store.release(used)
-    assert memory.claimed == 1000 + BYTES
-    assert adapters.store.limit == EngineConfig().adapter_memory
-    remove_adapter(adapters.file, "b")
-    assert adapters.store.limit == adapters.store.nbytes == BYTES

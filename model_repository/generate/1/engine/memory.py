@@ -40,7 +40,7 @@ class MemoryLedger:
         self.budget = budget
         # The part of the process's entries that belongs to this object. Several engines may share process and device.
         self._reserved: dict[str, int] = {}
-        self.file = file or Path(tempfile.gettempdir()) / f"tritonlm-memory-{os.getuid()}-{os.getppid()}.json"
+        self._file = file or Path(tempfile.gettempdir()) / f"tritonlm-memory-{os.getuid()}-{os.getppid()}.json"
 
     def reserve(self, device: str, needed: int, *, in_use: bool = False) -> None:
         """Reserve this many bytes in place of the previous reservation; NoRoom holds how many bytes are missing.
@@ -91,18 +91,18 @@ class MemoryLedger:
             file.truncate()
             json.dump(entries, file)
             if not entries:
-                self.file.unlink(missing_ok=True)
+                self._file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[IO[str]]:
         while True:
             # Readable by this user only, and never through a symbolic link.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-            with os.fdopen(os.open(self.file, flags, 0o600), "r+", encoding="utf-8") as file:
+            with os.fdopen(os.open(self._file, flags, 0o600), "r+", encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # The last process removes the file. A process that waited for its lock meanwhile tries again.
                 with contextlib.suppress(FileNotFoundError):
-                    if os.fstat(file.fileno()).st_ino == self.file.stat().st_ino:
+                    if os.fstat(file.fileno()).st_ino == self._file.stat().st_ino:
                         yield file
                         return
 
