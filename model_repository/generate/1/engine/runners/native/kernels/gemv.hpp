@@ -106,7 +106,7 @@ TRITONLM_INLINE void accumulate_packed(
 #endif
 
 // A pass that reads weights from memory prefetches this many bytes ahead in each block of outputs: whole tiles.
-constexpr int kPassAhead = kAccumulators == 16 ? 4096 : 6144, kPackedPassAhead = 4608;
+constexpr int kPassAhead = 8192, kPackedPassAhead = 12288;
 
 // For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line of `bytes` in each at every step, and
 // from input `turn` on a line of the next blocks.

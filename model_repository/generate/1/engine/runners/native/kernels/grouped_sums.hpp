@@ -13,9 +13,7 @@
 #include "fma.hpp"
 #include "grouped_form.hpp"
 #include "grouped_rows.hpp"
-
-// How far ahead weights are requested from memory.
-constexpr int kGroupedPrefetchAhead = 4096;
+#include "prefetch.hpp"
 
 inline Reg16 to_floats(const Reg16i& numbers) {
 #ifdef __AVX512F__
@@ -104,13 +102,6 @@ struct GroupedSums {
     }
 };
 
-// Requests the lines of a record that is read later: one thread reads several records at once, in too many places for the
-// processor's own prefetching.
-TRITONLM_INLINE void prefetch_record(const GroupedForm& form, const uint8_t* block, int k) {
-    const uint8_t* from = block + form.record_offset(k) + kGroupedPrefetchAhead;
-    for (int line = 0; line < form.record_bytes; line += kCacheLine) __builtin_prefetch(from + line);
-}
-
 // Few rows: all inputs. Of kBlocks blocks, `stored` ones are stored: a single block is multiplied twice.
 template <Codes kCodes, int kGroup, int kRows, int kBlocks>
 __attribute__((noinline)) void grouped_direct(
@@ -125,6 +116,8 @@ __attribute__((noinline)) void grouped_direct(
     alignas(kCacheLine) GroupScales own_scales[kBlocks];
     const GroupScales* scales[kBlocks];
     for (int n = 0; n < kBlocks; n++) scales[n] = &own_scales[n];
+    const size_t bytes = grouped_block_bytes(form, inputs), skipped = (kBlocks - 1) * bytes;
+    AheadPrefetch ahead[] = {{blocks[0].data, bytes, skipped, from_memory}, {blocks[1].data, bytes, skipped, from_memory}};
     const auto end = [&](int number, const Int8Group& group, Int8Group::Field sum) __attribute__((always_inline)) {
         Reg16 scaled_sums[kBlocks];
         for (int n = 0; n < kBlocks; n++) {
@@ -137,15 +130,15 @@ __attribute__((noinline)) void grouped_direct(
         const int count = std::min(kSuperInputs, padded - begin);
         for (int n = 0; n < kBlocks; n++) load_scales(form, blocks[n].data, begin, count, Dot::kOffset, own_scales[n]);
         rows.groups(m, kRows, inputs, begin, count, tile).for_each([&](int k, const Int8Group& group) __attribute__((always_inline)) {
-            if (from_memory && k % kRecordInputs == 0)
-                for (int n = 0; n < kBlocks; n++) prefetch_record(form, blocks[n].data, begin + k);
             const size_t offset = form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
 #pragma GCC unroll 4
             for (int j = 0; j < kRowGroup / 8; j++) {
 #pragma GCC unroll 2
                 for (int n = 0; n < kBlocks; n++) {
+                    const int step = k % kRecordInputs / 8 + j;
                     CodeBytes first, second;
-                    unpack_codes<kCodes>(form, blocks[n].data + offset, k % kRecordInputs / 8 + j, first, second);
+                    unpack_codes<kCodes>(form, blocks[n].data + offset, step, first, second);
+                    ahead[n].follow(blocks[n].data + offset + step * 8 * kVecSize * bits_of(kCodes) / 8);
                     const Dot first_dot(first), second_dot(second);
                     all.add(n, first_dot, group, 8 * j);
                     all.add(n, second_dot, group, 8 * j + kStepInputs);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 // Prefetches kBytes bytes into the first-level cache, or the second-level one. always_inline: GCC takes a function that only
 // prefetches for one without effects, and drops its calls.
@@ -19,16 +20,16 @@ struct NoPrefetch {
     __attribute__((always_inline)) void begin_tile(int) {}
 };
 
-// Two streams of bytes. Each step prefetches kLines lines, of one stream and then of the other; a stream advances by `stride`
-// bytes at a time.
-template <int kLines>
+// Two streams of bytes. Each step prefetches kLines lines into a cache of level kLevel, of one stream and then of the other; a stream
+// advances by `stride` bytes at a time.
+template <int kLines, int kLevel>
 struct SpreadPrefetch {
     const char *from, *other;
     int stride;
 
     __attribute__((always_inline)) void operator()() {
         for (int line = 0; line < kLines; line++) {
-            __builtin_prefetch(from, 0, 3);
+            __builtin_prefetch(from, 0, 4 - kLevel);
             const char* const next = from + stride;
             from = other;
             other = next;
@@ -38,9 +39,10 @@ struct SpreadPrefetch {
 };
 
 // The streams of a pass over one or two neighbouring blocks of outputs, which run ahead of the weights that are read: from the
-// tile at input `turn` on they are beyond the end of their blocks, in those that the thread reads next.
+// tile at input `turn` on they are beyond the end of their blocks, in those that the thread reads next. Into the second-level
+// cache: the first one tracks fewer misses at once, and what one core reads of memory is their number by the time of one.
 template <int kBlocks>
-struct BlockPrefetch : SpreadPrefetch<kBlocks> {
+struct BlockPrefetch : SpreadPrefetch<kBlocks, 2> {
     int turn;
     size_t skipped;
 
@@ -48,6 +50,22 @@ struct BlockPrefetch : SpreadPrefetch<kBlocks> {
         if (input != turn) return;
         this->from += skipped;
         this->other += skipped;
+    }
+};
+
+// The lines of a block, as far ahead of those that are read as memory takes to bring them. Beyond the block's end follow those of the
+// block that the thread reads next, `skipped` bytes behind it. Into the second-level cache, like those of BlockPrefetch.
+struct AheadPrefetch {
+    static constexpr size_t kAhead = 6144;
+    uintptr_t next, end;
+    size_t skipped;
+
+    // A pass whose weights are in a cache already prefetches nothing.
+    AheadPrefetch(const uint8_t* block, size_t bytes, size_t skipped, bool from_memory)
+        : next(from_memory ? (uintptr_t)block + kAhead : UINTPTR_MAX), end((uintptr_t)block + bytes), skipped(skipped) {}
+
+    __attribute__((always_inline)) void follow(const uint8_t* read) {
+        for (; next <= (uintptr_t)read + kAhead; next += 64) __builtin_prefetch((const void*)(next + (next < end ? 0 : skipped)), 0, 2);
     }
 };
 
@@ -75,13 +93,13 @@ struct PrefetchList {
     }
 };
 
-struct ListedPrefetch : SpreadPrefetch<1> {
+struct ListedPrefetch : SpreadPrefetch<1, 1> {
     static constexpr int kListedLines = 2;
     PrefetchList::Range range;
     const PrefetchList::Range *next, *last;
 
     __attribute__((always_inline)) void operator()() {
-        SpreadPrefetch<1>::operator()();
+        SpreadPrefetch<1, 1>::operator()();
         for (int i = 0; i < kListedLines; i++) {
             if (range.from < range.end) __builtin_prefetch(range.from, 0, 2), range.from += 64;
             else if (next != last) range = *next++;
