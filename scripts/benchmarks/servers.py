@@ -24,6 +24,8 @@ OURS, INT8 = "tritonlm", "int8"
 # The types of a GGUF file.
 STORED = "as stored"
 START_SECONDS, STOP_SECONDS = 600.0, 60.0
+# One client for all: each reads the certificates again, in processor time that a starting server needs.
+_HTTP = httpx.Client(trust_env=False, timeout=2)
 # The role of a tritonlm process by a part of its command line; the first match counts.
 ROLES = {
     "-generate_": "generate (engine)", "-detokenize_": "detokenize", "-tokenize_": "tokenize",
@@ -47,6 +49,14 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+def status(url: str) -> int:
+    """The status of a response; 0 without one."""
+    try:
+        return _HTTP.get(url).status_code
+    except httpx.TransportError:
+        return 0
 
 
 def launch(server: str, folder: Path, dtype: str, port: int) -> rivals.Launch:
@@ -93,7 +103,7 @@ class Running:
 def running(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) -> Iterator[Running]:
     """Start a server, wait until it is ready, and stop it at the end."""
     with started(server, folder, dtype, options) as process:
-        while not _is_ready(f"{process.url}/health"):
+        while status(f"{process.url}/health") != httpx.codes.OK:
             if _has_ended(process.pid) or time.monotonic() > process.started_at + START_SECONDS:
                 raise RuntimeError(f"{server} does not start; see {FOLDER / server}.log")
             time.sleep(0.02)
@@ -127,10 +137,3 @@ def started(server: str, folder: Path, dtype: str, options: Sequence[str] = ()) 
 
 def _has_ended(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False, timeout=2).is_success
-    except httpx.TransportError:
-        return False

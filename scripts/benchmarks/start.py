@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import checkpoints
-import httpx
 import psutil
 import rivals
 import servers
@@ -43,17 +42,10 @@ def memory(server: int) -> dict[str, float]:
     return megabytes
 
 
-def status(url: str) -> int:
-    try:
-        return httpx.get(f"{url}/health/ready", trust_env=False, timeout=2).status_code
-    except httpx.TransportError:
-        return 0
-
-
 def start_times(url: str, started_at: float) -> Iterator[float]:
     """Seconds until the first response, and until the server is ready."""
     for accepted in ((200, 503), (200,)):
-        while status(url) not in accepted:
+        while servers.status(f"{url}/health/ready") not in accepted:
             if time.monotonic() > started_at + servers.START_SECONDS:
                 raise RuntimeError("the server does not start")
             time.sleep(0.01)
