@@ -22,14 +22,21 @@ from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
 from tritonlm.gateway.settings import GatewaySettings
 
 from .conftest import Gateway, running_gateway
+from .short_arrays import with_short_arrays
 
-SCHEMA = schemathesis.openapi.from_dict(
-    create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()
-)
+
+def operations_of(schema: Any) -> dict[str, Any]:
+    return {operation.ok().label: operation.ok() for operation in schema.get_all_operations()}
+
+
+DOCUMENT = create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).openapi()
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 # Every body's size has a limit, which is documented with its status; a body that is too large is not read any further.
 REJECTION = SCHEMA.config.checks.negative_data_rejection
 REJECTION.expected_statuses = [*REJECTION.expected_statuses, "413"]
-OPERATIONS = {operation.ok().label: operation.ok() for operation in SCHEMA.get_all_operations()}
+OPERATIONS = operations_of(SCHEMA)
+# Requests are generated with short arrays, and checked by the document itself.
+SHORT = operations_of(schemathesis.openapi.from_dict(with_short_arrays(DOCUMENT)))
 # Some rules are not in the schema, since they depend on another field or on the model, such as best_of >= n.
 BEYOND_SCHEMA = [positive_data_acceptance]
 TRAINING = [
@@ -37,6 +44,21 @@ TRAINING = [
 ]
 # Refused with 501 as documented: this gateway does not train.
 NOT_OFFERED = {label: [not_a_server_error] for label in TRAINING}
+
+
+def cases(label: str, mode: GenerationMode) -> st.SearchStrategy[Any]:
+    """Requests with short arrays, which the document itself allows, or refuses."""
+
+    def judge(case: Any) -> Any:
+        case.operation = OPERATIONS[label]
+        if mode is GenerationMode.NEGATIVE:
+            # Of what makes the request invalid, the document does not have the bounds of short arrays: by setting the
+            # body, it is checked again.
+            case.body = case.body
+        return case
+
+    generated = SHORT[label].as_strategy(generation_mode=mode).map(judge)
+    return generated.filter(lambda case: case.meta.generation.mode is mode)
 
 
 def storing(folder: Path) -> dict[str, Any]:
@@ -154,7 +176,7 @@ def check_known(gateway: Gateway, label: str, change: Callable[[Any], None]) -> 
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
         nonlocal succeeded
-        case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=GenerationMode.POSITIVE))
+        case = data.draw(cases(label, GenerationMode.POSITIVE))
         change(case)
         succeeded += case.call_and_validate(base_url=gateway.url, excluded_checks=BEYOND_SCHEMA).status_code == 200
 
@@ -180,7 +202,7 @@ def check_scopes(gateway: Gateway, label: str, secrets: dict[str, str]) -> None:
     @settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
-        case: Any = data.draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+        case = data.draw(cases(label, GenerationMode.POSITIVE))
         for scope, secret in secrets.items():
             answer = case.call(base_url=gateway.url, headers={"Authorization": f"Bearer {secret}"})
             assert answer.status_code < 500 or (label in TRAINING and answer.status_code == 501)
@@ -197,7 +219,7 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
     @settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
-        case: Any = data.draw(OPERATIONS[label].as_strategy(generation_mode=mode))
+        case = data.draw(cases(label, mode))
         case.call_and_validate(base_url=gateway.url, excluded_checks=[*BEYOND_SCHEMA, *excluded])
 
     hold()
