@@ -203,11 +203,14 @@ def rows_of(
         yield Row(batch, stage, engine, peer, matmul, bandwidth)
 
 
+def weights_of(arguments: argparse.Namespace) -> str:
+    return f", {arguments.weights} weights" if arguments.weights != "full" else ""
+
+
 def show(rows: list[Row], measurements: list[Measurement], arguments: argparse.Namespace) -> None:
-    weights = f", {arguments.weights} weights" if arguments.weights != "full" else ""
     threads = f"{torch.get_num_threads()} threads ({processor.kind().name})"
     hardware = threads if arguments.device == "cpu" else torch.cuda.get_device_name()
-    title = f"{title_of(arguments.shape)}, {arguments.dtype}{weights}, {hardware}; tokens/s"
+    title = f"{title_of(arguments.shape)}, {arguments.dtype}{weights_of(arguments)}, {hardware}; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
     for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of matmul peak", "of bandwidth"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -243,11 +246,11 @@ def main() -> None:
         import shares  # noqa: PLC0415 (it needs the development packages)
 
         folder = make_checkpoint(arguments.shape, arguments.dtype)
-        title = f"{title_of(arguments.shape)}, {arguments.dtype}, {processor.kind().name}"
+        title = f"{title_of(arguments.shape)}, {arguments.dtype}{weights_of(arguments)}, {processor.kind().name}"
         profile = shares.Profile(title, engine_side(folder, arguments), Cost.of(folder), read_bytes(folder, arguments))
         # Through HTTP, GPT-2 stands for the shapes whose tokenizers are not real.
         served = MODELS.get(arguments.shape, checkpoints.MODELS["gpt2"])
-        return shares.show(profile, arguments.batch, DTYPES[arguments.dtype], served)
+        return shares.show(profile, arguments.batch, DTYPES[arguments.dtype], served, arguments.weights)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(arguments.batch) * arguments.repeat)
         rows, measurements = compare(arguments, lambda: bar.advance(task))

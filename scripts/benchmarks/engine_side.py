@@ -17,7 +17,7 @@ from tritonlm.contract import Checkpoint, GenerationRequest, SamplingParameters
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 
-from engine.config import INT8, EngineConfig  # noqa: E402
+from engine.config import INT4, INT8, EngineConfig  # noqa: E402
 from engine.engine import Engine  # noqa: E402
 from engine.request import Request  # noqa: E402
 from engine.runners.interface import Runner  # noqa: E402
@@ -34,6 +34,10 @@ os.environ.pop("MKL_CBWR", None)
 Prompts = list[list[int]]
 
 
+# Of a weight, with the scales of groups of 32; also of the vocabulary, which int4 keeps in 8 bits by default.
+_BYTES = {INT8: 1.0, INT4: 4.5 / 8}
+
+
 @dataclass(frozen=True)
 class Seconds:
     prefill: float
@@ -44,8 +48,8 @@ def weight_bytes(folder: Path, dtype: torch.dtype, weights: str = "full") -> flo
     """Bytes that the engine reads for one weight on a CPU: bfloat16 takes twelve bits where the kernels pack it."""
     if unsupported_reason(Checkpoint(folder), dtype) or (library := build.kernels()) is None:
         return dtype.itemsize
-    if weights == INT8:
-        return 1.0
+    if weights in _BYTES:
+        return _BYTES[weights]
     return 1.5 if dtype == torch.bfloat16 and bf16_packing_pays(library) else dtype.itemsize
 
 

@@ -121,14 +121,15 @@ def _measure(side: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, 
     return {**computed, "sampling": sample.seconds, "Python": rest + forward.seconds - sum(computed.values())}
 
 
-def path_table(model: Model, dtype: str) -> Table:
+def path_table(model: Model, dtype: str, weights: str) -> Table:
     folder = model.checkpoint(dtype)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    title = f"{model.title}, through HTTP, {dtype}: microseconds of CPU time per token ({os.cpu_count()} cores)"
+    form = f"{dtype}, {weights} weights"
+    title = f"{model.title}, through HTTP, {form}: microseconds of CPU time per token ({os.cpu_count()} cores)"
     table = Table(title=title)
     for name in ("", "tokens/s", *servers.ROLES.values(), "client"):
         table.add_column(name, justify="right")
-    with servers.running(servers.OURS, folder, dtype) as server:
+    with servers.running(servers.OURS, folder, dtype, ("--weights", weights)) as server:
         for work in model.workloads(WORKS):
             before = dict(_cpu_seconds(server.pid))
             measured = server.measure(work, prompts_of(work, tokenizer, 0))
@@ -150,8 +151,8 @@ def _cpu_seconds(server_pid: int) -> Iterator[tuple[str, float]]:
     yield from seconds.items()
 
 
-def show(profile: Profile, batches: list[int], dtype: torch.dtype, served: Model) -> None:
-    """`served` is the model that goes through HTTP."""
+def show(profile: Profile, batches: list[int], dtype: torch.dtype, served: Model, weights: str) -> None:
+    """`served` is the model that goes through HTTP, with weights of this form."""
     console = Console(width=160)
     console.print(engine_table(profile, batches, dtype))
-    console.print(path_table(served, str(dtype).removeprefix("torch.")))
+    console.print(path_table(served, str(dtype).removeprefix("torch."), weights))
