@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,8 +36,6 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 REJECTION = SCHEMA.config.checks.negative_data_rejection
 REJECTION.expected_statuses = [*REJECTION.expected_statuses, "413"]
 OPERATIONS = operations_of(SCHEMA)
-# Requests are generated with short arrays, and checked by the document itself.
-SHORT = operations_of(schemathesis.openapi.from_dict(with_short_arrays(DOCUMENT)))
 # Some rules are not in the schema, since they depend on another field or on the model, such as best_of >= n.
 BEYOND_SCHEMA = [positive_data_acceptance]
 TRAINING = [
@@ -44,6 +43,12 @@ TRAINING = [
 ]
 # Refused with 501 as documented: this gateway does not train.
 NOT_OFFERED = {label: [not_a_server_error] for label in TRAINING}
+
+
+@functools.cache
+def short_operations() -> dict[str, Any]:
+    """To generate requests from. The document itself judges them."""
+    return operations_of(schemathesis.openapi.from_dict(with_short_arrays(DOCUMENT)))
 
 
 def cases(label: str, mode: GenerationMode) -> st.SearchStrategy[Any]:
@@ -57,7 +62,7 @@ def cases(label: str, mode: GenerationMode) -> st.SearchStrategy[Any]:
             case.body = case.body
         return case
 
-    generated = SHORT[label].as_strategy(generation_mode=mode).map(judge)
+    generated = short_operations()[label].as_strategy(generation_mode=mode).map(judge)
     return generated.filter(lambda case: case.meta.generation.mode is mode)
 
 

@@ -92,9 +92,8 @@ def copy_repository(folder: Path, slow: str = "", **checkpoint: Any) -> Path:
     """
     repository = folder / "model_repository"
     for part in PARTS:
-        shutil.copytree(
-            paths.model_repository() / part, repository / part, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        # With its bytecode, which each Triton would compile again.
+        shutil.copytree(paths.model_repository() / part, repository / part)
         config = repository / part / "config.pbtxt"
         config.write_text(config.read_text(encoding="utf-8").replace("../abacus/1", f"../{LM}/1"), encoding="utf-8")
     if slow:
