@@ -46,27 +46,34 @@ void report(const char* name, int rows, double seconds, size_t bytes, double ope
     std::fflush(stdout);
 }
 
-void store_output(AlignedVector<float>& outputs, int row, int block, Vec16 sums) {
-    store(&outputs[(size_t)row * kOutputs + block * kVecSize], sums);
-}
-
-// For each number of rows, calls `prepare(rows)`, and `multiply(matrix, rows, queue, output)` on each thread.
+// For each number of rows, calls `prepare(rows)`, and on each thread, for work items of at most `row_limit` rows and two blocks,
+// `multiply(matrix, first row, row count, block, blocks, sums)`.
 template <typename Prepare, typename Multiply>
 void time_form(
-    const char* name, ThreadPool& pool, size_t bytes, const std::vector<int>& row_counts, Prepare prepare, Multiply multiply
+    const char* name, ThreadPool& pool, size_t bytes, int row_limit, const std::vector<int>& row_counts, Prepare prepare,
+    Multiply multiply
 ) {
     AlignedVector<float> outputs((size_t)kAllRows * kOutputs);
     std::vector<WorkQueue> queues(kMatrices);
     for (const int rows : row_counts) {
         prepare(rows);
+        const auto multiply_item = [&](int matrix, int first, int count, int block, bool pair, Claim& claim) {
+            alignas(kCacheLine) RowSums sums[kAllRows + kTileRows];
+            multiply(matrix, first, count, block, 1 + pair, sums);
+            if (!claim.acquire()) return;
+            for (int row = 0; row < count; row++)
+                for (int n = 0; n <= pair; n++)
+                    store(&outputs[(size_t)(first + row) * kOutputs + (block + n) * kVecSize], load(sums[row][n]));
+        };
         const double seconds = least_seconds([&] {
             for (auto& queue : queues) queue.reset(pool.size());
             pool.run([&](int) {
                 begin_matmul_tiles();
                 for (int matrix = 0; matrix < kMatrices; matrix++)
-                    multiply(matrix, rows, queues[matrix], [&](int row, int block, Vec16 sums) {
-                        store_output(outputs, row, block, sums);
-                    });
+                    for_each_block_pair(
+                        rows, row_limit, kBlocks, queues[matrix], [&](int first, int count, int block, bool pair, Claim& claim) {
+                            multiply_item(matrix, first, count, block, pair, claim);
+                        });
                 end_tiles();
             });
         });
@@ -79,7 +86,7 @@ void fill_random(T* to, size_t count) {
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
     AlignedVector<float> sample(1 << 16);
-    for (float& x : sample) x = normal(generator);
+    for (size_t i = 0; i < sample.size(); i++) sample[i] = normal(generator);
     for (size_t i = 0; i < count; i += kVecSize) store(to + i, load(&sample[i * 17 % (sample.size() - kVecSize)]));
 }
 
@@ -97,9 +104,11 @@ template <typename T, typename Weights>
 void time_packed_form(const char* name, ThreadPool& pool, size_t bytes, const std::vector<int>& row_counts, Weights weights) {
     Rows<T> rows;
     const auto prepare = [&](int count) { set_rows(rows, count); };
-    time_form(name, pool, bytes, row_counts, prepare, [&](int matrix, int count, WorkQueue& queue, auto output) {
-        matmul(rows, count, weights(matrix), kOutputs, queue, output);
-    });
+    const int limit = rows_per_item<RowType<T>>(kInputs, kMaxRows);
+    time_form(
+        name, pool, bytes, limit, row_counts, prepare, [&](int matrix, int first, int count, int block, int blocks, RowSums* sums) {
+            multiply_blocks(rows, first, count, weights(matrix), block, blocks, sums, nullptr);
+        });
 }
 
 template <typename T>
@@ -133,7 +142,6 @@ void time_packed(ThreadPool& pool, const std::vector<int>& row_counts) {
 void time_int8(ThreadPool& pool, const std::vector<int>& row_counts) {
     AlignedVector<int8_t> weights(kMatrices * kWeights);
     for (size_t i = 0; i < weights.size(); i++) weights[i] = (int8_t)((int)(i * 2654435761u >> 24) / 2);
-    AlignedVector<float> scales(kOutputs, 1.0f);
     Rows<float> numbers;
     Int8Rows rows;
     rows.reserve(kAllRows, kInputs);
@@ -141,9 +149,13 @@ void time_int8(ThreadPool& pool, const std::vector<int>& row_counts) {
         set_rows(numbers, count);
         for (int row = 0; row < count; row++) rows.quantize(numbers, row);
     };
-    time_form("int8", pool, kWeights, row_counts, prepare, [&](int matrix, int count, WorkQueue& queue, auto output) {
-        matmul(rows, count, &weights[matrix * kWeights], scales.data(), kInputs, kOutputs, queue, output);
-    });
+    const int limit = rows_per_item<int8_t>(kInputs, kMaxInt8Rows);
+    time_form(
+        "int8", pool, kWeights, limit, row_counts, prepare,
+        [&](int matrix, int first, int count, int block, int blocks, RowSums* sums) {
+            const int8_t* const from = &weights[matrix * kWeights + (size_t)block * kInputs * kVecSize];
+            multiply_int8_blocks(rows, first, count, from, kInputs, blocks, sums);
+        });
 }
 
 // Weights in groups, of any bytes.
@@ -162,9 +174,15 @@ void time_grouped(const char* name, GroupedForm form, ThreadPool& pool, const st
         for (int row = 0; row < count; row++) rows.quantize(numbers, row, GroupedRows::tile_for(count));
     };
     const size_t bytes = kBlocks * block_bytes;
-    time_form(name, pool, bytes, row_counts, prepare, [&](int matrix, int count, WorkQueue& queue, auto output) {
-        matmul(rows, count, &blocks[(size_t)matrix * kBlocks], kInputs, kBlocks, queue, output);
-    });
+    int tile = 0;
+    const auto prepare_tiles = [&](int count) { tile = GroupedRows::tile_for(count), prepare(count); };
+    const int limit = grouped_rows_per_item(kInputs);
+    time_form(
+        name, pool, bytes, limit, row_counts, prepare_tiles,
+        [&](int matrix, int first, int count, int block, int some, RowSums* sums) {
+            const GroupedBlock* const from = &blocks[(size_t)matrix * kBlocks + block];
+            GroupedBlocks(rows, tile, kInputs, from, some).multiply(first, count, sums);
+        });
 }
 
 // Bytes that all threads read in a pass, each a contiguous part.

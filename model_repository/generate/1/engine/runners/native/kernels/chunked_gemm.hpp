@@ -28,7 +28,7 @@ void for_each_pass(int first, int count, Pass pass) {
         if (some == 1) pass(m, std::integral_constant<int, 1>());
         else if (some == 2) pass(m, std::integral_constant<int, 2>());
         else if (some <= 4) pass(m, std::integral_constant<int, 4>());
-        else if (some <= 8 && kMost > 8) pass(m, std::integral_constant<int, 8>());
+        else if (some <= 8 && kMost > 8) pass(m, std::integral_constant<int, std::min(8, kMost)>());
         else pass(m, std::integral_constant<int, kMost>());
     }
 }

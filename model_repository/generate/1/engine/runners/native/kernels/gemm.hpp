@@ -19,7 +19,7 @@
 #include "thread_pool.hpp"
 #include "tile_cache.hpp"
 
-// Rows of one work item at most: bounds the accumulators on the stack (24 KiB).
+// Rows of one work item at most: bounds its sums (24 KiB).
 constexpr int kMaxRows = 192;
 
 #ifdef __AMX_BF16__
@@ -109,19 +109,6 @@ void amx_passes(const Rows<bf16>& rows, int first, int count, const PackedWeight
 }
 #endif
 
-// What an output reads at its end, to be prefetched by passes: nothing, but for MatmulOutput.
-template <typename Output>
-PrefetchList* list_reads(Output&, int, int, int, int) {
-    return nullptr;
-}
-
-// What becomes of sums: sums[i][n] are those of row first + i and block + n.
-template <typename Output>
-void write_sums(Output& output, int first, int count, int block, int blocks, const RowSums* sums) {
-    for (int i = 0; i < count; i++)
-        for (int n = 0; n < blocks; n++) output(first + i, block + n, load(sums[i][n]));
-}
-
 // sums[i][n] = row first + i times block + n, for one or two blocks.
 template <typename T>
 __attribute__((noinline)) void multiply_blocks(
@@ -142,18 +129,6 @@ __attribute__((noinline)) void multiply_blocks(
     direct_passes(rows, first, count, weights, block, blocks, sums);
 }
 
-// The same, and calls `output(row, block, 16 numbers)` with the results.
-template <bool kPair, typename T, typename Output>
-void gemm_blocks(
-    const Rows<T>& rows, int first, int count, const PackedWeights<T>& weights, int block, Claim& claim, Output& output
-) {
-    // A pass of few rows stores the sums of more.
-    alignas(kCacheLine) RowSums sums[kMaxRows + kPassRows];
-    multiply_blocks(rows, first, count, weights, block, 1 + kPair, sums, list_reads(output, first, count, block, 1 + kPair));
-    if (!claim.acquire()) return;
-    write_sums(output, first, count, block, 1 + kPair, sums);
-}
-
 // Rows that stay in the second-level cache while the weights pass, 1 MiB of them: whole tiles of 6, 12 or 16 rows, at most
 // `limit`.
 template <typename T>
@@ -171,15 +146,5 @@ void for_each_block_pair(int count, int rows_per_item, int blocks, WorkQueue& qu
     queue.for_each_redundant(row_items * pairs, [&](int i, Claim& claim) {
         const int first = i / pairs * rows_per_item, block = i % pairs * 2;
         task(first, std::min(rows_per_item, count - first), block, block + 1 < blocks, claim);
-    });
-}
-
-// Calls `output(row, block, 16 numbers)` with the results.
-template <typename T, typename Output>
-void matmul(const Rows<T>& rows, int count, const PackedWeights<T>& weights, int outputs, WorkQueue& queue, Output output) {
-    const int limit = rows_per_item<RowType<T>>(rows.inputs(), kMaxRows);
-    for_each_block_pair(count, limit, outputs / kVecSize, queue, [&](int first, int some, int block, bool pair, Claim& claim) {
-        if (pair) gemm_blocks<true>(rows, first, some, weights, block, claim, output);
-        else gemm_blocks<false>(rows, first, some, weights, block, claim, output);
     });
 }

@@ -41,7 +41,7 @@ class GroupedBlocks {
         : rows_(rows), tile_(tile), inputs_(inputs), blocks_(blocks), count_(count) {}
 
     // sums[i][n] = row first + i times block n.
-    void multiply(int first, int count, RowSums* sums) const {
+    __attribute__((noinline)) void multiply(int first, int count, RowSums* sums) const {
         const bool pair = count_ == 2 && (blocks_[0].form == blocks_[1].form || alike(*blocks_[0].form, *blocks_[1].form));
         for (int n = 0; n < count_; n += 1 + pair) {
             const GroupedForm& form = *blocks_[n].form;
@@ -136,38 +136,11 @@ class GroupedBlocks {
     const int count_;
 };
 
-// Calls `output(row, n, 16 numbers)` with the results of one or two blocks.
-template <typename Output>
-void grouped_blocks(
-    const GroupedRows& rows, int tile, int first, int count, const GroupedBlock* weights, int blocks, int inputs, Claim& claim,
-    Output output
-) {
-    // A pass of few rows stores the sums of more.
-    alignas(kCacheLine) RowSums sums[kMaxGroupedRows + kTileRows];
-    GroupedBlocks(rows, tile, inputs, weights, blocks).multiply(first, count, sums);
-    if (!claim.acquire()) return;
-    for (int i = 0; i < count; i++)
-        for (int n = 0; n < blocks; n++) output(first + i, n, load(sums[i][n]));
-}
-
 // Rows that stay in the second-level cache beside weights and sums: 0.6 MiB of them, whole tiles of 12 or 16 rows.
 inline int grouped_rows_per_item(int inputs) {
     constexpr size_t kBytes = 600 << 10, kWholeTiles = 48;
     const size_t fitting = kBytes / (padded_to_super(inputs) / kRowGroup * Int8Group::kBytes) / kWholeTiles * kWholeTiles;
     return (int)std::clamp<size_t>(fitting, kWholeTiles, kMaxGroupedRows);
-}
-
-// Calls `output(row, block, 16 numbers)` with the results.
-template <typename Output>
-void matmul(
-    const GroupedRows& rows, int count, const GroupedBlock* weights, int inputs, int blocks, WorkQueue& queue, Output output
-) {
-    const int tile = GroupedRows::tile_for(count), limit = grouped_rows_per_item(inputs);
-    for_each_block_pair(count, limit, blocks, queue, [&](int first, int some, int block, bool pair, Claim& claim) {
-        grouped_blocks(rows, tile, first, some, weights + block, 1 + pair, inputs, claim, [&](int row, int n, Vec16 sums) {
-            output(row, block + n, sums);
-        });
-    });
 }
 
 // to = factor * output `lane` of a block.

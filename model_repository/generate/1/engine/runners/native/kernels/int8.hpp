@@ -131,7 +131,7 @@ __attribute__((noinline)) void int8_accumulate(
 }
 
 // One or two blocks of outputs: each pass of rows goes over all inputs. Rows are contiguous, not in tiles.
-inline void simd_int8_blocks(
+__attribute__((noinline)) inline void simd_int8_blocks(
     const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, int blocks, RowSums* totals
 ) {
     const int8_t* const second = weights + (size_t)(blocks - 1) * padded_inputs(inputs) * kVecSize;
@@ -199,31 +199,4 @@ inline void multiply_int8_blocks(
     if (amx_available()) return amx_int8_blocks<false>(rows, first, count, weights, inputs, totals);
 #endif
     simd_int8_blocks(rows, first, count, weights, inputs, blocks, totals);
-}
-
-// The same, and calls `output(row, n, 16 numbers)` with the results.
-template <bool kPair, typename Output>
-void int8_blocks(const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, Claim& claim, Output output) {
-    alignas(kCacheLine) RowSums totals[kMaxInt8Rows + kPassRows];
-    multiply_int8_blocks(rows, first, count, weights, inputs, 1 + kPair, totals);
-    if (!claim.acquire()) return;
-    for (int i = 0; i < count; i++)
-        for (int n = 0; n <= kPair; n++) output(first + i, n, load(totals[i][n]));
-}
-
-// Calls `output(row, block, 16 numbers)` with the results.
-template <typename Output>
-void matmul(
-    const Int8Rows& rows, int count, const int8_t* weights, const float* scales, int inputs, int outputs, WorkQueue& queue,
-    Output output
-) {
-    const int limit = rows_per_item<int8_t>(inputs, kMaxInt8Rows);
-    const size_t block_size = (size_t)padded_inputs(inputs) * kVecSize;
-    for_each_block_pair(count, limit, outputs / kVecSize, queue, [&](int first, int some, int block, bool pair, Claim& claim) {
-        const auto scaled = [&](int row, int n, Vec16 sums) {
-            output(row, block + n, sums * load(scales + (block + n) * kVecSize));
-        };
-        if (pair) int8_blocks<true>(rows, first, some, weights + block * block_size, inputs, claim, scaled);
-        else int8_blocks<false>(rows, first, some, weights + block * block_size, inputs, claim, scaled);
-    });
 }

@@ -37,7 +37,8 @@ class Decoder {
 template <typename T>
 class Interpreter : public Decoder {
   public:
-    Interpreter(const Program& program, bool int8_kv)
+    // Not in loops: compiled for size.
+    __attribute__((cold)) Interpreter(const Program& program, bool int8_kv)
         : program_(program), buffers_(program, row_layout(program.lm_head), int8_kv), rope_(program), int8_kv_(int8_kv),
           attention_(program.num_heads, program.heads_per_kv, program.head_dim),
           int8_attention_(program.num_heads, program.heads_per_kv, program.head_dim) {
@@ -130,7 +131,11 @@ class Interpreter : public Decoder {
     void reserve(int rows) {
         buffers_.begin(rows);
         const size_t padded = (rows + kTileRows - 1) / kTileRows * kTileRows;
-        if (padded <= reserved_) return;
+        if (padded > reserved_) grow(padded);
+    }
+
+    // Room for this many rows, a multiple of 16.
+    __attribute__((cold)) void grow(size_t padded) {
         reserved_ = padded;
         buffers_.reserve(padded);
         rope_.reserve(padded);

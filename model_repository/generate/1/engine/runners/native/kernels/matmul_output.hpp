@@ -5,13 +5,12 @@
 //   kGate       rows[row][column / 2] = activation(gate) * up: 16 outputs of the gate precede the 16 of up
 //   kQkv        queries into a buffer; keys and values into buffers, where there are such, or into the cache
 //   kLogits     to[row][column] = softcap * tanh(scale * y / softcap)
-// One type for all of them: gemm.hpp is compiled once.
+// One type for all of them: multiply.hpp is compiled once.
 // ISA variants: those of simd.hpp. Test: tests/inference/test_native_families.py.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
-#include <type_traits>
 
 #include "activation.hpp"
 #include "fma.hpp"
@@ -42,21 +41,19 @@ struct MatmulOutput {
     PrefetchList reads;
     Vec16 gate = {};
 
-    void operator()(int row, int block, Vec16 sums) {
-        const int column = block * kVecSize;
-        if (bias) sums += load(bias + column);
-        if (low_rank.adapters) sums += low_rank_sums(row, block);
-        dispatch([&](auto constant) { this->template apply<decltype(constant)::value>(row, column, sums); });
-    }
-
-    // The same for all sums of a work item: sums[i][n] are those of row first + i and block + n.
-    void write(int first, int count, int block, int blocks, const RowSums* sums) {
-        if (low_rank.adapters) {
-            for (int i = 0; i < count; i++)
-                for (int n = 0; n < blocks; n++) (*this)(first + i, block + n, load(sums[i][n]));
-            return;
+    // Of a work item: sums[i][n] are those of row first + i and block + n. They may be overwritten.
+    void write(int first, int count, int block, int blocks, RowSums* sums) {
+        const float* added = bias;
+        // A loop of its own: those of the kinds are compiled once.
+        if (low_rank.adapters) add_low_rank(first, count, block, blocks, sums), added = nullptr;
+        switch (kind) {
+            case OutputKind::kStore: return write_rows<OutputKind::kStore>(first, count, block, blocks, sums, added);
+            case OutputKind::kAdd: return write_rows<OutputKind::kAdd>(first, count, block, blocks, sums, added);
+            case OutputKind::kActivate: return write_rows<OutputKind::kActivate>(first, count, block, blocks, sums, added);
+            case OutputKind::kGate: return write_rows<OutputKind::kGate>(first, count, block, blocks, sums, added);
+            case OutputKind::kQkv: return write_rows<OutputKind::kQkv>(first, count, block, blocks, sums, added);
+            case OutputKind::kLogits: return write_rows<OutputKind::kLogits>(first, count, block, blocks, sums, added);
         }
-        dispatch([&](auto constant) { this->template write_rows<decltype(constant)::value>(first, count, block, blocks, sums); });
     }
 
     // Memory that is read when the sums of these rows and blocks are complete: prefetched now, or listed for passes.
@@ -76,19 +73,6 @@ struct MatmulOutput {
     }
 
   private:
-    // Calls `task` with the kind as a constant, so that loops over rows are compiled for each.
-    template <typename Task>
-    void dispatch(Task task) {
-        switch (kind) {
-            case OutputKind::kStore: return task(std::integral_constant<OutputKind, OutputKind::kStore>());
-            case OutputKind::kAdd: return task(std::integral_constant<OutputKind, OutputKind::kAdd>());
-            case OutputKind::kActivate: return task(std::integral_constant<OutputKind, OutputKind::kActivate>());
-            case OutputKind::kGate: return task(std::integral_constant<OutputKind, OutputKind::kGate>());
-            case OutputKind::kQkv: return task(std::integral_constant<OutputKind, OutputKind::kQkv>());
-            case OutputKind::kLogits: return task(std::integral_constant<OutputKind, OutputKind::kLogits>());
-        }
-    }
-
     template <OutputKind kKind>
     void apply(int row, int column, Vec16 sums) {
         if constexpr (kKind == OutputKind::kStore) store(to + row * stride + column, sums);
@@ -100,13 +84,25 @@ struct MatmulOutput {
     }
 
     template <OutputKind kKind>
-    __attribute__((noinline)) void write_rows(int first, int count, int block, int blocks, const RowSums* sums) {
+    __attribute__((noinline)) void write_rows(
+        int first, int count, int block, int blocks, const RowSums* sums, const float* added
+    ) {
         const int column = block * kVecSize;
         Vec16 biases[2] = {};
-        for (int n = 0; bias && n < blocks; n++) biases[n] = load(bias + column + n * kVecSize);
+        for (int n = 0; added && n < blocks; n++) biases[n] = load(added + column + n * kVecSize);
         for (int i = 0; i < count; i++)
             for (int n = 0; n < blocks; n++)
-                apply<kKind>(first + i, column + n * kVecSize, bias ? load(sums[i][n]) + biases[n] : load(sums[i][n]));
+                apply<kKind>(first + i, column + n * kVecSize, added ? load(sums[i][n]) + biases[n] : load(sums[i][n]));
+    }
+
+    // Adds the bias and the rows' adapters.
+    __attribute__((noinline)) void add_low_rank(int first, int count, int block, int blocks, RowSums* sums) {
+        for (int i = 0; i < count; i++)
+            for (int n = 0; n < blocks; n++) {
+                Vec16 total = load(sums[i][n]);
+                if (bias) total += load(bias + (block + n) * kVecSize);
+                store(sums[i][n], total + low_rank_sums(first + i, block + n));
+            }
     }
 
     static void prefetch_lines(const float* from, size_t bytes) {
@@ -151,14 +147,3 @@ struct MatmulOutput {
         store(target, softcap > 0 ? softcap * tanh(scaled / softcap) : scaled);
     }
 };
-
-template <typename T>
-PrefetchList* list_reads(MatmulOutput<T>& output, int first, int count, int block, int blocks) {
-    output.prefetch_reads(first, count, block, blocks);
-    return &output.reads;
-}
-
-template <typename T>
-void write_sums(MatmulOutput<T>& output, int first, int count, int block, int blocks, const RowSums* sums) {
-    output.write(first, count, block, blocks, sums);
-}

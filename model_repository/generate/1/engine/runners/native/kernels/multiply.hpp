@@ -13,6 +13,7 @@
 #include "gemm.hpp"
 #include "grouped.hpp"
 #include "int8.hpp"
+#include "matmul_output.hpp"
 #include "program.hpp"
 #include "rows.hpp"
 #include "thread_pool.hpp"
@@ -28,6 +29,9 @@ struct MatmulQueues {
     }
 };
 
+// Sums of a work item, of one more pass than it has rows: a pass of few rows stores the sums of more.
+constexpr int kMaxSums = std::max({kMaxRows + kPassRows, kMaxInt8Rows + kPassRows, kMaxGroupedRows + kTileRows});
+
 // Rows that are only quantized to int8 are contiguous: all matrices of a model whose logits are of int8 weights.
 inline RowLayout row_layout(const Weights& lm_head) {
     return lm_head.form == WeightForm::kInt8 ? RowLayout::kContiguous : RowLayout::kTiles;
@@ -41,27 +45,18 @@ class Multiplier {
         grouped_rows_.reserve(rows, max_inputs);
     }
 
-    // Calls `output(row, block, 16 numbers)` with the results of rows 0 to count - 1.
-    template <typename Output>
-    void multiply(const Rows<T>& rows, int count, const Weights& weights, MatmulQueues& queues, Output output) {
-        const int outputs = (weights.outputs + kVecSize - 1) / kVecSize * kVecSize, inputs = rows.inputs();
-        switch (weights.form) {
-            case WeightForm::kFull: return matmul(rows, count, packed(weights), outputs, queues.items, output);
-            case WeightForm::kInt8:
-                queues.quantize.for_each(count, [&](int row) { int8_rows_.quantize(rows, row); });
-                return matmul(int8_rows_, count, int8_values(weights), weights.scales, inputs, outputs, queues.items, output);
-            case WeightForm::kGrouped: {
-                const int tile = GroupedRows::tile_for(count);
-                queues.quantize.for_each(count, [&](int row) { grouped_rows_.quantize(rows, row, tile); });
-                const auto scaled = [&](int row, int block, Vec16 sums) {
-                    output(row, block, sums * load(weights.scales + block * kVecSize));
-                };
-                return matmul(grouped_rows_, count, blocks(weights), inputs, outputs / kVecSize, queues.items, scaled);
-            }
-        }
+    // Writes the results of rows 0 to count - 1. Each thread has its own `output`.
+    void multiply(const Rows<T>& rows, int count, const Weights& weights, MatmulQueues& queues, MatmulOutput<T>& output) {
+        const int blocks = (weights.outputs + kVecSize - 1) / kVecSize, tile = GroupedRows::tile_for(count);
+        if (weights.form != WeightForm::kFull)
+            queues.quantize.for_each(count, [&](int row) { quantize(rows, row, weights.form, tile); });
+        const int limit = row_limit(rows.inputs(), weights.form);
+        for_each_block_pair(count, limit, blocks, queues.items, [&](int first, int some, int block, bool pair, Claim& claim) {
+            multiply_some(rows, first, some, weights, tile, block, 1 + pair, claim, output);
+        });
     }
 
-    // The same for the rows of each expert, by weights[expert].
+    // The same for the rows of each expert, by weights[expert], with output_of(weights[expert]).
     template <typename OutputOf>
     void multiply_experts(
         const Rows<T>& rows, const std::vector<ExpertRows>& used, const Weights* weights, MatmulQueues& queues, OutputOf output_of
@@ -69,12 +64,13 @@ class Multiplier {
         const int pairs = (weights->outputs / kVecSize + 1) / 2;
         // All experts' weights have one form, or are in groups that may differ.
         if (weights->form != WeightForm::kFull) queues.quantize.for_each((int)used.size(), [&](int i) {
-            for (int row = used[i].first; row < used[i].first + used[i].count; row++) quantize(rows, row, weights[used[i].expert]);
+            for (int row = used[i].first; row < used[i].first + used[i].count; row++)
+                quantize(rows, row, weights->form, kGroupedTile);
         });
         queues.items.for_each_redundant((int)used.size() * pairs, [&](int i, Claim& claim) {
             const ExpertRows part = used[i / pairs];
-            const int block = i % pairs * 2;
-            multiply_pair(rows, part, weights[part.expert], block, claim, output_of(weights[part.expert]));
+            MatmulOutput<T> output = output_of(weights[part.expert]);
+            multiply_pair(rows, part, weights[part.expert], i % pairs * 2, claim, output);
         });
     }
 
@@ -83,7 +79,7 @@ class Multiplier {
         const int width = weights.inputs, block = id / kVecSize, lane = id % kVecSize;
         switch (weights.form) {
             case WeightForm::kGrouped:
-                return load_grouped_output(blocks(weights)[block], lane, width, weights.scales[id] * scale, to);
+                return load_grouped_output(grouped_blocks(weights)[block], lane, width, weights.scales[id] * scale, to);
             case WeightForm::kInt8: {
                 const int8_t* from = int8_values(weights) + (size_t)block * padded_inputs(width) * kVecSize;
                 return unpack(from, lane, 0, width, weights.scales[id] * scale, to);
@@ -102,7 +98,7 @@ class Multiplier {
 
   private:
     static const int8_t* int8_values(const Weights& weights) { return static_cast<const int8_t*>(weights.values); }
-    static const GroupedBlock* blocks(const Weights& weights) { return static_cast<const GroupedBlock*>(weights.values); }
+    static const GroupedBlock* grouped_blocks(const Weights& weights) { return static_cast<const GroupedBlock*>(weights.values); }
 
     static PackedWeights<T> packed(const Weights& weights) {
         return {weights.values, weights.outliers, weights.outlier_offsets, ExponentTable(weights.max_exponent)};
@@ -116,44 +112,55 @@ class Multiplier {
             to[k] = to_float(from[((k - begin) / kContiguous * kVecSize + lane) * kContiguous + k % kContiguous]) * factor;
     }
 
-    void quantize(const Rows<T>& rows, int row, const Weights& weights) {
-        if (weights.form == WeightForm::kInt8) int8_rows_.quantize(rows, row);
-        else if (weights.form == WeightForm::kGrouped) grouped_rows_.quantize(rows, row, kGroupedTile);
+    void quantize(const Rows<T>& rows, int row, WeightForm form, int tile) {
+        if (form == WeightForm::kInt8) int8_rows_.quantize(rows, row);
+        else grouped_rows_.quantize(rows, row, tile);
+    }
+
+    // Rows of a work item, at most.
+    static int row_limit(int inputs, WeightForm form) {
+        if (form == WeightForm::kFull) return rows_per_item<RowType<T>>(inputs, kMaxRows);
+        return form == WeightForm::kInt8 ? rows_per_item<int8_t>(inputs, kMaxInt8Rows) : grouped_rows_per_item(inputs);
     }
 
     // Blocks `block` and, if there is one, block + 1 of an expert's outputs, for all its rows.
-    template <typename Output>
     void multiply_pair(
-        const Rows<T>& rows, const ExpertRows& part, const Weights& weights, int block, Claim& claim, Output output
+        const Rows<T>& rows, const ExpertRows& part, const Weights& weights, int block, Claim& claim, MatmulOutput<T>& output
     ) const {
         const bool pair = (block + 1) * kVecSize < weights.outputs;
-        const int limit = weights.form == WeightForm::kFull ? rows_per_item<RowType<T>>(rows.inputs(), kMaxRows) : kMaxInt8Rows;
+        const int limit = weights.form == WeightForm::kFull ? row_limit(rows.inputs(), weights.form) : kMaxInt8Rows;
         for (int first = 0; first < part.count && !claim.lost(); first += limit) {
             const int some = std::min(limit, part.count - first);
-            multiply_some(rows, part.first + first, some, weights, block, pair, claim, output);
+            multiply_some(rows, part.first + first, some, weights, kGroupedTile, block, 1 + pair, claim, output);
         }
     }
 
-    template <typename Output>
-    void multiply_some(
-        const Rows<T>& rows, int first, int count, const Weights& weights, int block, bool pair, Claim& claim, Output output
+    // One or two blocks of outputs for some rows. Not inlined: compiled once for all operations.
+    __attribute__((noinline)) void multiply_some(
+        const Rows<T>& rows, int first, int count, const Weights& weights, int tile, int block, int blocks, Claim& claim,
+        MatmulOutput<T>& output
     ) const {
+        alignas(kCacheLine) RowSums sums[kMaxSums];
         if (weights.form == WeightForm::kFull) {
-            const PackedWeights<T> matrix = packed(weights);
-            if (pair) gemm_blocks<true>(rows, first, count, matrix, block, claim, output);
-            else gemm_blocks<false>(rows, first, count, matrix, block, claim, output);
-            return;
+            output.prefetch_reads(first, count, block, blocks);
+            multiply_blocks(rows, first, count, packed(weights), block, blocks, sums, &output.reads);
+        } else if (weights.form == WeightForm::kInt8) {
+            const int8_t* from = int8_values(weights) + block * (size_t)padded_inputs(weights.inputs) * kVecSize;
+            multiply_int8_blocks(int8_rows_, first, count, from, weights.inputs, blocks, sums);
+        } else {
+            const GroupedBlock* from = grouped_blocks(weights) + block;
+            GroupedBlocks(grouped_rows_, tile, weights.inputs, from, blocks).multiply(first, count, sums);
         }
-        const auto scaled = [&](int row, int n, Vec16 sums) {
-            output(row, block + n, sums * load(weights.scales + (block + n) * kVecSize));
-        };
-        if (weights.form == WeightForm::kGrouped) {
-            const GroupedBlock* from = blocks(weights) + block;
-            return grouped_blocks(grouped_rows_, kGroupedTile, first, count, from, 1 + pair, weights.inputs, claim, scaled);
+        if (!claim.acquire()) return;
+        if (weights.form != WeightForm::kFull) scale_sums(count, blocks, weights.scales + block * kVecSize, sums);
+        output.write(first, count, block, blocks, sums);
+    }
+
+    static void scale_sums(int count, int blocks, const float* scales, RowSums* sums) {
+        for (int n = 0; n < blocks; n++) {
+            const Vec16 scale = load(scales + n * kVecSize);
+            for (int i = 0; i < count; i++) store(sums[i][n], load(sums[i][n]) * scale);
         }
-        const int8_t* from = int8_values(weights) + block * (size_t)padded_inputs(weights.inputs) * kVecSize;
-        if (pair) int8_blocks<true>(int8_rows_, first, count, from, weights.inputs, claim, scaled);
-        else int8_blocks<false>(int8_rows_, first, count, from, weights.inputs, claim, scaled);
     }
 
     // The quantized rows of the current matmul.

@@ -38,8 +38,8 @@ class Rope {
         }
     }
 
-    // One head of a row, normed before by the norm of this number; `norm` is that of the first head.
-    void rotate(const RopeOp& op, Norm norm, int number, int row, float* head, int head_dim) const {
+    // One head of a row, normed before by the norm of this number; `norm` is that of the first head. Not inlined: compiled once.
+    __attribute__((noinline)) void rotate(const RopeOp& op, Norm norm, int number, int row, float* head, int head_dim) const {
         if (norm.kind != NormKind::kNone) {
             if (norm.weight) norm.weight += number * op.norm_stride;
             if (norm.bias) norm.bias += number * op.norm_stride;

@@ -8,8 +8,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <new>
-#include <vector>
+
+#include "aligned_vector.hpp"
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -23,27 +23,10 @@ typedef int8_t Vec16b __attribute__((vector_size(16)));
 
 // Numbers in a vector: a cache line of float32.
 constexpr int kVecSize = 16;
-constexpr size_t kCacheLine = 64;
 
 struct bf16 {
     uint16_t bits;
 };
-
-// Allocates whole cache lines, so that no vector crosses a line: such a load takes twice as long.
-template <typename T>
-struct CacheLineAllocator {
-    typedef T value_type;
-    CacheLineAllocator() = default;
-    template <typename Other>
-    CacheLineAllocator(const CacheLineAllocator<Other>&) {}
-    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kCacheLine))); }
-    void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(kCacheLine)); }
-    bool operator==(const CacheLineAllocator&) const { return true; }
-    bool operator!=(const CacheLineAllocator&) const { return false; }
-};
-
-template <typename T>
-using AlignedVector = std::vector<T, CacheLineAllocator<T>>;
 
 inline Vec16 splat(float x) { return Vec16{} + x; }
 

@@ -12,10 +12,10 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <sched.h>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 // Spins, and then yields the core: the thread that is waited for may need it.
@@ -61,6 +61,21 @@ class Claim {
     bool attempted_ = false, acquired_ = false;
 };
 
+// A reference to a callable, which outlives it. What takes one is compiled once, not for each callable.
+template <typename... Arguments>
+class TaskRef {
+  public:
+    template <typename Task, typename = std::enable_if_t<!std::is_same_v<Task, TaskRef>>>
+    TaskRef(const Task& task)
+        : task_(&task), call_([](const void* from, Arguments... arguments) { (*static_cast<const Task*>(from))(arguments...); }) {}
+
+    void operator()(Arguments... arguments) const { call_(task_, arguments...); }
+
+  private:
+    const void* task_;
+    void (*call_)(const void*, Arguments...);
+};
+
 // The work items of a stage. A thread takes a batch of neighbouring items at a time: what a matmul prefetches at an item's end
 // is what the thread needs next. Batches become smaller towards the end, so that the load is balanced, and that a thread which
 // loses its core to another process leaves the rest to the others. An item's result does not depend on the thread that
@@ -70,7 +85,9 @@ class WorkQueue {
     // Calls `task(item)` for each item. Returns when all items are done, by any thread.
     template <typename Task>
     void for_each(int count, Task task) {
-        process<false>(count, [&](int item, Claim&) { task(item); });
+        process(count, false, [&](int first, int end, Claim&) {
+            for (int item = first; item < end; item++) task(item);
+        });
     }
 
     // The same with `task(item, claim)`, and a thread without work repeats the items of a slow one: those that it has taken
@@ -79,7 +96,9 @@ class WorkQueue {
     // has overwritten; its result is discarded.
     template <typename Task>
     void for_each_redundant(int count, Task task) {
-        process<true>(count, task);
+        process(count, true, [&](int first, int end, Claim& claim) {
+            for (int item = first; item < end && !claim.lost(); item++) task(item, claim);
+        });
     }
 
     // Between steps, when no thread is inside; for this many threads.
@@ -99,24 +118,23 @@ class WorkQueue {
     // Added to the time after which a begun item is repeated, so that very short items are not.
     static constexpr std::chrono::microseconds kGrace{20};
 
-    template <bool kRedundant, typename Task>
-    void process(int count, Task task) {
+    // Calls `task(first item, last item + 1, claim)` for the items of each state.
+    void process(int count, bool redundant, TaskRef<int, int, Claim&> task) {
         if (complete_.load(std::memory_order_acquire)) return;
         // With more items than states, neighbouring items share a state.
         const int items_per_state = count / kStates + 1, states = (count + items_per_state - 1) / items_per_state;
         const auto execute = [&](int n) {
             Claim claim(states_[n]);
-            for (int i = n * items_per_state; i < std::min((n + 1) * items_per_state, count) && !claim.lost(); i++)
-                task(i, claim);
+            task(n * items_per_state, std::min((n + 1) * items_per_state, count), claim);
             claim.finish();
         };
         used_.store(states, std::memory_order_relaxed);
         const auto is_pending = [&](int n) { return states_[n].load(std::memory_order_relaxed) <= kFirst; };
         const Moment start = Time::now();
         int executed = 0;
-        for (int first, size; (size = take(states, kRedundant ? batches_ : kBatches, first)) > 0;)
+        for (int first, size; (size = take(states, redundant ? batches_ : kBatches, first)) > 0;)
             for (int n = first; n < first + size; n++)
-                if (!kRedundant || is_pending(n)) execute(n), executed++;
+                if (!redundant || is_pending(n)) execute(n), executed++;
         // What is pending now belongs to other threads, which take their batches from the front: it is taken from the back.
         // An item whose predecessor in the batch is pending is not begun. Repeating a begun one would slow its thread down
         // where both share a core, so that waits until it has taken more than twice this thread's mean time.
@@ -124,7 +142,7 @@ class WorkQueue {
         SpinWait spin;
         for (int n = states - 1; n >= 0;) {
             if (states_[n].load(std::memory_order_acquire) == kDone) n--;
-            else if (kRedundant && is_pending(n) && (!is_begun(n) || Time::now() > deadline)) execute(n);
+            else if (redundant && is_pending(n) && (!is_begun(n) || Time::now() > deadline)) execute(n);
             else spin.wait();
         }
         complete_.store(true, std::memory_order_release);
@@ -173,7 +191,7 @@ class ThreadPool {
     int size() const { return size_; }
 
     // Calls `task(thread)` on each thread; the caller is thread 0. Returns when all have returned.
-    void run(const std::function<void(int)>& task) {
+    void run(TaskRef<int> task) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
             task_ = &task;
@@ -199,7 +217,7 @@ class ThreadPool {
     void work(int thread) {
         unsigned done = 0;
         while (true) {
-            const std::function<void(int)>* task;
+            const TaskRef<int>* task;
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return closed_ || generation_ != done; });
@@ -216,7 +234,7 @@ class ThreadPool {
     std::vector<std::thread> threads_;
     std::mutex mutex_;
     std::condition_variable wake_;
-    const std::function<void(int)>* task_ = nullptr;
+    const TaskRef<int>* task_ = nullptr;
     unsigned generation_ = 0;
     bool closed_ = false;
     std::atomic<int> arrived_{0};
