@@ -59,10 +59,10 @@ def measure_shape(shape: Shape, options: Options, limits: Limits, report: Report
             prefill_tokens_s=round(batch * shape.prompt_tokens / seconds.prefill, 1),
             decode_tokens_s=round(batch * steps / seconds.decode, 1), step_ms=round(1000 * seconds.decode / steps, 3),
             total_tokens_s=round(batch * shape.new_tokens / total, 1),
-            of_bandwidth=round(read / seconds.decode / limits.read, 3),
-            prefill_of_matmul=round(operations / seconds.prefill / limits.matmul, 3),
+            of_bandwidth=round(read / seconds.decode / limits.read, 6),
+            prefill_of_matmul=round(operations / seconds.prefill / limits.matmul, 6),
             decode_of_matmul=round(
-                cost.operations(batch * steps, batch * steps) / seconds.decode / limits.matmul, 3
+                cost.operations(batch * steps, batch * steps) / seconds.decode / limits.matmul, 6
             ),
         )  # fmt: skip
     if options.on_gpu:
