@@ -3,7 +3,7 @@
 //   dpbf16ps: c[m][n] += (sum over k of a[m][k][0] * b[k][n][0]) + (sum over k of a[m][k][1] * b[k][n][1]), as fused
 //             multiply-adds in float32, where denormal operands and results are 0
 //   dpbssd:   c[m][n] += sum over k and i < 4 of a[m][k][i] * b[k][n][i], in int32
-//   dpbsud:   the same with unsigned b
+//   dpbusd:   the same with unsigned a
 //
 // Layout: a tile is 16 rows of 64 bytes, of which an instruction uses as many as the configuration has. The others read as 0.
 // ISA variants: AVX512F for the sums. Used by: isa_variants.py (the variant `amx_emulated`). It knows no kernels.
@@ -24,7 +24,7 @@
 #undef _tile_zero
 #undef _tile_dpbf16ps
 #undef _tile_dpbssd
-#undef _tile_dpbsud
+#undef _tile_dpbusd
 
 namespace amx_emulation {
 
@@ -118,7 +118,7 @@ inline void dpbf16ps(int to, int a, int b) {
     }
 }
 
-// `Byte` is that of b.
+// `Byte` is that of a.
 template <typename Byte>
 void multiply_bytes(int to, int a, int b) {
     require_shapes(to, a, b);
@@ -128,13 +128,13 @@ void multiply_bytes(int to, int a, int b) {
                 int32_t sum;
                 memcpy(&sum, tiles[to].row[m] + 4 * n, sizeof sum);
                 for (int i = 0; i < 4; i++)
-                    sum += (int8_t)tiles[a].row[m][4 * k + i] * (Byte)tiles[b].row[k][4 * n + i];
+                    sum += (Byte)tiles[a].row[m][4 * k + i] * (int8_t)tiles[b].row[k][4 * n + i];
                 memcpy(tiles[to].row[m] + 4 * n, &sum, sizeof sum);
             }
 }
 
 inline void dpbssd(int to, int a, int b) { multiply_bytes<int8_t>(to, a, b); }
-inline void dpbsud(int to, int a, int b) { multiply_bytes<uint8_t>(to, a, b); }
+inline void dpbusd(int to, int a, int b) { multiply_bytes<uint8_t>(to, a, b); }
 
 }  // namespace amx_emulation
 
@@ -148,6 +148,6 @@ inline void dpbsud(int to, int a, int b) { multiply_bytes<uint8_t>(to, a, b); }
 #define _tile_stored(tile, to, stride) amx_emulation::store(AMX_TILE(tile), to, stride)
 #define _tile_dpbf16ps(to, a, b) amx_emulation::dpbf16ps(AMX_TILE(to), AMX_TILE(a), AMX_TILE(b))
 #define _tile_dpbssd(to, a, b) amx_emulation::dpbssd(AMX_TILE(to), AMX_TILE(a), AMX_TILE(b))
-#define _tile_dpbsud(to, a, b) amx_emulation::dpbsud(AMX_TILE(to), AMX_TILE(a), AMX_TILE(b))
+#define _tile_dpbusd(to, a, b) amx_emulation::dpbusd(AMX_TILE(to), AMX_TILE(a), AMX_TILE(b))
 // A tile's number must be a digit in the source: GCC's own macros write it into the instruction as it is there.
 #define AMX_TILE(tile) amx_emulation::digit(#tile)

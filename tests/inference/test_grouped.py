@@ -91,9 +91,8 @@ def quantized_rows(rows: torch.Tensor) -> torch.Tensor:
     """As grouped_rows.hpp has them, in float64."""
     groups = rows.view(len(rows), -1, 32)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    scale, middle = (high - low) / 254, (high + low) / 2
-    codes = ((groups - middle) * (1 / scale).nan_to_num(posinf=0)).round()
-    numbers = codes.double() * scale + middle
+    scale = (high - low) / 254
+    numbers = ((groups - low) * (1 / scale).nan_to_num(posinf=0)).round().double() * scale + low
     # What is left of the groups with most of a row's error.
     has_remainder = scale**2 > 6 * (scale**2).mean(1, keepdim=True)
     fine = scale.double() / 254

@@ -1,14 +1,15 @@
 // Matmuls of weights in groups (grouped_form.hpp) and rows in int8 (grouped_rows.hpp):
-//   y[r][o] = sum over groups g of  m[r][g] * (scale[o][g] * (sum over k in g of code[o][k]))
-//                                 + (sum over k in g of x[r][k]) * (minimum[o][g] - zero * scale[o][g])
-//                                 + s[r][g] * scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
-// and the same for groups' remainders, after the groups of 256 inputs.
+//   y[r][o] = sum over groups G of 32 inputs of
+//                 low[r][G] * (sum over k in G of w[o][k])
+//               + s[r][G] * (sum over groups g of weights in G of  scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
+//                                                                + minimum[o][g] * (sum over k in g of xq[r][k]))
+// and the same for groups' remainders, after the groups of 256 inputs. Codes are signed here, and xq is not.
 // The inner sums are exact integers; the outer ones are fused multiply-adds in float32, in the order of the groups, whatever the
 // number of rows. So a row's result is the same bits alone and in a batch.
 //
 // Layout: each block of 16 outputs has its own form, so that queries and values, or gate and up, may have different ones.
-// Few rows unpack codes in registers. For more, a chunk of 256 inputs is unpacked into bytes [inputs / 4][16][4] in the first-level
-// cache, and all rows pass.
+// Passes of rows unpack codes in registers, each again. Or, with AMX or where unpacking takes long, a chunk of 256 inputs is unpacked
+// into bytes [inputs / 4][16][4] in the first-level cache, and all rows pass.
 // ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles for more than 16 rows; otherwise those of
 // byte_dot.hpp. Test: tests/inference/test_grouped.py.
 #pragma once
@@ -22,9 +23,16 @@
 #include "grouped_sums.hpp"
 #include "thread_pool.hpp"
 
-// Rows that unpack codes in registers, at most, in passes: unpacking again takes less time than keeping bytes. And rows of a work
-// item, whose sums take 60 KiB of the stack.
-constexpr int kGroupedDirectRows = 4 * kGroupedPassRows, kAmxDirectRows = 16, kMaxGroupedRows = 480;
+// Rows of a work item, whose sums take 60 KiB of the stack.
+constexpr int kMaxGroupedRows = 480;
+// Rows that unpack codes in registers, at most, in passes. Unpacking again takes less time than keeping bytes: always with AVX-512 for
+// groups of 32, whose codes are unpacked by few instructions.
+inline int direct_rows(int group) {
+    if (amx_available()) return kTileRows;
+    if (kAccumulators < 16) return 4 * kGroupedPassRows;
+    return group == 32 ? kMaxGroupedRows : kGroupedPassRows;
+}
+
 // Requests the lines of a block's inputs [begin, begin + count) from memory, into the second-level cache.
 __attribute__((always_inline)) inline void prefetch_chunk(const GroupedBlock& block, int begin, int count) {
     const uint8_t *from = block.data + block.form->record_offset(begin), *end = block.data + block.form->record_offset(begin + count);
@@ -45,8 +53,8 @@ class GroupedBlocks {
         const bool pair = count_ == 2 && (blocks_[0].form == blocks_[1].form || alike(*blocks_[0].form, *blocks_[1].form));
         for (int n = 0; n < count_; n += 1 + pair) {
             const GroupedForm& form = *blocks_[n].form;
-            const bool few = count <= (amx_available() ? kAmxDirectRows : kGroupedDirectRows);
-            if (few && form.group == direct_group(codes_of(form))) direct(first, count, n, 1 + pair, sums);
+            const bool in_registers = count <= direct_rows(form.group) && form.group == direct_group(codes_of(form));
+            if (in_registers) direct(first, count, n, 1 + pair, sums);
             else chunked(first, count, n, 1 + pair, sums);
         }
     }
@@ -95,7 +103,7 @@ class GroupedBlocks {
             const bool wide = is_wide(codes_of(form)) && ByteDot<true>::kOffset;
             const auto accumulate = [&](auto is_wide, auto group) {
                 accumulate_rows<decltype(is_wide)::value, decltype(group)::value>(
-                    first, count, chunks, begin, inputs, n, blocks, sums);
+                    form, first, count, chunks, begin, inputs, n, blocks, sums);
             };
             const std::integral_constant<bool, ByteDot<true>::kOffset != 0> if_wide;
             if (form.group == 16 && wide) accumulate(if_wide, std::integral_constant<int, 16>());
@@ -107,26 +115,27 @@ class GroupedBlocks {
 
     template <bool kWide, int kGroup>
     void accumulate_rows(
-        int first, int count, const GroupedChunk* chunks, int begin, int inputs, int n, int blocks, RowSums* sums
+        const GroupedForm& form, int first, int count, const GroupedChunk* chunks, int begin, int inputs, int n, int blocks,
+        RowSums* sums
     ) const {
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
         if (amx_available()) {
             const bool whole = tile_ == kTileRows;
             begin_grouped_tiles(kGroup, whole ? kTileRows : kTileRows / 2);
             for (int m = 0; m < count; m += kTileRows) {
-                const Int8Groups groups = rows_.groups(first + m, whole ? kTileRows : kTileRows / 2, inputs_, begin, inputs, tile_);
+                const ByteGroups groups = rows_.groups(first + m, whole ? kTileRows : kTileRows / 2, inputs_, begin, inputs, tile_);
                 for (int i = 0; i < blocks; i++)
-                    if (whole) grouped_amx<kGroup, kTileRows>(groups, chunks[i], begin == 0, sums + m, n + i);
-                    else grouped_amx<kGroup, kTileRows / 2>(groups, chunks[i], begin == 0, sums + m, n + i);
+                    if (whole) grouped_amx<kGroup, kTileRows>(form, groups, chunks[i], begin == 0, sums + m, n + i);
+                    else grouped_amx<kGroup, kTileRows / 2>(form, groups, chunks[i], begin == 0, sums + m, n + i);
             }
             return begin_matmul_tiles();
         }
 #endif
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value;
-            const Int8Groups groups = rows_.groups(first + m, kRows, inputs_, begin, inputs, tile_);
+            const ByteGroups groups = rows_.groups(first + m, kRows, inputs_, begin, inputs, tile_);
             for (int i = 0; i < blocks; i++)
-                grouped_accumulate<kWide, kGroup, kRows, 1>(groups, chunks + i, begin == 0, sums + m, n + i);
+                grouped_accumulate<kWide, kGroup, kRows>(form, groups, chunks[i], begin == 0, sums + m, n + i);
         });
     }
 
@@ -139,7 +148,7 @@ class GroupedBlocks {
 // Rows that stay in the second-level cache beside weights and sums: 0.6 MiB of them, whole tiles of 12 or 16 rows.
 inline int grouped_rows_per_item(int inputs) {
     constexpr size_t kBytes = 600 << 10, kWholeTiles = 48;
-    const size_t fitting = kBytes / (padded_to_super(inputs) / kRowGroup * Int8Group::kBytes) / kWholeTiles * kWholeTiles;
+    const size_t fitting = kBytes / (padded_to_super(inputs) / kRowGroup * ByteGroup::kBytes) / kWholeTiles * kWholeTiles;
     return (int)std::clamp<size_t>(fitting, kWholeTiles, kMaxGroupedRows);
 }
 
@@ -149,11 +158,11 @@ inline void load_grouped_output(const GroupedBlock& block, int lane, int inputs,
     GroupedChunk chunk;
     for (int begin = 0; begin < inputs; begin += kSuperInputs) {
         chunk.unpack(block, begin, std::min(kSuperInputs, padded_inputs(form, inputs) - begin));
-        load_scales(form, block.data, begin, std::min(kSuperInputs, padded_inputs(form, inputs) - begin), form.zero, chunk.scales);
+        load_scales(form, block.data, begin, std::min(kSuperInputs, padded_inputs(form, inputs) - begin), chunk.scales);
         for (int k = 0; k < std::min(kSuperInputs, inputs - begin); k++) {
-            const int code = chunk.bytes[(k / kStepInputs * kVecSize + lane) * kStepInputs + k % kStepInputs];
+            const int code = (int8_t)chunk.bytes[(k / kStepInputs * kVecSize + lane) * kStepInputs + k % kStepInputs];
             const float scale = chunk.scales.scale[k / form.group][lane], minimum = chunk.scales.minimum[k / form.group][lane];
-            to[begin + k] = ((code - form.zero) * scale + minimum) * factor;
+            to[begin + k] = (code * scale + minimum) * factor;
         }
     }
 }

@@ -1,6 +1,6 @@
 // A chunk of inputs of a block of weights in groups, unpacked into the first-level cache, and its sums with many rows.
 //
-// Layout: bytes [inputs / 4][16][4], and the groups' scales. The order of a row's sums is that of grouped_sums.hpp.
+// Layout: codes in signed bytes [inputs / 4][16][4], and the groups' scales. The order of a row's sums is that of grouped_sums.hpp.
 // ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles; otherwise those of byte_dot.hpp. Test:
 // tests/inference/test_grouped.py.
 #pragma once
@@ -17,7 +17,7 @@ struct GroupedChunk {
 
     void unpack(const GroupedBlock& block, int begin, int count) {
         const GroupedForm& form = *block.form;
-        load_scales(form, block.data, begin, count, offset(form), scales);
+        load_scales(form, block.data, begin, count, scales);
         with_codes(form, [&](auto codes) { unpack<decltype(codes)::value>(form, block.data, begin, count); });
     }
 
@@ -28,58 +28,53 @@ struct GroupedChunk {
         const int steps_per_group = form.group / 8;
         // Two sums of codes: each addition waits for the one before.
         Reg16i sums[2] = {};
-        for (int k = 0, step = 0, group = 0; k < count; k += kRecordInputs) {
-            const uint8_t* from = block + form.record_offset(begin + k) + form.codes_offset;
-            for (int j = 0; j < kRecordInputs / 8; j++) {
+        for (int k = 0, step = 0, group = 0; k < count; k += kRowGroup) {
+            const uint8_t* from = block + form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
+            Reg16 weight_sum = {};
+            for (int j = 0; j < kRowGroup / 8; j++) {
                 CodeBytes first, second;
-                unpack_codes<kCodes>(form, from, j, first, second);
+                unpack_codes<kCodes>(form, from, k % kRecordInputs / 8 + j, first, second);
                 first.store(bytes + (k + 8 * j) * kVecSize);
                 second.store(bytes + (k + 8 * j + kStepInputs) * kVecSize);
-                Dot(first).add(sums[0], four_ones());
-                Dot(second).add(sums[1], four_ones());
+                Dot(first).add_codes(sums[0]);
+                Dot(second).add_codes(sums[1]);
                 if (++step < steps_per_group) continue;
                 sums[0] += sums[1];
-                store(scales.code_sum[group], scaled_sum(load_regs(scales.scale[group]), sums[0]));
+                add_weights(weight_sum, form, scales, group, sums[0]);
                 sums[0] = sums[1] = Reg16i{};
                 step = 0, group++;
             }
+            store(scales.weight_sum[k / kRowGroup], weight_sum);
         }
     }
-
-    static float offset(const GroupedForm& form) { return offset_of(codes_of(form)); }
 };
 
 // Adds a chunk for the rows of a pass.
-template <bool kWide, int kGroup, int kRows, int kBlocks>
+template <bool kWide, int kGroup, int kRows>
 __attribute__((noinline)) void grouped_accumulate(
-    const Int8Groups& rows, const GroupedChunk* chunks, bool first, RowSums* sums, int to_block
+    const GroupedForm& form, const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
 ) {
-    GroupedSums<kRows, kBlocks> all;
-    const GroupScales* scales[kBlocks];
-    for (int n = 0; n < kBlocks; n++) scales[n] = &chunks[n].scales;
+    typedef GroupedSums<kWide, kGroup, kRows, 1> Sums;
+    Sums all;
+    alignas(kCacheLine) typename Sums::Totals totals;
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++)
-        for (int n = 0; n < kBlocks; n++) all.totals[i][n] = first ? Reg16{} : load_regs(sums[i][to_block + n]);
+    for (int i = 0; i < kRows; i++) store(totals[i][0], first ? Reg16{} : load_regs(sums[i][block]));
     all.clear();
-    rows.for_each([&](int first_input, const Int8Group& group) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-        for (int k = first_input; k < first_input + kRowGroup; k += kGroup) {
+    rows.for_each([&](int first_input, const ByteGroup& group) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int part = 0; part < kRowGroup / kGroup; part++) {
+            const int k = first_input + part * kGroup;
 #pragma GCC unroll 8
-            for (int step = 0; step < kGroup; step += kStepInputs)
-#pragma GCC unroll 2
-                for (int n = 0; n < kBlocks; n++) {
-                    const ByteDot<kWide> dot(CodeBytes::load(chunks[n].bytes + (k + step) * kVecSize));
-                    all.add(n, dot, group, k - first_input + step);
-                }
-            const Int8Group::Field half = k == first_input ? Int8Group::kFirstSum : Int8Group::kSecondSum;
-            Reg16 code_sums[kBlocks];
-            for (int n = 0; n < kBlocks; n++) code_sums[n] = load_regs(scales[n]->code_sum[k / kGroup]);
-            all.end_group(scales, code_sums, k / kGroup, group, kGroup == kRowGroup ? Int8Group::kSum : half);
+            for (int step = 0; step < kGroup; step += kStepInputs) {
+                const ByteDot<kWide> dot(CodeBytes::load(chunk.bytes + (k + step) * kVecSize));
+                all.add(0, dot, group, part * kGroup + step);
+            }
+            all.end_weights(0, form, chunk.scales, k / kGroup, group, part);
         }
+        all.end_rows(0, group, load_regs(chunk.scales.weight_sum[first_input / kRowGroup]), totals);
     });
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++)
-        for (int n = 0; n < kBlocks; n++) store(sums[i][to_block + n], all.totals[i][n]);
+    for (int i = 0; i < kRows; i++) store(sums[i][block], load_regs(totals[i][0]));
 }
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
@@ -96,73 +91,66 @@ inline void begin_grouped_tiles(int group, int rows) {
 // of a group take longer than its tile.
 template <int kGroup, int kRows>
 __attribute__((noinline)) void grouped_amx(
-    const Int8Groups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
+    const GroupedForm& form, const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
 ) {
     alignas(kCacheLine) int32_t exact[2][kRows][kVecSize];
     constexpr int kSumBytes = sizeof exact[0][0];
-    constexpr bool kWhole = kGroup == kRowGroup;
     // A constant for whole tiles: it makes addresses constant.
     const int tile = kRows == kTileRows ? kTileRows : rows.whole.tile;
     const int count = rows.whole_count * kRowGroup;
-    const auto group_at = [&](int k) { return Int8Group{rows.whole.numbers, rows.whole.fields, tile}.skip_groups(k / kRowGroup); };
+    const auto group_at = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
+        return ByteGroup{groups.numbers, groups.fields, tile}.skip_groups(k / kRowGroup);
+    };
     // Tile numbers are literals: GCC writes them into the instruction as they are.
-    const auto load_tiles = [&](int k) __attribute__((always_inline)) {
-        _tile_loadd(2, group_at(k).row(0) + k % kRowGroup, kRowGroup);
+    const auto load_tiles = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
+        _tile_loadd(2, group_at(groups, k).row(0) + k % kRowGroup, kRowGroup);
         _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
     };
-    const auto multiply_even = [&](int k) __attribute__((always_inline)) {
+    const auto multiply_even = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
         _tile_zero(0);
-        load_tiles(k);
-        _tile_dpbsud(0, 2, 3);
+        load_tiles(groups, k);
+        _tile_dpbusd(0, 2, 3);
         _tile_stored(0, exact[0], kSumBytes);
     };
-    const auto multiply_odd = [&](int k) __attribute__((always_inline)) {
+    const auto multiply_odd = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
         _tile_zero(1);
-        load_tiles(k);
-        _tile_dpbsud(1, 2, 3);
+        load_tiles(groups, k);
+        _tile_dpbusd(1, 2, 3);
         _tile_stored(1, exact[1], kSumBytes);
     };
-    Vec16 totals[kRows];
-    const auto add_group = [&](int n, int k, const Int8Group& group, Int8Group::Field sum) __attribute__((always_inline)) {
-        const int number = k / kGroup;
-        const Vec16 scale = load(chunk.scales.scale[number]), minimum = load(chunk.scales.minimum[number]);
-        const Vec16 code_sum = load(chunk.scales.code_sum[number]);
+    typedef GroupedSums<false, kGroup, kRows, 1> Sums;
+    Sums all;
+    alignas(kCacheLine) typename Sums::Totals totals;
+    static_assert(ByteDot<false>::kOffset == 0 && ByteDot<true>::kOffset == 0, "tiles multiply bytes as they are");
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++) {
-            const Vec16i exact_sums = *reinterpret_cast<const Vec16i*>(exact[n][i]);
-            add_product(totals[i], group.field(Int8Group::kMiddle, i), code_sum);
-            add_product(totals[i], group.field(sum, i), minimum);
-            add_product(totals[i], group.field(Int8Group::kScale, i) * scale, to_floats(exact_sums));
-        }
-    };
-    const auto add = [&](int n, int k, Int8Group::Field sum) __attribute__((always_inline)) { add_group(n, k, group_at(k), sum); };
-    const auto add_remainder = [&](int number) __attribute__((always_inline)) {
-        const Int8Group rest = Int8Group{rows.remainder.numbers, rows.remainder.fields, tile}.skip_groups(number);
-        for (int i = 0; i < kRowGroup; i += kGroup) {
-            const int k = number * kRowGroup + i;
-            _tile_zero(0);
-            _tile_loadd(2, rest.row(0) + i, kRowGroup);
-            _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
-            _tile_dpbsud(0, 2, 3);
-            _tile_stored(0, exact[0], kSumBytes);
-            add_group(0, k, rest, kWhole ? Int8Group::kSum : i ? Int8Group::kSecondSum : Int8Group::kFirstSum);
-        }
-    };
+    for (int i = 0; i < kRows; i++) store(totals[i][0], first ? Reg16{} : load_regs(sums[i][block]));
+    all.clear();
+    const auto add = [&](int n, const ByteGroup& groups, int k) __attribute__((always_inline)) {
+        const ByteGroup group = group_at(groups, k);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++) totals[i] = first ? Vec16{} : load(sums[i][block]);
+        for (int i = 0; i < kRows; i++) all.sums[i][0] = *reinterpret_cast<const Reg16i*>(exact[n][i]);
+        all.end_weights(0, form, chunk.scales, k / kGroup, group, k % kRowGroup / kGroup);
+        if ((k + kGroup) % kRowGroup == 0) all.end_rows(0, group, load_regs(chunk.scales.weight_sum[k / kRowGroup]), totals);
+    };
     compiler_fence();
-    multiply_even(0);
-    multiply_odd(kGroup);
+    multiply_even(rows.whole, 0);
+    multiply_odd(rows.whole, kGroup);
     for (int k = 0; k < count; k += 2 * kGroup) {
         const int next = k + 2 * kGroup;
-        add(0, k, kWhole ? Int8Group::kSum : Int8Group::kFirstSum);
-        if (next < count) multiply_even(next);
-        add(1, k + kGroup, kWhole ? Int8Group::kSum : Int8Group::kSecondSum);
-        if (next < count) multiply_odd(next + kGroup);
+        add(0, rows.whole, k);
+        if (next < count) multiply_even(rows.whole, next);
+        add(1, rows.whole, k + kGroup);
+        if (next < count) multiply_odd(rows.whole, next + kGroup);
     }
-    for (unsigned left = rows.flags; left; left &= left - 1) add_remainder(__builtin_ctz(left));
+    for (unsigned left = rows.flags; left; left &= left - 1) {
+        const int k = __builtin_ctz(left) * kRowGroup;
+        for (int i = 0; i < kRowGroup; i += kGroup) {
+            multiply_even(rows.remainder, k + i);
+            add(0, rows.remainder, k + i);
+        }
+    }
     compiler_fence();
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++) store(sums[i][block], totals[i]);
+    for (int i = 0; i < kRows; i++) store(sums[i][block], load_regs(totals[i][0]));
 }
 #endif

@@ -23,7 +23,8 @@
 
 #include "simd.hpp"
 
-constexpr int kRecordInputs = 64, kSuperInputs = 256, kStepInputs = 4, kStepBytes = kStepInputs * kVecSize;
+// Inputs of a record, of a factor of two levels, of a group of a row (grouped_rows.hpp), and of a step.
+constexpr int kRecordInputs = 64, kSuperInputs = 256, kRowGroup = 32, kStepInputs = 4, kStepBytes = kStepInputs * kVecSize;
 
 struct GroupedForm {
     int32_t bits, group, two_level, has_minima, pairs;
@@ -70,7 +71,7 @@ constexpr int bits_of(Codes codes) {
     constexpr int kBits[] = {2, 3, 4, 4, 5, 6, 8};
     return kBits[(int)codes];
 }
-// Whether bytes of unpacked codes may exceed 127.
+// Whether the magnitudes of signed codes may exceed 63.
 constexpr bool is_wide(Codes codes) { return codes == Codes::k8 || codes == Codes::kTable; }
 
 inline Codes codes_of(const GroupedForm& form) {
@@ -109,18 +110,15 @@ inline Vec16i load_bytes(const void* from) {
 
 inline Vec16 floats_of(Vec16i numbers) { return __builtin_convertvector(numbers, Vec16); }
 
-// Of the groups of a chunk of inputs, [inputs / group]: scales, minima - zero * scale, and scale * sum of the group's codes.
+// Of a chunk of inputs: scales and minima of its groups, [inputs / group], and the sums of the weights of each 32 inputs.
 struct GroupScales {
-    float scale[kSuperInputs / 16][kVecSize], minimum[kSuperInputs / 16][kVecSize], code_sum[kSuperInputs / 16][kVecSize];
+    float scale[kSuperInputs / 16][kVecSize], minimum[kSuperInputs / 16][kVecSize], weight_sum[kSuperInputs / kRowGroup][kVecSize];
 };
 
 // Of at most 256 inputs from k on, a multiple of 64 (in two levels of 256). One function for all: its results are the same bits
-// in each pass. `offset` is subtracted from codes when they are multiplied (ByteDot). It leaves the sums of codes.
-__attribute__((noinline)) inline void load_scales(
-    const GroupedForm& form, const uint8_t* block, int k, int count, float offset, GroupScales& to
-) {
+// in each pass. It leaves the sums of weights.
+__attribute__((noinline)) inline void load_scales(const GroupedForm& form, const uint8_t* block, int k, int count, GroupScales& to) {
     const unsigned per_record = form.group == 16 ? 4 : 2;
-    const float zero = form.zero - offset;
     Vec16 factor = {}, minimum_factor = {};
     if (form.two_level) {
         const uint8_t* header = block + form.record_offset(k) - kCacheLine;
@@ -142,11 +140,11 @@ __attribute__((noinline)) inline void load_scales(
                 if (form.has_minima) minimum = load_halves(minima + 2 * i * kVecSize);
             }
             store(to.scale[number], scale);
-            store(to.minimum[number], minimum - zero * scale);
+            store(to.minimum[number], minimum);
         }
 }
 
-// 64 bytes: the codes of four inputs of 16 outputs.
+// 64 bytes: the codes of four inputs of 16 outputs, signed when they are unpacked.
 #ifdef __AVX512BW__
 struct CodeBytes {
     __m512i bytes;
@@ -156,6 +154,7 @@ struct CodeBytes {
     static CodeBytes zero() { return {_mm512_setzero_si512()}; }
     CodeBytes low_nibbles() const { return {_mm512_and_si512(bytes, _mm512_set1_epi8(15))}; }
     CodeBytes high_nibbles() const { return {_mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15))}; }
+    CodeBytes minus(int value) const { return {_mm512_sub_epi8(bytes, _mm512_set1_epi8((char)value))}; }
     CodeBytes look_up(const uint8_t* table) const {
         const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
         return {_mm512_shuffle_epi8(values, bytes)};
@@ -185,6 +184,9 @@ struct CodeBytes {
     CodeBytes low_nibbles() const { return map([&](int i) { return _mm256_and_si256(bytes[i], _mm256_set1_epi8(15)); }); }
     CodeBytes high_nibbles() const {
         return map([&](int i) { return _mm256_and_si256(_mm256_srli_epi16(bytes[i], 4), _mm256_set1_epi8(15)); });
+    }
+    CodeBytes minus(int value) const {
+        return map([&](int i) { return _mm256_sub_epi8(bytes[i], _mm256_set1_epi8((char)value)); });
     }
     CodeBytes look_up(const uint8_t* table) const {
         const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
@@ -224,6 +226,9 @@ struct CodeBytes {
     CodeBytes high_nibbles() const {
         return map([&](int i) { return bytes[i] >> 4; });
     }
+    CodeBytes minus(int value) const {
+        return map([&](int i) { return bytes[i] - value; });
+    }
     CodeBytes look_up(const uint8_t* table) const {
         return map([&](int i) { return table[bytes[i]]; });
     }
@@ -233,19 +238,17 @@ struct CodeBytes {
 };
 #endif
 
-// The codes of inputs 8 j to 8 j + 7 of a record, whose codes begin at `from`.
+// The codes of inputs 8 j to 8 j + 7 of a record, whose codes begin at `from`, less the form's zero.
 template <Codes kCodes>
 __attribute__((always_inline)) inline void unpack_codes(
     const GroupedForm& form, const uint8_t* from, int j, CodeBytes& first, CodeBytes& second
 ) {
     constexpr int kBits = bits_of(kCodes);
+    first = second = CodeBytes::zero();
     if constexpr (kBits == 8) {
         first = CodeBytes::load(from + 2 * j * kStepBytes);
         second = CodeBytes::load(from + (2 * j + 1) * kStepBytes);
-        return;
-    }
-    first = second = CodeBytes::zero();
-    if constexpr (kBits >= 4) {
+    } else if constexpr (kBits >= 4) {
         const CodeBytes both = CodeBytes::load(from + j * kStepBytes);
         first = both.low_nibbles();
         second = both.high_nibbles();
@@ -261,6 +264,9 @@ __attribute__((always_inline)) inline void unpack_codes(
         first = first.look_up(form.table);
         second = second.look_up(form.table);
     }
+    const int zero = (int)form.zero;
+    first = first.minus(zero);
+    second = second.minus(zero);
 }
 
 // Calls `task(std::integral_constant<Codes, ...>)` for the form's codes.

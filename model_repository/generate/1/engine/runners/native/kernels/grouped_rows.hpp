@@ -1,12 +1,12 @@
-// Activation rows in int8 for weights in groups. Over each group of 32 inputs
-//   x = scale * xq + middle,  scale = (max x - min x) / 254,  middle = (max x + min x) / 2
-// One-sided groups, which are usual, have half of the error that a scale of max |x| / 127 gives. A few groups, those with outliers,
-// have most of a row's error. They keep a remainder in int8 as well, with a group's layout and a middle of 0:
-//   x = scale * xq + middle + scale / 254 * remainder   if scale ** 2 > kRemainderRatio * mean of scale ** 2 over the row's groups
+// Activation rows in bytes for weights in groups. Over each group of 32 inputs
+//   x = scale * xq + low,  xq from 1 to 255,  scale = (max x - min x) / 254,  low = min x - scale
+// One-sided groups, which are usual, have half of the error that signed bytes with a scale of max |x| / 127 give. A few groups,
+// those with outliers, have most of a row's error. They keep a remainder in bytes as well, with a group's layout:
+//   x = scale * xq + low + scale / 254 * (remainder - 128)   if scale ** 2 > kRemainderRatio * mean of scale ** 2 over the row's groups
 //
 // Layout: tiles of rows that are multiplied together, [row / tile][group], each:
-//   [row % tile][32] numbers in int8; then [5][row % tile] in float32: scale, middle, and sums of the quantized x: of the first
-//   16, of the other 16, of all 32
+//   [row % tile][32] bytes; then [6][row % tile] in float32: scale, low, low + 128 * scale, and sums of xq: of the first 16, of the
+//   other 16, of all
 // So what a group's rows have of each lies side by side, and a tile of AMX begins at a cache line. Remainders lie likewise, and for
 // each row and 256 inputs a bit for each group that has one. Without one its fields are 0.
 // Inputs are padded with zeros to a multiple of 256.
@@ -23,8 +23,8 @@
 #include "rows.hpp"
 #include "simd.hpp"
 
-// Inputs of a group of a row, and rows of a pass at most.
-constexpr int kRowGroup = 32, kGroupedPassRows = kAccumulators == 16 ? 12 : 4;
+// Rows of a pass at most.
+constexpr int kGroupedPassRows = kAccumulators == 16 ? 12 : 4;
 #ifdef __AMX_BF16__
 constexpr int kGroupedTile = kTileRows, kGroupedRowsPerPass = 8;
 #else
@@ -37,29 +37,29 @@ constexpr float kRemainderRatio = 6;
 inline int padded_to_super(int inputs) { return (inputs + kSuperInputs - 1) / kSuperInputs * kSuperInputs; }
 
 // A group of the rows from one on, in their tile.
-struct Int8Group {
-    enum Field { kScale, kMiddle, kFirstSum, kSecondSum, kSum, kFields };
+struct ByteGroup {
+    enum Field { kScale, kLow, kMiddle, kSums16, kSums32 = kSums16 + kRowGroup / 16, kFields = kSums32 + kRowGroup / 32 };
     // Of a row.
     static constexpr int kBytes = kRowGroup + kFields * sizeof(float);
-    int8_t* numbers;
+    uint8_t* numbers;
     float* fields;
     int tile;
 
-    int8_t* row(int i) const { return numbers + i * kRowGroup; }
-    float& field(Field field, int i) const { return fields[field * tile + i]; }
+    uint8_t* row(int i) const { return numbers + i * kRowGroup; }
+    float& field(int field, int i) const { return fields[field * tile + i]; }
     // Of the rows that follow in each group.
-    Int8Group skip_rows(int rows) const { return {row(rows), fields + rows, tile}; }
+    ByteGroup skip_rows(int rows) const { return {row(rows), fields + rows, tile}; }
     // The group that many groups later.
-    Int8Group skip_groups(int count) const {
+    ByteGroup skip_groups(int count) const {
         const int bytes = count * tile * kBytes;
-        return {numbers + bytes, fields + bytes / sizeof *fields, tile};
+        return {numbers + bytes, fields + bytes / (int)sizeof *fields, tile};
     }
 };
 
 // Groups of some rows over a chunk of inputs, in the order in which they are added up: whole ones, then remainders. Rows without
 // one add zeros to sums that are never -0, which changes no bit.
-struct Int8Groups {
-    Int8Group whole, remainder;
+struct ByteGroups {
+    ByteGroup whole, remainder;
     // Bit i: one of the rows has a remainder of group i.
     unsigned flags;
     int whole_count;
@@ -83,9 +83,9 @@ class GroupedRows {
     void reserve(size_t rows, int inputs) {
         const size_t tiles = (rows + kGroupedTile - 1) / kGroupedTile;
         const size_t groups = tiles * kGroupedTile * (padded_to_super(inputs) / kRowGroup);
-        if (bytes_.size() >= groups * Int8Group::kBytes) return;
-        bytes_.resize(groups * Int8Group::kBytes);
-        remainders_.resize(groups * Int8Group::kBytes);
+        if (bytes_.size() >= groups * ByteGroup::kBytes) return;
+        bytes_.resize(groups * ByteGroup::kBytes);
+        remainders_.resize(groups * ByteGroup::kBytes);
         flags_.resize(groups / kFlags);
     }
 
@@ -97,22 +97,22 @@ class GroupedRows {
         const int inputs = from.inputs(), padded = padded_to_super(inputs);
         float squares = 0;
         for (int k = 0; k < padded; k += kRowGroup) {
-            const Int8Group whole = group(row, inputs, k, tile);
-            quantize_group(Halves(from, row, k), whole);
-            squares += whole.field(Int8Group::kScale, 0) * whole.field(Int8Group::kScale, 0);
+            const ByteGroup whole = group(row, inputs, k, tile);
+            quantize_group(Numbers(from, row, k), whole);
+            squares += whole.field(ByteGroup::kScale, 0) * whole.field(ByteGroup::kScale, 0);
         }
         const float limit = kRemainderRatio * squares / ((inputs + kRowGroup - 1) / kRowGroup);
         for (int k = 0; k < padded; k += kSuperInputs) {
             unsigned flags = 0;
             for (int i = 0; i < kFlags; i++) {
                 const int input = k + i * kRowGroup;
-                const Int8Group whole = group(row, inputs, input, tile), rest = remainder(row, inputs, input, tile);
-                const float scale = whole.field(Int8Group::kScale, 0);
+                const ByteGroup whole = group(row, inputs, input, tile), rest = remainder(row, inputs, input, tile);
+                const float scale = whole.field(ByteGroup::kScale, 0);
                 if (scale * scale > limit) {
-                    quantize_remainder(Halves(from, row, input), whole, rest);
+                    quantize_remainder(Numbers(from, row, input), whole, rest);
                     flags |= 1u << i;
                 } else {
-                    set_fields(rest, 0, 0, 0, 0);
+                    for (int field = 0; field < ByteGroup::kFields; field++) rest.field(field, 0) = 0;
                 }
             }
             flags_[flag_index(row, inputs, k)] = flags;
@@ -120,85 +120,93 @@ class GroupedRows {
     }
 
     // Of the group of inputs from k on; one type for `quantize`, which writes, and for matmuls, which read.
-    Int8Group group(int row, int inputs, int k, int tile) const { return group_of(bytes_, row, inputs, k, tile); }
-    Int8Group remainder(int row, int inputs, int k, int tile) const { return group_of(remainders_, row, inputs, k, tile); }
+    ByteGroup group(int row, int inputs, int k, int tile) const { return group_of(bytes_, row, inputs, k, tile); }
+    ByteGroup remainder(int row, int inputs, int k, int tile) const { return group_of(remainders_, row, inputs, k, tile); }
 
     // The groups of `count` rows over `inputs_of_chunk` inputs from k on, a multiple of 256.
-    Int8Groups groups(int row, int count, int inputs, int k, int inputs_of_chunk, int tile) const {
+    ByteGroups groups(int row, int count, int inputs, int k, int inputs_of_chunk, int tile) const {
         unsigned flags = 0;
         for (int i = 0; i < count; i++) flags |= flags_[flag_index(row + i, inputs, k)];
         return {group(row, inputs, k, tile), remainder(row, inputs, k, tile), flags, inputs_of_chunk / kRowGroup};
     }
 
   private:
-    static constexpr int kFlags = kSuperInputs / kRowGroup;
+    static constexpr int kFlags = kSuperInputs / kRowGroup, kParts = kRowGroup / kVecSize;
 
     // The numbers of a group of inputs, with zeros beyond the last one.
-    struct Halves {
-        Vec16 halves[2] = {};
+    struct Numbers {
+        Vec16 parts[kParts] = {};
 
         template <typename T>
-        Halves(const Rows<T>& from, int row, int k) {
-            for (int half = 0; half < 2; half++)
-                if (const int column = k + half * kVecSize; column < from.inputs()) halves[half] = load(from.at(row, column));
+        Numbers(const Rows<T>& from, int row, int k) {
+            for (int i = 0; i < kParts; i++)
+                if (const int column = k + i * kVecSize; column < from.inputs()) parts[i] = load(from.at(row, column));
         }
-        const Vec16& operator[](int half) const { return halves[half]; }
     };
 
     static size_t flag_index(int row, int inputs, int k) {
         return (size_t)row * (padded_to_super(inputs) / kSuperInputs) + k / kSuperInputs;
     }
 
-    static Int8Group group_of(const AlignedVector<int8_t>& bytes, int row, int inputs, int k, int tile) {
+    static ByteGroup group_of(const AlignedVector<uint8_t>& bytes, int row, int inputs, int k, int tile) {
         const size_t number = (size_t)(row / kGroupedTile) * (padded_to_super(inputs) / kRowGroup) + k / kRowGroup;
-        int8_t* const from = const_cast<int8_t*>(&bytes[number * tile * Int8Group::kBytes]);
-        return Int8Group{from, reinterpret_cast<float*>(from + tile * kRowGroup), tile}.skip_rows(row % kGroupedTile);
+        uint8_t* const from = const_cast<uint8_t*>(&bytes[number * tile * ByteGroup::kBytes]);
+        return ByteGroup{from, reinterpret_cast<float*>(from + tile * kRowGroup), tile}.skip_rows(row % kGroupedTile);
     }
 
-    static void set_fields(const Int8Group& to, float scale, float middle, float first_sum, float second_sum) {
-        const float fields[Int8Group::kFields] = {scale, middle, first_sum, second_sum, first_sum + second_sum};
-        for (int n = 0; n < Int8Group::kFields; n++) to.field((Int8Group::Field)n, 0) = fields[n];
+    static constexpr float kSteps = 254.0f;
+    static constexpr int kLeast = 1, kMiddle = 128;
+
+    // A group with a NaN gets the scale NaN, and so do its results.
+    static void quantize_group(const Numbers& numbers, const ByteGroup& to) {
+        Vec16 lower = numbers.parts[0], upper = lower;
+        bool has_nan = false;
+        for (const Vec16& part : numbers.parts) {
+            lower = part < lower ? part : lower;
+            upper = upper < part ? part : upper;
+            has_nan |= any_nan(part);
+        }
+        const float low = -reduce_max(-lower), high = reduce_max(upper);
+        const float scale = has_nan ? __builtin_nanf("") : (high - low) / kSteps;
+        const float inverse = scale > 0.0f ? 1 / scale : 0.0f;
+        Numbers steps = numbers;
+        for (Vec16& part : steps.parts) part = (part - low) * inverse;
+        store_bytes(steps, kLeast, to);
+        set_range(to, scale, low - kLeast * scale);
+    }
+
+    static void set_range(const ByteGroup& to, float scale, float low) {
+        to.field(ByteGroup::kScale, 0) = scale;
+        to.field(ByteGroup::kLow, 0) = low;
+        to.field(ByteGroup::kMiddle, 0) = low + kMiddle * scale;
     }
 
     // What `whole` has left of a group.
-    static void quantize_remainder(const Halves& halves, const Int8Group& whole, const Int8Group& to) {
-        const float scale = whole.field(Int8Group::kScale, 0), middle = whole.field(Int8Group::kMiddle, 0);
-        const float fine = scale / (2 * kMost);
-        float sums[2];
-        for (int half = 0; half < 2; half++) {
-            Vec16b numbers;
-            memcpy(&numbers, whole.row(0) + half * kVecSize, sizeof numbers);
-            const Vec16 rest = halves[half] - middle - scale * __builtin_convertvector(numbers, Vec16);
-            sums[half] = fine * (float)round_to_bytes(rest * (1 / fine), to.row(0) + half * kVecSize);
+    static void quantize_remainder(const Numbers& numbers, const ByteGroup& whole, const ByteGroup& to) {
+        const float scale = whole.field(ByteGroup::kScale, 0), low = whole.field(ByteGroup::kLow, 0), fine = scale / kSteps;
+        Numbers steps = numbers;
+        for (int i = 0; i < kParts; i++) {
+            Vec16b bytes;
+            memcpy(&bytes, whole.row(0) + i * kVecSize, sizeof bytes);
+            const Vec16 xq = __builtin_convertvector(__builtin_convertvector(bytes, Vec16i) & 255, Vec16);
+            steps.parts[i] = (numbers.parts[i] - low - scale * xq) * (1 / fine);
         }
-        set_fields(to, fine, 0, sums[0], sums[1]);
+        store_bytes(steps, kMiddle, to);
+        set_range(to, fine, -kMiddle * fine);
     }
 
-    // The sum of the rounded numbers.
-    static int round_to_bytes(Vec16 numbers, int8_t* to) {
-        const Vec16i rounded = (Vec16i)(numbers + kRoundToInt) - kRoundToIntBits;
-        const Vec16b bytes = __builtin_convertvector(rounded, Vec16b);
-        memcpy(to, &bytes, sizeof bytes);
-        return reduce_add(rounded);
-    }
-
-    static constexpr float kMost = 127.0f;
-
-    // A group with a NaN gets the scale NaN, and so do its results.
-    static void quantize_group(const Halves& halves, const Int8Group& to) {
-        const Vec16 lower = halves[0] < halves[1] ? halves[0] : halves[1], upper = halves[0] < halves[1] ? halves[1] : halves[0];
-        const float low = -reduce_max(-lower), high = reduce_max(upper);
-        const bool has_nan = any_nan(halves[0]) || any_nan(halves[1]);
-        const float scale = has_nan ? __builtin_nanf("") : (high - low) / (2 * kMost), middle = (high + low) / 2;
-        const float inverse = scale > 0.0f ? 1 / scale : 0.0f;
-        float sums[2];
-        for (int half = 0; half < 2; half++) {
-            const int sum = round_to_bytes((halves[half] - middle) * inverse, to.row(0) + half * kVecSize);
-            sums[half] = scale * (float)sum + kVecSize * middle;
+    // Rounds the numbers and adds `offset`, and stores the bytes and their sums.
+    static void store_bytes(const Numbers& numbers, int offset, const ByteGroup& to) {
+        int sums[kParts];
+        for (int i = 0; i < kParts; i++) {
+            const Vec16i rounded = (Vec16i)(numbers.parts[i] + kRoundToInt) - kRoundToIntBits + offset;
+            const Vec16b bytes = __builtin_convertvector(rounded, Vec16b);
+            memcpy(to.row(0) + i * kVecSize, &bytes, sizeof bytes);
+            sums[i] = reduce_add(rounded);
+            to.field(ByteGroup::kSums16 + i, 0) = (float)sums[i];
         }
-        set_fields(to, scale, middle, sums[0], sums[1]);
+        for (int i = 0; i < kParts / 2; i++) to.field(ByteGroup::kSums32 + i, 0) = (float)(sums[2 * i] + sums[2 * i + 1]);
     }
 
-    AlignedVector<int8_t> bytes_, remainders_;
-    AlignedVector<uint8_t> flags_;
+    AlignedVector<uint8_t> bytes_, remainders_, flags_;
 };

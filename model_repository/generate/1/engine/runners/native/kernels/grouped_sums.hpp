@@ -50,55 +50,62 @@ inline void add_product(Reg16& total, const Reg16& factors, const Reg16& numbers
 #endif
 }
 
-// scale * sum of the codes.
-TRITONLM_INLINE Reg16 scaled_sum(const Reg16& scale, const Reg16i& sum) {
-    Reg16 result = to_floats(sum);
-#ifdef __AVX512F__
-    return scale * result;
-#else
-    for (int i = 0; i < kRegsPerVec; i++) result.regs[i] *= scale.regs[i];
-    return result;
-#endif
+// Adds a group's weights to the sum of those of 32 inputs: scale * sum of the codes + group * minimum.
+TRITONLM_INLINE void add_weights(Reg16& sum, const GroupedForm& form, const GroupScales& scales, int number, const Reg16i& codes) {
+    add_product(sum, load_regs(scales.scale[number]), to_floats(codes));
+    if (form.has_minima) add_product(sum, (float)form.group, load_regs(scales.minimum[number]));
 }
 
-// The sum of a group's codes is its product with a row of ones.
-alignas(kCacheLine) constexpr int32_t kFourOnes = 0x01010101;
-inline const int8_t* four_ones() { return reinterpret_cast<const int8_t*>(&kFourOnes); }
-
-// The sums of kRows rows and kBlocks blocks.
-template <int kRows, int kBlocks>
+// The sums of kRows rows and kBlocks blocks, with codes of one kind.
+template <bool kWide, int kGroup, int kRows, int kBlocks>
 struct GroupedSums {
-    Reg16 totals[kRows][kBlocks];
+    static constexpr int kSums = kGroup == 16 ? ByteGroup::kSums16 : ByteGroup::kSums32;
+    // Those of the rows' groups that are complete.
+    typedef float Totals[kRows][kBlocks][kVecSize];
+    // That of the current group, before its scale.
+    Reg16 scaled[kRows][kBlocks];
     Reg16i sums[kRows][kBlocks];
 
     TRITONLM_INLINE void clear() {
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++)
-            for (int n = 0; n < kBlocks; n++) sums[i][n] = Reg16i{};
+            for (int n = 0; n < kBlocks; n++) sums[i][n] = Reg16i{}, scaled[i][n] = Reg16{};
     }
 
     // Adds four inputs of block n.
-    template <bool kWide>
-    TRITONLM_INLINE void add(int n, const ByteDot<kWide>& dot, const Int8Group& rows, int k) {
+    TRITONLM_INLINE void add(int n, const ByteDot<kWide>& dot, const ByteGroup& rows, int k) {
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++) dot.add(sums[i][n], rows.row(i) + k);
     }
 
-    // Ends group `number` of the scales; `sum` is that of the rows' numbers, `code_sums` are those of the blocks' codes.
-    TRITONLM_INLINE void end_group(
-        const GroupScales* const (&scales)[kBlocks], const Reg16 (&code_sums)[kBlocks], int number, const Int8Group& rows,
-        Int8Group::Field sum
-    ) {
-        for (int n = 0; n < kBlocks; n++) {
-            const Reg16 scale = load_regs(scales[n]->scale[number]), minimum = load_regs(scales[n]->minimum[number]);
+    // Ends group `number` of block n's scales, the i-th group of weights in that of the rows.
+    TRITONLM_INLINE void end_weights(int n, const GroupedForm& form, const GroupScales& scales, int number, const ByteGroup& rows, int part) {
+        const Reg16 scale = load_regs(scales.scale[number]);
 #pragma GCC unroll 16
-            for (int i = 0; i < kRows; i++) {
-                add_product(totals[i][n], rows.field(Int8Group::kMiddle, i), code_sums[n]);
-                add_product(totals[i][n], rows.field(sum, i), minimum);
-                add_product(totals[i][n], rows.field(Int8Group::kScale, i) * scale, to_floats(sums[i][n]));
-            }
+        for (int i = 0; i < kRows; i++) {
+            add_product(scaled[i][n], scale, to_floats(sums[i][n]));
+            sums[i][n] = Reg16i{};
         }
-        clear();
+        if (!form.has_minima) return;
+        const Reg16 minimum = load_regs(scales.minimum[number]);
+        constexpr float kOffsets = kGroup * ByteDot<kWide>::kOffset;
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; i++) add_product(scaled[i][n], rows.field(kSums + part, i) - kOffsets, minimum);
+    }
+
+    // Ends a group of the rows; `weight_sum` is that of its weights of block n.
+    TRITONLM_INLINE void end_rows(int n, const ByteGroup& rows, const Reg16& weight_sum, Totals& totals) {
+        constexpr int kZero = ByteDot<kWide>::kOffset ? ByteGroup::kMiddle : ByteGroup::kLow;
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; i++) {
+            Reg16 total = load_regs(totals[i][n]);
+            add_product(total, rows.field(kZero, i), weight_sum);
+            add_product(total, rows.field(ByteGroup::kScale, i), scaled[i][n]);
+            store(totals[i][n], total);
+            scaled[i][n] = Reg16{};
+        }
+        // Three sums of each row are more than the registers hold. The compiler would not keep these in memory, but others.
+        if (kGroup < kRowGroup) asm volatile("" : : "r"(totals) : "memory");
     }
 };
 
@@ -111,28 +118,21 @@ __attribute__((noinline)) void grouped_direct(
     typedef ByteDot<is_wide(kCodes)> Dot;
     const GroupedForm form = *blocks[0].form;
     const int padded = padded_inputs(form, inputs);
-    GroupedSums<kRows, kBlocks> all = {};
-    Reg16i code_sums[kBlocks] = {};
-    alignas(kCacheLine) GroupScales own_scales[kBlocks];
-    const GroupScales* scales[kBlocks];
-    for (int n = 0; n < kBlocks; n++) scales[n] = &own_scales[n];
+    typedef GroupedSums<is_wide(kCodes), kGroup, kRows, kBlocks> Sums;
+    Sums all = {};
+    alignas(kCacheLine) typename Sums::Totals totals = {};
+    alignas(kCacheLine) GroupScales scales[kBlocks];
     const size_t bytes = grouped_block_bytes(form, inputs), skipped = (kBlocks - 1) * bytes;
     AheadPrefetch ahead[] = {{blocks[0].data, bytes, skipped, from_memory}, {blocks[1].data, bytes, skipped, from_memory}};
-    const auto end = [&](int number, const Int8Group& group, Int8Group::Field sum) __attribute__((always_inline)) {
-        Reg16 scaled_sums[kBlocks];
-        for (int n = 0; n < kBlocks; n++) {
-            scaled_sums[n] = scaled_sum(load_regs(scales[n]->scale[number]), code_sums[n]);
-            code_sums[n] = Reg16i{};
-        }
-        all.end_group(scales, scaled_sums, number, group, sum);
-    };
     for (int begin = 0; begin < padded; begin += kSuperInputs) {
         const int count = std::min(kSuperInputs, padded - begin);
-        for (int n = 0; n < kBlocks; n++) load_scales(form, blocks[n].data, begin, count, Dot::kOffset, own_scales[n]);
-        rows.groups(m, kRows, inputs, begin, count, tile).for_each([&](int k, const Int8Group& group) __attribute__((always_inline)) {
+        for (int n = 0; n < kBlocks; n++) load_scales(form, blocks[n].data, begin, count, scales[n]);
+        rows.groups(m, kRows, inputs, begin, count, tile).for_each([&](int k, const ByteGroup& group) __attribute__((always_inline)) {
             const size_t offset = form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
+            Reg16 weight_sums[kBlocks] = {};
+            Reg16i code_sums[kBlocks] = {};
 #pragma GCC unroll 4
-            for (int j = 0; j < kRowGroup / 8; j++) {
+            for (int j = 0; j < kRowGroup / 8; j++)
 #pragma GCC unroll 2
                 for (int n = 0; n < kBlocks; n++) {
                     const int step = k % kRecordInputs / 8 + j;
@@ -142,15 +142,17 @@ __attribute__((noinline)) void grouped_direct(
                     const Dot first_dot(first), second_dot(second);
                     all.add(n, first_dot, group, 8 * j);
                     all.add(n, second_dot, group, 8 * j + kStepInputs);
-                    first_dot.add(code_sums[n], four_ones());
-                    second_dot.add(code_sums[n], four_ones());
+                    first_dot.add_codes(code_sums[n]);
+                    second_dot.add_codes(code_sums[n]);
+                    if ((j + 1) * 8 % kGroup) continue;
+                    const int part = j * 8 / kGroup, number = k / kGroup + part;
+                    all.end_weights(n, form, scales[n], number, group, part);
+                    add_weights(weight_sums[n], form, scales[n], number, code_sums[n]);
+                    code_sums[n] = Reg16i{};
                 }
-                if (kGroup == 16 && j == 1) end(k / kGroup, group, Int8Group::kFirstSum);
-            }
-            if (kGroup == 16) end(k / kGroup + 1, group, Int8Group::kSecondSum);
-            else end(k / kGroup, group, Int8Group::kSum);
+            for (int n = 0; n < kBlocks; n++) all.end_rows(n, group, weight_sums[n], totals);
         });
     }
     for (int n = 0; n < kBlocks; n++)
-        for (int i = 0; i < kRows && n < stored; i++) store(to[i][to_block + n], all.totals[i][n]);
+        for (int i = 0; i < kRows && n < stored; i++) store(to[i][to_block + n], load_regs(totals[i][n]));
 }
