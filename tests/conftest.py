@@ -13,6 +13,7 @@ from collections.abc import Generator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+import hypothesis
 import process_owner
 import pytest
 from tritonlm.contract.imports import without_collections
@@ -24,6 +25,8 @@ _SHARED = {"shared_server": "shared", "shared_small_server": "shared", "bundled"
 _LONG = ("over_triton", "real_models")
 # Files whose tests need little set-up and take long together: any worker takes any of their tests.
 _SPREAD = ("test_schema",)
+# A busy machine is no fault: generated examples have no deadline, which hypothesis sets by default.
+_PROFILE = "without_deadline"
 # SDKs that take seconds to import and few tests use: a worker imports them for the first test that does.
 _LATE = ("anthropic", "openai")
 
@@ -34,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         process_owner.own_processes()
+    hypothesis.settings.register_profile(_PROFILE, hypothesis.settings(), deadline=None)
+    hypothesis.settings.load_profile(_PROFILE)
     # Its import looks into every module that is there: with thousands of them, that takes seconds.
     with without_collections():
         importlib.import_module("torch")
