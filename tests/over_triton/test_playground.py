@@ -180,7 +180,9 @@ def test_stopping_a_story_stops_the_engine(page: Page, bundled: Serve) -> None:
     page.select_option(".model", "fable")
     page.fill("#prompt", STORY)
     page.locator(".parameters summary").click()
-    page.fill("[name=min_tokens]", "400")
+    # Sixteen long stories at once: one alone would end while a busy browser shows its first text.
+    page.fill("[name=min_tokens]", "450")
+    page.fill("[name=n]", "16")
     # Stopped by a script in the page: on a fast machine the story would finish before a key press from here arrives.
     page.evaluate(STOP_AT_FIRST_TEXT)
     page.click("#run")
