@@ -135,6 +135,9 @@ def test_questions_about_a_chat_use_the_chat_template(gateway: Gateway, sdk: ope
         ("rerank", {"query": "a", "documents": []}, "documents"),
         ("rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n"),
         ("decisions", {"input": "a", "questions": []}, "questions"),
+        ("decisions", {"input": "a", "questions": [{"type": "predicate", "instructions": "a"}] * 401}, "questions"),
+        ("decisions", {"input": "a", "questions": [{**RED_OR_BLUE, "choices": [{"value": str(i)} for i in range(256)]}]
+          }, "questions[0].choices"),
         ("decisions", {"input": "a", "questions": [{**TRUE, "type": "guess"}]}, "questions[0].type"),
         ("decisions", {"input": "a", "questions": [{"type": "predicate"}]}, "questions[0].instructions"),
         ("decisions", {"input": "a", "questions": [TRUE, {**RATING, "levels": [1]}]}, "questions[1].levels"),
