@@ -1,4 +1,4 @@
-// Matmuls of weights in groups (grouped_form.hpp) and rows in int8 (grouped_rows.hpp):
+// Matmuls of weights in groups (grouped_form.hpp) and rows in bytes (grouped_rows.hpp):
 //   y[r][o] = sum over groups G of 32 inputs of
 //                 low[r][G] * (sum over k in G of w[o][k])
 //               + s[r][G] * (sum over groups g of weights in G of  scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
@@ -62,7 +62,8 @@ class GroupedBlocks {
   private:
     static bool alike(const GroupedForm& one, const GroupedForm& other) {
         return codes_of(one) == codes_of(other) && one.group == other.group && one.two_level == other.two_level &&
-               one.has_minima == other.has_minima && one.pairs == other.pairs && one.zero == other.zero && !memcmp(one.table, other.table, sizeof one.table);
+               one.has_minima == other.has_minima && one.pairs == other.pairs && one.zero == other.zero &&
+               !memcmp(one.table, other.table, sizeof one.table);
     }
 
     // Passes of rows over all inputs. The first one reads the weights from memory, and the others from the caches.

@@ -1,4 +1,4 @@
-// Sums of rows in int8 (grouped_rows.hpp) and weights in groups (grouped_form.hpp) in registers; and the pass of a few rows over all
+// Sums of rows in bytes (grouped_rows.hpp) and weights in groups (grouped_form.hpp) in registers; and the pass of a few rows over all
 // inputs, which unpacks codes in registers.
 //
 // The order of a row's sums (grouped.hpp) is the same for any number of rows.
@@ -78,8 +78,10 @@ struct GroupedSums {
         for (int i = 0; i < kRows; i++) dot.add(sums[i][n], rows.row(i) + k);
     }
 
-    // Ends group `number` of block n's scales, the i-th group of weights in that of the rows.
-    TRITONLM_INLINE void end_weights(int n, const GroupedForm& form, const GroupScales& scales, int number, const ByteGroup& rows, int part) {
+    // Ends group `number` of block n's scales, which is number `part` of the weights' groups in that of the rows.
+    TRITONLM_INLINE void end_weights(
+        int n, const GroupedForm& form, const GroupScales& scales, int number, const ByteGroup& rows, int part
+    ) {
         const Reg16 scale = load_regs(scales.scale[number]);
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++) {
@@ -109,7 +111,7 @@ struct GroupedSums {
     }
 };
 
-// Few rows: all inputs. Of kBlocks blocks, `stored` ones are stored: a single block is multiplied twice.
+// The rows of a pass: all inputs. Of kBlocks blocks, `stored` ones are stored: a single block is multiplied twice.
 template <Codes kCodes, int kGroup, int kRows, int kBlocks>
 __attribute__((noinline)) void grouped_direct(
     const GroupedRows& rows, int m, int tile, const GroupedBlock (&blocks)[2], int stored, int inputs, bool from_memory,
