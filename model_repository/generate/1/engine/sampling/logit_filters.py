@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,8 @@ TOP_P_CANDIDATES = 256
 # Bytes of temporaries per logit when all filters are used: most of them are 64 bits wide.
 _NUMBER_BYTES = 64
 
-Words = npt.NDArray[np.uint64]
+_WORD = 2**64 - 1
+_SEED_SALT, _CHOICE_SALT, _POSITION_SALT = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7
 
 
 @dataclass(frozen=True)
@@ -105,22 +107,29 @@ def softmax_weights(logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
 
 def uniform(seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
     """One number in (0, 1) for each (seed, choice, position): a hash, so there is no generator state."""
-    words = _mix(_words(seeds) + np.uint64(0x9E3779B97F4A7C15))
-    words = _mix(words ^ _mix(_words(choices) + np.uint64(0xD1B54A32D192ED03)))
-    words = _mix(words ^ _mix(_words(positions) + np.uint64(0x8CB92BA72F3D8DD7)))
+    words = [
+        _mix(_stream(seed, choice) ^ _mix(position + _POSITION_SALT))
+        for seed, choice, position in zip(seeds, choices, positions, strict=True)
+    ]
     # 52 bits plus one half: the result is never 0 and never rounds to 1.
-    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return np.array([((word >> 12) + 0.5) * 2.0**-52 for word in words])
 
 
-def _words(numbers: Sequence[int]) -> Words:
-    return np.asarray(numbers, dtype=np.int64).reshape(-1).view(np.uint64)
+@lru_cache(maxsize=4096)
+def _stream(seed: int, choice: int) -> int:
+    """What the numbers of one sequence have in common."""
+    return _mix(_mix(seed + _SEED_SALT) ^ _mix(choice + _CHOICE_SALT))
 
 
-def _mix(words: Words) -> Words:
-    """The finaliser of SplitMix64: a permutation of 64-bit words in which each bit depends on all others."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+def _mix(word: int) -> int:
+    """The finaliser of SplitMix64: a permutation of 64-bit words in which each bit depends on all others.
+
+    In Python's integers: a step has few rows, and a call into numpy for each operation takes longer than they.
+    """
+    word &= _WORD
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _WORD
+    return word ^ (word >> 31)
 
 
 def _column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

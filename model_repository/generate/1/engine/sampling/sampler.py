@@ -8,6 +8,7 @@ not know where logits and masks come from, how sequences are scheduled, nor text
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -127,7 +128,30 @@ def sample(
 
     None for a row that holds NaN or no finite logit that its mask allows.
     """
+    if best and not masks and all(state.is_plain for state in states):
+        return _plain_tokens(logits, states, best, sample_tokens, range(len(states)) if rows is None else rows)
     return choose_tokens(logits, states, best, sample_tokens, score, rows, masks).start_copy().read() if states else []
+
+
+def _plain_tokens(
+    logits: torch.Tensor,
+    states: Sequence[SamplingState],
+    best: Argmax,
+    sample_tokens: SampleTokens,
+    rows: Sequence[int],
+) -> list[Sampled | None]:
+    """As `choose_tokens` where nothing changes the logits and none are scored, with few calls into torch: right after a
+    step its code lies in no cache, and each call takes as long as a layer of a small model."""
+    values, best_ids = best.values.tolist(), best.ids.tolist()
+    ids = [best_ids[row] for row in rows]
+    if random := [n for n, state in enumerate(states) if not state.is_greedy]:
+        members = [states[n] for n in random]
+        sampled = _sample_rows(logits, [rows[n] for n in random], members, sample_tokens, 0, None).tolist()
+        for n, token_id in zip(random, sampled, strict=True):
+            ids[n] = token_id
+    return [
+        Sampled(token_id, None) if math.isfinite(values[row]) else None for row, token_id in zip(rows, ids, strict=True)
+    ]
 
 
 def choose_tokens(

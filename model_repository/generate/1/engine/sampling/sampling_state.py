@@ -66,6 +66,11 @@ class SamplingState:
         return self.parameters.temperature == 0
 
     @property
+    def is_plain(self) -> bool:
+        """Whether its next token is chosen from the logits as they are, and none of them is returned."""
+        return self.parameters.logprobs is None and not self.changes_logits()
+
+    @property
     def counts_tokens(self) -> bool:
         """Whether its logits depend on the tokens before: it has penalties."""
         return self._seen is not None or self._counts is not None

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,7 @@ from . import families
 from .adapters import NativeAdapter, pack_adapter
 from .quantized import BLOCK_OUTPUTS
 from .step_rows import StepRows
-from .structures import POINTER, Project, Sample, Score, Step
+from .structures import DOUBLE_CODE, FLOAT_CODE, INT_CODE, POINTER, Project, Sample, Score, Step, address_of
 from .unsupported import Unsupported
 from .weights import WeightPacker
 
@@ -127,15 +129,17 @@ class NativeRunner:
         logits = torch.empty(rows.logit_count, self._logit_stride)
         hidden = torch.empty(rows.hidden_count, self._model.hidden_size)
         max_logits, argmax_ids = torch.empty(rows.logit_count), torch.empty(rows.logit_count, dtype=torch.int64)
+        # Before the kernels run: they evict torch's code from the caches.
+        output = ForwardOutput(logits[:, : self.vocab_size], hidden, Argmax(max_logits, argmax_ids))
         step = Step(
-            rows.count, rows.logit_count, rows.hidden_count, rows.block_tables.shape[1], self._cache.block_tokens,
+            rows.count, rows.logit_count, rows.hidden_count, rows.table_width, self._cache.block_tokens,
             logits.shape[1], rows.adapter_count, *rows.addresses,
             ctypes.addressof(self._keys), ctypes.addressof(self._values), *rows.adapter_addresses,
             *(tensor.data_ptr() for tensor in (logits, hidden, max_logits, argmax_ids)),
             self._stage_seconds_address, self._progress.address,
         )  # fmt: skip
         self._library.step_model(self._handle, ctypes.byref(step))
-        return ForwardOutput(logits[:, : self.vocab_size], hidden, Argmax(max_logits, argmax_ids))
+        return output
 
     @property
     def _logit_stride(self) -> int:
@@ -180,19 +184,21 @@ class NativeRunner:
         rows: Sequence[int] | None = None,
         masks: TokenMasks | None = None,
     ) -> torch.Tensor:
-        row_indices = np.asarray(range(len(settings)) if rows is None else rows, np.int32)
-        mask_indices = np.asarray(masks.index if masks else (), np.int32)
         ids = torch.empty(len(settings), dtype=torch.int64)
-        temperatures, min_p = (
-            np.array([getattr(row, n) for row in settings], np.float64) for n in ("temperature", "min_p")
-        )
-        top_k = np.array([row.top_k for row in settings], np.int32)
-        top_p_tail = np.array([1 - row.top_p for row in settings], np.float32)
+        # In the order of Sample; the masks lie between the first two.
+        arrays: list[array[Any]] = [
+            array(INT_CODE, range(len(settings)) if rows is None else rows),
+            array(INT_CODE, masks.index if masks else ()),
+            array(DOUBLE_CODE, [row.temperature for row in settings]),
+            array(INT_CODE, [row.top_k for row in settings]),
+            array(FLOAT_CODE, [1 - row.top_p for row in settings]),
+            array(DOUBLE_CODE, [row.min_p for row in settings]),
+        ]
+        row_indices, *addresses = map(address_of, arrays)
         arguments = Sample(
             len(settings), logits.shape[1], logits.stride(0), masks.words.shape[1] if masks else 0,
-            logits.data_ptr(), row_indices.ctypes.data,
-            masks.words.ctypes.data if masks else None, mask_indices.ctypes.data,
-            *(array.ctypes.data for array in (temperatures, top_k, top_p_tail, min_p, uniforms)), ids.data_ptr(),
+            logits.data_ptr(), row_indices, masks.words.ctypes.data if masks else None, *addresses,
+            uniforms.ctypes.data, ids.data_ptr(),
         )  # fmt: skip
         self._library.sample_tokens(self._handle, ctypes.byref(arguments))
         return ids

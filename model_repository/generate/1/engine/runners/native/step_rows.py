@@ -5,12 +5,13 @@ It knows slices and their block tables, not what is computed.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-
-import numpy as np
+from itertools import accumulate
 
 from ...scheduling.scheduler import Slice
 from .adapters import NativeAdapter
+from .structures import INT_CODE, POINTER_CODE, address_of
 
 
 class StepRows:
@@ -33,21 +34,24 @@ class StepRows:
         logit_rows = [first + row for first, part in zip(first_rows, plan, strict=True) for row in part.logit_rows]
         hidden_rows = [first + row for first, part in zip(first_rows, plan, strict=True) for row in part.hidden_rows]
         self.count, self.logit_count, self.hidden_count = len(ids), len(logit_rows), len(hidden_rows)
-        self._arrays = [np.asarray(n, np.int32) for n in (ids, positions, sequences, logit_rows, hidden_rows)]
-        self.block_tables = np.zeros((len(plan), max(len(part.request.table.blocks) for part in plan)), np.int32)
-        for number, part in enumerate(plan):
-            blocks = part.request.table.blocks
-            self.block_tables[number, : len(blocks)] = blocks
+        tables = [part.request.table.blocks for part in plan]
+        self.table_width = max(map(len, tables))
+        block_tables = [block for table in tables for block in (*table, *[0] * (self.table_width - len(table)))]
+        # All in one array, so that one address is looked up.
+        parts = (ids, positions, sequences, logit_rows, hidden_rows, block_tables)
+        self._numbers = array(INT_CODE, [number for part in parts for number in part])
+        self._starts = list(accumulate(map(len, parts), initial=0))[: len(parts)]
 
     @property
     def addresses(self) -> list[int]:
         """Of Step's fields from `ids` to `block_tables`."""
-        return [array.ctypes.data for array in (*self._arrays, self.block_tables)]
+        first = address_of(self._numbers)
+        return [first + start * self._numbers.itemsize for start in self._starts]
 
     @property
     def adapter_addresses(self) -> list[int]:
         """Of Step's fields `adapters` and `adapter_rows`."""
-        return [self._adapter_pointers.ctypes.data, self._adapter_rows.ctypes.data]
+        return [address_of(self._adapter_pointers), address_of(self._adapter_rows)]
 
     @property
     def adapter_count(self) -> int:
@@ -69,6 +73,6 @@ class StepRows:
                 rows.append(0)
             slots.append(0 if adapter is None else numbers[id(adapter)])
             rows[slots[-1]] += part.count
-        self._adapter_rows = np.cumsum(rows, dtype=np.int32)
-        self._adapter_pointers = np.array([adapter.address for adapter in self.adapters], np.uintp)
+        self._adapter_rows = array(INT_CODE, accumulate(rows))
+        self._adapter_pointers = array(POINTER_CODE, [adapter.address for adapter in self.adapters])
         return slots

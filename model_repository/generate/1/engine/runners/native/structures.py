@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from enum import IntEnum
+from typing import Any
 
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
+# The same and doubles as type codes of `array`. The few numbers of a step go to the kernels as arrays of these: numpy
+# takes longer to make a small array and to name its address.
+POINTER_CODE, INT_CODE, FLOAT_CODE, DOUBLE_CODE = "Q", "i", "f", "d"
+
+
+def address_of(numbers: array[Any]) -> int:
+    return numbers.buffer_info()[0]
 
 
 class Buffer(IntEnum):
