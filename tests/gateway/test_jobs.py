@@ -190,8 +190,9 @@ def test_unknown_jobs_get_404_and_a_server_without_training_501(gateway: Gateway
 
 
 def submit(manager: JobManager, out: Path, **changed: Any) -> Job:
-    # An evaluation of the held-out sums takes longer than these steps.
-    values = {"steps": 12, "batch_size": 8, "eval_steps": 12, "threads": 1, **changed}
+    # A larger model's evaluations of the held-out sums take longer than these trainings.
+    sizes = {"layers": 1, "width": 32, "heads": 2}
+    values = {"steps": 12, "batch_size": 8, "eval_steps": 12, "threads": 1, "sizes": sizes, **changed}
     plan = make_plan(data="abacus", out=out, **values)
     return manager.add(out.name, out, {}, plan.model_dump(mode="json"))
 
@@ -210,13 +211,13 @@ def test_a_job_outlives_its_manager_and_the_next_one_continues_it(tmp_path: Path
 
 def test_a_killed_job_is_interrupted_and_can_be_resumed(tmp_path: Path) -> None:
     manager = JobManager(JobStore(tmp_path / "jobs.sqlite"))
-    started = submit(manager, tmp_path / "mine", steps=40, eval_steps=5)
+    started = submit(manager, tmp_path / "mine", steps=600, eval_steps=100)
     wait_until(lambda: bool(list((tmp_path / "mine").glob("checkpoint-*/training.json"))))
     os.kill(started.process_id or 0, signal.SIGKILL)
     wait_until(lambda: (manager.poll(), manager.get(started.id).state)[1] == "interrupted")
     assert manager.resume(started.id).state == "running"
     wait_until(lambda: (manager.poll(), manager.get(started.id).state)[1] == "finished")
-    assert "step 40 of 40" in started.log.read_text()
+    assert "step 600 of 600" in started.log.read_text()
 
 
 def test_a_closing_manager_interrupts_its_jobs(tmp_path: Path) -> None:
