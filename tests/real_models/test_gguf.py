@@ -22,7 +22,7 @@ from fakes.models import load_module
 from inference.harness import run, submit
 from real_checkpoints import CACHE, GEMMA3, SMOLLM2, RealModel, Unavailable, checkpoint
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoModelForCausalLM, GgufConfig
+from transformers import AutoModelForCausalLM
 from tritonlm.checkpoints.gguf import prepare
 from tritonlm.checkpoints.gguf.header import read_header
 from tritonlm.contract import Checkpoint
@@ -44,7 +44,7 @@ class Published:
             self.file, self.converted = gguf_file(model), checkpoint(model)
         except Unavailable as error:
             pytest.skip(str(error))
-        self.name, self.folder = model.name, prepare(self.file)
+        self.model, self.name, self.folder = model, model.name, prepare(self.file)
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
 
@@ -57,10 +57,9 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def reference(published: Published) -> Any:
-    return AutoModelForCausalLM.from_pretrained(
-        published.file.parent, gguf_file=published.file.name, dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    ).eval()  # fmt: skip
+    """transformers has dequantized the file's weights to float32."""
+    folder = checkpoint(published.model, dtype="float32")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def engine_of(published: Published, dtype: str, **settings: Any) -> Engine:
