@@ -11,11 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from tritonlm.checkpoints.reference import HubModel, Source, absolute, default_name, source_of
 from tritonlm.contract import CheckpointError, devices, tool_formats
@@ -23,6 +21,9 @@ from tritonlm.contract.parts import PARTS, part_of
 
 from .errors import ServingError
 from .settings import Device, KVDtype
+
+if TYPE_CHECKING:
+    from ruamel.yaml import YAML
 
 # A model's name is also a folder name and a part of URLs.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -195,8 +196,8 @@ def _load(file: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ServingError(f"the registry {file} cannot be read: {error}") from None
     try:
-        return json.loads(text) if file.suffix == ".json" else _yaml().load(text) or []
-    except (ValueError, YAMLError) as error:
+        return json.loads(text) if file.suffix == ".json" else _load_yaml(text) or []
+    except ValueError as error:
         reason = " ".join(str(error).split())
         raise ServingError(f"the registry {file} is not valid {file.suffix[1:].upper() or 'YAML'}: {reason}") from None
 
@@ -209,7 +210,19 @@ def _rows(content: Any, file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _load_yaml(text: str) -> Any:
+    """Raises ValueError if it is not valid YAML."""
+    from ruamel.yaml.error import YAMLError  # noqa: PLC0415 (as in `_yaml`)
+
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
 def _yaml() -> YAML:
+    from ruamel.yaml import YAML  # noqa: PLC0415 (slow to import, and many servers have no registry)
+
     # The round-trip mode, which keeps comments and order.
     return YAML()
 

@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tritonlm.contract.load_progress import Loaded
 
 from .errors import ServingError
 from .ports import reachable_host
 from .settings import Settings
 
-_stderr = Console(stderr=True)
 _UPDATE_SECONDS = 2.0
 # The bundled language models: sums and stories.
 _ADDER, _STORYTELLER = "abacus", "fable"
@@ -36,8 +33,10 @@ def step(text: str) -> Iterator[Callable[[str], None]]:
 
     On a terminal it is a spinner, elsewhere (logs, CI) plain lines, of updates one every few seconds.
     """
-    if _stderr.is_terminal:
-        with _stderr.status(f"{text} …") as status:
+    if sys.stderr.isatty():
+        from rich.console import Console  # noqa: PLC0415 (slow to import, and a server seldom has a terminal)
+
+        with Console(stderr=True).status(f"{text} …") as status:
             yield lambda update: status.update(f"{update} …")
         return
     say(f"{text} …")
