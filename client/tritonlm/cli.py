@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from tritonlm import __version__
 from tritonlm.access.exposure import exposure_problem
 from tritonlm.contract import TritonLMError
-from tritonlm.contract.imports import without_collections
+from tritonlm.contract.imports import without_collections, without_modules
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, paths, read_settings, terminal
 from tritonlm.serving.placeholder import PlaceholderListener
@@ -163,7 +163,8 @@ def serve(
         raise typer.Exit(2) from None
     try:
         with PlaceholderListener(settings.host, settings.port) if settings.gateway else nullcontext() as placeholder:
-            with without_collections():
+            # httpx's command line takes more than half of its import.
+            with without_collections(), without_modules("httpx._main"):
                 # After the port is open.
                 from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415
 

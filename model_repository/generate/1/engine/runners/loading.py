@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from safetensors import safe_open
-from tritonlm.contract.imports import without_collections
+from tritonlm.contract.imports import without_collections, without_modules
 from tritonlm.contract.load_progress import LoadProgress
 
 from ..monitoring.step_journal import has_served
@@ -23,6 +23,8 @@ from ..monitoring.step_journal import has_served
 T = TypeVar("T")
 # A thread of this niceness gets a tenth of a busy core, and all of an idle one.
 _NICENESS = 10
+# Kernels in Python for tensors without data. They take a quarter of torch's import; the native kernels need none.
+_META_KERNELS = "torch._meta_registrations"
 
 
 class _Load(threading.Thread, Generic[T]):
@@ -71,8 +73,14 @@ def _in_thread(load: Callable[[], T], niceness: int) -> T:
 
 def import_torch() -> None:
     """Import torch as a model is loaded: it is the largest part of a small model's load."""
-    with without_collections():
+    with without_collections(), without_modules(_META_KERNELS):
         in_load_thread(lambda: importlib.import_module("torch"))
+
+
+def import_meta_kernels() -> None:
+    """Import what `import_torch` leaves out: Hugging Face's modelling code, and compilers, compute without data."""
+    with without_collections():
+        in_load_thread(lambda: importlib.import_module(_META_KERNELS))
 
 
 @contextlib.contextmanager

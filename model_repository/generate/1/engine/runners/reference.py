@@ -29,7 +29,7 @@ from .gpu import block_attention, fused_layers, rotary
 from .interface import ForwardOutput, choose_devices, choose_dtype, engine_memory, weights_on_disk
 from .kv_cache import KVCache, LayerShape, cache_size, stored_dtype
 from .lm_head import LMHead
-from .loading import in_load_thread, reported_loading, tensor_bytes
+from .loading import import_meta_kernels, in_load_thread, reported_loading, tensor_bytes
 from .low_rank import LowRankHooks
 
 _log = logging.getLogger("tritonlm.engine")
@@ -60,6 +60,7 @@ class ReferenceRunner:
         make_model: MakeModel | None = None,
     ) -> None:
         """`make_model` makes the model in place of the checkpoint's weights: random ones, for a measurement."""
+        import_meta_kernels()
         checkpoint = Checkpoint(folder)
         checkpoint.check(weights=make_model is None)
         self.device = device or choose_devices(config.device)[0]
