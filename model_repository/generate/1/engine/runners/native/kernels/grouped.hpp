@@ -33,6 +33,10 @@ inline int direct_rows(int group) {
     return group == 32 ? kMaxGroupedRows : kGroupedPassRows;
 }
 
+// Rows that are multiplied by two blocks at a time, at most: half of the registers hold their sums, and with AVX2's fewer registers
+// one block takes less time.
+constexpr int kPairedRows = kAccumulators == 16 ? kAccumulators / 4 : 0;
+
 // Requests the lines of a block's inputs [begin, begin + count) from memory, into the second-level cache.
 __attribute__((always_inline)) inline void prefetch_chunk(const GroupedBlock& block, int begin, int count) {
     const uint8_t *from = block.data + block.form->record_offset(begin), *end = block.data + block.form->record_offset(begin + count);
@@ -69,8 +73,7 @@ class GroupedBlocks {
     // Passes of rows over all inputs. The first one reads the weights from memory, and the others from the caches.
     void direct(int first, int count, int n, int blocks, RowSums* sums) const {
         with_codes(*blocks_[n].form, [&](auto codes) {
-            // More rows than half of the registers hold of two blocks: one block after the other.
-            const int some = count <= kAccumulators / 4 ? blocks : 1;
+            const int some = count <= kPairedRows ? blocks : 1;
             for (int i = n; i < n + blocks; i += some) {
                 const GroupedBlock pair[] = {blocks_[i], blocks_[i + some - 1]};
                 direct_passes<decltype(codes)::value>(first, count, pair, some, sums, i);
@@ -81,7 +84,7 @@ class GroupedBlocks {
     template <Codes kCodes>
     void direct_passes(int first, int count, const GroupedBlock (&pair)[2], int blocks, RowSums* sums, int n) const {
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
-            constexpr int kRows = decltype(number)::value, kBlocks = 4 * kRows <= kAccumulators ? 2 : 1;
+            constexpr int kRows = decltype(number)::value, kBlocks = kRows <= kPairedRows ? 2 : 1;
             for (int i = 0; i < blocks; i += kBlocks) {
                 const GroupedBlock own[] = {pair[i], pair[std::min(i + 1, blocks - 1)]};
                 grouped_direct<kCodes, direct_group(kCodes), kRows, kBlocks>(

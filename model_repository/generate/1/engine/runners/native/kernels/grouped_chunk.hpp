@@ -31,9 +31,11 @@ struct GroupedChunk {
         for (int k = 0, step = 0, group = 0; k < count; k += kRowGroup) {
             const uint8_t* from = block + form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
             Reg16 weight_sum = {};
+#pragma GCC unroll 4
             for (int j = 0; j < kRowGroup / 8; j++) {
                 CodeBytes first, second;
-                unpack_codes<kCodes>(form, from, k % kRecordInputs / 8 + j, first, second);
+                const unsigned in_record = (unsigned)k % kRecordInputs / kRowGroup * (kRowGroup / 8);
+                unpack_codes<kCodes>(form, from, in_record + j, first, second);
                 first.store(bytes + (k + 8 * j) * kVecSize);
                 second.store(bytes + (k + 8 * j + kStepInputs) * kVecSize);
                 Dot(first).add_codes(sums[0]);

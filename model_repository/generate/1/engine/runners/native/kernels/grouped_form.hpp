@@ -4,8 +4,9 @@
 // Layout of a block of 16 outputs: a record for each 64 inputs, to a multiple of which they are padded with zero scales:
 //   scales   [64 / group][16] in float16, then minima likewise; whole cache lines
 //   nibbles  [8][16][4] bytes for 4 bits and more: bits 0-3 of a byte are input 8 j + i, bits 4-7 input 8 j + 4 + i
-//   planes   [bits % 4][16] masks of 64 bits: bit 4 o + i of mask s is a further bit of input 4 s + i of output o
-//   bytes    [16][16][4] for 8 bits, in place of nibbles and planes
+//   pairs    [4][16][4] bytes for 2, 3 and 6 bits: bits 2 s and 2 s + 1 of a byte are the next two bits of input 16 q + 4 s + i
+//   masks    [16] of 64 bits for 3 and 5 bits: bit 4 o + i of mask s is the highest bit of input 4 s + i of output o
+//   bytes    [16][16][4] for 8 bits, in place of all these
 // In two levels (as K-quants have them) scales and minima are integers of 8 bits, or with `pairs` of 4 bits in one byte, the minimum
 // in the high ones. Before every fourth record a line holds the float16 factors [16] of the scales and of the minima; inputs are
 // padded to a multiple of 256.
@@ -85,30 +86,60 @@ inline Codes codes_of(const GroupedForm& form) {
     }
 }
 
-inline Vec16 load_halves(const void* from) {
+inline Reg16 load_halves(const uint8_t* from) {
 #ifdef __AVX512F__
-    return (Vec16)_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
+    return (Vec16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #else
-    // The exponent's bias is 112 less than float32's, for denormals too.
-    Vec16h halves;
-    memcpy(&halves, from, sizeof halves);
-    const Vec16u bits = __builtin_convertvector(halves, Vec16u);
-    const Vec16 magnitudes = (Vec16)((bits & 0x7fff) << 13) * 0x1p112f;
-    return (Vec16)((Vec16u)magnitudes | (bits & 0x8000) << 16);
+    Reg16 result;
+    for (int i = 0; i < kRegsPerVec; i++) {
+        RegHalf halves;
+        memcpy(&halves, from + i * sizeof halves, sizeof halves);
+        // The exponent's bias is 112 less than float32's, for denormals too.
+        const RegUint bits = __builtin_convertvector(halves, RegUint);
+        const Reg magnitudes = (Reg)((bits & 0x7fff) << 13) * 0x1p112f;
+        result.regs[i] = (Reg)((RegUint)magnitudes | (bits & 0x8000) << 16);
+    }
+    return result;
 #endif
 }
 
-inline Vec16i load_bytes(const void* from) {
+// Signed bytes; their low four bits, and their high ones.
 #ifdef __AVX512F__
-    return (Vec16i)_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
-#else
-    Vec16b bytes;
-    memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(bytes, Vec16i);
-#endif
+inline Reg16i load_bytes(const uint8_t* from) {
+    return (Vec16i)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
-
-inline Vec16 floats_of(Vec16i numbers) { return __builtin_convertvector(numbers, Vec16); }
+inline Reg16i low_nibbles(const Reg16i& bytes) { return bytes & 15; }
+inline Reg16i high_nibbles(const Reg16i& bytes) { return bytes >> 4 & 15; }
+inline Reg16 to_floats(const Reg16i& numbers) { return __builtin_convertvector(numbers, Vec16); }
+#else
+template <typename Function>
+inline Reg16i map_regs(const Reg16i& numbers, Function function) {
+    Reg16i result;
+    for (int i = 0; i < kRegsPerVec; i++) result.regs[i] = function(numbers.regs[i]);
+    return result;
+}
+inline Reg16i load_bytes(const uint8_t* from) {
+    typedef int8_t RegByte __attribute__((vector_size(kRegSize)));
+    Reg16i result;
+    for (int i = 0; i < kRegsPerVec; i++) {
+        RegByte bytes;
+        memcpy(&bytes, from + i * sizeof bytes, sizeof bytes);
+        result.regs[i] = __builtin_convertvector(bytes, RegInt);
+    }
+    return result;
+}
+inline Reg16i low_nibbles(const Reg16i& bytes) {
+    return map_regs(bytes, [](RegInt reg) { return reg & 15; });
+}
+inline Reg16i high_nibbles(const Reg16i& bytes) {
+    return map_regs(bytes, [](RegInt reg) { return reg >> 4 & 15; });
+}
+inline Reg16 to_floats(const Reg16i& numbers) {
+    Reg16 result;
+    for (int i = 0; i < kRegsPerVec; i++) result.regs[i] = __builtin_convertvector(numbers.regs[i], Reg);
+    return result;
+}
+#endif
 
 // Of a chunk of inputs: scales and minima of its groups, [inputs / group], and the sums of the weights of each 32 inputs.
 struct GroupScales {
@@ -119,7 +150,7 @@ struct GroupScales {
 // in each pass. It leaves the sums of weights.
 __attribute__((noinline)) inline void load_scales(const GroupedForm& form, const uint8_t* block, int k, int count, GroupScales& to) {
     const unsigned per_record = form.group == 16 ? 4 : 2;
-    Vec16 factor = {}, minimum_factor = {};
+    Reg16 factor = {}, minimum_factor = {};
     if (form.two_level) {
         const uint8_t* header = block + form.record_offset(k) - kCacheLine;
         factor = load_halves(header);
@@ -129,12 +160,12 @@ __attribute__((noinline)) inline void load_scales(const GroupedForm& form, const
     for (unsigned number = 0; number < count / kRecordInputs * per_record; from += form.record_bytes)
         for (unsigned i = 0; i < per_record; i++, number++) {
             const uint8_t* minima = from + form.minima_offset;
-            Vec16 scale, minimum = {};
+            Reg16 scale, minimum = {};
             if (form.two_level) {
-                const Vec16i bytes = load_bytes(from + i * kVecSize);
-                scale = floats_of(form.pairs ? bytes & 15 : bytes) * factor;
-                if (form.pairs) minimum = floats_of(bytes >> 4 & 15) * minimum_factor;
-                else if (form.has_minima) minimum = floats_of(load_bytes(minima + i * kVecSize)) * minimum_factor;
+                const Reg16i bytes = load_bytes(from + i * kVecSize);
+                scale = to_floats(form.pairs ? low_nibbles(bytes) : bytes) * factor;
+                if (form.pairs) minimum = to_floats(high_nibbles(bytes)) * minimum_factor;
+                else if (form.has_minima) minimum = to_floats(load_bytes(minima + i * kVecSize)) * minimum_factor;
             } else {
                 scale = load_halves(from + 2 * i * kVecSize);
                 if (form.has_minima) minimum = load_halves(minima + 2 * i * kVecSize);
@@ -159,8 +190,15 @@ struct CodeBytes {
         const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
         return {_mm512_shuffle_epi8(values, bytes)};
     }
+    // Sets bits `to` and `to` + 1, which are 0, to pair number `pair` of each byte of `pairs`.
+    CodeBytes add_pair(const CodeBytes& pairs, int pair, int to) const {
+        const int right = 2 * pair - to;
+        const __m512i shifted = right < 0 ? _mm512_slli_epi16(pairs.bytes, -right) : _mm512_srli_epi16(pairs.bytes, right);
+        constexpr int kFirstOrBothOthers = 0xf8;
+        return {_mm512_ternarylogic_epi32(bytes, shifted, _mm512_set1_epi8((char)(3 << to)), kFirstOrBothOthers)};
+    }
     // Adds `value` to the bytes whose bit is set.
-    CodeBytes add_plane(const uint8_t* mask, int value) const {
+    CodeBytes add_mask(const uint8_t* mask, int value) const {
         uint64_t bits;
         memcpy(&bits, mask, sizeof bits);
         return {_mm512_mask_add_epi8(bytes, bits, bytes, _mm512_set1_epi8((char)value))};
@@ -192,7 +230,14 @@ struct CodeBytes {
         const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
         return map([&](int i) { return _mm256_shuffle_epi8(values, bytes[i]); });
     }
-    CodeBytes add_plane(const uint8_t* mask, int value) const {
+    CodeBytes add_pair(const CodeBytes& pairs, int pair, int to) const {
+        const int right = 2 * pair - to;
+        return map([&](int i) {
+            const __m256i from = pairs.bytes[i], shifted = right < 0 ? _mm256_slli_epi16(from, -right) : _mm256_srli_epi16(from, right);
+            return _mm256_or_si256(bytes[i], _mm256_and_si256(shifted, _mm256_set1_epi8((char)(3 << to))));
+        });
+    }
+    CodeBytes add_mask(const uint8_t* mask, int value) const {
         // Byte n of 32 gets byte n / 8 of the mask, of which it tests bit n % 8.
         const __m256i places = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
         const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
@@ -232,7 +277,10 @@ struct CodeBytes {
     CodeBytes look_up(const uint8_t* table) const {
         return map([&](int i) { return table[bytes[i]]; });
     }
-    CodeBytes add_plane(const uint8_t* mask, int value) const {
+    CodeBytes add_pair(const CodeBytes& pairs, int pair, int to) const {
+        return map([&](int i) { return bytes[i] | (pairs.bytes[i] >> 2 * pair & 3) << to; });
+    }
+    CodeBytes add_mask(const uint8_t* mask, int value) const {
         return map([&](int i) { return bytes[i] + (mask[i / 8] >> i % 8 & 1) * value; });
     }
 };
@@ -241,7 +289,7 @@ struct CodeBytes {
 // The codes of inputs 8 j to 8 j + 7 of a record, whose codes begin at `from`, less the form's zero.
 template <Codes kCodes>
 __attribute__((always_inline)) inline void unpack_codes(
-    const GroupedForm& form, const uint8_t* from, int j, CodeBytes& first, CodeBytes& second
+    const GroupedForm& form, const uint8_t* from, unsigned j, CodeBytes& first, CodeBytes& second
 ) {
     constexpr int kBits = bits_of(kCodes);
     first = second = CodeBytes::zero();
@@ -254,11 +302,17 @@ __attribute__((always_inline)) inline void unpack_codes(
         second = both.high_nibbles();
         from += kRecordInputs / 8 * kStepBytes;
     }
-    for (int plane = 0; plane < kBits % 4; plane++) {
-        const uint8_t* masks = from + plane * kRecordInputs / kStepInputs * sizeof(uint64_t) + 2 * j * sizeof(uint64_t);
-        const int value = 1 << (kBits / 4 * 4 + plane);
-        first = first.add_plane(masks, value);
-        second = second.add_plane(masks + sizeof(uint64_t), value);
+    if constexpr (kBits % 4 >= 2) {
+        constexpr int kStepsPerPairs = 4;
+        const CodeBytes pairs = CodeBytes::load(from + 2 * j / kStepsPerPairs * kStepBytes);
+        first = first.add_pair(pairs, 2 * j % kStepsPerPairs, kBits / 4 * 4);
+        second = second.add_pair(pairs, (2 * j + 1) % kStepsPerPairs, kBits / 4 * 4);
+        from += kRecordInputs / kStepInputs / kStepsPerPairs * kStepBytes;
+    }
+    if constexpr (kBits % 2) {
+        const uint8_t* masks = from + 2 * j * sizeof(uint64_t);
+        first = first.add_mask(masks, 1 << (kBits - 1));
+        second = second.add_mask(masks + sizeof(uint64_t), 1 << (kBits - 1));
     }
     if constexpr (kCodes == Codes::kTable) {
         first = first.look_up(form.table);

@@ -86,19 +86,23 @@ class GroupedPacker {
 
     // Of the outputs' inputs from k on, at most 64.
     void pack_codes(int first, int count, int k, uint8_t* to) const {
-        const int inputs = std::min(kRecordInputs, source_.inputs - k), planes = form_.bits == 8 ? 0 : form_.bits % 4;
+        const int inputs = std::min(kRecordInputs, source_.inputs - k), low = form_.bits / 4 * 4;
         alignas(kCacheLine) uint8_t codes[kVecSize][kRecordInputs] = {};
         for (int lane = 0; lane < count; lane++) codes_.unpack(source_.codes + (first + lane) * source_.row_bytes, k, inputs, codes[lane]);
         alignas(kCacheLine) uint8_t steps[kRecordInputs / kStepInputs][kStepBytes];
         transpose(codes, steps);
-        if (form_.bits == 8) memcpy(to, steps, sizeof steps);
-        if (form_.bits >= 4 && form_.bits < 8)
-            for (int step = 0; step < kRecordInputs / kStepInputs; step += 2, to += kStepBytes)
+        constexpr int kSteps = kRecordInputs / kStepInputs;
+        if (form_.bits == 8) return (void)memcpy(to, steps, sizeof steps);
+        if (low)
+            for (int step = 0; step < kSteps; step += 2, to += kStepBytes)
                 for (int i = 0; i < kStepBytes; i++) to[i] = (steps[step][i] & 15) | steps[step + 1][i] << 4;
-        for (int plane = 0; plane < planes; plane++)
-            for (int step = 0; step < kRecordInputs / kStepInputs; step++)
-                for (int i = 0; i < kStepBytes; i += kMaskBytes, to += kMaskBytes / 8)
-                    store_mask(steps[step] + i, form_.bits / 4 * 4 + plane, to);
+        if (form_.bits % 4 >= 2)
+            for (int step = 0; step < kSteps; step += 4, to += kStepBytes)
+                for (int i = 0; i < kStepBytes; i++)
+                    for (int pair = 0; pair < 4; pair++) to[i] |= (steps[step + pair][i] >> low & 3) << 2 * pair;
+        if (form_.bits % 2)
+            for (int step = 0; step < kSteps; step++)
+                for (int i = 0; i < kStepBytes; i += kMaskBytes, to += kMaskBytes / 8) store_mask(steps[step] + i, form_.bits - 1, to);
     }
 
     // to[step][4 lane + i] = from[lane][4 step + i]

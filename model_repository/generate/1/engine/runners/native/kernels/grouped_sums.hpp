@@ -15,16 +15,6 @@
 #include "grouped_rows.hpp"
 #include "prefetch.hpp"
 
-inline Reg16 to_floats(const Reg16i& numbers) {
-#ifdef __AVX512F__
-    return __builtin_convertvector(numbers, Vec16);
-#else
-    Reg16 result;
-    for (int i = 0; i < kRegsPerVec; i++) result.regs[i] = __builtin_convertvector(numbers.regs[i], Reg);
-    return result;
-#endif
-}
-
 // total += factor * numbers: fused where the processor does that, and never left to the compiler's choice.
 inline void add_product(Reg16& total, float factor, const Reg16& numbers) {
 #ifdef __AVX512F__
@@ -106,8 +96,8 @@ struct GroupedSums {
             store(totals[i][n], total);
             scaled[i][n] = Reg16{};
         }
-        // Three sums of each row are more than the registers hold. The compiler would not keep these in memory, but others.
-        if (kGroup < kRowGroup) asm volatile("" : : "r"(totals) : "memory");
+        // Three sums of each of many rows are more than the registers hold. The compiler would not keep these in memory, but others.
+        if (kGroup < kRowGroup && kAccumulators == 16) asm volatile("" : : "r"(totals) : "memory");
     }
 };
 
@@ -125,22 +115,28 @@ __attribute__((noinline)) void grouped_direct(
     alignas(kCacheLine) typename Sums::Totals totals = {};
     alignas(kCacheLine) GroupScales scales[kBlocks];
     const size_t bytes = grouped_block_bytes(form, inputs), skipped = (kBlocks - 1) * bytes;
-    AheadPrefetch ahead[] = {{blocks[0].data, bytes, skipped, from_memory}, {blocks[1].data, bytes, skipped, from_memory}};
+    // Of 32 inputs: a line for each bit of the codes, and one for scales.
+    AheadPrefetch<bits_of(kCodes) + 1> ahead[] = {{blocks[0].data, bytes, skipped, from_memory}, {blocks[1].data, bytes, skipped, from_memory}};
     for (int begin = 0; begin < padded; begin += kSuperInputs) {
         const int count = std::min(kSuperInputs, padded - begin);
-        for (int n = 0; n < kBlocks; n++) load_scales(form, blocks[n].data, begin, count, scales[n]);
+        for (int n = 0; n < kBlocks; n++) {
+            load_scales(form, blocks[n].data, begin, count, scales[n]);
+            ahead[n].seek(blocks[n].data + form.record_offset(begin));
+        }
         rows.groups(m, kRows, inputs, begin, count, tile).for_each([&](int k, const ByteGroup& group) __attribute__((always_inline)) {
             const size_t offset = form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
             Reg16 weight_sums[kBlocks] = {};
             Reg16i code_sums[kBlocks] = {};
+            for (auto& prefetch : ahead) prefetch.begin_part();
 #pragma GCC unroll 4
             for (int j = 0; j < kRowGroup / 8; j++)
 #pragma GCC unroll 2
                 for (int n = 0; n < kBlocks; n++) {
-                    const int step = k % kRecordInputs / 8 + j;
+                    // Its lowest bits are known to the compiler.
+                    const unsigned step = (unsigned)k % kRecordInputs / kRowGroup * (kRowGroup / 8) + j;
                     CodeBytes first, second;
                     unpack_codes<kCodes>(form, blocks[n].data + offset, step, first, second);
-                    ahead[n].follow(blocks[n].data + offset + step * 8 * kVecSize * bits_of(kCodes) / 8);
+                    ahead[n](j, kRowGroup / 8);
                     const Dot first_dot(first), second_dot(second);
                     all.add(n, first_dot, group, 8 * j);
                     all.add(n, second_dot, group, 8 * j + kStepInputs);

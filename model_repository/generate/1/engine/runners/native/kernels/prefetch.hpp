@@ -53,19 +53,29 @@ struct BlockPrefetch : SpreadPrefetch<kBlocks, 2> {
     }
 };
 
-// The lines of a block, as far ahead of those that are read as memory takes to bring them. Beyond the block's end follow those of the
-// block that the thread reads next, `skipped` bytes behind it. Into the second-level cache, like those of BlockPrefetch.
+// The lines of a block, as far ahead of those that are read as memory takes to bring them, kLines for each part of it that is read.
+// Beyond the block's end follow those of the block that the thread reads next, `skipped` bytes behind it. Into the second-level
+// cache, like those of BlockPrefetch. Without branches: those of a pass of one row would take longer than its products.
+template <int kLines>
 struct AheadPrefetch {
-    static constexpr size_t kAhead = 6144;
-    uintptr_t next, end;
-    size_t skipped;
+    static constexpr size_t kAhead = 6144, kLine = 64;
+    uintptr_t from = 0, next, end;
+    size_t skipped, advance;
 
-    // A pass whose weights are in a cache already prefetches nothing.
+    // A pass whose weights are in a cache already prefetches the block's beginning again.
     AheadPrefetch(const uint8_t* block, size_t bytes, size_t skipped, bool from_memory)
-        : next(from_memory ? (uintptr_t)block + kAhead : UINTPTR_MAX), end((uintptr_t)block + bytes), skipped(skipped) {}
+        : next((uintptr_t)block), end((uintptr_t)block + bytes), skipped(skipped), advance(from_memory ? kLines * kLine : 0) {}
 
-    __attribute__((always_inline)) void follow(const uint8_t* read) {
-        for (; next <= (uintptr_t)read + kAhead; next += 64) __builtin_prefetch((const void*)(next + (next < end ? 0 : skipped)), 0, 2);
+    // The next parts follow from here on.
+    __attribute__((always_inline)) void seek(const uint8_t* read) { if (advance) next = (uintptr_t)read + kAhead; }
+    __attribute__((always_inline)) void begin_part() {
+        from = next + (next < end ? 0 : skipped);
+        next += advance;
+    }
+    // Of a part's lines those of one of its steps.
+    __attribute__((always_inline)) void operator()(int step, int steps) const {
+        for (int line = kLines * step / steps; line < kLines * (step + 1) / steps; line++)
+            __builtin_prefetch((const void*)(from + line * kLine), 0, 2);
     }
 };
 
