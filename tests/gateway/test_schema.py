@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import schemathesis
 from fakes.fake_transport import LM, FakeTransport
 from hypothesis import HealthCheck, given, settings
@@ -64,6 +65,21 @@ def cases(label: str, mode: GenerationMode) -> st.SearchStrategy[Any]:
 
     generated = short_operations()[label].as_strategy(generation_mode=mode).map(judge)
     return generated.filter(lambda case: case.meta.generation.mode is mode)
+
+
+@functools.cache
+def session() -> requests.Session:
+    """Keeps connections: a session and a connection for each request take longer than the request itself."""
+    session = requests.Session()
+    # Looking for proxies takes long, too.
+    session.trust_env = False
+    return session
+
+
+def validated(gateway: Gateway, case: Any, excluded: Sequence[Any] = ()) -> Any:
+    """The response, which is as documented."""
+    checks = [*BEYOND_SCHEMA, *excluded]
+    return case.call_and_validate(base_url=gateway.url, session=session(), excluded_checks=checks)
 
 
 def storing(folder: Path) -> dict[str, Any]:
@@ -183,7 +199,7 @@ def check_known(gateway: Gateway, label: str, change: Callable[[Any], None]) -> 
         nonlocal succeeded
         case = data.draw(cases(label, GenerationMode.POSITIVE))
         change(case)
-        succeeded += case.call_and_validate(base_url=gateway.url, excluded_checks=BEYOND_SCHEMA).status_code == 200
+        succeeded += validated(gateway, case).status_code == 200
 
     hold()
     return succeeded
@@ -209,7 +225,8 @@ def check_scopes(gateway: Gateway, label: str, secrets: dict[str, str]) -> None:
     def hold(data: st.DataObject) -> None:
         case = data.draw(cases(label, GenerationMode.POSITIVE))
         for scope, secret in secrets.items():
-            answer = case.call(base_url=gateway.url, headers={"Authorization": f"Bearer {secret}"})
+            authorization = {"Authorization": f"Bearer {secret}"}
+            answer = case.call(base_url=gateway.url, session=session(), headers=authorization)
             assert answer.status_code < 500 or (label in TRAINING and answer.status_code == 501)
             is_allowed = path in PUBLIC_PATHS or required == scope
             assert is_allowed or answer.status_code == 403, scope
@@ -225,7 +242,7 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
         case = data.draw(cases(label, mode))
-        case.call_and_validate(base_url=gateway.url, excluded_checks=[*BEYOND_SCHEMA, *excluded])
+        validated(gateway, case, excluded)
 
     hold()
 
@@ -238,7 +255,7 @@ def test_a_body_that_is_too_large_is_refused_as_documented(gateway: Gateway) -> 
     def hold(case: Any) -> None:
         case.path_parameters, case.query, case.headers, case.cookies = {}, {}, {}, {}
         case.body = {"model": "fake", "prompt": "a", "guided_choice": [*(["x" * 2**18] * 17), 1]}
-        answer = case.call_and_validate(base_url=gateway.url, excluded_checks=BEYOND_SCHEMA)
+        answer = validated(gateway, case)
         assert answer.status_code == 413
 
     hold()
