@@ -194,10 +194,9 @@ def check_known(gateway: Gateway, label: str, change: Callable[[Any], None]) -> 
     succeeded = 0
 
     @settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(data=st.data())
-    def hold(data: st.DataObject) -> None:
+    @given(case=cases(label, GenerationMode.POSITIVE))
+    def hold(case: Any) -> None:
         nonlocal succeeded
-        case = data.draw(cases(label, GenerationMode.POSITIVE))
         change(case)
         succeeded += validated(gateway, case).status_code == 200
 
@@ -221,9 +220,8 @@ def check_scopes(gateway: Gateway, label: str, secrets: dict[str, str]) -> None:
     required = scope_of(operation.method.upper(), path)
 
     @settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(data=st.data())
-    def hold(data: st.DataObject) -> None:
-        case = data.draw(cases(label, GenerationMode.POSITIVE))
+    @given(case=cases(label, GenerationMode.POSITIVE))
+    def hold(case: Any) -> None:
         for scope, secret in secrets.items():
             authorization = {"Authorization": f"Bearer {secret}"}
             answer = case.call(base_url=gateway.url, session=session(), headers=authorization)
@@ -239,9 +237,8 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
         return
 
     @settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(data=st.data())
-    def hold(data: st.DataObject) -> None:
-        case = data.draw(cases(label, mode))
+    @given(case=cases(label, mode))
+    def hold(case: Any) -> None:
         validated(gateway, case, excluded)
 
     hold()
