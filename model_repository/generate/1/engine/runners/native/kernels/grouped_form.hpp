@@ -103,43 +103,12 @@ inline Reg16 load_halves(const uint8_t* from) {
 #endif
 }
 
-// Signed bytes; their low four bits, and their high ones.
-#ifdef __AVX512F__
-inline Reg16i load_bytes(const uint8_t* from) {
-    return (Vec16i)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-inline Reg16i low_nibbles(const Reg16i& bytes) { return bytes & 15; }
-inline Reg16i high_nibbles(const Reg16i& bytes) { return bytes >> 4 & 15; }
-inline Reg16 to_floats(const Reg16i& numbers) { return __builtin_convertvector(numbers, Vec16); }
-#else
-template <typename Function>
-inline Reg16i map_regs(const Reg16i& numbers, Function function) {
-    Reg16i result;
-    for (int i = 0; i < kRegsPerVec; i++) result.regs[i] = function(numbers.regs[i]);
-    return result;
-}
-inline Reg16i load_bytes(const uint8_t* from) {
-    typedef int8_t RegByte __attribute__((vector_size(kRegSize)));
-    Reg16i result;
-    for (int i = 0; i < kRegsPerVec; i++) {
-        RegByte bytes;
-        memcpy(&bytes, from + i * sizeof bytes, sizeof bytes);
-        result.regs[i] = __builtin_convertvector(bytes, RegInt);
-    }
-    return result;
-}
 inline Reg16i low_nibbles(const Reg16i& bytes) {
-    return map_regs(bytes, [](RegInt reg) { return reg & 15; });
+    return map_ints([](auto reg) { return reg & 15; }, bytes);
 }
 inline Reg16i high_nibbles(const Reg16i& bytes) {
-    return map_regs(bytes, [](RegInt reg) { return reg >> 4 & 15; });
+    return map_ints([](auto reg) { return reg >> 4 & 15; }, bytes);
 }
-inline Reg16 to_floats(const Reg16i& numbers) {
-    Reg16 result;
-    for (int i = 0; i < kRegsPerVec; i++) result.regs[i] = __builtin_convertvector(numbers.regs[i], Reg);
-    return result;
-}
-#endif
 
 // Of a chunk of inputs: scales and minima of its groups, [inputs / group], and the sums of the weights of each 32 inputs.
 struct GroupScales {

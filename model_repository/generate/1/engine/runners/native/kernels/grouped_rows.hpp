@@ -135,12 +135,12 @@ class GroupedRows {
 
     // The numbers of a group of inputs, with zeros beyond the last one.
     struct Numbers {
-        Vec16 parts[kParts] = {};
+        Reg16 parts[kParts] = {};
 
         template <typename T>
         Numbers(const Rows<T>& from, int row, int k) {
             for (int i = 0; i < kParts; i++)
-                if (const int column = k + i * kVecSize; column < from.inputs()) parts[i] = load(from.at(row, column));
+                if (const int column = k + i * kVecSize; column < from.inputs()) parts[i] = load_regs(from.at(row, column));
         }
     };
 
@@ -159,18 +159,18 @@ class GroupedRows {
 
     // A group with a NaN gets the scale NaN, and so do its results.
     static void quantize_group(const Numbers& numbers, const ByteGroup& to) {
-        Vec16 lower = numbers.parts[0], upper = lower;
+        Reg16 lower = numbers.parts[0], upper = lower;
         bool has_nan = false;
-        for (const Vec16& part : numbers.parts) {
-            lower = part < lower ? part : lower;
-            upper = upper < part ? part : upper;
+        for (const Reg16& part : numbers.parts) {
+            lower = min(part, lower);
+            upper = max(part, upper);
             has_nan |= any_nan(part);
         }
-        const float low = -reduce_max(-lower), high = reduce_max(upper);
+        const float low = -reduce_max(-1.0f * lower), high = reduce_max(upper);
         const float scale = has_nan ? __builtin_nanf("") : (high - low) / kSteps;
         const float inverse = scale > 0.0f ? 1 / scale : 0.0f;
         Numbers steps = numbers;
-        for (Vec16& part : steps.parts) part = (part - low) * inverse;
+        for (Reg16& part : steps.parts) part = map_floats([&](auto x) { return (x - low) * inverse; }, part);
         store_bytes(steps, kLeast, to);
         set_range(to, scale, low - kLeast * scale);
     }
@@ -186,10 +186,9 @@ class GroupedRows {
         const float scale = whole.field(ByteGroup::kScale, 0), low = whole.field(ByteGroup::kLow, 0), fine = scale / kSteps;
         Numbers steps = numbers;
         for (int i = 0; i < kParts; i++) {
-            Vec16b bytes;
-            memcpy(&bytes, whole.row(0) + i * kVecSize, sizeof bytes);
-            const Vec16 xq = __builtin_convertvector(__builtin_convertvector(bytes, Vec16i) & 255, Vec16);
-            steps.parts[i] = (numbers.parts[i] - low - scale * xq) * (1 / fine);
+            const Reg16i bytes = map_ints([](auto x) { return x & 255; }, load_bytes(whole.row(0) + i * kVecSize));
+            steps.parts[i] = map_floats(
+                [&](auto x, auto xq) { return (x - low - scale * xq) * (1 / fine); }, numbers.parts[i], to_floats(bytes));
         }
         store_bytes(steps, kMiddle, to);
         set_range(to, fine, -kMiddle * fine);
@@ -199,9 +198,8 @@ class GroupedRows {
     static void store_bytes(const Numbers& numbers, int offset, const ByteGroup& to) {
         int sums[kParts];
         for (int i = 0; i < kParts; i++) {
-            const Vec16i rounded = (Vec16i)(numbers.parts[i] + kRoundToInt) - kRoundToIntBits + offset;
-            const Vec16b bytes = __builtin_convertvector(rounded, Vec16b);
-            memcpy(to.row(0) + i * kVecSize, &bytes, sizeof bytes);
+            const Reg16i rounded = round_to_ints(numbers.parts[i], offset);
+            ::store_bytes(to.row(0) + i * kVecSize, rounded);
             sums[i] = reduce_add(rounded);
             to.field(ByteGroup::kSums16 + i, 0) = (float)sums[i];
         }

@@ -33,7 +33,7 @@ class Int8Rows {
         int8_t* to = &numbers_[(size_t)row * padded_inputs(inputs)];
         for (int group = 0; group < groups; group++) {
             const int first = group * kGroupInputs, count = std::min(kGroupInputs, inputs - first);
-            quantize_group([&](int k) { return load(from.at(row, first + k)); }, count, to + first, (size_t)row * groups + group);
+            quantize_group([&](int k) { return load_regs(from.at(row, first + k)); }, count, to + first, (size_t)row * groups + group);
         }
         std::fill(to + inputs, to + padded_inputs(inputs), 0);
     }
@@ -46,19 +46,18 @@ class Int8Rows {
     // A group with a NaN gets the scale NaN, and so do its results. `numbers(k)`: 16 of them from the group's input k on.
     template <typename Numbers>
     void quantize_group(Numbers numbers, int count, int8_t* to, size_t group) {
-        Vec16 maxima = {};
-        Vec16i total = {};
+        Reg16 maxima = {};
+        Reg16i total = {};
         bool has_nan = false;
         for (int k = 0; k < count; k += kVecSize) {
-            const Vec16 values = numbers(k), magnitudes = values < 0.0f ? -values : values;
-            maxima = magnitudes > maxima ? magnitudes : maxima;
+            const Reg16 values = numbers(k);
+            maxima = map_floats([](auto x, auto most) { return x > most ? x : -x > most ? -x : most; }, values, maxima);
             has_nan |= any_nan(values);
         }
         const float max = reduce_max(maxima), inverse_scale = max > 0.0f ? kInt8Max / max : 0.0f;
         for (int k = 0; k < count; k += kVecSize) {
-            const Vec16i rounded = (Vec16i)(numbers(k) * inverse_scale + kRoundToInt) - kRoundToIntBits;
-            const Vec16b bytes = __builtin_convertvector(rounded, Vec16b);
-            memcpy(to + k, &bytes, sizeof bytes);
+            const Reg16i rounded = round_to_ints(map_floats([&](auto x) { return x * inverse_scale; }, numbers(k)));
+            store_bytes(to + k, rounded);
             total += rounded;
         }
         scales_[group] = has_nan ? __builtin_nanf("") : max / kInt8Max;

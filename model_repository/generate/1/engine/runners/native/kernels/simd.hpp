@@ -1,161 +1,15 @@
-// SIMD vectors of 16 numbers: v[i] = from[i], i in [0, 16). Loads, stores, reductions, argmax, exp, SiLU and GELU.
+// Of SIMD vectors of 16 numbers (vectors.hpp): reductions, argmax, rounding, exp, SiLU and GELU.
 //
-// Layout: a bfloat16 is the upper half of a float32 (float bits = bf16 bits << 16).
-// ISA variants: compiler vectors, which -march lowers to one AVX-512, two AVX or four SSE registers. __AVX512F__ adds
-// reductions and _mm512_rcp14_ps. Each variant is a library; isa_variants.py chooses one at load time.
+// ISA variants: compiler vectors; __AVX512F__ adds reductions and _mm512_rcp14_ps. Each variant is a library; isa_variants.py
+// chooses one at load time.
 // Tests: tests/inference/test_native.py (each variant against transformers), test_native_sampling.py. It knows no models.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#include "aligned_vector.hpp"
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-typedef float Vec16 __attribute__((vector_size(64)));
-typedef int32_t Vec16i __attribute__((vector_size(64)));
-typedef uint32_t Vec16u __attribute__((vector_size(64)));
-typedef uint16_t Vec16h __attribute__((vector_size(32)));
-typedef int8_t Vec16b __attribute__((vector_size(16)));
-
-// Numbers in a vector: a cache line of float32.
-constexpr int kVecSize = 16;
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline Vec16 splat(float x) { return Vec16{} + x; }
-
-inline Vec16 load(const float* from) {
-    Vec16 v;
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-inline Vec16 load(const bf16* from) {
-    Vec16h h;
-    memcpy(&h, from, sizeof h);
-    return (Vec16)(__builtin_convertvector(h, Vec16u) << 16);
-}
-
-inline void store(float* to, Vec16 v) { memcpy(to, &v, sizeof v); }
-
-// Rounds to nearest, ties to even. A NaN stays a NaN: its quiet bit is set, since the upper half of its fraction may be 0.
-// The instruction makes 0 of what is too small for a normal float, as those that multiply bfloat16 do.
-inline void store(bf16* to, Vec16 v) {
-#ifdef __AVX512BF16__
-    const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
-#else
-    constexpr int kAlmostHalf = 0x7fff, kQuietBit = 0x40;
-    Vec16u bits = (Vec16u)v;
-    Vec16u rounded = (bits + kAlmostHalf + ((bits >> 16) & 1)) >> 16;
-    Vec16h h = __builtin_convertvector(v == v ? rounded : (bits >> 16) | kQuietBit, Vec16h);
-#endif
-    memcpy(to, &h, sizeof h);
-}
-
-inline void round_to(float& to, float x) { to = x; }
-
-inline void round_to(bf16& to, float x) {
-    constexpr uint32_t kAlmostHalf = 0x7fff, kQuietBit = 0x40;
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    to.bits = x == x ? (bits + kAlmostHalf + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | kQuietBit;
-}
-
-// Reg16: 16 numbers in as many hardware registers as they need, for accumulators in inner loops. GCC keeps such registers
-// across iterations, but spills a Vec16 that is wider than one register to memory, where each sum waits for the last store.
-#ifdef __AVX512F__
-typedef Vec16 Reg16;
-typedef Vec16i Reg16i;
-
-template <typename T>
-Reg16 load_regs(const T* from) {
-    return load(from);
-}
-
-// 16 pairs of bfloat16: first[i] = from[2 i], second[i] = from[2 i + 1].
-inline void split_pairs(const bf16* from, Reg16& first, Reg16& second) {
-    Vec16u pairs;
-    memcpy(&pairs, from, sizeof pairs);
-    first = (Vec16)(pairs << 16);
-    second = (Vec16)(pairs & 0xffff0000u);
-}
-#else
-// Floats in one hardware register.
-#ifdef __AVX__
-constexpr int kRegSize = 8;
-#else
-constexpr int kRegSize = 4;
-#endif
-constexpr int kRegsPerVec = kVecSize / kRegSize;
-typedef float Reg __attribute__((vector_size(4 * kRegSize)));
-typedef int32_t RegInt __attribute__((vector_size(4 * kRegSize)));
-typedef uint32_t RegUint __attribute__((vector_size(4 * kRegSize)));
-typedef uint16_t RegHalf __attribute__((vector_size(2 * kRegSize)));
-
-template <typename Register, typename Vector>
-struct RegGroup {
-    Register regs[kRegsPerVec];
-
-    RegGroup& operator+=(const RegGroup& other) {
-        for (int i = 0; i < kRegsPerVec; i++) regs[i] += other.regs[i];
-        return *this;
-    }
-    operator Vector() const {
-        Vector v;
-        memcpy(&v, regs, sizeof v);
-        return v;
-    }
-};
-typedef RegGroup<Reg, Vec16> Reg16;
-typedef RegGroup<RegInt, Vec16i> Reg16i;
-
-inline Reg16 operator*(float x, Reg16 v) {
-    for (Reg& reg : v.regs) reg *= x;
-    return v;
-}
-
-inline Reg16 operator*(Reg16 v, const Reg16& other) {
-    for (int i = 0; i < kRegsPerVec; i++) v.regs[i] *= other.regs[i];
-    return v;
-}
-
-inline Reg16 operator+(Reg16 v, const Reg16& other) { return v += other; }
-
-inline Reg16 load_regs(const float* from) {
-    Reg16 v;
-    for (int i = 0; i < kRegsPerVec; i++) memcpy(&v.regs[i], from + i * kRegSize, sizeof(Reg));
-    return v;
-}
-
-inline Reg16 load_regs(const bf16* from) {
-    Reg16 v;
-    for (int i = 0; i < kRegsPerVec; i++) {
-        RegHalf halves;
-        memcpy(&halves, from + i * kRegSize, sizeof halves);
-        v.regs[i] = (Reg)(__builtin_convertvector(halves, RegUint) << 16);
-    }
-    return v;
-}
-
-inline void split_pairs(const bf16* from, Reg16& first, Reg16& second) {
-    for (int i = 0; i < kRegsPerVec; i++) {
-        RegUint pairs;
-        memcpy(&pairs, from + 2 * i * kRegSize, sizeof pairs);
-        first.regs[i] = (Reg)(pairs << 16);
-        second.regs[i] = (Reg)(pairs & 0xffff0000u);
-    }
-}
-
-inline void store(float* to, const Reg16& v) {
-    for (int i = 0; i < kRegsPerVec; i++) memcpy(to + i * kRegSize, &v.regs[i], sizeof(Reg));
-}
-#endif
+#include "vectors.hpp"
 
 // Reg16 accumulators that fit the register file beside their operands: of 32 registers of 16 floats, or 16 of 8 floats.
 #ifdef __AVX512F__
@@ -175,13 +29,25 @@ inline float to_float(bf16 x) {
     return f;
 }
 
+// The first half of a vector and its second half, combined, until one number is left.
+template <typename Vector, typename Function>
+inline auto reduce(const Vector& v, Function function) {
+    typedef std::remove_cv_t<std::remove_reference_t<decltype(v[0])>> Number;
+    constexpr int kHalf = sizeof(Vector) / sizeof(Number) / 2;
+    if constexpr (kHalf == 1) return function(v[0], v[1]);
+    else {
+        typedef Number Half __attribute__((vector_size(kHalf * sizeof(Number))));
+        Half halves[2];
+        memcpy(halves, &v, sizeof halves);
+        return reduce((Half)function(halves[0], halves[1]), function);
+    }
+}
+
 inline float reduce_add(Vec16 v) {
 #ifdef __AVX512F__
     return _mm512_reduce_add_ps((__m512)v);
 #else
-    for (int half = kVecSize / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) v[i] += v[i + half];
-    return v[0];
+    return reduce(v, [](auto a, auto b) { return a + b; });
 #endif
 }
 
@@ -189,9 +55,7 @@ inline int32_t reduce_add(Vec16i v) {
 #ifdef __AVX512F__
     return _mm512_reduce_add_epi32((__m512i)v);
 #else
-    for (int half = kVecSize / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) v[i] += v[i + half];
-    return v[0];
+    return reduce(v, [](auto a, auto b) { return a + b; });
 #endif
 }
 
@@ -200,20 +64,15 @@ inline float reduce_max(Vec16 v) {
 #ifdef __AVX512F__
     return _mm512_reduce_max_ps((__m512)v);
 #else
-    float result = v[0];
-    for (int i = 1; i < kVecSize; i++) result = v[i] > result ? v[i] : result;
-    return result;
+    return reduce(v, [](auto a, auto b) { return b > a ? b : a; });
 #endif
 }
 
-inline bool any_nan(Vec16 v) {
+inline bool any_nan(const Reg16& v) {
 #ifdef __AVX512F__
     return _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
 #else
-    const Vec16i nan_mask = v != v;
-    int32_t any = 0;
-    for (int i = 0; i < kVecSize; i++) any |= nan_mask[i];
-    return any;
+    return reduce((Vec16i)map_ints([](Reg reg) { return reg != reg; }, v), [](auto a, auto b) { return a | b; });
 #endif
 }
 
@@ -225,20 +84,23 @@ struct ArgMax {
 
 inline ArgMax argmax(const float* from, int count) {
     const int whole = count / kVecSize * kVecSize;
-    Vec16 maxima = splat(-__builtin_inff());
-    Vec16i indices = {}, nan_mask = {};
+    Reg16 maxima = to_regs(splat(-__builtin_inff()));
+    Reg16i indices = {}, nan_mask = {};
     for (int i = 0; i < whole; i += kVecSize) {
-        const Vec16 values = load(from + i);
-        indices = values > maxima ? Vec16i{} + i : indices;
-        maxima = values > maxima ? values : maxima;
-        nan_mask |= values != values;
+        const Reg16 values = load_regs(from + i);
+        const auto later = [&](auto value, auto most, auto index) { return value > most ? decltype(index){} + i : index; };
+        indices = map_ints(later, values, maxima, indices);
+        maxima = max(values, maxima);
+        nan_mask = map_ints([](auto value, auto mask) { return mask | (value != value); }, values, nan_mask);
     }
+    const Vec16 most = maxima;
+    const Vec16i first = indices, nans = nan_mask;
     ArgMax best = {-__builtin_inff(), 0};
     bool has_nan = false;
     for (int i = 0; i < kVecSize; i++) {
-        has_nan |= nan_mask[i] != 0;
-        const int64_t index = indices[i] + i;
-        if (maxima[i] > best.value || (maxima[i] == best.value && index < best.index)) best = {maxima[i], index};
+        has_nan |= nans[i] != 0;
+        const int64_t index = first[i] + i;
+        if (most[i] > best.value || (most[i] == best.value && index < best.index)) best = {most[i], index};
     }
     for (int i = whole; i < count; i++) {
         has_nan |= from[i] != from[i];
@@ -252,27 +114,42 @@ inline ArgMax argmax(const float* from, int count) {
 constexpr float kRoundToInt = 12582912.0f;
 constexpr int32_t kRoundToIntBits = 0x4b400000;
 
+// The nearest integers, and an offset.
+inline Reg16i round_to_ints(const Reg16& numbers, int offset = 0) {
+#ifdef __AVX512F__
+    return (Vec16i)(numbers + kRoundToInt) - kRoundToIntBits + offset;
+#else
+    return map_ints([&](Reg reg) { return (RegInt)(reg + kRoundToInt) - kRoundToIntBits + offset; }, numbers);
+#endif
+}
+
 // exp(x) = 2^n * p(x - n ln 2), n = round(x / ln 2), p the polynomial of Cephes' expf: error of about one unit in the last
 // place. x is clamped to [-87, 88], where 2^n is a normal float; exp(-87) adds nothing to a sum that has a term of 1.
-inline Vec16 exp(Vec16 x) {
+template <typename Vector>
+inline Vector exp_of(Vector x) {
+    typedef uint32_t Bits __attribute__((vector_size(sizeof(Vector))));
     constexpr float kLowest = -87.0f, kHighest = 88.0f, kLog2E = 1.44269504f;
     // ln 2 = kLn2High - kLn2Low, and n * kLn2High is exact.
     constexpr float kLn2High = 0.693359375f, kLn2Low = 2.12194440e-4f;
     constexpr int kExponentBias = 127, kFractionBits = 23;
-    x = x < splat(kLowest) ? splat(kLowest) : x;
-    x = x > splat(kHighest) ? splat(kHighest) : x;
-    Vec16 shifted = x * kLog2E + kRoundToInt;
-    Vec16 n = shifted - kRoundToInt;
-    Vec16 r = x - n * kLn2High + n * kLn2Low;
-    Vec16 p = splat(1.9875691500e-4f);
+    x = x < kLowest ? Vector{} + kLowest : x;
+    x = x > kHighest ? Vector{} + kHighest : x;
+    Vector shifted = x * kLog2E + kRoundToInt;
+    Vector n = shifted - kRoundToInt;
+    Vector r = x - n * kLn2High + n * kLn2Low;
+    Vector p = Vector{} + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    Vec16u power = ((Vec16u)shifted - kRoundToIntBits + kExponentBias) << kFractionBits;
-    return p * (Vec16)power;
+    Bits power = ((Bits)shifted - kRoundToIntBits + kExponentBias) << kFractionBits;
+    return p * (Vector)power;
+}
+
+inline Vec16 exp(Vec16 x) {
+    return map_floats([](auto reg) { return exp_of(reg); }, to_regs(x));
 }
 
 // A register of floats: what is carried from one iteration to the next stays in registers (see Reg16).
