@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "aligned_vector.hpp"
 
@@ -20,7 +19,6 @@ typedef float Vec16 __attribute__((vector_size(64)));
 typedef int32_t Vec16i __attribute__((vector_size(64)));
 typedef uint32_t Vec16u __attribute__((vector_size(64)));
 typedef uint16_t Vec16h __attribute__((vector_size(32)));
-typedef int8_t Vec16b __attribute__((vector_size(16)));
 
 // Numbers in a vector: a cache line of float32.
 constexpr int kVecSize = 16;
