@@ -9,10 +9,6 @@ from dataclasses import dataclass
 import torch
 from processor import kind
 
-# The kinds of processors with instructions for bfloat16. On others its matmul goes one number after the other in torch,
-# for minutes, and the kernels compute in float32.
-_BF16_KINDS = ("amx_bf16", "avx512_bf16")
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -25,7 +21,7 @@ class Limits:
     def measured(cls, dtype: torch.dtype, device: str = "cpu") -> Limits:
         """A GPU reaches its limits only with larger sizes."""
         on_gpu = device != "cpu"
-        if not on_gpu and dtype == torch.bfloat16 and kind().isa not in _BF16_KINDS:
+        if not on_gpu and dtype == torch.bfloat16 and not kind().multiplies_bfloat16:
             dtype = torch.float32
         memory = torch.ones(2**32 if on_gpu else 2**28, dtype=torch.uint8, device=device)
         numbers = memory.view(torch.int64)

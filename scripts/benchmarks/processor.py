@@ -56,6 +56,12 @@ class Kind:
         return self.isa != self.hardware
 
     @property
+    def multiplies_bfloat16(self) -> bool:
+        """Without these instructions torch's matmul goes one number after the other, for minutes, and the kernels
+        compute in float32."""
+        return self.isa in ("amx_bf16", "avx512_bf16")
+
+    @property
     def rival_environment(self) -> dict[str, str]:
         """What restricts torch's code in a rival alike; its own compiled kernels stay unrestricted."""
         if not self.is_restricted:

@@ -37,7 +37,7 @@ inline Vec16 activate(Activation activation, Vec16 x) {
         case Activation::kGeluTanh: return gelu(x);
         case Activation::kGeluErf: return gelu_erf(x);
         case Activation::kRelu: return max(x, 0.0f);
-        case Activation::kReluSquared: return max(x, 0.0f) * x;
+        case Activation::kReluSquared: return max(x, 0.0f) * max(x, 0.0f);
         default: return x;
     }
 }
