@@ -293,9 +293,9 @@ int main(int argc, char** argv) {
     if (forms.find('i') != std::string::npos || has_groups) time_int8_peak(pool);
     if (forms.find('i') != std::string::npos) time_int8(pool, row_counts);
     // As Q4_0, Q5_0, Q6_K and Q8_0 have them.
-    if (forms.find('4') != std::string::npos) time_grouped("4-bit", {4, 32, 0, 0, 8, 0, {}, 0, 0, 0}, pool, row_counts);
-    if (forms.find('5') != std::string::npos) time_grouped("5-bit", {5, 32, 0, 0, 16, 0, {}, 0, 0, 0}, pool, row_counts);
-    if (forms.find('6') != std::string::npos) time_grouped("6-bit", {6, 16, 1, 0, 32, 0, {}, 0, 0, 0}, pool, row_counts);
-    if (forms.find('8') != std::string::npos) time_grouped("8-bit", {8, 32, 0, 0, 128, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('4') != std::string::npos) time_grouped("4-bit", {4, 32, 0, 0, 0, 8, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('5') != std::string::npos) time_grouped("5-bit", {5, 32, 0, 0, 0, 16, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('6') != std::string::npos) time_grouped("6-bit", {6, 16, 1, 0, 0, 32, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('8') != std::string::npos) time_grouped("8-bit", {8, 32, 0, 0, 0, 128, 0, {}, 0, 0, 0}, pool, row_counts);
     time_read(pool);
 }

@@ -18,8 +18,6 @@ from .structures import INT, POINTER, GroupedBlock, GroupedForm, GroupedNumbers,
 
 # The groups and the bits that the kernels multiply; a larger group's scale is repeated.
 GROUPS, BITS = (16, 32), (2, 3, 4, 5, 6, 8)
-# What is added to a number of a table to make it a byte.
-_TABLE_ZERO = 128
 # Scales become float16 after division by a power of two for each output, so that the largest is at most this.
 _LARGEST_SCALE = 2.0**14
 
@@ -87,11 +85,11 @@ def _placed(numbers: torch.Tensor | None) -> GroupedNumbers:
 
 
 def _form_of(matrix: Quantized, group: int, *, pairs: bool) -> GroupedForm:
-    table = [0] * BLOCK_OUTPUTS if matrix.table is None else [_TABLE_ZERO + number for number in matrix.table]
+    table = [0] * BLOCK_OUTPUTS if matrix.table is None else matrix.table
     return GroupedForm(
         bits=matrix.bits, group=group, two_level=matrix.scale_steps is not None, has_minima=matrix.minima is not None,
-        pairs=pairs, zero=-matrix.lowest_code if matrix.table is None else _TABLE_ZERO,
-        has_table=matrix.table is not None, table=(ctypes.c_uint8 * 16)(*table),
+        pairs=pairs, zero=-matrix.lowest_code if matrix.table is None else 0,
+        has_table=matrix.table is not None, table=(ctypes.c_int8 * 16)(*table),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class GroupedForm(ctypes.Structure):
 
     _fields_ = [
         *((name, INT) for name in ("bits", "group", "two_level", "has_minima", "pairs")),
-        ("zero", FLOAT), ("has_table", INT), ("table", ctypes.c_uint8 * 16),
+        ("zero", INT), ("has_table", INT), ("table", ctypes.c_int8 * 16),
         *((name, INT) for name in ("record_bytes", "minima_offset", "codes_offset")),
     ]  # fmt: skip
 

@@ -37,13 +37,17 @@ template <int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_tile(
     Accumulators<float, kRows, kBlocks>& sums, const float* rows, int tile, const bf16* const (&weights)[kBlocks], Ahead& ahead
 ) {
-    constexpr int kLine = kRowLine<float>;
+    // With few registers one block's lines at a time, or sums would be in memory.
+    constexpr int kLine = kRowLine<float>, kSome = kAccumulators < 16 ? 1 : kBlocks;
     for (int line = 0; line < kTileInputs; line += kLine)
         for (int k = 0; k < kLine; k += 2) {
-            Line lines[kBlocks];
-            for (int n = 0; n < kBlocks; n++) lines[n] = load_line(weights[n] + (line + k) * kVecSize);
             ahead();
-            sums.add(0, rows + line * tile + k, lines);
+#pragma GCC unroll 2
+            for (int n = 0; n < kBlocks; n += kSome) {
+                Line lines[kSome];
+                for (int i = 0; i < kSome; i++) lines[i] = load_line(weights[n + i] + (line + k) * kVecSize);
+                sums.add(n, rows + line * tile + k, lines);
+            }
         }
 }
 #endif

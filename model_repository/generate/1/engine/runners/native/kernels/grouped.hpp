@@ -29,7 +29,7 @@ constexpr int kMaxGroupedRows = 480;
 // groups of 32, whose codes are unpacked by few instructions.
 inline int direct_rows(int group) {
     if (amx_available()) return kTileRows;
-    if (kAccumulators < 16) return 4 * kGroupedPassRows;
+    if (kAccumulators < 16) return kGroupedPassRows;
     return group == 32 ? kMaxGroupedRows : kGroupedPassRows;
 }
 
@@ -104,20 +104,16 @@ class GroupedBlocks {
                 chunks[i].unpack(blocks_[n + i], begin, inputs);
                 prefetch_chunk(blocks_[n + i], begin + inputs, std::min(kSuperInputs, padded - begin - inputs));
             }
-            const bool wide = is_wide(codes_of(form)) && ByteDot<true>::kOffset;
-            const auto accumulate = [&](auto is_wide, auto group) {
-                accumulate_rows<decltype(is_wide)::value, decltype(group)::value>(
-                    form, first, count, chunks, begin, inputs, n, blocks, sums);
-            };
-            const std::integral_constant<bool, ByteDot<true>::kOffset != 0> if_wide;
-            if (form.group == 16 && wide) accumulate(if_wide, std::integral_constant<int, 16>());
-            else if (form.group == 16) accumulate(std::false_type(), std::integral_constant<int, 16>());
-            else if (wide) accumulate(if_wide, std::integral_constant<int, 32>());
-            else accumulate(std::false_type(), std::integral_constant<int, 32>());
+            with_group(form, [&](auto group) {
+                with_largest(codes_of(form), [&](auto largest) {
+                    accumulate_rows<decltype(largest)::value, decltype(group)::value>(
+                        form, first, count, chunks, begin, inputs, n, blocks, sums);
+                });
+            });
         }
     }
 
-    template <bool kWide, int kGroup>
+    template <int kLargest, int kGroup>
     void accumulate_rows(
         const GroupedForm& form, int first, int count, const GroupedChunk* chunks, int begin, int inputs, int n, int blocks,
         RowSums* sums
@@ -139,7 +135,7 @@ class GroupedBlocks {
             constexpr int kRows = decltype(number)::value;
             const ByteGroups groups = rows_.groups(first + m, kRows, inputs_, begin, inputs, tile_);
             for (int i = 0; i < blocks; i++)
-                grouped_accumulate<kWide, kGroup, kRows>(form, groups, chunks[i], begin == 0, sums + m, n + i);
+                grouped_accumulate<kLargest, kGroup, kRows>(form, groups, chunks[i], begin == 0, sums + m, n + i);
         });
     }
 

@@ -24,27 +24,26 @@ struct GroupedChunk {
   private:
     template <Codes kCodes>
     void unpack(const GroupedForm& form, const uint8_t* block, int begin, int count) {
-        typedef ByteDot<is_wide(kCodes)> Dot;
-        const int steps_per_group = form.group / 8;
-        // Two sums of codes: each addition waits for the one before.
-        Reg16i sums[2] = {};
-        for (int k = 0, step = 0, group = 0; k < count; k += kRowGroup) {
+        with_group(form, [&](auto group) { unpack<kCodes, decltype(group)::value>(form, block, begin, count); });
+    }
+
+    template <Codes kCodes, int kGroup>
+    void unpack(const GroupedForm& form, const uint8_t* block, int begin, int count) {
+        typedef ByteDot<largest_of(kCodes)> Dot;
+        for (int k = 0; k < count; k += kRowGroup) {
             const uint8_t* from = block + form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
             Reg16 weight_sum = {};
+            typename Dot::CodeSum sum;
 #pragma GCC unroll 4
             for (int j = 0; j < kRowGroup / 8; j++) {
                 CodeBytes first, second;
-                const unsigned in_record = (unsigned)k % kRecordInputs / kRowGroup * (kRowGroup / 8);
-                unpack_codes<kCodes>(form, from, in_record + j, first, second);
+                unpack_codes<kCodes>(form, from, (unsigned)k % kRecordInputs / kRowGroup, j, first, second);
                 first.store(bytes + (k + 8 * j) * kVecSize);
                 second.store(bytes + (k + 8 * j + kStepInputs) * kVecSize);
-                Dot(first).add_codes(sums[0]);
-                Dot(second).add_codes(sums[1]);
-                if (++step < steps_per_group) continue;
-                sums[0] += sums[1];
-                add_weights(weight_sum, form, scales, group, sums[0]);
-                sums[0] = sums[1] = Reg16i{};
-                step = 0, group++;
+                const int step = j * 8 % kGroup / kStepInputs;
+                sum.add_step(Dot(first), step);
+                sum.add_step(Dot(second), step + 1);
+                if ((j + 1) * 8 % kGroup == 0) add_weights(weight_sum, form, scales, (k + 8 * j) / kGroup, to_floats(sum.total));
             }
             store(scales.weight_sum[k / kRowGroup], weight_sum);
         }
@@ -52,11 +51,11 @@ struct GroupedChunk {
 };
 
 // Adds a chunk for the rows of a pass.
-template <bool kWide, int kGroup, int kRows>
+template <int kLargest, int kGroup, int kRows>
 __attribute__((noinline)) void grouped_accumulate(
     const GroupedForm& form, const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
 ) {
-    typedef GroupedSums<kWide, kGroup, kRows, 1> Sums;
+    typedef GroupedSums<kLargest, kGroup, kRows, 1> Sums;
     Sums all;
     alignas(kCacheLine) typename Sums::Totals totals;
 #pragma GCC unroll 16
@@ -68,7 +67,7 @@ __attribute__((noinline)) void grouped_accumulate(
             const int k = first_input + part * kGroup;
 #pragma GCC unroll 8
             for (int step = 0; step < kGroup; step += kStepInputs) {
-                const ByteDot<kWide> dot(CodeBytes::load(chunk.bytes + (k + step) * kVecSize));
+                const ByteDot<kLargest> dot(CodeBytes::load(chunk.bytes + (k + step) * kVecSize));
                 all.add(0, dot, group, part * kGroup + step);
             }
             all.end_weights(0, form, chunk.scales, k / kGroup, group, part);
@@ -120,17 +119,17 @@ __attribute__((noinline)) void grouped_amx(
         _tile_dpbusd(1, 2, 3);
         _tile_stored(1, exact[1], kSumBytes);
     };
-    typedef GroupedSums<false, kGroup, kRows, 1> Sums;
+    typedef GroupedSums<1, kGroup, kRows, 1> Sums;
     Sums all;
     alignas(kCacheLine) typename Sums::Totals totals;
-    static_assert(ByteDot<false>::kOffset == 0 && ByteDot<true>::kOffset == 0, "tiles multiply bytes as they are");
+    static_assert(ByteDot<128>::kOffset == 0, "tiles multiply bytes as they are");
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; i++) store(totals[i][0], first ? Reg16{} : load_regs(sums[i][block]));
     all.clear();
     const auto add = [&](int n, const ByteGroup& groups, int k) __attribute__((always_inline)) {
         const ByteGroup group = group_at(groups, k);
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++) all.sums[i][0] = *reinterpret_cast<const Reg16i*>(exact[n][i]);
+        for (int i = 0; i < kRows; i++) all.sums[i][0].total = *reinterpret_cast<const Reg16i*>(exact[n][i]);
         all.end_weights(0, form, chunk.scales, k / kGroup, group, k % kRowGroup / kGroup);
         if ((k + kGroup) % kRowGroup == 0) all.end_rows(0, group, load_regs(chunk.scales.weight_sum[k / kRowGroup]), totals);
     };

@@ -5,8 +5,8 @@
 //   scales   [64 / group][16] in float16, then minima likewise; whole cache lines
 //   nibbles  [8][16][4] bytes for 4 bits and more: bits 0-3 of a byte are input 8 j + i, bits 4-7 input 8 j + 4 + i
 //   pairs    [4][16][4] bytes for 2, 3 and 6 bits: bits 2 s and 2 s + 1 of a byte are the next two bits of input 16 q + 4 s + i
-//   masks    [16] of 64 bits for 3 and 5 bits: bit 4 o + i of mask s is the highest bit of input 4 s + i of output o
-//   bytes    [16][16][4] for 8 bits, in place of all these
+//   highest  [2][16][4] bytes for 3 and 5 bits: bit s of a byte is the highest bit of input 32 h + 4 s + i
+//   bytes    [16][16][4] for 8 bits, in place of all these: code - zero
 // In two levels (as K-quants have them) scales and minima are integers of 8 bits, or with `pairs` of 4 bits in one byte, the minimum
 // in the high ones. Before every fourth record a line holds the float16 factors [16] of the scales and of the minima; inputs are
 // padded to a multiple of 256.
@@ -29,10 +29,9 @@ constexpr int kRecordInputs = 64, kSuperInputs = 256, kRowGroup = 32, kStepInput
 
 struct GroupedForm {
     int32_t bits, group, two_level, has_minima, pairs;
-    float zero;
-    int32_t has_table;
-    // Of 4-bit codes with `has_table`: the byte that a code stands for, 128 + its value.
-    uint8_t table[16];
+    int32_t zero, has_table;
+    // Of 4-bit codes with `has_table`: the number that a code stands for.
+    int8_t table[16];
     // Bytes: of a record; from its beginning to the minima and to the codes. set_sizes computes them.
     int32_t record_bytes, minima_offset, codes_offset;
 
@@ -72,8 +71,11 @@ constexpr int bits_of(Codes codes) {
     constexpr int kBits[] = {2, 3, 4, 4, 5, 6, 8};
     return kBits[(int)codes];
 }
-// Whether the magnitudes of signed codes may exceed 63.
-constexpr bool is_wide(Codes codes) { return codes == Codes::k8 || codes == Codes::kTable; }
+// The largest magnitude of codes, once they are signed.
+constexpr int largest_of(Codes codes) {
+    constexpr int kLargest[] = {15, 15, 15, 128, 32, 32, 128};
+    return kLargest[(int)codes];
+}
 
 inline Codes codes_of(const GroupedForm& form) {
     switch (form.bits) {
@@ -89,6 +91,9 @@ inline Codes codes_of(const GroupedForm& form) {
 inline Reg16 load_halves(const uint8_t* from) {
 #ifdef __AVX512F__
     return (Vec16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+    const __m128i* const halves = reinterpret_cast<const __m128i*>(from);
+    return {(Reg)_mm256_cvtph_ps(_mm_loadu_si128(halves)), (Reg)_mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
 #else
     Reg16 result;
     for (int i = 0; i < kRegsPerVec; i++) {
@@ -155,22 +160,15 @@ struct CodeBytes {
     CodeBytes low_nibbles() const { return {_mm512_and_si512(bytes, _mm512_set1_epi8(15))}; }
     CodeBytes high_nibbles() const { return {_mm512_and_si512(_mm512_srli_epi16(bytes, 4), _mm512_set1_epi8(15))}; }
     CodeBytes minus(int value) const { return {_mm512_sub_epi8(bytes, _mm512_set1_epi8((char)value))}; }
-    CodeBytes look_up(const uint8_t* table) const {
+    CodeBytes look_up(const int8_t* table) const {
         const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
         return {_mm512_shuffle_epi8(values, bytes)};
     }
-    // Sets bits `to` and `to` + 1, which are 0, to pair number `pair` of each byte of `pairs`.
-    CodeBytes add_pair(const CodeBytes& pairs, int pair, int to) const {
-        const int right = 2 * pair - to;
-        const __m512i shifted = right < 0 ? _mm512_slli_epi16(pairs.bytes, -right) : _mm512_srli_epi16(pairs.bytes, right);
+    // Sets the bits of `mask`, which are 0, to those of `plane`, shifted to the right, or to the left by -right.
+    CodeBytes add_bits(const CodeBytes& plane, int right, int mask) const {
+        const __m512i shifted = right < 0 ? _mm512_slli_epi16(plane.bytes, -right) : _mm512_srli_epi16(plane.bytes, right);
         constexpr int kFirstOrBothOthers = 0xf8;
-        return {_mm512_ternarylogic_epi32(bytes, shifted, _mm512_set1_epi8((char)(3 << to)), kFirstOrBothOthers)};
-    }
-    // Adds `value` to the bytes whose bit is set.
-    CodeBytes add_mask(const uint8_t* mask, int value) const {
-        uint64_t bits;
-        memcpy(&bits, mask, sizeof bits);
-        return {_mm512_mask_add_epi8(bytes, bits, bytes, _mm512_set1_epi8((char)value))};
+        return {_mm512_ternarylogic_epi32(bytes, shifted, _mm512_set1_epi8((char)mask), kFirstOrBothOthers)};
     }
 };
 #elif defined(__AVX2__)
@@ -195,27 +193,14 @@ struct CodeBytes {
     CodeBytes minus(int value) const {
         return map([&](int i) { return _mm256_sub_epi8(bytes[i], _mm256_set1_epi8((char)value)); });
     }
-    CodeBytes look_up(const uint8_t* table) const {
+    CodeBytes look_up(const int8_t* table) const {
         const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
         return map([&](int i) { return _mm256_shuffle_epi8(values, bytes[i]); });
     }
-    CodeBytes add_pair(const CodeBytes& pairs, int pair, int to) const {
-        const int right = 2 * pair - to;
+    CodeBytes add_bits(const CodeBytes& plane, int right, int mask) const {
         return map([&](int i) {
-            const __m256i from = pairs.bytes[i], shifted = right < 0 ? _mm256_slli_epi16(from, -right) : _mm256_srli_epi16(from, right);
-            return _mm256_or_si256(bytes[i], _mm256_and_si256(shifted, _mm256_set1_epi8((char)(3 << to))));
-        });
-    }
-    CodeBytes add_mask(const uint8_t* mask, int value) const {
-        // Byte n of 32 gets byte n / 8 of the mask, of which it tests bit n % 8.
-        const __m256i places = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-        const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
-        return map([&](int i) {
-            int32_t bits;
-            memcpy(&bits, mask + 4 * i, sizeof bits);
-            const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), places);
-            const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-            return _mm256_add_epi8(bytes[i], _mm256_and_si256(set, _mm256_set1_epi8((char)value)));
+            const __m256i from = plane.bytes[i], shifted = right < 0 ? _mm256_slli_epi16(from, -right) : _mm256_srli_epi16(from, right);
+            return _mm256_or_si256(bytes[i], _mm256_and_si256(shifted, _mm256_set1_epi8((char)mask)));
         });
     }
 };
@@ -243,53 +228,59 @@ struct CodeBytes {
     CodeBytes minus(int value) const {
         return map([&](int i) { return bytes[i] - value; });
     }
-    CodeBytes look_up(const uint8_t* table) const {
+    CodeBytes look_up(const int8_t* table) const {
         return map([&](int i) { return table[bytes[i]]; });
     }
-    CodeBytes add_pair(const CodeBytes& pairs, int pair, int to) const {
-        return map([&](int i) { return bytes[i] | (pairs.bytes[i] >> 2 * pair & 3) << to; });
-    }
-    CodeBytes add_mask(const uint8_t* mask, int value) const {
-        return map([&](int i) { return bytes[i] + (mask[i / 8] >> i % 8 & 1) * value; });
+    CodeBytes add_bits(const CodeBytes& plane, int right, int mask) const {
+        return map([&](int i) { return bytes[i] | ((right < 0 ? plane.bytes[i] << -right : plane.bytes[i] >> right) & mask); });
     }
 };
 #endif
 
-// The codes of inputs 8 j to 8 j + 7 of a record, whose codes begin at `from`, less the form's zero.
-template <Codes kCodes>
+// The codes of inputs 8 j to 8 j + 7 of half a record, whose codes begin at `from`; less the form's zero, if they shall be signed.
+template <Codes kCodes, bool kSigned = true>
 __attribute__((always_inline)) inline void unpack_codes(
-    const GroupedForm& form, const uint8_t* from, unsigned j, CodeBytes& first, CodeBytes& second
+    const GroupedForm& form, const uint8_t* from, size_t half, size_t j, CodeBytes& first, CodeBytes& second
 ) {
-    constexpr int kBits = bits_of(kCodes);
-    first = second = CodeBytes::zero();
+    constexpr int kBits = bits_of(kCodes), kLow = kBits / 4 * 4, kSteps = kRowGroup / kStepInputs;
     if constexpr (kBits == 8) {
-        first = CodeBytes::load(from + 2 * j * kStepBytes);
-        second = CodeBytes::load(from + (2 * j + 1) * kStepBytes);
-    } else if constexpr (kBits >= 4) {
-        const CodeBytes both = CodeBytes::load(from + j * kStepBytes);
+        first = CodeBytes::load(from + (half * kSteps + 2 * j) * kStepBytes);
+        second = CodeBytes::load(from + (half * kSteps + 2 * j + 1) * kStepBytes);
+        return;
+    }
+    first = second = CodeBytes::zero();
+    if constexpr (kLow) {
+        const CodeBytes both = CodeBytes::load(from + (half * kSteps / 2 + j) * kStepBytes);
         first = both.low_nibbles();
         second = both.high_nibbles();
-        from += kRecordInputs / 8 * kStepBytes;
-    }
-    if constexpr (kBits % 4 >= 2) {
-        constexpr int kStepsPerPairs = 4;
-        const CodeBytes pairs = CodeBytes::load(from + 2 * j / kStepsPerPairs * kStepBytes);
-        first = first.add_pair(pairs, 2 * j % kStepsPerPairs, kBits / 4 * 4);
-        second = second.add_pair(pairs, (2 * j + 1) % kStepsPerPairs, kBits / 4 * 4);
-        from += kRecordInputs / kStepInputs / kStepsPerPairs * kStepBytes;
-    }
-    if constexpr (kBits % 2) {
-        const uint8_t* masks = from + 2 * j * sizeof(uint64_t);
-        first = first.add_mask(masks, 1 << (kBits - 1));
-        second = second.add_mask(masks + sizeof(uint64_t), 1 << (kBits - 1));
+        from += kSteps * kStepBytes;
     }
     if constexpr (kCodes == Codes::kTable) {
         first = first.look_up(form.table);
         second = second.look_up(form.table);
+        return;
     }
-    const int zero = (int)form.zero;
-    first = first.minus(zero);
-    second = second.minus(zero);
+    // Bits of 4 or 8 steps lie in one byte.
+    const auto add = [&](int bits, int to) __attribute__((always_inline)) {
+        const size_t steps = 8 / bits, step = 2 * j % steps;
+        const CodeBytes plane = CodeBytes::load(from + (half * kSteps / steps + 2 * j / steps) * kStepBytes);
+        const int mask = ((1 << bits) - 1) << to;
+        first = first.add_bits(plane, (int)step * bits - to, mask);
+        second = second.add_bits(plane, (int)(step + 1) * bits - to, mask);
+        from += 2 * kSteps / steps * kStepBytes;
+    };
+    if constexpr (kBits % 4 >= 2) add(2, kLow);
+    if constexpr (kBits % 2) add(1, kBits - 1);
+    if (!kSigned) return;
+    first = first.minus(form.zero);
+    second = second.minus(form.zero);
+}
+
+// Calls `task(std::integral_constant<int, ...>)` for the form's group.
+template <typename Task>
+auto with_group(const GroupedForm& form, Task task) {
+    if (form.group == 16) return task(std::integral_constant<int, 16>());
+    return task(std::integral_constant<int, 32>());
 }
 
 // Calls `task(std::integral_constant<Codes, ...>)` for the form's codes.

@@ -14,10 +14,6 @@
 #include <type_traits>
 #include <vector>
 
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
-
 #include "gguf_codes.hpp"
 #include "grouped_form.hpp"
 
@@ -92,17 +88,22 @@ class GroupedPacker {
         alignas(kCacheLine) uint8_t steps[kRecordInputs / kStepInputs][kStepBytes];
         transpose(codes, steps);
         constexpr int kSteps = kRecordInputs / kStepInputs;
-        if (form_.bits == 8) return (void)memcpy(to, steps, sizeof steps);
+        if (form_.bits == 8) return store_signed(steps, to);
         if (low)
             for (int step = 0; step < kSteps; step += 2, to += kStepBytes)
                 for (int i = 0; i < kStepBytes; i++) to[i] = (steps[step][i] & 15) | steps[step + 1][i] << 4;
-        if (form_.bits % 4 >= 2)
-            for (int step = 0; step < kSteps; step += 4, to += kStepBytes)
-                for (int i = 0; i < kStepBytes; i++)
-                    for (int pair = 0; pair < 4; pair++) to[i] |= (steps[step + pair][i] >> low & 3) << 2 * pair;
-        if (form_.bits % 2)
-            for (int step = 0; step < kSteps; step++)
-                for (int i = 0; i < kStepBytes; i += kMaskBytes, to += kMaskBytes / 8) store_mask(steps[step] + i, form_.bits - 1, to);
+        const auto store_bits = [&](int bits, int from) {
+            for (int step = 0; step < kSteps; step += 8 / bits, to += kStepBytes)
+                for (int n = 0; n < 8 / bits; n++)
+                    for (int i = 0; i < kStepBytes; i++) to[i] |= (steps[step + n][i] >> from & ((1 << bits) - 1)) << n * bits;
+        };
+        if (form_.bits % 4 >= 2) store_bits(2, low);
+        if (form_.bits % 2) store_bits(1, form_.bits - 1);
+    }
+
+    void store_signed(const uint8_t (&steps)[kRecordInputs / kStepInputs][kStepBytes], uint8_t* to) const {
+        for (const auto& step : steps)
+            for (const uint8_t code : step) *to++ = code - form_.zero;
     }
 
     // to[step][4 lane + i] = from[lane][4 step + i]
@@ -123,23 +124,6 @@ class GroupedPacker {
     static Quad interleave_high(Quad a, Quad b) { return __builtin_shuffle(a, b, Quad{2, 6, 3, 7}); }
     static Quad first_halves(const Quad (&pair)[2]) { return __builtin_shuffle(pair[0], pair[1], Quad{0, 1, 4, 5}); }
     static Quad second_halves(const Quad (&pair)[2]) { return __builtin_shuffle(pair[0], pair[1], Quad{2, 3, 6, 7}); }
-
-    // Bit i of the mask is bit `bit` of byte i.
-#ifdef __SSE2__
-    static constexpr int kMaskBytes = 16;
-    static void store_mask(const uint8_t* from, int bit, uint8_t* to) {
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-        const uint16_t mask = _mm_movemask_epi8(_mm_slli_epi16(bytes, 7 - bit));
-        memcpy(to, &mask, sizeof mask);
-    }
-#else
-    static constexpr int kMaskBytes = 8;
-    static void store_mask(const uint8_t* from, int bit, uint8_t* to) {
-        uint64_t bytes;
-        memcpy(&bytes, from, sizeof bytes);
-        *to = (bytes >> bit & 0x0101010101010101) * 0x0102040810204080 >> 56;
-    }
-#endif
 
     const GroupedForm& form_;
     const GroupedSource& source_;

@@ -5,9 +5,9 @@
 //   x = scale * xq + low + scale / 254 * (remainder - 128)   if scale ** 2 > kRemainderRatio * mean of scale ** 2 over the row's groups
 //
 // Layout: tiles of rows that are multiplied together, [row / tile][group], each:
-//   [row % tile][32] bytes; then [6][row % tile] in float32: scale, low, low + 128 * scale, and sums of xq: of the first 16, of the
+//   [row % tile][32] bytes; then [row % tile][6] in float32: scale, low, low + 128 * scale, and sums of xq: of the first 16, of the
 //   other 16, of all
-// So what a group's rows have of each lies side by side, and a tile of AMX begins at a cache line. Remainders lie likewise, and for
+// So a tile of AMX begins at a cache line. Remainders lie likewise, and for
 // each row and 256 inputs a bit for each group that has one. Without one its fields are 0.
 // Inputs are padded with zeros to a multiple of 256.
 // ISA variants: those of simd.hpp; a tile has 16 rows for AMX, 12 with AVX-512 and 4 otherwise, or fewer for few rows.
@@ -46,13 +46,13 @@ struct ByteGroup {
     int tile;
 
     uint8_t* row(int i) const { return numbers + i * kRowGroup; }
-    float& field(int field, int i) const { return fields[field * tile + i]; }
+    float& field(int field, int i) const { return fields[i * kFields + field]; }
     // Of the rows that follow in each group.
-    ByteGroup skip_rows(int rows) const { return {row(rows), fields + rows, tile}; }
+    ByteGroup skip_rows(int rows) const { return {row(rows), fields + rows * kFields, tile}; }
     // The group that many groups later.
     ByteGroup skip_groups(int count) const {
         const int bytes = count * tile * kBytes;
-        return {numbers + bytes, fields + bytes / (int)sizeof *fields, tile};
+        return {numbers + bytes, reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(fields) + bytes), tile};
     }
 };
 
@@ -69,11 +69,16 @@ struct ByteGroups {
     template <typename Task>
     TRITONLM_INLINE void for_each(Task task) const {
         unsigned left = flags;
-        for (int i = 0, end = count(); i < end; i++) {
-            const bool is_whole = i < whole_count;
-            const int number = is_whole ? i : __builtin_ctz(left);
-            left &= is_whole ? ~0u : left - 1;
-            task(number * kRowGroup, (is_whole ? whole : remainder).skip_groups(number));
+        ByteGroup group = whole;
+        for (int i = 0, number = 0, end = count(); i < end; i++) {
+            task(number * kRowGroup, group);
+            if (++number < whole_count && i < whole_count) {
+                group = group.skip_groups(1);
+            } else if (left) {
+                number = __builtin_ctz(left);
+                left &= left - 1;
+                group = remainder.skip_groups(number);
+            }
         }
     }
 };

@@ -40,54 +40,64 @@ inline void add_product(Reg16& total, const Reg16& factors, const Reg16& numbers
 #endif
 }
 
-// Adds a group's weights to the sum of those of 32 inputs: scale * sum of the codes + group * minimum.
-TRITONLM_INLINE void add_weights(Reg16& sum, const GroupedForm& form, const GroupScales& scales, int number, const Reg16i& codes) {
-    add_product(sum, load_regs(scales.scale[number]), to_floats(codes));
+// Whether a group's sums are of unsigned codes, and the form's zero is subtracted from them: they are exact, and few rows take less
+// time for it than the codes.
+constexpr bool has_unsigned_sums(Codes codes) { return kAccumulators < 16 && (codes == Codes::k4 || codes == Codes::k5); }
+
+inline Reg16 minus(const Reg16& numbers, float number) {
+    return map_floats([&](auto some) { return some - number; }, numbers);
+}
+
+// Adds a group's weights to the sum of those of 32 inputs: scale * sum of the signed codes + group * minimum.
+TRITONLM_INLINE void add_weights(Reg16& sum, const GroupedForm& form, const GroupScales& scales, int number, const Reg16& codes) {
+    add_product(sum, load_regs(scales.scale[number]), codes);
     if (form.has_minima) add_product(sum, (float)form.group, load_regs(scales.minimum[number]));
 }
 
-// The sums of kRows rows and kBlocks blocks, with codes of one kind.
-template <bool kWide, int kGroup, int kRows, int kBlocks>
+// The sums of kRows rows and kBlocks blocks, with codes of magnitudes up to kLargest.
+template <int kLargest, int kGroup, int kRows, int kBlocks>
 struct GroupedSums {
     static constexpr int kSums = kGroup == 16 ? ByteGroup::kSums16 : ByteGroup::kSums32;
     // Those of the rows' groups that are complete.
     typedef float Totals[kRows][kBlocks][kVecSize];
     // That of the current group, before its scale.
     Reg16 scaled[kRows][kBlocks];
-    Reg16i sums[kRows][kBlocks];
+    typename ByteDot<kLargest>::Sum sums[kRows][kBlocks];
 
     TRITONLM_INLINE void clear() {
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++)
-            for (int n = 0; n < kBlocks; n++) sums[i][n] = Reg16i{}, scaled[i][n] = Reg16{};
+            for (int n = 0; n < kBlocks; n++) scaled[i][n] = Reg16{};
     }
 
-    // Adds four inputs of block n.
-    TRITONLM_INLINE void add(int n, const ByteDot<kWide>& dot, const ByteGroup& rows, int k) {
+    // Adds four inputs of block n, from input k of the rows' group on.
+    TRITONLM_INLINE void add(int n, const ByteDot<kLargest>& dot, const ByteGroup& rows, int k) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++) dot.add(sums[i][n], rows.row(i) + k);
+        for (int i = 0; i < kRows; i++) sums[i][n].add_step(dot, rows.row(i) + k, k % kGroup / kStepInputs);
     }
 
     // Ends group `number` of block n's scales, which is number `part` of the weights' groups in that of the rows.
+    template <bool kSigned = true>
     TRITONLM_INLINE void end_weights(
         int n, const GroupedForm& form, const GroupScales& scales, int number, const ByteGroup& rows, int part
     ) {
         const Reg16 scale = load_regs(scales.scale[number]);
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++) {
-            add_product(scaled[i][n], scale, to_floats(sums[i][n]));
-            sums[i][n] = Reg16i{};
+            Reg16 sum = to_floats(sums[i][n].total);
+            if (!kSigned) sum = minus(sum, (float)form.zero * rows.field(kSums + part, i));
+            add_product(scaled[i][n], scale, sum);
         }
         if (!form.has_minima) return;
         const Reg16 minimum = load_regs(scales.minimum[number]);
-        constexpr float kOffsets = kGroup * ByteDot<kWide>::kOffset;
+        constexpr float kOffsets = kGroup * ByteDot<kLargest>::kOffset;
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++) add_product(scaled[i][n], rows.field(kSums + part, i) - kOffsets, minimum);
     }
 
     // Ends a group of the rows; `weight_sum` is that of its weights of block n.
     TRITONLM_INLINE void end_rows(int n, const ByteGroup& rows, const Reg16& weight_sum, Totals& totals) {
-        constexpr int kZero = ByteDot<kWide>::kOffset ? ByteGroup::kMiddle : ByteGroup::kLow;
+        constexpr int kZero = ByteDot<kLargest>::kOffset ? ByteGroup::kMiddle : ByteGroup::kLow;
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++) {
             Reg16 total = load_regs(totals[i][n]);
@@ -107,10 +117,11 @@ __attribute__((noinline)) void grouped_direct(
     const GroupedRows& rows, int m, int tile, const GroupedBlock (&blocks)[2], int stored, int inputs, bool from_memory,
     RowSums* to, int to_block
 ) {
-    typedef ByteDot<is_wide(kCodes)> Dot;
+    typedef ByteDot<largest_of(kCodes)> Dot;
+    constexpr bool kSigned = !has_unsigned_sums(kCodes);
     const GroupedForm form = *blocks[0].form;
     const int padded = padded_inputs(form, inputs);
-    typedef GroupedSums<is_wide(kCodes), kGroup, kRows, kBlocks> Sums;
+    typedef GroupedSums<largest_of(kCodes), kGroup, kRows, kBlocks> Sums;
     Sums all = {};
     alignas(kCacheLine) typename Sums::Totals totals = {};
     alignas(kCacheLine) GroupScales scales[kBlocks];
@@ -119,34 +130,37 @@ __attribute__((noinline)) void grouped_direct(
     AheadPrefetch<bits_of(kCodes) + 1> ahead[] = {{blocks[0].data, bytes, skipped, from_memory}, {blocks[1].data, bytes, skipped, from_memory}};
     for (int begin = 0; begin < padded; begin += kSuperInputs) {
         const int count = std::min(kSuperInputs, padded - begin);
+        const uint8_t* chunks[kBlocks];
         for (int n = 0; n < kBlocks; n++) {
             load_scales(form, blocks[n].data, begin, count, scales[n]);
-            ahead[n].seek(blocks[n].data + form.record_offset(begin));
+            chunks[n] = blocks[n].data + form.record_offset(begin);
+            ahead[n].seek(chunks[n]);
         }
         rows.groups(m, kRows, inputs, begin, count, tile).for_each([&](int k, const ByteGroup& group) __attribute__((always_inline)) {
-            const size_t offset = form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
+            const size_t record = (unsigned)k / kRecordInputs, half = (unsigned)k % kRecordInputs / kRowGroup;
+            const size_t offset = record * form.record_bytes + form.codes_offset;
             Reg16 weight_sums[kBlocks] = {};
-            Reg16i code_sums[kBlocks] = {};
-            for (auto& prefetch : ahead) prefetch.begin_part();
+            typename Dot::CodeSum code_sums[kBlocks];
+            for (int n = 0; n < kBlocks; n++) ahead[n].begin_part();
 #pragma GCC unroll 4
             for (int j = 0; j < kRowGroup / 8; j++)
 #pragma GCC unroll 2
                 for (int n = 0; n < kBlocks; n++) {
-                    // Its lowest bits are known to the compiler.
-                    const unsigned step = (unsigned)k % kRecordInputs / kRowGroup * (kRowGroup / 8) + j;
                     CodeBytes first, second;
-                    unpack_codes<kCodes>(form, blocks[n].data + offset, step, first, second);
+                    unpack_codes<kCodes, kSigned>(form, chunks[n] + offset, half, j, first, second);
                     ahead[n](j, kRowGroup / 8);
                     const Dot first_dot(first), second_dot(second);
                     all.add(n, first_dot, group, 8 * j);
                     all.add(n, second_dot, group, 8 * j + kStepInputs);
-                    first_dot.add_codes(code_sums[n]);
-                    second_dot.add_codes(code_sums[n]);
+                    const int step_of_group = j * 8 % kGroup / kStepInputs;
+                    code_sums[n].add_step(first_dot, step_of_group);
+                    code_sums[n].add_step(second_dot, step_of_group + 1);
                     if ((j + 1) * 8 % kGroup) continue;
                     const int part = j * 8 / kGroup, number = k / kGroup + part;
-                    all.end_weights(n, form, scales[n], number, group, part);
-                    add_weights(weight_sums[n], form, scales[n], number, code_sums[n]);
-                    code_sums[n] = Reg16i{};
+                    all.template end_weights<kSigned>(n, form, scales[n], number, group, part);
+                    Reg16 codes = to_floats(code_sums[n].total);
+                    if (!kSigned) codes = minus(codes, (float)(kGroup * form.zero));
+                    add_weights(weight_sums[n], form, scales[n], number, codes);
                 }
             for (int n = 0; n < kBlocks; n++) all.end_rows(n, group, weight_sums[n], totals);
         });

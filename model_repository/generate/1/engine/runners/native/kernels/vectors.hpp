@@ -35,12 +35,6 @@ inline Vec16 load(const float* from) {
     return v;
 }
 
-inline Vec16 load(const bf16* from) {
-    Vec16h h;
-    memcpy(&h, from, sizeof h);
-    return (Vec16)(__builtin_convertvector(h, Vec16u) << 16);
-}
-
 inline void store(float* to, Vec16 v) { memcpy(to, &v, sizeof v); }
 
 // Reg16: 16 numbers in as many hardware registers as they need, for accumulators in inner loops. GCC keeps such registers
@@ -48,6 +42,12 @@ inline void store(float* to, Vec16 v) { memcpy(to, &v, sizeof v); }
 #ifdef __AVX512F__
 typedef Vec16 Reg16;
 typedef Vec16i Reg16i;
+
+inline Vec16 load(const bf16* from) {
+    Vec16h h;
+    memcpy(&h, from, sizeof h);
+    return (Vec16)(__builtin_convertvector(h, Vec16u) << 16);
+}
 
 template <typename T>
 Reg16 load_regs(const T* from) {
@@ -112,12 +112,20 @@ inline Reg16 load_regs(const float* from) {
 inline Reg16 load_regs(const bf16* from) {
     Reg16 v;
     for (int i = 0; i < kRegsPerVec; i++) {
+#ifdef __AVX2__
+        // GCC 12 converts halves of a register, and joins them.
+        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
+        v.regs[i] = (Reg)((RegUint)_mm256_cvtepu16_epi32(halves) << 16);
+#else
         RegHalf halves;
         memcpy(&halves, from + i * kRegSize, sizeof halves);
         v.regs[i] = (Reg)(__builtin_convertvector(halves, RegUint) << 16);
+#endif
     }
     return v;
 }
+
+inline Vec16 load(const bf16* from) { return load_regs(from); }
 
 inline void split_pairs(const bf16* from, Reg16& first, Reg16& second) {
     for (int i = 0; i < kRegsPerVec; i++) {
@@ -179,6 +187,9 @@ inline Reg16 max(const Reg16& a, const Reg16& b) {
 inline Reg16i load_bytes(const void* from) {
 #ifdef __AVX512F__
     return (Vec16i)_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(from));
+    return {(RegInt)_mm256_cvtepi8_epi32(bytes), (RegInt)_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
 #else
     typedef int8_t RegByte __attribute__((vector_size(kRegSize)));
     Reg16i result;
