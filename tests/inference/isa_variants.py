@@ -15,20 +15,35 @@ from engine.runners.native import build
 
 # "avx2" is any processor of the last ten years, "plain" any x86-64. With -O1 they compile sooner, and run as fast here.
 _NO_AMX = ("-mno-amx-bf16", "-O1")
-# The code for AMX, with its instructions in C++. The flags name the header's content: a change compiles anew.
-_EMULATION = Path(__file__).with_name("amx_emulation.hpp")
-_AMX_EMULATED = ("-O1", f"-DTRITONLM_AMX_EMULATION={zlib.crc32(_EMULATION.read_bytes())}", "-include", str(_EMULATION))
+
+
+def _emulation(name: str) -> tuple[str, ...]:
+    """Flags for instructions in C++. They name the header's content: a change compiles anew."""
+    header = Path(__file__).with_name(f"{name}_emulation.hpp")
+    return (f"-DTRITONLM_{name.upper()}_EMULATION={zlib.crc32(header.read_bytes())}", "-include", str(header))
+
+
+# The code for AMX, with its instructions in C++.
+_AMX_EMULATED = ("-O1", *_emulation("amx"))
+# The code for AVX-512 and AVX-VNNI, for processors that have AVX2.
+_EMULATED = (*build.CAPABILITY_FLAGS["avx2"], *_emulation("avx512"))
+_AVX512_EMULATED = (*_EMULATED, "-DTRITONLM_EMULATES_AVX512")
 _ALL_VARIANTS = {
     "all": (), "no_amx": _NO_AMX, "no_bf16": (*_NO_AMX, "-mno-avx512bf16", "-mno-avx512vnni"),
     "amx_emulated": _AMX_EMULATED, "avx_vnni": (*build.CAPABILITY_FLAGS["avx2"], "-mavxvnni"),
     "avx2": build.CAPABILITY_FLAGS["avx2"], "plain": build.CAPABILITY_FLAGS["default"],
+    "avx512_emulated": (*_AVX512_EMULATED, "-DTRITONLM_EMULATES_BF16"), "avx512_no_bf16_emulated": _AVX512_EMULATED,
+    "avx_vnni_emulated": (*_EMULATED, "-DTRITONLM_EMULATES_AVX_VNNI"),
 }  # fmt: skip
 _PROCESSOR = build.processor_flags()
+_EMULATES_AVX512 = "avx2" in _PROCESSOR and "avx512f" not in _PROCESSOR
 # A variant is the same as "all" if the processor has none of the instruction sets that it excludes. Every processor
 # with AMX has AVX512-BF16, and the kernels for AMX use it.
 _EXISTS = {
     "no_amx": "amx_bf16" in _PROCESSOR, "no_bf16": bool({"avx512_bf16", "avx512_vnni"} & _PROCESSOR),
     "amx_emulated": "avx512_bf16" in _PROCESSOR and "amx_bf16" not in _PROCESSOR, "avx_vnni": "avx_vnni" in _PROCESSOR,
+    "avx512_emulated": _EMULATES_AVX512, "avx512_no_bf16_emulated": _EMULATES_AVX512,
+    "avx_vnni_emulated": "avx2" in _PROCESSOR and not {"avx_vnni", "avx512f"} & _PROCESSOR,
 }  # fmt: skip
 VARIANTS = {name: flags for name, flags in _ALL_VARIANTS.items() if _EXISTS.get(name, True)}
 
