@@ -31,6 +31,7 @@ inline ByteReg with_signs(ByteReg numbers, ByteReg codes) {
     return _mm512_mask_sub_epi8(numbers, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), numbers);
 }
 constexpr int kByteRegs = 1;
+inline void in_register(ByteReg&) {}
 inline ByteReg bytes_of(const CodeBytes& codes, int) { return codes.bytes; }
 inline ByteReg& reg_of(Reg16i& total, int) { return reinterpret_cast<ByteReg&>(total); }
 #else
@@ -42,6 +43,8 @@ inline ByteReg multiply_pairs(ByteReg numbers, ByteReg codes) { return _mm256_ma
 inline ByteReg add_neighbours(ByteReg pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 inline ByteReg with_signs(ByteReg numbers, ByteReg codes) { return _mm256_sign_epi8(numbers, codes); }
 constexpr int kByteRegs = 2;
+// With few registers the compiler would compute the terms of a sum first, and keep them in memory.
+inline void in_register(ByteReg& sum) { asm("" : "+x"(sum)); }
 inline ByteReg bytes_of(const CodeBytes& codes, int i) { return codes.bytes[i]; }
 inline ByteReg& reg_of(Reg16i& total, int i) { return reinterpret_cast<ByteReg&>(total.regs[i]); }
 #endif
@@ -63,8 +66,7 @@ struct StepSum {
 #pragma GCC unroll 2
         for (int i = 0; i < kByteRegs; i++) {
             some[i] = step % kSteps ? add_as<Number>(some[i], term(i)) : term(i);
-            // The compiler would compute all terms first and keep them in memory.
-            asm("" : "+v"(some[i]));
+            in_register(some[i]);
             if ((step + 1) % kSteps) continue;
             const ByteReg sum = add_neighbours(pairs(some[i]));
             reg_of(total, i) = step < kSteps ? sum : add_as<int32_t>(reg_of(total, i), sum);
