@@ -5,9 +5,12 @@ It knows folders and fixtures by name, not what the tests check.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import os
 import signal
+import ssl
 import sys
 from collections.abc import Generator
 from importlib.machinery import ModuleSpec
@@ -16,6 +19,7 @@ from types import ModuleType
 import hypothesis
 import process_owner
 import pytest
+from httpx._transports import default as httpx_transports
 from tritonlm.contract.imports import without_collections
 
 # Fixtures that start a Triton for a whole session; the first two serve the same files.
@@ -29,6 +33,8 @@ _SPREAD = ("test_schema",)
 _PROFILE = "without_deadline"
 # SDKs that take seconds to import and few tests use: a worker imports them for the first test that does.
 _LATE = ("anthropic", "openai")
+# They name other certificates than those that httpx brings.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         process_owner.own_processes()
     hypothesis.settings.register_profile(_PROFILE, hypothesis.settings(), deadline=None)
     hypothesis.settings.load_profile(_PROFILE)
+    _read_certificates_once()
     # Its import looks into every module that is there: with thousands of them, that takes seconds.
     with without_collections():
         importlib.import_module("torch")
@@ -46,6 +53,27 @@ def pytest_configure(config: pytest.Config) -> None:
         spec = importlib.util.find_spec(name)
         if name not in sys.modules and spec is not None:
             sys.modules[name] = _LateModule(spec)
+
+
+def _read_certificates_once() -> None:
+    """Each httpx client reads the certificates of the authorities, also for http, which takes longer than a request.
+
+    Those of the SDKs are httpx clients, too. A client with a context of its own keeps it.
+    """
+    create = httpx_transports.create_ssl_context
+
+    @functools.cache
+    def shared(trust_env: bool, *files: str | None) -> object:
+        return create(trust_env=trust_env)
+
+    def create_or_share(
+        verify: ssl.SSLContext | str | bool = True, cert: object = None, trust_env: bool = True
+    ) -> object:
+        if verify is True and cert is None:
+            return shared(trust_env, *map(os.environ.get, _CERTIFICATES))
+        return create(verify, cert, trust_env)
+
+    httpx_transports.create_ssl_context = create_or_share
 
 
 class _LateModule(ModuleType):
