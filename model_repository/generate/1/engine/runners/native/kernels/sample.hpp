@@ -34,28 +34,46 @@ struct Sample {
     int64_t* ids;
 };
 
-typedef double Vec8d __attribute__((vector_size(64)));
-typedef int64_t Vec8l __attribute__((vector_size(64)));
-typedef float Vec8f __attribute__((vector_size(32)));
+// A register of doubles, and as many numbers of other types: of a comparison of larger vectors GCC makes one of each number.
+constexpr int kDoubles = kFloats / 2;
+typedef double Doubles __attribute__((vector_size(kDoubles * sizeof(double))));
+typedef int64_t Longs __attribute__((vector_size(kDoubles * sizeof(int64_t))));
+typedef float HalfFloats __attribute__((vector_size(kDoubles * sizeof(float))));
+// Eight numbers in registers: an order of sums that all ISA variants have.
+constexpr int kVecDoubles = 8, kRegsPerVecDoubles = kVecDoubles / kDoubles;
 
 // exp(x) for x in [-30, 0]: as exp(Vec16), with the Taylor polynomial of degree 13; error of one to two units in the last
 // place.
-inline Vec8d exp(Vec8d x) {
+inline Doubles exp(Doubles x) {
     // 1.5 * 2^52: x + kRoundToInt has the nearest integer in its lowest bits.
     constexpr double kRoundToInt = 6755399441055744.0, kLog2E = 1.4426950408889634;
     constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
     constexpr int kDoubleFractionBits = 52;
-    const Vec8d shifted = x * kLog2E + kRoundToInt, n = shifted - kRoundToInt;
-    const Vec8d r = x - n * kLn2High - n * kLn2Low;
+    const Doubles shifted = x * kLog2E + kRoundToInt, n = shifted - kRoundToInt;
+    const Doubles r = x - n * kLn2High - n * kLn2Low;
     // 1 / 13!, 1 / 12!, … 1 / 0!
     constexpr double kTerms[] = {
         1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
         1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0,
     };
-    Vec8d p = {};
+    Doubles p = {};
+#pragma GCC unroll 14
     for (double term : kTerms) p = p * r + term;
-    return (Vec8d)((Vec8l)p + ((Vec8l)shifted << kDoubleFractionBits));
+    return (Doubles)((Longs)p + ((Longs)shifted << kDoubleFractionBits));
 }
+
+// Of eight logits from i, in registers; -infinity behind the last one.
+struct Logits8 {
+    HalfFloats regs[kRegsPerVecDoubles];
+
+    Logits8(const float* logits, int i, int count) {
+        float values[kVecDoubles];
+        const bool is_whole = i + kVecDoubles <= count;
+        if (!is_whole)
+            for (int n = 0; n < kVecDoubles; n++) values[n] = i + n < count ? logits[i + n] : -INFINITY;
+        memcpy(regs, is_whole ? logits + i : values, sizeof regs);
+    }
+};
 
 class Sampler {
   public:
@@ -87,8 +105,8 @@ class Sampler {
         int id;
     };
 
-    // Doubles in a vector, and tokens whose weights have a common sum in `sums_`.
-    static constexpr int kVecDoubles = 8, kChunk = 256, kMaskBits = 32;
+    // Tokens whose weights have a common sum in `sums_`.
+    static constexpr int kChunk = 256, kMaskBits = 32;
     // The likeliest token's weight, 2^42: 2^20 tokens do not overflow 63 bits. Below exp(-29.2) a weight
     // is less than 1.
     static constexpr double kMaxWeight = 4398046511104.0, kMinExponent = -29.2;
@@ -128,20 +146,21 @@ class Sampler {
                 sums_[chunk] = 0;
                 continue;
             }
-            Vec8l sum = {};
+            Longs sums[kRegsPerVecDoubles] = {};
             for (int i = chunk * kChunk; i < (chunk + 1) * kChunk; i += kVecDoubles) {
-                Vec8f values;
-                if (i + kVecDoubles <= count_) memcpy(&values, logits_ + i, sizeof values);
-                else
-                    for (int n = 0; n < kVecDoubles; n++) values[n] = i + n < count_ ? logits_[i + n] : -INFINITY;
-                const Vec8d exponent = (__builtin_convertvector(values, Vec8d) - max) / temperature;
-                const Vec8d ratio = exp(exponent < kMinExponent ? Vec8d{} + kMinExponent : exponent);
-                const Vec8l weight = exponent < kMinExponent ? Vec8l{} : __builtin_convertvector(ratio * kMaxWeight, Vec8l);
-                memcpy(&weights_[i], &weight, sizeof weight);
-                sum += weight;
+                const Logits8 logits(logits_, i, count_);
+                for (int reg = 0; reg < kRegsPerVecDoubles; reg++) {
+                    const Doubles exponent = (__builtin_convertvector(logits.regs[reg], Doubles) - max) / temperature;
+                    const Doubles ratio = exp(exponent < kMinExponent ? Doubles{} + kMinExponent : exponent);
+                    const Longs whole = __builtin_convertvector(ratio * kMaxWeight, Longs);
+                    const Longs weight = exponent < kMinExponent ? Longs{} : whole;
+                    memcpy(&weights_[i + reg * kDoubles], &weight, sizeof weight);
+                    sums[reg] += weight;
+                }
             }
             sums_[chunk] = 0;
-            for (int n = 0; n < kVecDoubles; n++) sums_[chunk] += sum[n];
+            for (const Longs& sum : sums)
+                for (int n = 0; n < kDoubles; n++) sums_[chunk] += sum[n];
             total_ += sums_[chunk];
         }
     }

@@ -55,21 +55,20 @@ class Scorer {
     // Tokens below exp(-29.2) times the likeliest one's probability are left out of the sum, as in sample.hpp: all of them
     // together do not change a float32.
     static constexpr double kMinExponent = -29.2;
-    static constexpr int kVecDoubles = 8;
 
     static double sum_of_exp(const float* logits, int count, double max) {
-        Vec8d sum = {};
+        Doubles sums[kRegsPerVecDoubles] = {};
         for (int i = 0; i < count; i += kVecDoubles) {
-            Vec8f values;
-            if (i + kVecDoubles <= count) memcpy(&values, logits + i, sizeof values);
-            else
-                for (int n = 0; n < kVecDoubles; n++) values[n] = i + n < count ? logits[i + n] : -INFINITY;
-            const Vec8d exponent = __builtin_convertvector(values, Vec8d) - max;
-            const Vec8d ratio = exp(exponent < kMinExponent ? Vec8d{} + kMinExponent : exponent);
-            sum += exponent < kMinExponent ? Vec8d{} : ratio;
+            const Logits8 eight(logits, i, count);
+            for (int reg = 0; reg < kRegsPerVecDoubles; reg++) {
+                const Doubles exponent = __builtin_convertvector(eight.regs[reg], Doubles) - max;
+                const Doubles ratio = exp(exponent < kMinExponent ? Doubles{} + kMinExponent : exponent);
+                sums[reg] += exponent < kMinExponent ? Doubles{} : ratio;
+            }
         }
         double total = 0;
-        for (int n = 0; n < kVecDoubles; n++) total += sum[n];
+        for (const Doubles& sum : sums)
+            for (int n = 0; n < kDoubles; n++) total += sum[n];
         return total;
     }
 
@@ -101,9 +100,9 @@ class Scorer {
     }
 
     static bool any(Vec16i mask) {
-        const Vec8l halves = (Vec8l)mask;
-        int64_t bits = 0;
-        for (int n = 0; n < kVecDoubles; n++) bits |= halves[n];
+        int64_t pairs[kVecDoubles], bits = 0;
+        memcpy(pairs, &mask, sizeof pairs);
+        for (int64_t pair : pairs) bits |= pair;
         return bits != 0;
     }
 
