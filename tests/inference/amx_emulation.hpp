@@ -1,12 +1,13 @@
-// AMX tile instructions in plain C++, so that the code for AMX is tested on any processor with AVX512-BF16: included before
-// the kernels (-include), this header defines the macros of AMX and replaces its intrinsics. Of tiles A (m x k), B (k x n):
+// AMX tile instructions in plain C++, so that the code for AMX is tested on any processor with AVX2: included before the
+// kernels (-include), this header defines the macros of AMX and replaces its intrinsics. Of tiles A (m x k), B (k x n):
 //   dpbf16ps: c[m][n] += (sum over k of a[m][k][0] * b[k][n][0]) + (sum over k of a[m][k][1] * b[k][n][1]), as fused
 //             multiply-adds in float32, where denormal operands and results are 0
 //   dpbssd:   c[m][n] += sum over k and i < 4 of a[m][k][i] * b[k][n][i], in int32
 //   dpbusd:   the same with unsigned a
 //
 // Layout: a tile is 16 rows of 64 bytes, of which an instruction uses as many as the configuration has. The others read as 0.
-// ISA variants: AVX512F for the sums. Used by: isa_variants.py (the variant `amx_emulated`). It knows no kernels.
+// ISA variants: AVX512F for the sums, or avx512_emulation.hpp before it. Used by: isa_variants.py (the
+// variant `amx_emulated`). It knows no kernels.
 #pragma once
 
 #ifdef __AMX_TILE__
@@ -88,33 +89,41 @@ inline void require_shapes(int to, int a, int b) {
     require(config.bytes[to] == config.bytes[b]);
 }
 
-inline __m512 flush_denormals(__m512 x) {
-    constexpr int kSubnormal = 0x20;
-    const __m512 signed_zero = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
-    return _mm512_mask_mov_ps(x, _mm512_fpclass_ps_mask(x, kSubnormal), signed_zero);
+typedef float Floats __attribute__((vector_size(kRowBytes)));
+typedef uint32_t Bits __attribute__((vector_size(kRowBytes)));
+
+template <typename Vector>
+Vector load_vector(const void* from) {
+    Vector v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+inline Floats flush_denormals(Floats x) {
+    constexpr uint32_t kSign = 1u << 31, kExponent = 0x7f800000;
+    const Bits bits = (Bits)x;
+    return (Floats)((bits & kExponent) == 0 ? bits & kSign : bits);
 }
 
 // Number i of each pair, as float32.
-inline __m512 of_pairs(__m512i pairs, int i) {
-    const __m512i bits = i ? _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)) : _mm512_slli_epi32(pairs, 16);
-    return flush_denormals(_mm512_castsi512_ps(bits));
-}
+inline Floats of_pairs(Bits pairs, int i) { return flush_denormals((Floats)(i ? pairs & 0xffff0000 : pairs << 16)); }
 
 inline void dpbf16ps(int to, int a, int b) {
     require_shapes(to, a, b);
     for (int m = 0; m < config.rows[to]; m++) {
-        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        Floats sums[2] = {};
         for (int k = 0; k < config.rows[b]; k++) {
-            int32_t pair;
+            uint32_t pair;
             memcpy(&pair, tiles[a].row[m] + 4 * k, sizeof pair);
-            const __m512i row = _mm512_load_si512(tiles[b].row[k]);
-            for (int i = 0; i < 2; i++)
-                sums[i] = flush_denormals(_mm512_fmadd_ps(of_pairs(_mm512_set1_epi32(pair), i), of_pairs(row, i), sums[i]));
+            const Bits row = load_vector<Bits>(tiles[b].row[k]);
+            for (int i = 0; i < 2; i++) {
+                const Floats number = of_pairs(Bits{} + pair, i), column = of_pairs(row, i);
+                sums[i] = flush_denormals((Floats)_mm512_fmadd_ps((__m512)number, (__m512)column, (__m512)sums[i]));
+            }
         }
-        const __m512 before = flush_denormals(_mm512_load_ps(tiles[to].row[m]));
-        const __m512 sum = flush_denormals(_mm512_add_ps(sums[0], sums[1]));
-        const __mmask16 columns = (__mmask16)((1u << config.bytes[to] / 4) - 1);
-        _mm512_store_ps(tiles[to].row[m], _mm512_maskz_mov_ps(columns, flush_denormals(_mm512_add_ps(before, sum))));
+        const Floats before = flush_denormals(load_vector<Floats>(tiles[to].row[m]));
+        const Floats sum = flush_denormals(before + flush_denormals(sums[0] + sums[1]));
+        memcpy(tiles[to].row[m], &sum, config.bytes[to]);
     }
 }
 

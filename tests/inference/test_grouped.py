@@ -16,7 +16,7 @@ from engine.runners.native.quantized import PADDING, Quantized, Stack
 from engine.runners.native.structures import POINTER, GroupedBlock, WeightForm
 from tritonlm.contract.gguf_tensors import BLOCKS
 
-from .isa_variants import VARIANTS, library_of
+from .isa_variants import KERNEL_VARIANTS, library_of
 
 OUTPUTS, INPUTS = 40, 768
 # One row, some that unpack codes in registers, and more than fit one pass, a tile or two.
@@ -100,7 +100,7 @@ def quantized_rows(rows: torch.Tensor) -> torch.Tensor:
     return (numbers + remainder * has_remainder).view_as(rows)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", KERNEL_VARIANTS)
 @pytest.mark.parametrize("kind", sorted(gguf_blocks.TYPES))
 def test_sums_are_those_of_the_dequantized_weights(kind: str, variant: str) -> None:
     matrix = stored(kind)
@@ -116,7 +116,7 @@ def test_sums_are_those_of_the_dequantized_weights(kind: str, variant: str) -> N
     multiply.close()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", KERNEL_VARIANTS)
 def test_a_group_with_an_outlier_adds_no_more_error_than_others(variant: str) -> None:
     matrix = stored("Q4_0")
     multiply, rows = Matmul(matrix, variant), activations(21).abs_()
@@ -136,7 +136,7 @@ def test_packed_weights_take_at_most_a_tenth_more_than_in_the_file(kind: str) ->
     assert packed.data.nbytes <= 1.1 * 48 * 768 // block * size
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", KERNEL_VARIANTS)
 def test_matrices_of_two_forms_are_multiplied_together(variant: str) -> None:
     stack = Stack((stored("Q4_K", 48), stored("Q6_K", 16), stored("Q8_0", 32)))
     multiply, rows = Matmul(stack, variant), activations(21)

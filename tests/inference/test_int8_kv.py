@@ -23,7 +23,7 @@ from tritonlm.contract import CheckpointError
 
 from .family_zoo import VOCABULARY, ZOO
 from .harness import make_engine, run, submit
-from .isa_variants import VARIANTS, library_of
+from .isa_variants import EMULATED, VARIANTS, library_of
 from .test_native import CPU, DTYPES, config_of, sequences, whole
 
 # Query heads by KV head 1 to 17 and head widths 32 to 256, with windows, soft-caps, sinks, ALiBi, and without RoPE.
@@ -45,6 +45,7 @@ LARGEST_ERROR = 0.03
 # Every shape by this machine's kernels; a few shapes, of all instructions, in every variant.
 IN_ALL_VARIANTS = ("llama", "gemma wide", "gpt_oss")
 CASES = [(name, variant) for name in SHAPES for variant in VARIANTS if variant == "all" or name in IN_ALL_VARIANTS]
+EMULATED_CASES = [("llama", variant) for variant in EMULATED if variant != "avx_vnni_emulated"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def error(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "variant"), CASES)
+@pytest.mark.parametrize(("name", "variant"), CASES + EMULATED_CASES)
 def test_logprobs_are_close_and_a_row_is_the_same_in_any_batch_and_chunk(
     folders: dict[str, Path], name: str, variant: str, dtype: str
 ) -> None:
