@@ -19,7 +19,7 @@ from tritonlm.cli import app
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tritonlm.cli", "tritonlm.commands.train", "tritonlm.training.run", "matplotlib.pyplot"]
+    ["tritonlm.cli", "tritonlm.commands.train", "tritonlm.training.run", "matplotlib.backends.backend_agg"]
 )
 _RUN_SECONDS = 200.0
 

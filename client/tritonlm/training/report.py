@@ -26,20 +26,27 @@ def write_report(folder: Path, data: Data, record: dict[str, Any], logs: list[di
 
 
 def plot_losses(file: Path, name: str, logs: list[dict[str, Any]]) -> None:
-    import matplotlib  # noqa: PLC0415 (slow to import)
+    # Slow to import, and pyplot, which manages windows, more so.
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import LogFormatter  # noqa: PLC0415
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    class PlainLabels(LogFormatter):
+        """0.5 instead of 5·10⁻¹: matplotlib's parser of formulas takes about as long as all else that is drawn."""
 
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
     for key, label in (("loss", "training"), ("eval_loss", "held out")):
         points = [(entry["step"], entry[key]) for entry in logs if key in entry]
         axes.plot([step for step, _ in points], [loss for _, loss in points], label=label)
     axes.set(title=name, xlabel="step", ylabel="loss (nats per token)", yscale="log")
+    axes.yaxis.set_major_formatter(PlainLabels())
+    axes.yaxis.set_minor_formatter(PlainLabels(labelOnlyBase=False))
     axes.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=110)
-    pyplot.close(figure)
 
 
 @torch.inference_mode()
