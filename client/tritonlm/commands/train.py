@@ -72,9 +72,12 @@ def train(
         # Slow to import, and in an optional extra.
         with without_collections():
             from tritonlm.training.errors import TrainingError  # noqa: PLC0415
+            from tritonlm.training.imports import without_unused_packages  # noqa: PLC0415
             from tritonlm.training.plan import read_plan, read_plan_file  # noqa: PLC0415
-            from tritonlm.training.run import IS_FIRST  # noqa: PLC0415
-            from tritonlm.training.run import train as run  # noqa: PLC0415
+
+            with without_unused_packages():
+                from tritonlm.training.run import IS_FIRST  # noqa: PLC0415
+                from tritonlm.training.run import train as run  # noqa: PLC0415
     except ModuleNotFoundError as missing:
         terminal.print_error(ServingError(f"{missing.name} is missing; pip install 'tritonlm[train]'"))
         raise typer.Exit(FAILED) from None
