@@ -44,7 +44,7 @@ _ALL_VARIANTS = {
 _EXISTS = {
     "no_amx": "amx_bf16" in _PROCESSOR, "no_bf16": bool({"avx512_bf16", "avx512_vnni"} & _PROCESSOR),
     "amx_emulated": _EMULATES_AVX512 or ("avx512_bf16" in _PROCESSOR and "amx_bf16" not in _PROCESSOR),
-    "avx_vnni": "avx_vnni" in _PROCESSOR,
+    "avx2": bool({"avx512f", "avx_vnni"} & _PROCESSOR), "avx_vnni": "avx_vnni" in _PROCESSOR,
     "avx512_emulated": _EMULATES_AVX512, "avx512_no_bf16_emulated": _EMULATES_AVX512,
     "avx_vnni_emulated": "avx2" in _PROCESSOR and not {"avx_vnni", "avx512f"} & _PROCESSOR,
 }  # fmt: skip

@@ -5,13 +5,14 @@ weights and the quantized rows, and a row's bits do not depend on the other rows
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from engine.runners.native import gguf_blocks, structures
-from engine.runners.native.grouped_weights import pack_groups
+from engine.runners.native.grouped_weights import is_supported, pack_groups
 from engine.runners.native.quantized import PADDING, Quantized, Stack
 from engine.runners.native.structures import POINTER, GroupedBlock, WeightForm
 from tritonlm.contract.gguf_tensors import BLOCKS
@@ -114,6 +115,41 @@ def test_sums_are_those_of_the_dequantized_weights(kind: str, variant: str) -> N
     for count in COUNTS:
         assert torch.equal(multiply(rows[-count:])[:, :OUTPUTS], results[-count:])
     multiply.close()
+
+
+EXTREMES = [
+    (2, 16, 0),
+    (3, 16, None),
+    (4, 32, None),
+    (4, 32, 0),
+    (5, 32, None),
+    (5, 32, 0),
+    (6, 16, None),
+    (8, 32, None),
+]
+
+
+@pytest.mark.parametrize("variant", KERNEL_VARIANTS)
+def test_sums_of_the_largest_codes_and_numbers_do_not_overflow(variant: str) -> None:
+    # All numbers of a group but one are the largest byte.
+    rows = torch.ones(13, INPUTS)
+    rows[:, ::32] = -1
+    for bits, group, lowest in EXTREMES:
+        least = -(2 ** (bits - 1)) if lowest is None else lowest
+        codes = torch.full((32, INPUTS), least, dtype=torch.int8)
+        codes[1::2] = least + 2**bits - 1
+        scales = torch.full((32, INPUTS // group), 0.01)
+        matrix = Quantized(codes, scales, scales if lowest == 0 else None, bits, lowest)
+        multiply, expected = Matmul(matrix, variant), rows.double() @ matrix.dequantized().double().T
+        for count in (1, 4, 8, 13):
+            torch.testing.assert_close(multiply(rows[:count]).double(), expected[:count], rtol=1e-3, atol=1e-3)
+        multiply.close()
+
+
+def test_six_bits_are_multiplied_if_they_are_around_zero() -> None:
+    matrix = Quantized(torch.zeros(16, 32, dtype=torch.int8), torch.ones(16, 2), None, 6)
+    assert is_supported(matrix)
+    assert not is_supported(replace(matrix, lowest=0))
 
 
 @pytest.mark.parametrize("variant", KERNEL_VARIANTS)

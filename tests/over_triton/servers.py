@@ -6,6 +6,7 @@ It knows how a Triton starts and stops, not what the tests request.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import socket
 import time
@@ -26,6 +27,8 @@ from tritonlm.serving.supervisor import connection_errors_explained, prepare, st
 LM, ENGINE = "tiny", "generate"
 LOAD_SECONDS = 120.0
 WAIT_SECONDS = 60.0
+# Below those that systems give to connections.
+_PORTS = range(20_000, 32_000)
 # For the runners that can be slow: their file and their class.
 _RUNNERS = {"native": ("native/runner.py", "NativeRunner"), "reference": ("reference.py", "ReferenceRunner")}
 _PAUSE_BEFORE_STEPS = """
@@ -75,13 +78,16 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def free_ports() -> dict[str, int]:
-    """Free ports, as settings."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        numbers = [opened.getsockname()[1] for opened in sockets]
-    return dict(zip(("port", "http_port", "grpc_port", "metrics_port"), numbers, strict=True))
+    """Free ports, as settings. Not those that the system gives to connections: one would take it before a server."""
+    return {name: _free_port() for name in ("port", "http_port", "grpc_port", "metrics_port")}
+
+
+def _free_port() -> int:
+    while True:
+        port = _PORTS[secrets.randbelow(len(_PORTS))]
+        with socket.socket() as opened, contextlib.suppress(OSError):
+            opened.bind(("127.0.0.1", port))
+            return port
 
 
 def copy_repository(folder: Path, slow: str = "", **checkpoint: Any) -> Path:

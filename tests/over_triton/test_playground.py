@@ -19,6 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from .gateways import gateway_to
+from .servers import WAIT_SECONDS
 from .test_serve import Serve
 
 pytestmark = pytest.mark.triton
@@ -35,6 +36,8 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # The sandbox needs rights that containers lack; the page is trusted.
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        # On a busy machine a page takes longer than the default of five seconds.
+        expect.set_options(timeout=1000 * WAIT_SECONDS)
         yield browser
         browser.close()
 

@@ -38,7 +38,9 @@ class PackedGroups:
 
 def is_supported(matrix: Quantized) -> bool:
     """Whether the kernels multiply it without loss."""
-    return matrix.bits in BITS and any(matrix.group % group == 0 for group in GROUPS)
+    # Of six bits the kernels sum codes of up to 32 in magnitude.
+    fits = matrix.bits != 6 or matrix.lowest_code == -32
+    return fits and matrix.bits in BITS and any(matrix.group % group == 0 for group in GROUPS)
 
 
 def pack_groups(matrix: Quantized, library: ctypes.CDLL, pages: LargePages | None = None) -> PackedGroups:
