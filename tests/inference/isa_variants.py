@@ -54,6 +54,11 @@ EMULATED = [name for name, flags in KERNEL_VARIANTS.items() if set(_EMULATED) <=
 VARIANTS = {name: flags for name, flags in KERNEL_VARIANTS.items() if name not in EMULATED}
 
 
+def existing(*names: str) -> list[str]:
+    """Those of these variants that are not the same as another one here."""
+    return [name for name in names if name in KERNEL_VARIANTS]
+
+
 @functools.cache
 def _compilations() -> dict[str, Future[Path]]:
     # One thread: the tests that run meanwhile need a core too.

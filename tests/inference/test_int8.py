@@ -29,7 +29,7 @@ from tritonlm.contract import CheckpointError
 from tritonlm.serving.paths import model_repository
 from tritonlm.training.data import abacus, fable
 
-from .isa_variants import KERNEL_VARIANTS, library_of
+from .isa_variants import existing, library_of
 
 CPU = torch.device("cpu")
 INT8_VARIANTS = ("all", "no_amx", "amx_emulated", "avx2", "avx512_emulated", "avx512_no_bf16_emulated")
@@ -71,7 +71,7 @@ def quantize_inputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tup
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("variant", [name for name in INT8_VARIANTS if name in KERNEL_VARIANTS])
+@pytest.mark.parametrize("variant", existing(*INT8_VARIANTS))
 def test_logits_are_those_of_the_quantized_numbers(tmp_path: Path, dtype: str, variant: str) -> None:
     sizes = {"seed": 5, "n_embd": 96, "n_head": 3, "n_layer": 2, "initializer_range": 0.2}
     folder, rounded = make_checkpoint(tmp_path / "lm", **sizes), make_checkpoint(tmp_path / "rounded", **sizes)

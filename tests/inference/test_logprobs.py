@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tritonlm.contract import TokenLogprob
 
 from .harness import _GROUPED, FAMILIES, VOCABULARY, make_engine, run, save_model, submit
-from .isa_variants import library_of
+from .isa_variants import existing, library_of
 
 MIB = 1 << 20
 # Memory of a step beside the scratch: small arrays, rounding of the allocator, Python objects of the results.
@@ -40,7 +40,7 @@ TAILS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["all", "avx2", "plain"])
+@pytest.fixture(scope="module", params=existing("all", "avx2", "plain"))
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeRunner]:
     folder = make_checkpoint(tmp_path_factory.mktemp("score") / "lm")
     config = EngineConfig(device="cpu", dtype="float32", max_sequences=4, threads=2)

@@ -17,12 +17,12 @@ from fakes.tiny_lm import make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .isa_variants import library_of
+from .isa_variants import existing, library_of
 
 SampleTokens = Callable[[torch.Tensor, list[SamplingSettings], Any], torch.Tensor]
 
 
-@pytest.fixture(scope="module", params=["all", "avx2", "plain"])
+@pytest.fixture(scope="module", params=existing("all", "avx2", "plain"))
 def sample_tokens(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SampleTokens]:
     folder = make_checkpoint(tmp_path_factory.mktemp("sampling") / "lm")
     config = EngineConfig(device="cpu", dtype="float32", max_sequences=4, threads=2)
