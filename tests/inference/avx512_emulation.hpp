@@ -50,7 +50,6 @@ auto by_halves(Function function, const Vectors&... v) {
         return by_halves([](auto... of_half) { return _mm256_##name(of_half...); }, v...); \
     }
 TRITONLM_BY_HALVES(abs_epi8)
-TRITONLM_BY_HALVES(add_epi8)
 TRITONLM_BY_HALVES(sub_epi8)
 TRITONLM_BY_HALVES(shuffle_epi8)
 TRITONLM_BY_HALVES(unpacklo_epi8)
@@ -119,9 +118,6 @@ inline __m512i select_epi8(__mmask64 mask, __m512i yes, __m512i no) {
         return _mm256_blendv_epi8(y, x, _mm256_cmpeq_epi8(set, bit));
     };
     return by_halves(choose, masks, yes, no);
-}
-inline __m512i mask_add_epi8(__m512i from, __mmask64 mask, __m512i a, __m512i b) {
-    return select_epi8(mask, add_epi8(a, b), from);
 }
 inline __m512i mask_sub_epi8(__m512i from, __mmask64 mask, __m512i a, __m512i b) {
     return select_epi8(mask, sub_epi8(a, b), from);
@@ -293,7 +289,6 @@ inline __m512bh cvtne2ps_pbh(__m512 high, __m512 low) {
 #define _mm512_loadu_si512 avx512_emulation::loadu_si512
 #define _mm512_madd_epi16 avx512_emulation::madd_epi16
 #define _mm512_maddubs_epi16 avx512_emulation::maddubs_epi16
-#define _mm512_mask_add_epi8 avx512_emulation::mask_add_epi8
 #define _mm512_mask_storeu_epi16 avx512_emulation::mask_storeu_epi16
 #define _mm512_mask_sub_epi8 avx512_emulation::mask_sub_epi8
 #define _mm512_min_ps avx512_emulation::min_ps
