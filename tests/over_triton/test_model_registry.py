@@ -91,18 +91,20 @@ def test_two_checkpoints_side_by_side_and_a_third_on_demand(runs: Path, tmp_path
 
 @pytest.mark.parametrize("by", ["command", "reload"])
 def test_a_checkpoint_is_replaced_under_load_without_failed_requests(by: str, tmp_path: Path) -> None:
-    served = make_checkpoint(tmp_path / "mine", seed=1, n_layer=6, n_embd=128)
-    newer = make_checkpoint(tmp_path / "newer", seed=2, n_layer=6, n_embd=128)
+    served = make_checkpoint(tmp_path / "mine", seed=1)
+    newer = make_checkpoint(tmp_path / "newer", seed=2)
     options = ["--checkpoint", str(served), *(["--reload"] if by == "reload" else [])]
-    with serving(model_repository(), tmp_path, *options) as serve, http_of(serve) as http:
-        before = text_of(http, "mine", max_tokens=300)
+    # Slow enough that requests always run, without a busy core.
+    repository = copy_repository(tmp_path, slow="native")
+    with serving(repository, tmp_path, *options) as serve, http_of(serve) as http:
+        before = text_of(http, "mine", max_tokens=100)
         stop = threading.Event()
 
         def send() -> list[str]:
             texts = []
             while not stop.is_set():
-                texts.append(text_of(http, "mine", max_tokens=300))
-            return [*texts, text_of(http, "mine", max_tokens=300)]
+                texts.append(text_of(http, "mine", max_tokens=100))
+            return [*texts, text_of(http, "mine", max_tokens=100)]
 
         with ThreadPoolExecutor(16) as pool, TritonControl("127.0.0.1", serve.ports["http_port"]) as control:
             futures = [pool.submit(send) for _ in range(16)]
@@ -120,7 +122,7 @@ def test_a_checkpoint_is_replaced_under_load_without_failed_requests(by: str, tm
             finally:
                 stop.set()
             texts = [text for future in futures for text in future.result()]
-        after = text_of(http, "mine", max_tokens=300)
+        after = text_of(http, "mine", max_tokens=100)
         assert before != after
         assert set(texts) == {before, after}
         assert all(future.result()[-1] == after for future in futures)

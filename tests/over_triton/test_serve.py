@@ -68,7 +68,7 @@ def serving(
     """`tritonlm serve`, stopped at the end; `during_start` is called while it starts."""
     ports = free_ports()
     command = [sys.executable, "-m", "tritonlm.cli", "serve", "--model-repository", str(repository), *options]
-    if repository != model_repository():
+    if repository != model_repository() and "--checkpoint" not in options:
         command += ["--load", LM]
     command += [part for name, port in ports.items() for part in ("--" + name.replace("_", "-"), str(port))]
     output = folder / "output.txt"
