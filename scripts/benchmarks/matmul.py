@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "model_repository" / "generate" / "1" / "engine" / "runners" / "native"
 sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 
-from engine.runners.native import build, isa_variants  # noqa: E402
+from engine.runners.native import build  # noqa: E402
 
 # The letters that matmul.cpp takes.
 FORMS = {"float32": "f", "bf16": "b", "12-bit": "p", "int8": "i", **{f"{bits}-bit": str(bits) for bits in (4, 5, 6, 8)}}
@@ -33,8 +33,8 @@ PEAKS = {**dict.fromkeys(FORMS, "int8"), "float32": "float32", "bf16": "bf16", "
 
 
 def compile_benchmark(folder: Path) -> Path:
-    flags = ["-std=c++17", "-pthread", "-Wno-psabi", "-O2", "-march=native"]
-    flags += [*isa_variants.optimization_flags(build.processor_flags()), *os.environ.get(build.FLAGS, "").split()]
+    flags = ["-std=c++17", "-pthread", "-Wno-psabi", "-O2"]
+    flags += build.flags_for_this_machine(os.environ.get(build.FLAGS, "").split())
     compiler = shutil.which(os.environ.get("CXX") or "g++") or "c++"
     source, program = Path(__file__).with_suffix(".cpp"), folder / "matmul"
     subprocess.run([compiler, *flags, f"-I{NATIVE / 'kernels'}", str(source), "-o", str(program)], check=True)

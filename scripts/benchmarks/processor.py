@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The best first: the kind, and its name in a restriction.
 _ISA = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512": "AVX-512", "avx2": "AVX2", "plain": ""}
 KINDS = tuple(_ISA)[:-1]
+INTEL, AMD = "GenuineIntel", "AuthenticAMD"
 # The processor's flag, where its name differs from the kind's.
 _PROCESSOR_FLAGS = {"avx512": "avx512f"}
 # A flag of TRITONLM_NATIVE_FLAGS, and the kinds that it excludes; the others leave AMX in.
@@ -57,9 +58,9 @@ class Kind:
 
     @property
     def multiplies_bfloat16(self) -> bool:
-        """Without these instructions torch's matmul goes one number after the other, for minutes, and the kernels
-        compute in float32."""
-        return self.isa in ("amx_bf16", "avx512_bf16")
+        """Whether a matmul of bfloat16 is faster than one of float32. Without the instructions torch's goes one number
+        after the other, for minutes; those of Intel's AVX512-BF16 are slow. The kernels compute in float32 then."""
+        return self.isa == "amx_bf16" or (self.isa == "avx512_bf16" and vendor() != INTEL)
 
     @property
     def rival_environment(self) -> dict[str, str]:
@@ -88,8 +89,16 @@ def kind(flags: Collection[str] | None = None, environment: Mapping[str, str] = 
 
 
 def _processor_flags() -> set[str]:
-    match = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    return set(match[1].split()) if match else set()
+    return set(_processor_line("flags").split())
+
+
+def vendor() -> str:
+    return _processor_line("vendor_id").strip()
+
+
+def _processor_line(name: str) -> str:
+    match = re.search(rf"^{name}\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return match[1] if match else ""
 
 
 def machine() -> str:

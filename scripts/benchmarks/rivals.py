@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import processor
 from processor import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def _vllm(folder: Path, dtype: str, address: Sequence[str]) -> Launch:
         torch = re.search(r"^torch==\S+", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
         _run(*pip, "install", torch[0] if torch else "torch")
         _run(*pip, "install", _VLLM)
-        if _is_amd():
+        if processor.vendor() == processor.AMD:
             _run(*pip, "install", _ZENTORCH)
         # These are built for another torch, and language models do not need them.
         _run(*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
@@ -151,7 +152,9 @@ def _gguf_of(folder: Path, dtype: str, home: Path, source: Path) -> Path:
 def _fetch_llama_cpp(home: Path) -> None:
     pip = _environment(home)
     _run(*pip, "install", "cmake", "ninja")
-    _run(*pip, "download", "--no-deps", "--no-binary", ":all:", "--dest", str(home), _LLAMA_CPP)
+    # The source of this package alone: from `:all:` pip would build CMake, too.
+    package = _LLAMA_CPP.partition("==")[0]
+    _run(*pip, "download", "--no-deps", "--no-binary", package, "--dest", str(home), _LLAMA_CPP)
     (archive,) = home.glob("llama_cpp_python-*.tar.gz")
     with tarfile.open(archive) as opened:
         opened.extractall(home, filter="data")
@@ -176,10 +179,6 @@ def _environment(home: Path) -> list[str]:
     """Create a virtual environment; return the start of its pip command."""
     _run(sys.executable, "-m", "venv", "--clear", str(home))
     return [str(home / "bin" / "python"), "-m", "pip"]
-
-
-def _is_amd() -> bool:
-    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 
 
 def _run(*command: str, cwd: Path | None = None, environment: dict[str, str] | None = None) -> None:

@@ -12,9 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from engine.runners.native import build
+from engine.runners.native import isa_variants as images
 
 # "avx2" is any processor of the last ten years, "plain" any x86-64. With -O1 they compile sooner, and run as fast here.
-_NO_AMX = ("-mno-amx-bf16", "-O1")
+_NO_AMX, _BF16 = ("-mno-amx-bf16", "-O1"), ("-mavx512bf16",)
 
 
 def _emulation(name: str) -> tuple[str, ...]:
@@ -24,6 +25,8 @@ def _emulation(name: str) -> tuple[str, ...]:
 
 
 _PROCESSOR = build.processor_flags()
+# Where products of bfloat16 are slow, the kernels leave them out, unless a variant's flags say otherwise.
+_MULTIPLIES_BF16 = "avx512_bf16" in images.useful(_PROCESSOR, build.processor_vendor())
 # The code for AVX-512 and AVX-VNNI on processors that have AVX2. Most of the time is the compiler's, which takes a
 # quarter of it without optimization.
 _EMULATES_AVX512 = "avx2" in _PROCESSOR and "avx512f" not in _PROCESSOR
@@ -31,9 +34,9 @@ _EMULATED = (*build.CAPABILITY_FLAGS["avx2"], "-O0", *_emulation("avx512"))
 _AVX512_EMULATED = (*_EMULATED, "-DTRITONLM_EMULATES_AVX512")
 _BF16_EMULATED = (*_AVX512_EMULATED, "-DTRITONLM_EMULATES_BF16")
 # The code for AMX on processors without it.
-_AMX_EMULATED = (*(_BF16_EMULATED if _EMULATES_AVX512 else ("-O1",)), *_emulation("amx"))
+_AMX_EMULATED = (*(_BF16_EMULATED if _EMULATES_AVX512 else ("-O1", *_BF16)), *_emulation("amx"))
 _ALL_VARIANTS = {
-    "all": (), "no_amx": _NO_AMX, "no_bf16": (*_NO_AMX, "-mno-avx512bf16", "-mno-avx512vnni"),
+    "all": (), "no_amx": (*_NO_AMX, *_BF16), "no_bf16": (*_NO_AMX, "-mno-avx512bf16", "-mno-avx512vnni"),
     "amx_emulated": _AMX_EMULATED, "avx_vnni": (*build.CAPABILITY_FLAGS["avx2"], "-mavxvnni"),
     "avx2": build.CAPABILITY_FLAGS["avx2"], "plain": build.CAPABILITY_FLAGS["default"],
     "avx512_emulated": _BF16_EMULATED, "avx512_no_bf16_emulated": _AVX512_EMULATED,
@@ -42,16 +45,19 @@ _ALL_VARIANTS = {
 # A variant is the same as "all" if the processor has none of the instruction sets that it excludes. Every processor
 # with AMX has AVX512-BF16, and the kernels for AMX use it.
 _EXISTS = {
-    "no_amx": "amx_bf16" in _PROCESSOR, "no_bf16": bool({"avx512_bf16", "avx512_vnni"} & _PROCESSOR),
+    "no_amx": "amx_bf16" in _PROCESSOR or ("avx512_bf16" in _PROCESSOR and not _MULTIPLIES_BF16),
+    "no_bf16": bool({"avx512_bf16", "avx512_vnni"} & _PROCESSOR),
     "amx_emulated": _EMULATES_AVX512 or ("avx512_bf16" in _PROCESSOR and "amx_bf16" not in _PROCESSOR),
     "avx2": bool({"avx512f", "avx_vnni"} & _PROCESSOR), "avx_vnni": "avx_vnni" in _PROCESSOR,
     "avx512_emulated": _EMULATES_AVX512, "avx512_no_bf16_emulated": _EMULATES_AVX512,
     "avx_vnni_emulated": "avx2" in _PROCESSOR and not {"avx_vnni", "avx512f"} & _PROCESSOR,
 }  # fmt: skip
 KERNEL_VARIANTS = {name: flags for name, flags in _ALL_VARIANTS.items() if _EXISTS.get(name, True)}
-# Emulated AVX-512 is slow: it is for tests of kernels and of one model, the others are for all models.
+# Emulated AVX-512 is slow: it is for tests of kernels and of one model.
 EMULATED = [name for name, flags in KERNEL_VARIANTS.items() if set(_EMULATED) <= set(flags)]
-VARIANTS = {name: flags for name, flags in KERNEL_VARIANTS.items() if name not in EMULATED}
+# "avx_vnni" is "avx2" with other products of bytes; so is "no_bf16" "all", where that has no products of bfloat16.
+_OTHER_BYTES = ("avx_vnni", *(() if _MULTIPLIES_BF16 else ("no_bf16",)))
+VARIANTS = {name: flags for name, flags in KERNEL_VARIANTS.items() if name not in (*EMULATED, *_OTHER_BYTES)}
 
 
 def existing(*names: str) -> list[str]:

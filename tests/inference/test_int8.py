@@ -32,7 +32,10 @@ from tritonlm.training.data import abacus, fable
 from .isa_variants import existing, library_of
 
 CPU = torch.device("cpu")
-INT8_VARIANTS = ("all", "no_amx", "amx_emulated", "avx2", "avx512_emulated", "avx512_no_bf16_emulated")
+INT8_VARIANTS = (
+    "all", "no_amx", "no_bf16", "amx_emulated", "avx_vnni", "avx2", "avx512_emulated", "avx512_no_bf16_emulated",
+    "avx_vnni_emulated",
+)  # fmt: skip
 BUNDLED = model_repository()
 
 

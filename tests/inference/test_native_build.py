@@ -27,3 +27,31 @@ def test_the_folder_of_prebuilt_libraries_has_an_alias(name: str) -> None:
     assert isa_variants.libraries_folder({name: "/opt/native"}) == Path("/opt/native")
     assert isa_variants.libraries_folder({"TRITONLM_NATIVE_LIBRARIES": "/new", name: "/new"}) == Path("/new")
     assert isa_variants.libraries_folder({}) is None
+
+
+BF16 = {"avx512f", "avx512_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "vendor", "compiler_flags"),
+    [
+        (BF16, "GenuineIntel", ("-O3", "-mno-avx512bf16")),
+        (BF16 | {"amx_bf16"}, "GenuineIntel", ("-O3",)),
+        (BF16, "AuthenticAMD", ("-O3",)),
+        ({"avx512f"}, "GenuineIntel", ("-O3",)),
+        ({"avx2"}, "GenuineIntel", ()),
+    ],
+)
+def test_slow_products_of_bfloat16_are_left_out(flags: set[str], vendor: str, compiler_flags: tuple[str, ...]) -> None:
+    assert isa_variants.optimization_flags(flags, vendor) == compiler_flags
+    is_slow = "-mno-avx512bf16" in compiler_flags
+    assert ("avx512_bf16" in isa_variants.useful(flags, vendor)) == ("avx512_bf16" in flags and not is_slow)
+
+
+def test_without_amx_the_slow_products_are_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "processor_flags", lambda: {*BF16, "amx_bf16"})
+    monkeypatch.setattr(build, "processor_vendor", lambda: "GenuineIntel")
+    assert "-mno-avx512bf16" not in build.flags_for_this_machine([])
+    assert "-mno-avx512bf16" in build.flags_for_this_machine(["-mno-amx-bf16"])
+    # A flag that switches them on again comes last.
+    assert build.flags_for_this_machine(["-mno-amx-bf16", "-mavx512bf16"])[-1] == "-mavx512bf16"

@@ -155,6 +155,7 @@ SAPPHIRE = ZEN4 | {"amx_tile", "amx_bf16", "amx_int8"}
         (V3, "", "avx2"),
         (V4, "", "avx512"),
         (V4 | {"avx512_bf16"}, "", "avx512"),
+        (V4 | {"avx512_vnni"}, "", "avx512vnni"),
         (ZEN4, "", "avx512bf16"),
         (ZEN4 | {"amx_tile", "amx_bf16"}, "", "avx512bf16"),
         (SAPPHIRE, "", "amx"),

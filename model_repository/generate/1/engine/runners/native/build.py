@@ -56,7 +56,8 @@ def _prebuilt_library() -> Path | None:
     """The image's library for this processor, where an image has prebuilt ones."""
     if (folder := isa_variants.libraries_folder()) is None:
         return None
-    return isa_variants.choose(processor_flags(), os.environ.get(_CAPABILITY, "")).file(folder)
+    processor = isa_variants.useful(processor_flags(), processor_vendor())
+    return isa_variants.choose(processor, os.environ.get(_CAPABILITY, "")).file(folder)
 
 
 def compile_library(extra_flags: Sequence[str] = ()) -> Path:
@@ -64,8 +65,8 @@ def compile_library(extra_flags: Sequence[str] = ()) -> Path:
     compiler = _compiler()
     sources = sorted(path for path in _SOURCES.iterdir() if path.suffix in (".cpp", ".hpp"))
     key = [path.read_text(encoding="utf-8") for path in sources]
-    flags = (*_THIS_MACHINE, *isa_variants.optimization_flags(processor_flags()), *extra_flags)
-    key += [compiler, str(os.stat(compiler).st_mtime_ns), _processor_line(), *_COMPILER_FLAGS, *flags]
+    flags = flags_for_this_machine(extra_flags)
+    key += [compiler, str(os.stat(compiler).st_mtime_ns), *sorted(processor_flags()), *_COMPILER_FLAGS, *flags]
     file = _cache() / f"kernels-{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:16]}.so"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,12 @@ def compile_library(extra_flags: Sequence[str] = ()) -> Path:
             if not file.is_file():
                 compile_to(file, flags)
     return file
+
+
+def flags_for_this_machine(extra_flags: Sequence[str]) -> tuple[str, ...]:
+    """The compiler flags for this processor, without the instruction sets that the additional flags exclude."""
+    processor = processor_flags() - ({"amx_bf16"} if "-mno-amx-bf16" in extra_flags else set())
+    return (*_THIS_MACHINE, *isa_variants.optimization_flags(processor, processor_vendor()), *extra_flags)
 
 
 @contextlib.contextmanager
@@ -117,14 +124,18 @@ def _cache() -> Path:
 
 
 def processor_flags() -> set[str]:
-    return set(_processor_line().partition(":")[2].split())
+    return set(_processor_line("flags", "Features").split())
 
 
-def _processor_line() -> str:
-    """The processor's flags, as /proc/cpuinfo lists them."""
+def processor_vendor() -> str:
+    return _processor_line("vendor_id").strip()
+
+
+def _processor_line(*names: str) -> str:
+    """What /proc/cpuinfo says of the first processor under one of these names."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+            return next((line.partition(":")[2] for line in lines if line.startswith(names)), "")
     except OSError:
         return ""
 
