@@ -40,15 +40,16 @@ _COMPILER = {
 
 @dataclass(frozen=True)
 class Kind:
-    """`isa` is what the kernels use; `hardware` is the best that the processor has."""
+    """`isa` is what the kernels may use; `hardware` is the best that the processor has."""
 
     isa: str
     hardware: str
+    vendor: str = ""
 
     @property
     def name(self) -> str:
         if not self.is_restricted:
-            return self.isa
+            return f"{self.isa} (Intel)" if self._is_slow_at_bfloat16 else self.isa
         kinds = list(_ISA)
         return f"{self.isa} ({_ISA[kinds[kinds.index(self.isa) - 1]]} off)"
 
@@ -60,7 +61,11 @@ class Kind:
     def multiplies_bfloat16(self) -> bool:
         """Whether a matmul of bfloat16 is faster than one of float32. Without the instructions torch's goes one number
         after the other, for minutes; those of Intel's AVX512-BF16 are slow. The kernels compute in float32 then."""
-        return self.isa == "amx_bf16" or (self.isa == "avx512_bf16" and vendor() != INTEL)
+        return self.isa in ("amx_bf16", "avx512_bf16") and not self._is_slow_at_bfloat16
+
+    @property
+    def _is_slow_at_bfloat16(self) -> bool:
+        return self.isa == "avx512_bf16" and self.vendor == INTEL
 
     @property
     def rival_environment(self) -> dict[str, str]:
@@ -75,9 +80,12 @@ class Kind:
         return _COMPILER[self.isa] if self.is_restricted else ()
 
 
-def kind(flags: Collection[str] | None = None, environment: Mapping[str, str] = os.environ) -> Kind:
-    """The kind of a processor with these flags, this one's by default."""
+def kind(
+    flags: Collection[str] | None = None, environment: Mapping[str, str] = os.environ, vendor: str | None = None
+) -> Kind:
+    """The kind of a processor with these flags and of this vendor, this one's by default."""
     flags = _processor_flags() if flags is None else flags
+    vendor = vendor_of_this_machine() if vendor is None else vendor
     present = [isa for isa in _ISA if _PROCESSOR_FLAGS.get(isa, isa) in flags or isa == "plain"]
     native_flags = environment.get("TRITONLM_NATIVE_FLAGS", "").split()
     excluded = set().union(*(_EXCLUDED.get(flag, set()) for flag in native_flags))
@@ -85,14 +93,14 @@ def kind(flags: Collection[str] | None = None, environment: Mapping[str, str] = 
     if left[0] == "amx_bf16" and excluded:
         raise SystemExit("TRITONLM_NATIVE_FLAGS leaves AMX on: add -mno-amx-bf16")
     allowed = _ALLOWED.get(environment.get("ATEN_CPU_CAPABILITY", ""), set(_ISA))
-    return Kind(next(isa for isa in left if isa in allowed), present[0])
+    return Kind(next(isa for isa in left if isa in allowed), present[0], vendor)
 
 
 def _processor_flags() -> set[str]:
     return set(_processor_line("flags").split())
 
 
-def vendor() -> str:
+def vendor_of_this_machine() -> str:
     return _processor_line("vendor_id").strip()
 
 

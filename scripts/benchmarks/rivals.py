@@ -76,7 +76,7 @@ def _vllm(folder: Path, dtype: str, address: Sequence[str]) -> Launch:
         torch = re.search(r"^torch==\S+", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
         _run(*pip, "install", torch[0] if torch else "torch")
         _run(*pip, "install", _VLLM)
-        if processor.vendor() == processor.AMD:
+        if processor.vendor_of_this_machine() == processor.AMD:
             _run(*pip, "install", _ZENTORCH)
         # These are built for another torch, and language models do not need them.
         _run(*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")

@@ -105,6 +105,22 @@ def test_a_restriction_is_part_of_the_kinds_name(environment: dict[str, str], na
     assert processor.kind(AMX, environment).name == name
 
 
+@pytest.mark.parametrize(
+    ("flags", "vendor", "name", "multiplies"),
+    [
+        (AMX, processor.INTEL, "amx_bf16", True),
+        (AMX - {"amx_bf16"}, processor.INTEL, "avx512_bf16 (Intel)", False),
+        (AMX - {"amx_bf16"}, processor.AMD, "avx512_bf16", True),
+        ({"avx2"}, processor.INTEL, "avx2", False),
+    ],
+)
+def test_intels_products_of_bfloat16_are_a_kind_of_their_own(
+    flags: set[str], vendor: str, name: str, multiplies: bool
+) -> None:
+    kind = processor.kind(flags, {}, vendor)
+    assert (kind.name, kind.multiplies_bfloat16) == (name, multiplies)
+
+
 def test_the_rivals_get_the_same_restriction() -> None:
     restricted = processor.kind(AMX - {"amx_bf16"}, {"TRITONLM_NATIVE_FLAGS": "-mno-avx512f"})
     assert restricted.rival_environment == {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
