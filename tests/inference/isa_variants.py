@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from engine.runners.native import build
-from engine.runners.native import isa_variants as images
+from engine.runners.native import isa_variants as engine_variants
 
 # "avx2" is any processor of the last ten years, "plain" any x86-64. With -O1 they compile sooner, and run as fast here.
 _NO_AMX, _BF16 = ("-mno-amx-bf16", "-O1"), ("-mavx512bf16",)
@@ -26,7 +26,7 @@ def _emulation(name: str) -> tuple[str, ...]:
 
 _PROCESSOR = build.processor_flags()
 # Where products of bfloat16 are slow, the kernels leave them out, unless a variant's flags say otherwise.
-_MULTIPLIES_BF16 = "avx512_bf16" in images.useful(_PROCESSOR, build.processor_vendor())
+_MULTIPLIES_BF16 = "avx512_bf16" in engine_variants.useful(_PROCESSOR, build.processor_vendor())
 # The code for AVX-512 and AVX-VNNI on processors that have AVX2. Most of the time is the compiler's, which takes a
 # quarter of it without optimization.
 _EMULATES_AVX512 = "avx2" in _PROCESSOR and "avx512f" not in _PROCESSOR
