@@ -53,11 +53,13 @@ _EXISTS = {
     "avx_vnni_emulated": "avx2" in _PROCESSOR and not {"avx_vnni", "avx512f"} & _PROCESSOR,
 }  # fmt: skip
 KERNEL_VARIANTS = {name: flags for name, flags in _ALL_VARIANTS.items() if _EXISTS.get(name, True)}
-# Emulated AVX-512 is slow: it is for tests of kernels and of one model.
+# Emulated AVX-512 is slow: it is for tests of kernels and of one model, the others are for all models.
 EMULATED = [name for name, flags in KERNEL_VARIANTS.items() if set(_EMULATED) <= set(flags)]
+VARIANTS = {name: flags for name, flags in KERNEL_VARIANTS.items() if name not in EMULATED}
 # "avx_vnni" is "avx2" with other products of bytes; so is "no_bf16" "all", where that has no products of bfloat16.
 _OTHER_BYTES = ("avx_vnni", *(() if _MULTIPLIES_BF16 else ("no_bf16",)))
-VARIANTS = {name: flags for name, flags in KERNEL_VARIANTS.items() if name not in (*EMULATED, *_OTHER_BYTES)}
+# For models whose weights and keys are floats.
+FLOAT_VARIANTS = {name: flags for name, flags in VARIANTS.items() if name not in _OTHER_BYTES}
 
 
 def existing(*names: str) -> list[str]:

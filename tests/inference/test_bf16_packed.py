@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tritonlm.contract.load_progress import LoadProgress
 
-from .isa_variants import VARIANTS, library_of
+from .isa_variants import FLOAT_VARIANTS, library_of
 
 INPUTS, TILE_WEIGHTS, ZERO_CODE = 64, 512, 15
 OUTLIER = np.dtype([("index", np.uint32), ("bits", np.uint16), ("padding", np.uint16)])
@@ -131,7 +131,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "plain"])
+@pytest.mark.parametrize("variant", [name for name in FLOAT_VARIANTS if name != "plain"])
 def test_packed_weights_give_the_same_logits_bit_for_bit(
     folder: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from tritonlm.contract import CheckpointError
 
 from .adapters import PeftReference, write_adapter
 from .family_zoo import CONTEXT, VOCABULARY, ZOO
-from .isa_variants import VARIANTS, existing, library_of
+from .isa_variants import FLOAT_VARIANTS, existing, library_of
 from .test_native import CPU, DTYPES, config_of
 
 # A matrix of queries, keys and values; heads that are padded or whose dimensions change places; gate and up in one
@@ -121,7 +121,7 @@ def expected(base: Path, folders: dict[int, Path]) -> list[torch.Tensor]:
 # Adapters add nothing to that. A row that lacks its adapter is 0.6 to 2.2 away.
 LARGEST_MEAN_ERROR = {"full": 0.06, "int8": 0.15, "int4": 0.9}
 CASES = [
-    *(("full", dtype, variant) for dtype in DTYPES for variant in VARIANTS),
+    *(("full", dtype, variant) for dtype in DTYPES for variant in FLOAT_VARIANTS),
     *((weights, "bfloat16", variant) for weights in ("int8", "int4") for variant in existing("all", "avx2")),
     ("int4", "float32", "all"),
 ]

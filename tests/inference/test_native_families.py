@@ -22,7 +22,7 @@ from tritonlm.contract import Checkpoint
 from .family_zoo import CONTEXT, VOCABULARY, ZOO
 from .family_zoo.routing import clear_ids
 from .harness import make_engine, run, submit
-from .isa_variants import VARIANTS, library_of
+from .isa_variants import FLOAT_VARIANTS, library_of
 from .test_native import CPU, DTYPES, config_of
 
 LENGTHS = (1, 5, 17, 33, 60)
@@ -32,7 +32,7 @@ _BLOCKS = 16
 # test_native.py tries the others: what they add does not depend on the family.
 CASES = [
     ("all", "float32", "full"), ("all", "bfloat16", "int8"),
-    *((name, "bfloat16", "full") for name in VARIANTS if name != "plain"),
+    *((name, "bfloat16", "full") for name in FLOAT_VARIANTS if name != "plain"),
 ]  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Family(request.param, tmp_path_factory.mktemp("families") / request.param.replace(" ", "-"))
 
 
-@pytest.fixture(scope="module", params=[name for name in VARIANTS if name != "plain"])
+@pytest.fixture(scope="module", params=[name for name in FLOAT_VARIANTS if name != "plain"])
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
     return library_of(request.param)
 
