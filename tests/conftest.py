@@ -6,6 +6,7 @@ It knows folders and fixtures by name, not what the tests check.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import importlib.util
 import os
@@ -31,6 +32,8 @@ _LONG = ("over_triton", "real_models")
 _SPREAD = ("test_schema",)
 # A busy machine is no fault: generated examples have no deadline, which hypothesis sets by default.
 _PROFILE = "without_deadline"
+# New objects before a garbage collection. With Python's 700, a worker collects for a thirtieth of its time.
+_NEW_OBJECTS = 20_000
 # SDKs that take seconds to import and few tests use: a worker imports them for the first test that does.
 _LATE = ("anthropic", "openai")
 # They name other certificates than those that httpx brings.
@@ -100,7 +103,9 @@ def pytest_collection() -> Generator[None, object, object]:
     later ones would look at what it made.
     """
     with without_collections():
-        return (yield)
+        collected = yield
+    gc.set_threshold(_NEW_OBJECTS)
+    return collected
 
 
 @pytest.hookimpl(tryfirst=True)

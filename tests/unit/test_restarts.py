@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import sys
 import threading
 import time
@@ -78,6 +79,18 @@ def test_a_childs_log_is_rotated_while_it_writes(monkeypatch: pytest.MonkeyPatch
     assert log.stat().st_size < 2000
     assert b"\0" not in log.read_bytes()
     assert (before.read_text() + log.read_text()).splitlines()[-1] == "line 399"
+
+
+@pytest.mark.parametrize(("yields", "least"), [(False, 0), (True, 5)])
+def test_a_child_that_yields_to_the_engine_has_a_low_priority_from_its_start(
+    yields: bool, least: int, tmp_path: Path
+) -> None:
+    child = Child("the thing", [sys.executable, "-c", "import os; print(os.nice(0))"], {}, tmp_path / "log", 1.0)
+    child.yields_to_engine = yields
+    with child:
+        assert child._process is not None
+        child._process.wait(20)
+    assert int((tmp_path / "log").read_text()) == max(os.nice(0), least)
 
 
 def test_a_child_that_always_dies_ends_the_service_with_the_end_of_its_log(

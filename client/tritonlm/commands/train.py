@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tritonlm.contract.idle_threads import sleep_when_idle
 from tritonlm.contract.imports import without_collections
 from tritonlm.serving import ServingError, terminal
 
@@ -66,8 +66,8 @@ def train(
     sizes = {name: options.pop(name) for name in ("layers", "width", "heads", "context")}
     for name in ("words", "lora", "resume", "as_json", "dataset", "plan_file"):
         options.pop(name)
-    # Set before torch is imported: spinning OpenMP threads slow down other processes.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch is imported.
+    sleep_when_idle()
     try:
         # Slow to import, and in an optional extra.
         with without_collections():

@@ -19,12 +19,11 @@ from typing import Any, TypeVar, cast
 import psutil
 
 from tritonlm.contract import InvalidRequest, ModelNotFound
+from tritonlm.contract.idle_threads import ASLEEP
 
 from .store import CANCELLED, FAILED, FINISHED, INTERRUPTED, QUEUED, RESUMABLE, RUNNING, Job, JobStore
 
 _END_SECONDS = 10.0
-# Spinning OpenMP threads slow down the training and the language models that are served on the same machine.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 _MAX_ERROR_CHARACTERS = 500
 
 
@@ -127,7 +126,7 @@ class JobManager:
             # Its own session: it survives a killed manager, and one signal reaches the whole process group.
             child = subprocess.Popen(
                 command,
-                env={**os.environ, **_ENVIRONMENT},
+                env={**ASLEEP, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tritonlm.contract.priority import lower_thread_priority
+
 from .errors import ServingError
 
 _PR_SET_PDEATHSIG = 1
@@ -25,6 +27,9 @@ MAX_LOG_BYTES = 64 * 2**20
 
 class Child:
     """A context manager: the process runs inside it, and its whole process group is gone after it."""
+
+    # Whether its imports, too, leave the cores to the engine's process, which starts beside it and takes longer.
+    yields_to_engine = False
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class Child:
                 pass_fds=self.inherited_fds,
                 # Its own session: Ctrl-C reaches the supervisor only, and one signal reaches the whole process group.
                 start_new_session=True,
-                preexec_fn=_terminate_with_parent(os.getpid()),  # noqa: PLW1509 (no other thread runs yet)
+                preexec_fn=_before_exec(os.getpid(), self.yields_to_engine),  # noqa: PLW1509 (no other thread runs yet)
             )
 
     def rotate_log(self) -> None:
@@ -142,13 +147,15 @@ class Child:
         self._process.wait()
 
 
-def _terminate_with_parent(parent: int) -> Callable[[], None]:
+def _before_exec(parent: int, yields_to_engine: bool) -> Callable[[], None]:
     """A preexec function: the kernel sends the child SIGTERM when its parent dies."""
     libc = ctypes.CDLL(None)
 
-    def set_parent_death_signal() -> None:
+    def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # the parent died before the prctl call
             os.kill(os.getpid(), signal.SIGTERM)
+        if yields_to_engine:
+            lower_thread_priority()
 
-    return set_parent_death_signal
+    return prepare

@@ -26,6 +26,8 @@ _EXIT_SECONDS = 5.0
 
 
 class LocalGateway(Child):
+    yields_to_engine = True
+
     def __init__(self, settings: Settings, default_model: str, placeholder: PlaceholderListener) -> None:
         triton = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
         command = [

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tritonlm.access import control_secret as secret
+from tritonlm.contract.idle_threads import ASLEEP
 
 from . import paths
 from .backend import Installation
@@ -40,8 +41,7 @@ def triton_environment(installation: Installation, settings: Settings) -> dict[s
     python_path = [str(package_root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     python_path += site.getsitepackages()
     environment = {
-        # Spinning OpenMP threads starve the other processes when cores are few.
-        "OMP_WAIT_POLICY": "passive",
+        **ASLEEP,
         # The cache of kernels compiled for this machine.
         "TRITONLM_NATIVE_CACHE": str(paths.cache() / "native"),
         **os.environ,
