@@ -12,6 +12,7 @@ import pytest
 import torch
 from engine.config import EngineConfig
 from engine.runners.native import weights
+from engine.runners.native.large_pages import LargePages
 from engine.runners.native.runner import NativeRunner
 from engine.runners.native.weights import BLOCK_OUTPUTS, PackedBf16, WeightPacker, pack, pack_bf16
 from engine.scheduling.scheduler import Slice
@@ -62,11 +63,11 @@ def test_packing_is_lossless(outputs: int, seed: int, exponent: int, outliers: l
     generator = torch.Generator().manual_seed(seed)
     weight = torch.empty(outputs, INPUTS).uniform_(1, 7.9, generator=generator) * 2.0**exponent
     weight *= torch.empty(outputs, INPUTS).bernoulli_(0.5, generator=generator) * 2 - 1
-    blocks = pack(weight, torch.bfloat16)
+    blocks = pack(weight, torch.bfloat16, LargePages().zeros)
     flat = blocks.view(torch.int16).view(-1)
     for index, bits in outliers:
         flat[index % len(flat)] = bits - 2**16 if bits >= 2**15 else bits
-    if packed := pack_bf16(blocks, library_of("all")):
+    if packed := pack_bf16(blocks, library_of("all"), LargePages()):
         assert packed.tiles.numel() * 4 == blocks.numel() * 2 * 3
         assert np.array_equal(unpacked(packed, len(blocks)).ravel(), bits_of(flat))
     else:
@@ -76,12 +77,16 @@ def test_packing_is_lossless(outputs: int, seed: int, exponent: int, outliers: l
 
 def test_weights_of_all_magnitudes_are_not_packed() -> None:
     bits = torch.randint(-(2**15), 2**15, (4 * BLOCK_OUTPUTS, INPUTS), dtype=torch.int16)
-    assert pack_bf16(pack(bits.view(torch.bfloat16), torch.bfloat16), library_of("all")) is None
+    pages = LargePages()
+    blocks = pack(bits.view(torch.bfloat16), torch.bfloat16, pages.zeros)
+    assert pack_bf16(blocks, library_of("all"), pages) is None
 
 
 @pytest.mark.slow
 def test_a_processor_without_byte_lookup_does_not_pack() -> None:
-    assert pack_bf16(pack(torch.randn(BLOCK_OUTPUTS, INPUTS), torch.bfloat16), library_of("plain")) is None
+    pages = LargePages()
+    blocks = pack(torch.randn(BLOCK_OUTPUTS, INPUTS), torch.bfloat16, pages.zeros)
+    assert pack_bf16(blocks, library_of("plain"), pages) is None
 
 
 def packer_of(folder: Path, dtype: torch.dtype, variant: str) -> WeightPacker:
@@ -137,8 +142,8 @@ def test_packed_weights_give_the_same_logits_bit_for_bit(
 ) -> None:
     library, results = library_of(variant), list[PackedBf16 | None]()
 
-    def recorded(values: torch.Tensor, library: ctypes.CDLL) -> PackedBf16 | None:
-        results.append(pack_bf16(values, library))
+    def recorded(values: torch.Tensor, library: ctypes.CDLL, pages: LargePages) -> PackedBf16 | None:
+        results.append(pack_bf16(values, library, pages))
         return results[-1]
 
     def logits() -> list[torch.Tensor]:

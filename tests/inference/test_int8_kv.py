@@ -111,9 +111,7 @@ def test_a_row_is_the_same_with_any_shared_prefix_and_number_of_threads(
     together = runner.forward(last).logits
     assert torch.equal(together, torch.cat([runner.forward([part]).logits for part in last]))
     single = runner_of(folder, "bfloat16", library, weights=weights, threads=1)
-    for tensors in ("keys", "values"):
-        for to, cached in zip(getattr(single._cache, tensors), getattr(runner._cache, tensors), strict=True):
-            to.copy_(cached)
+    single._cache.memory.copy_(runner._cache.memory)
     assert torch.equal(single.forward(last).logits, together)
     for each in (runner, single):
         each.close()
@@ -182,7 +180,7 @@ def test_nan_weights_give_nan_logits_and_leave_nothing_behind(llama: Path, tmp_p
         sequence.ids[:] = [3, 4, 5, 6, 7]
         assert runner.forward(whole([sequence], (5,))).logits.isnan().all()
         runner.clear(sequence.blocks)
-        assert not any(tensor.any() for tensor in (*runner._cache.keys, *runner._cache.values))
+        assert not runner._cache.memory.any()
         runner.close()
 
 

@@ -14,6 +14,8 @@ from engine.memory import resident_memory
 from engine.runners import graph_runner, interface, kv_cache
 from engine.runners.graph_runner import GraphRunner
 from engine.runners.kv_cache import LIKELY_TOKENS, KVCache, LayerShape, cache_size
+from engine.runners.native.kv_blocks import KVBlocks
+from engine.runners.native.large_pages import LARGE_PAGE
 from tritonlm.contract import CheckpointError
 
 from .harness import Collected, make_engine, run, save_model, submit
@@ -68,6 +70,27 @@ def test_only_a_large_cache_lies_in_large_pages_and_none_of_it_is_resident_befor
     large.clear([1])
     small.clear([1])
     assert resident_memory() - before < (4 * 2 + 16) << 20
+
+
+@pytest.mark.parametrize("layers", [LLAMA_1B, SMOLLM2])
+def test_of_the_kernels_cache_only_the_blocks_that_are_written_are_resident(layers: list[LayerShape]) -> None:
+    before = resident_memory()
+    cache = KVBlocks(layers, 1024, 16, torch.bfloat16)
+    cache.clear([3])
+    # Before: one large page for each layer's keys, and for its values, which is 64 and 120 MiB.
+    assert resident_memory() - before < 3 * LARGE_PAGE
+    cache.clear(range(4, 64))
+    assert resident_memory() - before < 61 * cache.block_bytes + 3 * LARGE_PAGE
+
+
+@pytest.mark.parametrize("block_tokens", [1, 2, 16, 32])
+@pytest.mark.parametrize("layers", [LLAMA_1B, SMOLLM2, [LayerShape(1, 8, 8)]])
+def test_the_kernels_blocks_spread_over_the_sets_of_a_cache(layers: list[LayerShape], block_tokens: int) -> None:
+    content = block_tokens * sum(layer.bytes_per_token(torch.bfloat16) for layer in layers)
+    size = KVBlocks(layers, 8, block_tokens, torch.bfloat16).block_bytes
+    assert content <= size <= content + 66 * 64
+    assert size % 64 == 0
+    assert size % 4096
 
 
 @pytest.mark.usefixtures("free")

@@ -17,6 +17,7 @@ import pytest
 import torch
 from engine.config import EngineConfig
 from engine.runners.native import build
+from engine.runners.native.large_pages import LargePages
 from engine.runners.native.runner import NativeRunner, unsupported_reason
 from engine.runners.native.weights import pack
 from engine.runners.reference import ReferenceRunner
@@ -336,7 +337,9 @@ def test_without_avx512_all_runners_generate_the_same_tokens(tmp_path: Path, cap
 
 def test_a_block_interleaves_sixteen_outputs() -> None:
     weight = torch.arange(20 * 4, dtype=torch.float32).view(20, 4)
-    float32, bfloat16, int8 = (pack(weight, dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8))
+    float32, bfloat16, int8 = (
+        pack(weight, dtype, LargePages().zeros) for dtype in (torch.float32, torch.bfloat16, torch.int8)
+    )
     assert float32.shape == (2, 4, 16, 1)
     assert bfloat16.shape == (2, 2, 16, 2)
     # int8 inputs are padded to a multiple of 64.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tritonlm.contract import CheckpointError
 
 from ..config import INT8, EngineConfig
 from ..memory import PoolSize, full_context_slots
-from .native.large_pages import LARGE_PAGE, own_memory
+from .native.large_pages import untouched_memory
 
 _log = logging.getLogger("tritonlm.engine")
 
@@ -27,10 +26,6 @@ _log = logging.getLogger("tritonlm.engine")
 # do, the pool runs out of blocks and some of them are preempted.
 LIKELY_TOKENS = 2048
 _SCALE_BYTES, _INT8_MAX = 4, 127
-# A tensor of the cache lies in large pages from this many on. A block that is written for the first time costs a page
-# fault for every small page, which virtual machines make dear. Large pages round up what is resident, here by less than
-# a sixteenth of the cache.
-_LEAST_LARGE_PAGES = 16
 
 
 @dataclass(frozen=True)
@@ -127,11 +122,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """Zeros. On a CPU they are lazily mapped zero pages; torch.zeros would write all of them."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    if size >= _LEAST_LARGE_PAGES * LARGE_PAGE:
-        return own_memory(size).view(dtype).view(shape)
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    return untouched_memory(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
 
 def _gather(rows: torch.Tensor, slots: torch.Tensor, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,9 @@ import mmap
 
 import torch
 
+# Memory that is not written at once lies in large pages from this many on. A page that is written for the first time
+# costs a fault, which virtual machines make dear; large pages round up what is resident, here by less than a sixteenth.
+_LEAST_LARGE_PAGES = 16
 # A smaller tensor stays where it is: few of its pages are read one after the other.
 _LEAST_BYTES = 1 << 17
 # Memory is taken from the system in extents, so that tensors share their large pages. What is not written is not used.
@@ -19,8 +22,8 @@ _ALIGNMENT = 4096
 
 class LargePages:
     def __init__(self) -> None:
-        # The free rest of the last extent.
-        self._rest = torch.empty(0, dtype=torch.uint8)
+        # The last extent, and how many of its bytes are taken.
+        self._extent, self._taken = torch.empty(0, dtype=torch.uint8), 0
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor itself, if it is small, or a contiguous copy in large pages."""
@@ -34,11 +37,45 @@ class LargePages:
         """So many bytes, in large pages unless they are few."""
         if count < _LEAST_BYTES:
             return torch.zeros(count, dtype=torch.uint8)
-        size = count + -count % _ALIGNMENT
-        if size > len(self._rest):
-            self._rest = _extent(max(size, _EXTENT))
-        place, self._rest = self._rest[:count], self._rest[size:]
+        size = _aligned(count)
+        if size > len(self._extent) - self._taken:
+            self._extent, self._taken = _extent(max(size, _EXTENT)), 0
+        place = self._extent[self._taken : self._taken + count]
+        self._taken += size
         return place
+
+    def give_back(self, last: torch.Tensor) -> None:
+        """Take the bytes back that were taken last; they are zeros again."""
+        if len(last) >= _LEAST_BYTES:
+            last.zero_()
+            self._taken -= _aligned(len(last))
+
+
+class Scratch:
+    """Bytes in large pages for one intermediate result after the other, each valid until the next one.
+
+    A new tensor for each would cost a page fault for every small page.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, count: int) -> torch.Tensor:
+        if count > len(self._memory):
+            self._memory = torch.empty(0, dtype=torch.uint8)
+            self._memory = own_memory(count)
+        return self._memory[:count]
+
+
+def _aligned(count: int) -> int:
+    return count + -count % _ALIGNMENT
+
+
+def untouched_memory(size: int) -> torch.Tensor:
+    """Zero bytes that become resident as they are written, in large pages if they are many."""
+    if size >= _LEAST_LARGE_PAGES * LARGE_PAGE:
+        return own_memory(size)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
 def own_memory(size: int, head: int = 0) -> torch.Tensor:

@@ -85,6 +85,8 @@ class Matrix(NamedTuple):
     def padded(self, outputs: int, inputs: int) -> Matrix:
         """With zeros up to these sizes."""
         rows, columns = outputs - self.weight.shape[0], inputs - self.weight.shape[1]
+        if not rows and not columns:
+            return self
         bias = None if self.bias is None else functional.pad(self.bias, (0, rows))
         if isinstance(self.weight, Quantized) and (padded := self.weight.padded(outputs, inputs)) is not None:
             return Matrix(padded, bias)

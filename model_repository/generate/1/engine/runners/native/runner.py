@@ -29,18 +29,17 @@ from ...sampling.scratch import rows_at_once
 from ...sampling.token_masks import TokenMasks
 from ...scheduling.scheduler import Slice
 from ..interface import ForwardOutput, engine_memory, weights_in_memory
-from ..kv_cache import KVCache, LayerShape, cache_size, stored_dtype
+from ..kv_cache import LayerShape, cache_size, stored_dtype
 from ..loading import in_load_thread, load_at_low_priority
 from . import families
 from .adapters import NativeAdapter, pack_adapter
+from .kv_blocks import KVBlocks
 from .quantized import BLOCK_OUTPUTS
 from .step_rows import StepRows
 from .structures import DOUBLE_CODE, FLOAT_CODE, INT_CODE, POINTER, Project, Sample, Score, Step, address_of
 from .unsupported import Unsupported
 from .weights import WeightPacker
 
-# Attention reads 16 keys at a time: up to 15 tokens beyond the last block's end.
-_READ_BEYOND = 16
 # The kinds of stages whose seconds the kernels measure, in the order of clock.hpp.
 STAGES = ("matmul", "attention", "logits", "other")
 
@@ -103,13 +102,7 @@ class NativeRunner:
         budget_left = self.memory.measure()
         size = cache_size(shapes, config, checkpoint.context_length, self.dtype, self.device, budget_left)
         self.blocks, self.context_length = self.memory.open_pool(size, grows=True), size.context_length
-        padding = _READ_BEYOND // config.block_tokens + 1
-        stored = stored_dtype(config, self.dtype)
-        self._cache = KVCache(shapes, self.blocks + padding, config.block_tokens, self.dtype, self.device, stored)
-        self._keys, self._values = (
-            (POINTER * len(shapes))(*(tensor.data_ptr() for tensor in tensors))
-            for tensors in (self._cache.keys, self._cache.values)
-        )
+        self._cache = KVBlocks(shapes, self.blocks, config.block_tokens, stored_dtype(config, self.dtype))
 
     @property
     def weight_bytes(self) -> int:
@@ -134,7 +127,7 @@ class NativeRunner:
         step = Step(
             rows.count, rows.logit_count, rows.hidden_count, rows.table_width, self._cache.block_tokens,
             logits.shape[1], rows.adapter_count, *rows.addresses,
-            ctypes.addressof(self._keys), ctypes.addressof(self._values), *rows.adapter_addresses,
+            self._cache.address, self._cache.block_bytes, *rows.adapter_addresses,
             *(tensor.data_ptr() for tensor in (logits, hidden, max_logits, argmax_ids)),
             self._stage_seconds_address, self._progress.address,
         )  # fmt: skip

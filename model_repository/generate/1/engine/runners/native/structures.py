@@ -158,7 +158,9 @@ class Step(ctypes.Structure):
         *((name, INT) for name in ("rows", "logit_count", "hidden_count")),
         *((name, INT) for name in ("table_width", "block_tokens", "logit_stride", "adapter_count")),
         *((name, POINTER) for name in ("ids", "positions", "sequences", "logit_rows", "hidden_rows", "block_tables")),
-        *((name, POINTER) for name in ("keys", "values", "adapters", "adapter_rows")),
+        ("kv_cache", POINTER),
+        ("block_bytes", ctypes.c_int64),
+        *((name, POINTER) for name in ("adapters", "adapter_rows")),
         *((name, POINTER) for name in ("logits", "hidden", "max_logits", "argmax_ids")),
         *((name, POINTER) for name in ("stage_seconds", "progress")),
     ]

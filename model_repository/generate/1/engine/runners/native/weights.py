@@ -11,6 +11,7 @@ import ctypes
 import functools
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from tritonlm.contract.load_progress import LoadProgress
 
 from ...config import AUTO, INT4, INT8
 from .grouped_weights import PackedGroups, is_supported, pack_groups
-from .large_pages import LargePages
+from .large_pages import LargePages, Scratch
 from .quantize import quantize_groups
 from .quantized import BLOCK_OUTPUTS, Quantized, Stack, interleave_blocks
 from .structures import INT, POINTER, GroupedBlock, WeightForm, Weights
@@ -56,7 +57,7 @@ class WeightPacker:
         self._folder, self._dtype, self._weights, self._library = folder, dtype, weights, library
         self._load_progress = progress
         self._held: list[Any] = []
-        self._large_pages = LargePages()
+        self._large_pages, self._scratch = LargePages(), Scratch()
         self._source = open_tensors(folder, torch.float32 if weights in (INT4, INT8) else dtype)
         self._full_names = {name.removeprefix(prefix): name for name in self._source.names()}
 
@@ -106,6 +107,7 @@ class WeightPacker:
 
     def close_files(self) -> None:
         self._source.close()
+        self._scratch = Scratch()
         self._full_names.clear()
 
     def linear(
@@ -125,16 +127,16 @@ class WeightPacker:
         sizes = {"inputs": inputs, "outputs": outputs + -outputs % BLOCK_OUTPUTS}
         if self._weights == INT8:
             values, scales = quantize_int8(weight)
-            packed_values = self._hold_in_place(pack(values, torch.int8, self._large_pages))
+            packed_values = self._hold_in_place(pack(values, torch.int8, self._large_pages.zeros))
             return Weights(values=packed_values, scales=self.hold(scales), form=WeightForm.INT8, **sizes)
         if self._dtype == torch.bfloat16 and bf16_packing_pays(self._library):
-            blocks = pack(weight, self._dtype)
-            if packed := pack_bf16(blocks, self._library):
-                tiles, outliers, offsets = (self.hold(tensor) for tensor in packed[:3])
+            blocks = pack(weight, self._dtype, self._scratch.take)
+            if packed := pack_bf16(blocks, self._library, self._large_pages):
+                tiles = self._hold_in_place(packed.tiles)
+                outliers, offsets = self.hold(packed.outliers), self.hold(packed.outlier_offsets)
                 exponent = packed.max_exponent
                 return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=exponent, **sizes)
-            return Weights(values=self.hold(blocks), **sizes)
-        return Weights(values=self._hold_in_place(pack(weight, self._dtype, self._large_pages)), **sizes)
+        return Weights(values=self._hold_in_place(pack(weight, self._dtype, self._large_pages.zeros)), **sizes)
 
     def _packed_groups(self, stack: Stack) -> Weights:
         parts = [pack_groups(part, self._library, self._large_pages) for part in stack.parts]
@@ -169,10 +171,10 @@ class WeightPacker:
         self._held.append(structure)
 
 
-def pack(weight: torch.Tensor, dtype: torch.dtype, pages: LargePages | None = None) -> torch.Tensor:
+def pack(weight: torch.Tensor, dtype: torch.dtype, take: Callable[[int], torch.Tensor]) -> torch.Tensor:
     """(outputs, inputs) → blocks of 16 outputs, padded with zeros: the layouts of gemm.hpp and int8.hpp.
 
-    One copy, which lies in `pages` where they are given.
+    One copy, in the bytes that `take` returns.
     """
     outputs, inputs = weight.shape
     more_inputs, more_outputs = -inputs % _INT8_PADDING if dtype == torch.int8 else 0, -outputs % BLOCK_OUTPUTS
@@ -183,8 +185,7 @@ def pack(weight: torch.Tensor, dtype: torch.dtype, pages: LargePages | None = No
     # The contiguous inputs of an output are four bytes in each type: moved as one number.
     fours = weight.contiguous().view(torch.int32)
     blocks = fours.view(-1, BLOCK_OUTPUTS, fours.shape[1]).transpose(1, 2)
-    memory = torch.empty(blocks.nbytes, dtype=torch.uint8) if pages is None else pages.zeros(blocks.nbytes)
-    packed = memory.view(torch.int32).view(blocks.shape)
+    packed = take(blocks.nbytes).view(torch.int32).view(blocks.shape)
     packed.copy_(blocks)
     return packed.view(dtype).view(*blocks.shape, _CONTIGUOUS_INPUTS[dtype])
 
@@ -211,10 +212,13 @@ def _measured_packing_pays(library: ctypes.CDLL) -> bool:
     return bool(library.bf16_packed_pays(len(os.sched_getaffinity(0))))
 
 
-def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL) -> PackedBf16 | None:
-    """The result of `pack`, in bfloat16, in three quarters of its bytes; None if it has too many outliers."""
+def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL, pages: LargePages) -> PackedBf16 | None:
+    """The result of `pack`, in bfloat16, in three quarters of its bytes; None if it has too many outliers.
+
+    Tiles lie in `pages`.
+    """
     count, limit, max_exponent = len(blocks), blocks.numel() // _WEIGHTS_PER_OUTLIER, ctypes.c_int32()
-    tiles, outliers = torch.empty(blocks.numel() // 2 * 3, dtype=torch.uint8), torch.empty(limit, dtype=torch.int64)
+    tiles, outliers = pages.zeros(blocks.numel() // 2 * 3), torch.empty(limit, dtype=torch.int64)
     offsets = torch.empty(count + 1, dtype=torch.int64)
     library.pack_bf16_weights.restype = ctypes.c_int64
     library.pack_bf16_weights.argtypes = [
@@ -224,9 +228,10 @@ def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL) -> PackedBf16 | None:
         blocks.data_ptr(), count, blocks.numel() // count // BLOCK_OUTPUTS, tiles.data_ptr(), outliers.data_ptr(),
         offsets.data_ptr(), limit, len(os.sched_getaffinity(0)), ctypes.byref(max_exponent),
     )  # fmt: skip
-    return (
-        None if outlier_count < 0 else PackedBf16(tiles, outliers[:outlier_count].clone(), offsets, max_exponent.value)
-    )
+    if outlier_count < 0:
+        pages.give_back(tiles)
+        return None
+    return PackedBf16(tiles, outliers[:outlier_count].clone(), offsets, max_exponent.value)
 
 
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -49,11 +49,9 @@ class Attention : public KVLayout<T> {
 
     // This thread's share of all rows and heads.
     template <typename Row>
-    void attend(
-        const AttendOp& op, const T* keys, const T* values, const float* queries, Rows<Row>& output, WorkQueue& queue,
-        int thread
-    ) {
+    void attend(const AttendOp& op, const float* queries, Rows<Row>& output, WorkQueue& queue, int thread) {
         Scratch& scratch = scratch_[thread];
+        const T *const keys = this->keys(op.layer), *const values = this->values(op.layer);
         queue.for_each_redundant((int)order_.size(), [&](int i, Claim& claim) {
             const RowGroup& group = groups_[order_[i].group];
             const int kv_head = order_[i].heads / items_per_kv_, first = order_[i].heads % items_per_kv_ * heads_per_item_;
@@ -76,7 +74,7 @@ class Attention : public KVLayout<T> {
     }
 
   private:
-    using KVLayout<T>::amx_, KVLayout<T>::block_size_, KVLayout<T>::block_table, KVLayout<T>::block_tokens_;
+    using KVLayout<T>::amx_, KVLayout<T>::block_stride_, KVLayout<T>::block_table, KVLayout<T>::block_tokens_;
     using KVLayout<T>::head_dim_, KVLayout<T>::head_offset, KVLayout<T>::heads_per_kv_, KVLayout<T>::num_heads_;
     using KVLayout<T>::pairs_, KVLayout<T>::step_;
 
@@ -245,7 +243,7 @@ class Attention : public KVLayout<T> {
     }
 
     PagedTokens<T> tokens_of(const T* cache, const Item& item, int row) const {
-        return {cache + head_offset(item.head), block_table(row), block_size_, block_tokens_, head_dim_, end_token(row)};
+        return {cache + head_offset(item.head), block_table(row), block_stride_, block_tokens_, head_dim_, end_token(row)};
     }
 
     // Scores of a tile's tokens [begin, end) become weights, and the sums so far are multiplied by the softmax's factor.

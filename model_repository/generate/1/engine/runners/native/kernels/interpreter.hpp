@@ -156,7 +156,7 @@ class Interpreter : public Decoder {
             case OpKind::kNorm: return norm(step, arguments<NormOp>(op), queues.items);
             case OpKind::kQkv: return compute_qkv(step, number, &queues);
             case OpKind::kRope: return apply_rope(step, arguments<RopeOp>(op), queues.items);
-            case OpKind::kAttend: return attend(step, arguments<AttendOp>(op), queues.items, thread);
+            case OpKind::kAttend: return attend(arguments<AttendOp>(op), queues.items, thread);
             case OpKind::kMatmul: return compute_matmul(step, number, queues);
             case OpKind::kExperts: return mix_experts(step, arguments<ExpertsOp>(op), *mixture_of_[number], &queues);
         }
@@ -201,51 +201,44 @@ class Interpreter : public Decoder {
         output.values = int8_kv_ ? buffers_.values() : nullptr;
         output.clip = op.clip;
         output.layout = &attention_;
-        output.key_cache = static_cast<T*>(step.keys[op.layer]);
-        output.value_cache = static_cast<T*>(step.values[op.layer]);
+        if (!int8_kv_) output.key_cache = attention_.keys(op.layer), output.value_cache = attention_.values(op.layer);
         output.low_rank = low_rank_.shrink(rows, op.weights.outputs, number, next_matmul_[number], queues->shrink);
         multiplier_.multiply(rows, step.rows, op.weights, queues[0], output);
         if (int8_kv_ && !op.keys_follow) {
             const int heads = program_.num_heads / program_.heads_per_kv;
-            queues[1].items.for_each(step.rows * heads, [&](int i) { store_int8(step, op.layer, i / heads, i % heads); });
+            queues[1].items.for_each(step.rows * heads, [&](int i) { store_int8(op.layer, i / heads, i % heads); });
         }
         return kMatmul;
     }
 
     // A row's key and value of one KV head go from the buffers into the cache.
-    void store_int8(const Step& step, int layer, int row, int head) {
+    void store_int8(int layer, int row, int head) {
         const float* key = buffers_.floats(Buffer::kKeys, row) + head * program_.head_dim;
         const float* value = buffers_.values(row) + head * program_.head_dim;
-        int8_t *keys = static_cast<int8_t*>(step.keys[layer]), *values = static_cast<int8_t*>(step.values[layer]);
-        int8_attention_.store_head(keys, values, row, head, key, value);
+        int8_attention_.store_head(layer, row, head, key, value);
     }
 
     Stage apply_rope(const Step& step, const RopeOp& op, WorkQueue& queue) {
         const int dim = program_.head_dim, heads = program_.num_heads, all_heads = heads + heads / program_.heads_per_kv;
-        T* const cache = static_cast<T*>(step.keys[op.layer]);
+        T* const cache = int8_kv_ ? nullptr : attention_.keys(op.layer);
         queue.for_each(step.rows * all_heads, [&](int i) {
             const int row = i / all_heads, head = i % all_heads, first = (head - heads) * dim;
             float* const queries = buffers_.floats(Buffer::kQueries, row);
             if (head < heads) return rope_.rotate(op, op.query_norm, head, row, queries + head * dim, dim);
             float* const key = buffers_.floats(Buffer::kKeys, row) + first;
             rope_.rotate(op, op.key_norm, head - heads, row, key, dim);
-            if (int8_kv_) return store_int8(step, op.layer, row, head - heads);
+            if (int8_kv_) return store_int8(op.layer, row, head - heads);
             for (int k = 0; k < dim; k += kVecSize) attention_.store_key(cache, row, first + k, load(key + k));
         });
         return kOther;
     }
 
-    Stage attend(const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
-        if (int8_kv_) attend_with(int8_attention_, step, op, queue, thread);
-        else attend_with(attention_, step, op, queue, thread);
-        return kAttention;
-    }
-
-    template <typename S>
-    void attend_with(Attention<S>& attention, const Step& step, const AttendOp& op, WorkQueue& queue, int thread) {
-        const S *keys = static_cast<const S*>(step.keys[op.layer]), *values = static_cast<const S*>(step.values[op.layer]);
+    Stage attend(const AttendOp& op, WorkQueue& queue, int thread) {
         Rows<T>& output = buffers_.rows(Buffer::kAttended, 0);
-        attention.attend(op, keys, values, buffers_.floats(Buffer::kQueries), output, queue, thread);
+        const float* queries = buffers_.floats(Buffer::kQueries);
+        if (int8_kv_) int8_attention_.attend(op, queries, output, queue, thread);
+        else attention_.attend(op, queries, output, queue, thread);
+        return kAttention;
     }
 
     Stage compute_matmul(const Step& step, int number, MatmulQueues& queues) {

@@ -1,14 +1,16 @@
 // The layout of the paged KV cache, and the stores of a step's new keys and values.
 //
-// Layout, in a block b of B tokens, for KV head h of width D, token t of the block and dimension d:
-//   key    at b * (H D B) + h * (D B) + d * B + t                              [head][D][B]
-//   value  at b * (H D B) + h * (D B) + t * D + d                              [head][B][D]
+// Layout, in a block b of B tokens, for layer l, KV head h of width D, token t of the block and dimension d:
+//   key    at b * block_bytes + (2 l) * (H D B) + h * (D B) + d * B + t        [layer][key][head][D][B]
+//   value  at b * block_bytes + (2 l + 1) * (H D B) + h * (D B) + t * D + d    [layer][value][head][B][D]
+// The keys and values of all layers lie together in a block, so that a sequence uses no more memory than its blocks. Its size
+// is Python's (kv_blocks.py): between blocks there may be bytes that are not used.
 // so that 16 keys, or 16 numbers of a value, are contiguous. In bfloat16, pairs along the summed dimension are contiguous:
 //   key    at ... + (d / 2) * 2 B + 2 t + d % 2                                [head][D / 2][B][2]
 //   value  at ... + (t / 2) * 2 D + 2 d + t % 2                                [head][B / 2][D][2]
 // as AMX and AVX512-BF16 multiply them, and as float32 is extracted with one instruction each, if B % 16 == 0.
 // In int8, numbers lie in such pairs too, for an even B, and behind a head's numbers are the B scales of its tokens in float32:
-//   key    at b * (H (D + 4) B) + h * ((D + 4) B) + (d / 2) * 2 B + 2 t + d % 2, in bytes; its scale at ... + D B + 4 t
+//   key    at ... + h * ((D + 4) B) + (d / 2) * 2 B + 2 t + d % 2, in bytes; its scale at ... + D B + 4 t
 // A token's numbers and scale depend on its key, or value, alone (kv_int8.hpp).
 // ISA variants: AMX where tiles are available, B % 16 == 0, D % 32 == 0, and numbers are not float32.
 // Tests: tests/inference/test_native.py (its shapes cover both), test_int8_kv.py. It knows no attention scores.
@@ -31,16 +33,16 @@
 // Tokens of a tile of attention: its scores for 48 queries, 52 KiB, its keys and its values stay in the second-level cache.
 constexpr int kTileTokens = 256;
 
-// The keys, or values, of one KV head of a sequence: its block of token t begins at cache + table[t / B] * block_size.
+// The keys, or values, of one KV head of a sequence: its block of token t begins at cache + table[t / B] * block_stride.
 template <typename T>
 struct PagedTokens {
     const T* cache;
     const int32_t* table;
-    size_t block_size;
+    size_t block_stride;
     // The tokens from `end` on are not read.
     int block_tokens, head_dim, end;
 
-    const T* block(int token) const { return cache + table[token / block_tokens] * block_size; }
+    const T* block(int token) const { return cache + table[token / block_tokens] * block_stride; }
     // In int8: the scales from this token on.
     const float* scales(int token) const {
         return reinterpret_cast<const float*>(block(token) + head_dim * block_tokens) + token % block_tokens;
@@ -65,8 +67,13 @@ class KVLayout {
     // Whether numbers have scales. Those of a head are stored together then.
     static constexpr bool kScaled = std::is_same_v<T, int8_t>;
 
+    // Those of a layer in the first block. `begin` has been called.
+    T* keys(int layer) const { return static_cast<T*>(step_->kv_cache) + 2 * layer * part_size_; }
+    T* values(int layer) const { return keys(layer) + part_size_; }
+
     // Stores a row's key and value of one KV head, in int8.
-    void store_head(T* keys, T* values, int row, int head, const float* key, const float* value) const {
+    void store_head(int layer, int row, int head, const float* key, const float* value) const {
+        T *const keys = this->keys(layer), *const values = this->values(layer);
         const int token = own_token_[row], dim = head_dim_, tokens = block_tokens_;
         const size_t at = own_block_[row] + head * head_size_;
         T numbers[kMaxHeadDim];
@@ -118,11 +125,12 @@ class KVLayout {
         pairs_ = kScaled || (sizeof(T) == sizeof(bf16) && block_tokens_ % kVecSize == 0);
         amx_ = pairs_ && block_tokens_ % kVecSize == 0 && head_dim_ % kTileColumns == 0 && uses_amx<bf16>();
         head_size_ = ((size_t)head_dim_ + (kScaled ? sizeof(float) : 0)) * block_tokens_;
-        block_size_ = num_heads_ / heads_per_kv_ * head_size_;
+        part_size_ = num_heads_ / heads_per_kv_ * head_size_;
+        block_stride_ = step.block_bytes / sizeof(T);
         own_block_.resize(step.rows);
         own_token_.resize(step.rows);
         for (int row = 0; row < step.rows; row++) {
-            own_block_[row] = block_table(row)[step.positions[row] / block_tokens_] * block_size_;
+            own_block_[row] = block_table(row)[step.positions[row] / block_tokens_] * block_stride_;
             own_token_[row] = step.positions[row] % block_tokens_;
         }
     }
@@ -139,8 +147,8 @@ class KVLayout {
     const Step* step_ = nullptr;
     int block_tokens_ = 0;
     bool pairs_ = false, amx_ = false;
-    // Numbers in a block of the keys, or of the values, and those of one head.
-    size_t block_size_ = 0, head_size_ = 0;
+    // Numbers from a block to the next one; in a block the keys, or values, of a layer, and those of one head.
+    size_t block_stride_ = 0, part_size_ = 0, head_size_ = 0;
 
   private:
     // The largest head that a program may have: padding.py.

@@ -13,9 +13,9 @@ struct Step {
     // For each row its token id, its position and its sequence, a row of `block_tables` [sequences][table_width]. Then the
     // rows whose logits are computed, and those whose final hidden states are.
     const int32_t *ids, *positions, *sequences, *logit_rows, *hidden_rows, *block_tables;
-    // The KV cache of each layer: see kv_layout.hpp.
-    void* const* keys;
-    void* const* values;
+    // The KV cache, and the bytes of one block with the keys and values of all layers: see kv_layout.hpp.
+    void* kv_cache;
+    int64_t block_bytes;
     // The LoRA adapters of the step (low_rank.hpp): rows adapter_rows[n] to adapter_rows[n + 1] - 1 have adapters[n]. Rows
     // before the first have none.
     const Adapter* const* adapters;
