@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from engine.engine import Engine
-from engine.monitoring.step_journal import StepJournal, journal_file
+from engine.monitoring.step_journal import StepJournal, Suspect, has_served, journal_file
 from tritonlm.contract import RequestFailedRepeatedly
+from tritonlm.contract.process_files import SERIES
 
 from .harness import Collected, forward_methods, make_engine, run, save_model, submit
 
@@ -136,6 +139,41 @@ def test_a_closed_engine_removes_its_journal(folder: Path, tmp_path: Path) -> No
     engine.start()
     engine.close()
     assert not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("same_triton", [True, False])
+def test_the_last_step_of_another_triton_does_not_count_and_earlier_deaths_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_triton: bool
+) -> None:
+    def suspect() -> Suspect | None:
+        return StepJournal(tmp_path / "journal").suspect(request)
+
+    request: Any = SimpleNamespace(fingerprint="killer", steps=1)
+    StepJournal(tmp_path / "journal").record([request])
+    first = suspect()
+    assert first is not None
+    assert first.deaths == 1
+    StepJournal(tmp_path / "journal").record([request])
+    if not same_triton:
+        monkeypatch.setattr("os.getppid", lambda: 4_194_399)
+    second = suspect()
+    assert second is not None
+    assert second.deaths == (2 if same_triton else 1)
+    assert second.is_killer is same_triton
+
+
+def test_journals_of_one_series_belong_to_its_tritons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    alone = journal_file("generate", 0, "weights")
+    monkeypatch.setenv(SERIES, f"{os.getpid()}-1234abcd")
+    ours = journal_file("generate", 0, "weights")
+    assert ours != alone
+    StepJournal(ours)
+    assert has_served()
+    monkeypatch.setattr("os.getppid", lambda: 4_194_399)
+    assert journal_file("generate", 0, "weights") == ours
+    # This Triton's own engines have not been ready yet.
+    assert not has_served()
 
 
 def test_journals_of_tritons_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
-"""Files in the temporary folder that belong to one Triton process: their names, and the removal of stale ones."""
+"""Files in the temporary folder of one Triton process, or of a series of them: their names, and removal of stale ones.
+
+A series is the Tritons that a supervisor starts one after the other.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,29 @@ import os
 import tempfile
 from pathlib import Path
 
-
-def has_process_file(kind: str, triton_pid: int) -> bool:
-    """Whether this Triton has a file of this kind."""
-    return any(Path(tempfile.gettempdir()).glob(f"{_prefix(kind)}{triton_pid}-*"))
+# The owner of what outlives a Triton, PID-TOKEN: the process that starts it again, and a word for this series.
+SERIES = "TRITONLM_TRITON_SERIES"
 
 
-def process_file(kind: str, triton_pid: int, name: str) -> Path:
-    """The file of this kind and name for this Triton. Files of Tritons that have ended are removed."""
+def series_of(triton_pid: int) -> str:
+    """The series of this Triton, the parent of this process; the Triton itself if nobody starts it again."""
+    return os.environ.get(SERIES) or str(triton_pid)
+
+
+def process_files(kind: str, owner: int | str) -> list[Path]:
+    """The files of this kind of a Triton, or of a series."""
+    return list(Path(tempfile.gettempdir()).glob(f"{_prefix(kind)}{owner}-*"))
+
+
+def process_file(kind: str, owner: int | str, name: str) -> Path:
+    """The file of this kind and name of a Triton, or of a series. Those of owners that have ended are removed."""
     folder, prefix = Path(tempfile.gettempdir()), _prefix(kind)
     for file in folder.glob(f"{prefix}*"):
         pid = file.name.removeprefix(prefix).split("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             with contextlib.suppress(OSError):
                 file.unlink()
-    return folder / f"{prefix}{triton_pid}-{name}"
+    return folder / f"{prefix}{owner}-{name}"
 
 
 def _prefix(kind: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tritonlm.access import control_secret as secret
 from tritonlm.contract.idle_threads import ASLEEP
+from tritonlm.contract.process_files import SERIES
 
 from . import paths
 from .backend import Installation
@@ -112,12 +113,14 @@ class LocalTriton(Child):
         self.shared_memory_prefix = f"tritonlm-{os.getpid()}-{secrets.token_hex(4)}-"
         self._ports = (settings.http_port, settings.grpc_port)
         self.secret = secret.new_secret()
+        environment = triton_environment(installation, settings)
+        environment[SERIES] = f"{os.getpid()}-{secrets.token_hex(4)}"
         super().__init__(
             "Triton",
             triton_command(
                 installation.binary, backend, settings, repositories, self.shared_memory_prefix, self.secret
             ),
-            triton_environment(installation, settings),
+            environment,
             paths.cache() / "logs" / f"triton-{settings.http_port}.log" if settings.logs_to_files else None,
             exit_seconds=EXIT_SECONDS + 5,
         )

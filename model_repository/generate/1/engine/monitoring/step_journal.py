@@ -1,9 +1,10 @@
 """The step journal: records the requests of each step, so that a restarted process can find one that kills processes.
 
-Before a step its requests are written to a file that outlives the process. The next process of the same model and
-Triton reads it. A request is rejected if it was in the last step of two processes that died, and alone in the second
-one. Other requests of such a step run isolated for some steps, and are cleared then. This module knows fingerprints and
-a file, and not how steps are planned.
+Before a step its requests are written to a file that outlives the process, and its Triton if that is started again. The
+next process of the same model reads it. Its last step counts only if the Triton is the same: when a Triton dies, its
+processes die whatever they compute. A request is rejected if it was in the last step of two processes that died, and
+alone in the second one. Other requests of such a step run isolated for some steps, and are cleared then. This module
+knows fingerprints and a file, and not how steps are planned.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tritonlm.contract.process_files import has_process_file, process_file
+from tritonlm.contract.process_files import process_file, process_files, series_of
 
 from ..request import Request
 
@@ -66,7 +67,7 @@ def fingerprint(request: Request) -> str:
 class StepJournal:
     def __init__(self, file: Path) -> None:
         self._suspects = _suspects_of(_read(file))
-        self._file = file
+        self._file, self._triton = file, os.getppid()
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             os.ftruncate(descriptor, _FILE_BYTES)
@@ -91,7 +92,7 @@ class StepJournal:
             return
         self._last_entries = entries
         suspects = {name: vars(suspect) for name, suspect in self._suspects.items()}
-        text = json.dumps({"step": entries, "suspects": suspects}).encode()
+        text = json.dumps({"triton": self._triton, "step": entries, "suspects": suspects}).encode()
         if len(text) + 8 > _FILE_BYTES:
             text = b"{}"
         # The length is 0 during the write, so that a process killed here leaves an empty journal, not half of one.
@@ -106,14 +107,15 @@ class StepJournal:
 
 
 def journal_file(model: str, number: int, fingerprint: str) -> Path:
-    """The journal of one engine of this model, Triton process and weights."""
+    """The journal of one engine of this model, series of Tritons and weights."""
     weights = hashlib.blake2b(fingerprint.encode(), digest_size=6).hexdigest()
-    return process_file(_KIND, os.getppid(), f"{model}-{number}-{weights}")
+    return process_file(_KIND, series_of(os.getppid()), f"{model}-{number}-{weights}")
 
 
 def has_served() -> bool:
     """Whether an engine of this Triton has been ready, this process's or another one's: its journal stays."""
-    return has_process_file(_KIND, os.getppid())
+    triton = os.getppid()
+    return any(_read(file).get("triton") == triton for file in process_files(_KIND, series_of(triton)))
 
 
 def _read(file: Path) -> dict[str, object]:
@@ -131,7 +133,8 @@ def _suspects_of(journal: dict[str, object]) -> dict[str, Suspect]:
     now = time.time()
     try:
         suspects = {str(name): Suspect(**fields) for name, fields in dict(journal.get("suspects", {})).items()}  # type: ignore[call-overload]
-        step = [(str(name), bool(young)) for name, young in list(journal.get("step", []))]  # type: ignore[call-overload]
+        last = journal.get("step", []) if journal.get("triton") == os.getppid() else []
+        step = [(str(name), bool(young)) for name, young in list(last)]  # type: ignore[call-overload]
     except (TypeError, ValueError):
         return {}
     suspects = {name: suspect for name, suspect in suspects.items() if now - suspect.died_at < _SUSPECT_SECONDS}
