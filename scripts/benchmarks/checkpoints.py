@@ -138,6 +138,8 @@ MODELS = {
 def of_path(path: Path) -> Model:
     """A checkpoint of one's own: a folder, or a GGUF file, which both servers read."""
     name = path.resolve().stem if is_gguf(path) else path.resolve().name
+    if name in MODELS:
+        raise SystemExit(f"{path} has the name of another model, {name}, and would enter its table: rename it")
     if is_gguf(path):
         is_large = path.exists() and path.stat().st_size > _LARGE_FILE
         return Model(name, f"{name}, a GGUF file", lambda _dtype: endless(_prepared(path)), is_large)

@@ -181,6 +181,8 @@ def test_an_endless_copy_has_no_end_of_text(tmp_path: Path, monkeypatch: pytest.
         assert (copy / "model.safetensors").samefile(folder / "model.safetensors")
     with pytest.raises(SystemExit, match="has no config"):
         checkpoints.of_path(tmp_path / "nothing")
+    with pytest.raises(SystemExit, match=r"has the name of another model, gpt2.*rename it"):
+        checkpoints.of_path(tmp_path / "gpt2.gguf")
 
 
 def test_large_models_get_fewer_requests() -> None:
