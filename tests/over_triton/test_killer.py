@@ -117,6 +117,7 @@ class Killer:
 @pytest.mark.parametrize("kills_triton", [False, True])
 def test_a_request_that_kills_its_process_is_ended(served: Serve, kills_triton: bool) -> None:
     url, pid = f"http://127.0.0.1:{served.ports['port']}", served.process.pid
+    triton = find_process(served, "tritonserver").pid
     # A killer is remembered.
     prompts, killers = [f"Once {number}" for number in range(OTHERS)], f"{KILLER} {kills_triton}"
     with ThreadPoolExecutor(OTHERS + 1) as threads:
@@ -134,5 +135,5 @@ def test_a_request_that_kills_its_process_is_ended(served: Serve, kills_triton: 
     assert killed.json()["error"]["code"] == "request_failed_repeatedly"
     assert killed.headers["x-should-retry"] == "false"
     assert [response.json()["choices"] for response in others] == undisturbed
-    # One more if a kill brings down Triton, which has locks in memory that it shares with the process.
-    assert 2 <= killer.kills <= 5
+    # One more if a kill has brought down Triton, which has locks in memory that it shares with the process.
+    assert 2 <= killer.kills <= 4 + (find_process(served, "tritonserver").pid != triton)
