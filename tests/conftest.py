@@ -32,7 +32,7 @@ _LONG = ("over_triton", "real_models")
 _SPREAD = ("test_schema",)
 # A busy machine is no fault: generated examples have no deadline, which hypothesis sets by default.
 _PROFILE = "without_deadline"
-# New objects before a garbage collection. With Python's 700, a worker collects for a thirtieth of its time.
+# New objects before a garbage collection. With Python's 700 a worker, which keeps many, collects all the time.
 _NEW_OBJECTS = 20_000
 # SDKs that take seconds to import and few tests use: a worker imports them for the first test that does.
 _LATE = ("anthropic", "openai")
