@@ -8,7 +8,7 @@
 // number of rows. So a row's result is the same bits alone and in a batch.
 //
 // Layout: each block of 16 outputs has its own form, so that queries and values, or gate and up, may have different ones.
-// Passes of rows unpack codes in registers, each again. Or, with AMX or where unpacking takes long, a chunk of 256 inputs is unpacked
+// Passes of rows unpack codes in registers, each again. Or, with AMX and with AVX2 for many rows, a chunk of 256 inputs is unpacked
 // into bytes [inputs / 4][16][4] in the first-level cache, and all rows pass.
 // ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles for more than 16 rows; otherwise those of
 // byte_dot.hpp. Test: tests/inference/test_grouped.py.
@@ -25,12 +25,11 @@
 
 // Rows of a work item, whose sums take 60 KiB of the stack.
 constexpr int kMaxGroupedRows = 480;
-// Rows that unpack codes in registers, at most, in passes. Unpacking again takes less time than keeping bytes: always with AVX-512 for
-// groups of 32, whose codes are unpacked by few instructions. With AVX2 for two passes, which read memory more evenly.
-inline int direct_rows(int group) {
+// Rows that unpack codes in registers, at most, in passes. With AVX-512 unpacking again takes less time than keeping bytes; with AVX2
+// for two passes, which read memory more evenly.
+inline int direct_rows() {
     if (amx_available()) return kTileRows;
-    if (kAccumulators < 16) return 2 * kGroupedPassRows;
-    return group == 32 ? kMaxGroupedRows : kGroupedPassRows;
+    return kAccumulators < 16 ? 2 * kGroupedPassRows : kMaxGroupedRows;
 }
 
 // Rows that are multiplied by two blocks at a time, at most: half of the registers hold their sums, and with AVX2's fewer registers
@@ -57,9 +56,9 @@ class GroupedBlocks {
         const bool pair = count_ == 2 && (blocks_[0].form == blocks_[1].form || alike(*blocks_[0].form, *blocks_[1].form));
         for (int n = 0; n < count_; n += 1 + pair) {
             const GroupedForm& form = *blocks_[n].form;
-            const bool in_registers = count <= direct_rows(form.group) && form.group == direct_group(codes_of(form));
-            if (in_registers) direct(first, count, n, 1 + pair, sums);
-            else chunked(first, count, n, 1 + pair, sums);
+            const bool in_registers = count <= direct_rows() && form.group == direct_group(codes_of(form));
+            if (!in_registers) chunked(first, count, n, 1 + pair, sums);
+            else with_codes(form, [&](auto codes) { direct<decltype(codes)::value>(first, count, n, 1 + pair, sums); });
         }
     }
 
@@ -71,22 +70,12 @@ class GroupedBlocks {
     }
 
     // Passes of rows over all inputs. The first one reads the weights from memory, and the others from the caches.
-    void direct(int first, int count, int n, int blocks, RowSums* sums) const {
-        with_codes(*blocks_[n].form, [&](auto codes) {
-            const int some = count <= kPairedRows ? blocks : 1;
-            for (int i = n; i < n + blocks; i += some) {
-                const GroupedBlock pair[] = {blocks_[i], blocks_[i + some - 1]};
-                direct_passes<decltype(codes)::value>(first, count, pair, some, sums, i);
-            }
-        });
-    }
-
     template <Codes kCodes>
-    void direct_passes(int first, int count, const GroupedBlock (&pair)[2], int blocks, RowSums* sums, int n) const {
+    void direct(int first, int count, int n, int blocks, RowSums* sums) const {
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value, kBlocks = kRows <= kPairedRows ? 2 : 1;
             for (int i = 0; i < blocks; i += kBlocks) {
-                const GroupedBlock own[] = {pair[i], pair[std::min(i + 1, blocks - 1)]};
+                const GroupedBlock own[] = {blocks_[n + i], blocks_[n + std::min(i + 1, blocks - 1)]};
                 grouped_direct<kCodes, direct_group(kCodes), kRows, kBlocks>(
                     rows_, first + m, tile_, own, std::min(kBlocks, blocks - i), inputs_, m == 0, sums + m, n + i);
             }
