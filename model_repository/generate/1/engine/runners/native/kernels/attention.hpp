@@ -56,8 +56,10 @@ class Attention : public KVLayout<T> {
             const RowGroup& group = groups_[order_[i].group];
             const int kv_head = order_[i].heads / items_per_kv_, first = order_[i].heads % items_per_kv_ * heads_per_item_;
             const int heads = std::min(heads_per_item_, heads_per_kv_ - first), head = kv_head * heads_per_kv_ + first;
-            const Item item{op, group, groups_.rows(group), head, heads, group.count * heads, keys, values};
-            if (i + 1 < (int)order_.size()) prefetch_queries(order_[i + 1], queries);
+            const ItemIndex next = order_[std::min(i + 1, (int)order_.size() - 1)];
+            const PagedTokens<T> next_keys = first_tokens(keys, next), next_values = first_tokens(values, next);
+            const Item item{op, group, groups_.rows(group), head, heads, group.count * heads, keys, values, &next_keys, &next_values};
+            prefetch_queries(next, queries);
             if constexpr (kScaled) attend_item<true>(item, queries, scratch);
             else if (pairs_) attend_item<sizeof(T) == sizeof(bf16)>(item, queries, scratch);
             else attend_item<false>(item, queries, scratch);
@@ -90,6 +92,8 @@ class Attention : public KVLayout<T> {
         const int* rows;
         int head, heads, count;
         const T *keys, *values;
+        // Of the item after this one.
+        const PagedTokens<T> *next_keys, *next_values;
     };
 
     // A group of rows, and query heads: number `heads` of all items_per_kv_ parts of the KV heads.
@@ -221,7 +225,8 @@ class Attention : public KVLayout<T> {
             };
             for_each_range([&](int n, int count, int row, int from, int to) {
                 float* scores = &scratch.scores[n * kScoreStride + from - tile];
-                const PagedTokens<T> keys = tokens_of(item.keys, item, row), values = tokens_of(item.values, item, row);
+                const PagedTokens<T> keys = tokens_of(item.keys, item.head, row, item.next_keys);
+                const PagedTokens<T> values = tokens_of(item.values, item.head, row);
                 matmuls.score(queries + (size_t)n * head_dim_, scratch.query_scales + n, count, keys, values, from, to, scores);
             });
             weigh_scores<Number>(item, tile, begin, tile_end, scratch);
@@ -229,7 +234,7 @@ class Attention : public KVLayout<T> {
                 const Number* weights = reinterpret_cast<const Number*>(&scratch.scores[n * kScoreStride]) + from - tile;
                 // Beyond the end weights are 0, up to a multiple of 16.
                 const int padded = pairs_ ? (to + 1) / 2 * 2 : to;
-                const PagedTokens<T> values = tokens_of(item.values, item, row);
+                const PagedTokens<T> values = tokens_of(item.values, item.head, row, item.next_values);
                 matmuls.weigh(weights, count, values, from, padded, sums_of<Number>(scratch, n));
             });
             if constexpr (kQuantized<Number>) add_tile(item, scratch);
@@ -242,8 +247,13 @@ class Attention : public KVLayout<T> {
         else return &scratch.sums[(size_t)n * head_dim_];
     }
 
-    PagedTokens<T> tokens_of(const T* cache, const Item& item, int row) const {
-        return {cache + head_offset(item.head), block_table(row), block_stride_, block_tokens_, head_dim_, end_token(row)};
+    PagedTokens<T> tokens_of(const T* cache, int head, int row, const PagedTokens<T>* next = nullptr) const {
+        return {cache + head_offset(head), block_table(row), block_stride_, block_tokens_, head_dim_, end_token(row), next};
+    }
+
+    // Those of an item's first row.
+    PagedTokens<T> first_tokens(const T* cache, ItemIndex index) const {
+        return tokens_of(cache, index.heads / items_per_kv_ * heads_per_kv_, groups_.rows(groups_[index.group])[0]);
     }
 
     // Scores of a tile's tokens [begin, end) become weights, and the sums so far are multiplied by the softmax's factor.
@@ -273,7 +283,7 @@ class Attention : public KVLayout<T> {
     // Those of a row's tokens [begin, end). Up to a multiple of 16 they are 0.
     void load_value_scales(const Item& item, int row, int tile, int begin, int end, Scratch& scratch) const {
         if constexpr (kScaled) {
-            const PagedTokens<T> values = tokens_of(item.values, item, row);
+            const PagedTokens<T> values = tokens_of(item.values, item.head, row);
             float* const to = &scratch.value_scales[0] - tile;
             store(to + end, Vec16{});
             for (int token = begin, next; token < end; token = next) {

@@ -91,7 +91,7 @@ class SimdAttention {
                 vectors.keys[at] = keys.block(token) + token % keys.block_tokens * Fma::kInputs;
                 vectors.scores[at] = scores + token - from;
                 if (kScaled) vectors.scales[at] = keys.scales(token);
-                if (kScaled && count <= kPassQueries) keys.prefetch(token + kPrefetchTokens);
+                if (count <= kPassQueries) keys.prefetch_after(token, kPrefetchTokens);
                 token = std::min(token + kVecSize, end);
             }
             for (int n = vectors.count; n < kKeyVectors; n++) {
@@ -113,7 +113,7 @@ class SimdAttention {
                 constexpr int kVecs = vectors_per_pass(pass());
                 weigh_vectors<pass(), kVecs>(
                     weights + n * weight_stride_ + begin - from, values, begin, end, 0, sums + (size_t)n * head_dim_,
-                    kScaled && count <= kPassQueries
+                    count <= kPassQueries
                 );
             });
         }
@@ -124,8 +124,7 @@ class SimdAttention {
     // Keys that stay in the first-level cache while all queries pass: 64 of them, 16 KiB of float32 with head_dim 64. And
     // values: 32 KiB, so many because the sums are loaded and stored once for them.
     static constexpr int kKeyVectors = 4, kCachedValues = 128;
-    // How far ahead keys and values in int8 are prefetched, where one pass over them does all queries. For others it gained
-    // nothing.
+    // How far ahead keys and values are prefetched, where one pass over them does all queries.
     static constexpr int kPrefetchTokens = 128;
     // Queries of a pass, and accumulators beside which a pass's operands fit the registers.
     static constexpr int kPassQueries = 6, kPassAccumulators = kAccumulators == 4 ? 6 : 24;
@@ -220,7 +219,7 @@ class SimdAttention {
             for (int i = 0; i < kVecs; i++) totals[n][i] = load_regs(sums + (size_t)n * head_dim_ + i * kVecSize);
         for (int token = from, end; token < to; token = end) {
             end = values.block_end(token, to);
-            if (prefetches) values.prefetch(token + kPrefetchTokens);
+            if (prefetches) values.prefetch_after(token, kPrefetchTokens);
             const T* value = values.block(token) + (size_t)vec * kVecSize * Fma::kInputs;
             value += (size_t)(token % values.block_tokens) * head_dim_;
             const Number* weight = weights + token - from;

@@ -41,6 +41,8 @@ struct PagedTokens {
     size_t block_stride;
     // The tokens from `end` on are not read.
     int block_tokens, head_dim, end;
+    // Those that the thread reads next, from their first token on; nullptr: unknown.
+    const PagedTokens* next = nullptr;
 
     const T* block(int token) const { return cache + table[token / block_tokens] * block_stride; }
     // In int8: the scales from this token on.
@@ -58,6 +60,13 @@ struct PagedTokens {
         // GCC 12 takes a function of prefetches for one without effect, and deletes its calls. This is an effect.
         asm volatile("");
         for (int i = 0; i < head_dim * kVecSize; i += kCacheLine / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
+    }
+
+    // What is read `distance` tokens after this one, or after as many as there are.
+    void prefetch_after(int token, int distance) const {
+        const int ahead = token + std::min(distance, end);
+        if (ahead < end) prefetch(ahead);
+        else if (next) next->prefetch(ahead - end);
     }
 };
 
