@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+
 import torch
 from engine.memory import resident_memory
-from engine.runners.native.large_pages import LargePages, Scratch
+from engine.runners.native.large_pages import KeptRows, LargePages, Scratch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,3 +50,16 @@ def test_scratch_is_the_same_memory_until_more_is_needed() -> None:
     larger = scratch.take(48 * MIB)
     assert len(larger) == 48 * MIB
     assert not larger.any()
+
+
+def test_rows_of_a_large_vocabulary_take_no_new_memory_at_each_step() -> None:
+    kept = KeptRows(262_144)
+    kept.rows(36).fill_(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        assert kept.rows(36).fill_(2).shape == (36, 262_144)
+    # 9,216 for each step in memory that is new.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
+    assert kept.rows(0).shape == (0, 262_144)
+    first = kept.rows(1)
+    assert kept.rows(72).data_ptr() == first.data_ptr() != kept.rows(73).data_ptr()

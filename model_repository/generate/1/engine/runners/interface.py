@@ -33,7 +33,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """The output rows of the slices, in the plan's order."""
+    """The output rows of the slices, in the plan's order. They must be read before the next step."""
 
     # The rows that tokens are sampled from.
     logits: torch.Tensor

@@ -67,6 +67,24 @@ class Scratch:
         return self._memory[:count]
 
 
+class KeptRows:
+    """Rows of float32 in large pages, which the next ones overwrite.
+
+    Logits of a large vocabulary take more memory than the allocator keeps: it would return it after each step.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._memory = torch.empty(0, width)
+
+    def rows(self, count: int) -> torch.Tensor:
+        if count > len(self._memory):
+            width = self._memory.shape[1]
+            # Twice as many, so that a growing batch seldom takes new memory; what is not written is not used.
+            self._memory = torch.empty(0, width)
+            self._memory = own_memory(2 * count * width * torch.float32.itemsize).view(torch.float32).view(-1, width)
+        return self._memory[:count]
+
+
 def _aligned(count: int) -> int:
     return count + -count % _ALIGNMENT
 

@@ -34,6 +34,7 @@ from ..loading import in_load_thread, load_at_low_priority
 from . import families
 from .adapters import NativeAdapter, pack_adapter
 from .kv_blocks import KVBlocks
+from .large_pages import KeptRows
 from .quantized import BLOCK_OUTPUTS
 from .step_rows import StepRows
 from .structures import DOUBLE_CODE, FLOAT_CODE, INT_CODE, POINTER, Project, Sample, Score, Step, address_of
@@ -84,6 +85,7 @@ class NativeRunner:
         self._packer.close_files()
         trim_heap()
         self._open_cache(checkpoint, config)
+        self._logits = KeptRows(self._logit_stride)
         library.open_model.restype = POINTER
         library.open_model.argtypes = [POINTER, *[ctypes.c_int] * 3]
         for function in (library.step_model, library.sample_tokens, library.project_rows, library.score_rows):
@@ -119,7 +121,7 @@ class NativeRunner:
 
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
         rows = StepRows(plan)
-        logits = torch.empty(rows.logit_count, self._logit_stride)
+        logits = self._logits.rows(rows.logit_count)
         hidden = torch.empty(rows.hidden_count, self._model.hidden_size)
         max_logits, argmax_ids = torch.empty(rows.logit_count), torch.empty(rows.logit_count, dtype=torch.int64)
         # Before the kernels run: they evict torch's code from the caches.
