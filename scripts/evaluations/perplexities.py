@@ -22,7 +22,6 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 from tritonlm.checkpoints.gguf import prepare
-from tritonlm.contract import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
@@ -41,6 +40,12 @@ LogProbabilities = Callable[[Sequence[int]], torch.Tensor]
 def documents() -> str:
     files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def first_id_of(tokenizer: Tokenizer) -> int | None:
+    """The special token that it puts before each text, which llama-perplexity puts into each window."""
+    with_special, text = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    return None if with_special[0] == text[0] else with_special[0]
 
 
 def windows_of(ids: Sequence[int], window: int, first_id: int | None) -> Iterator[list[int]]:
@@ -98,10 +103,9 @@ def main() -> int:
     options = parser.parse_args()
     folder = prepare(options.file)
     text = options.text.read_text(encoding="utf-8") if options.text else documents()
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    adds_first = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
-    first_id = adds_first[0] if adds_first[:1] == [Checkpoint(folder).config.get("bos_token_id")] else None
-    windows = list(windows_of(ids[: options.tokens], options.window, first_id))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    windows = list(windows_of(ids[: options.tokens], options.window, first_id_of(tokenizer)))
     if not windows:
         parser.error("the text is shorter than a window")
     kernels, full = by_kernels(folder, windows), by_transformers(options.file.resolve(), windows)
