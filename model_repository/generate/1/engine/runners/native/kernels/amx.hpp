@@ -17,6 +17,10 @@
 // Rows of a tile, to a multiple of which buffers of activation rows are padded; and bfloat16 numbers in a row.
 constexpr int kTileRows = 16, kTileColumns = 32;
 
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define TRITONLM_BYTE_TILES
+#endif
+
 #ifdef __AMX_BF16__
 // Linux grants the registers' large state to a process that asks for it: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
 inline bool amx_available() {

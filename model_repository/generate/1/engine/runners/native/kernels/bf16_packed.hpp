@@ -133,9 +133,10 @@ struct LineUnpacker {
 };
 #endif
 
-inline void unpack_tile(const uint8_t* from, const ExponentTable& table, bf16* to) {
+template <bool kPrefetches>
+void unpack_tile(const uint8_t* from, const ExponentTable& table, bf16* to) {
     const LineUnpacker unpacker(table);
-    prefetch<kPackedTileBytes, 1>(from + kPrefetchAhead);
+    if (kPrefetches) prefetch<kPackedTileBytes, 1>(from + kPrefetchAhead);
     for (int i = 0; i < kTileLines / 4; i++)
         for (int half = 0; half < 2; half++) {
             Line first, second;
@@ -147,7 +148,8 @@ inline void unpack_tile(const uint8_t* from, const ExponentTable& table, bf16* t
 }
 #else
 constexpr bool kCanUnpack = false;
-inline void unpack_tile(const uint8_t*, const ExponentTable&, bf16*) {}
+template <bool>
+void unpack_tile(const uint8_t*, const ExponentTable&, bf16*) {}
 #endif
 
 // The highest of 15 neighbouring exponents that cover the most weights of a sample. Any choice is lossless.

@@ -16,6 +16,9 @@
 #include "rows.hpp"
 #include "tile_cache.hpp"
 
+// Inputs of a chunk, at most: two blocks * 384 inputs * 16 outputs * 2 bytes = 24 KiB of a cache of 32 or 48 KiB.
+constexpr int kChunkInputs = 384;
+
 // Blocks of outputs that a pass accumulates at once, as many as fit the registers.
 constexpr int kPassBlocks = kAccumulators == 16 ? 2 : 1;
 
@@ -99,8 +102,7 @@ class ChunkedPasses {
 
     // `more`: what is prefetched besides; may be null.
     void run(int first, int count, RowSums* sums, PrefetchList* more) {
-        const int inputs = rows_.inputs(), chunks = (inputs + kChunkInputs - 1) / kChunkInputs;
-        const int chunk = (inputs / kTileInputs + chunks - 1) / chunks * kTileInputs;
+        const int inputs = rows_.inputs(), chunk = equal_chunk(inputs, kChunkInputs);
         const int passes = (first % kRowsPerPass<T> + count + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
         ListedPrefetch ahead{};
         for (int from = 0; from < inputs; from += chunk) {

@@ -14,6 +14,7 @@
 
 #include "amx.hpp"
 #include "chunked_gemm.hpp"
+#include "gemm_amx.hpp"
 #include "gemv.hpp"
 #include "rows.hpp"
 #include "thread_pool.hpp"
@@ -21,61 +22,6 @@
 
 // Rows of one work item at most: bounds its sums (24 KiB).
 constexpr int kMaxRows = 192;
-
-#ifdef __AMX_BF16__
-// Tiles 0 and 1 accumulate 16 rows: of one block of outputs, and of a second one. Their rows are `stride` bytes apart.
-template <bool kPair, typename Number>
-void store_accumulators(Number* to, Number* second, int stride) {
-    _tile_stored(0, to, stride);
-    if (kPair) _tile_stored(1, second, stride);
-    compiler_fence();
-}
-
-// Tiles 4 and 5 accumulate another 16 rows.
-inline void zero_second_accumulators() {
-    _tile_zero(4);
-    _tile_zero(5);
-}
-
-// 16 rows use four of the eight tile registers, 32 rows six. Measured beside a neighbour that also uses AMX on the core's
-// other thread: eight registers take several times as long as alone, four take twice as long; alone, four are as fast.
-template <bool kPair, bool kTwice>
-void amx_accumulate(const Rows<bf16>& rows, int m, TileCache<bf16>& weights, int from, int to, RowSums* sums) {
-    const bf16 *row = rows.at(m, from), *second_row = rows.at(m + kTileRows * kTwice, from);
-    const bf16 *block = weights.block(0), *second_block = weights.block(kPair);
-    constexpr int kStride = sizeof(RowSums);
-    zero_accumulators();
-    if (from) {
-        _tile_loadd(0, sums[0][0], kStride);
-        if (kPair) _tile_loadd(1, sums[0][1], kStride);
-    }
-    if (kTwice) zero_second_accumulators();
-    for (int k = from, ready = from; k < to; k += kTileInputs) {
-        if (k == ready) ready = weights.prepare(k);
-        const size_t tile = weights.offset(k), row_tile = (size_t)(k - from) * kTileRows;
-        compiler_fence();
-        _tile_loadd(2, row + row_tile, 64);
-        _tile_loadd(3, block + tile, 64);
-        _tile_dpbf16ps(0, 2, 3);
-        if (kPair) {
-            _tile_loadd(3, second_block + tile, 64);
-            _tile_dpbf16ps(1, 2, 3);
-        }
-        if (!kTwice) continue;
-        _tile_loadd(2, second_row + row_tile, 64);
-        if (kPair) {
-            _tile_dpbf16ps(5, 2, 3);
-            _tile_loadd(3, block + tile, 64);
-        }
-        _tile_dpbf16ps(4, 2, 3);
-    }
-    store_accumulators<kPair>(sums[0][0], sums[0][1], kStride);
-    if (!kTwice) return;
-    _tile_stored(4, sums[kTileRows][0], kStride);
-    if (kPair) _tile_stored(5, sums[kTileRows][1], kStride);
-    compiler_fence();
-}
-#endif
 
 // Each pass goes over all inputs.
 template <typename T>
@@ -91,23 +37,6 @@ void direct_passes(
             for (int n = 0; n < blocks; n++) gemv<kRows, 1>(rows, first + m, weights, {block + n}, sums + m, n);
     });
 }
-
-#ifdef __AMX_BF16__
-// At most 32 rows: one pass. More: a chunk of the inputs for all rows, then the next one.
-template <bool kPair>
-void amx_passes(const Rows<bf16>& rows, int first, int count, const PackedWeights<bf16>& packed, int block, RowSums* sums) {
-    const bool single_pass = count <= 2 * kTileRows;
-    TileCache<bf16> weights(packed, rows.inputs(), block, 1 + kPair, single_pass);
-    for (int from = 0; from < rows.inputs(); from += weights.chunk_inputs()) {
-        const int to = std::min(from + weights.chunk_inputs(), rows.inputs());
-        weights.begin_chunk(from, to);
-        if (single_pass && count > kTileRows) amx_accumulate<kPair, true>(rows, first, weights, from, to, sums);
-        else
-            for (int m = 0; m < count; m += kTileRows)
-                amx_accumulate<kPair, false>(rows, first + m, weights, from, to, sums + m);
-    }
-}
-#endif
 
 // sums[i][n] = row first + i times block + n, for one or two blocks.
 template <typename T>

@@ -10,7 +10,7 @@
 // Layout: each block of 16 outputs has its own form, so that queries and values, or gate and up, may have different ones.
 // Passes of rows unpack codes in registers, each again. Or, with AMX and with AVX2 for many rows, a chunk of 256 inputs is unpacked
 // into bytes [inputs / 4][16][4] in the first-level cache, and all rows pass.
-// ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles for more than 16 rows; otherwise those of
+// ISA variants: with __AMX_INT8__ (and amx_available() at run time) more than 16 rows are multiplied in tiles; otherwise those of
 // byte_dot.hpp. Test: tests/inference/test_grouped.py.
 #pragma once
 
@@ -87,11 +87,12 @@ class GroupedBlocks {
         const GroupedForm& form = *blocks_[n].form;
         const int padded = padded_inputs(form, inputs_);
         GroupedChunk chunks[2];
+        if (uses_tiles()) begin_grouped_tiles(form.group);
         for (int begin = 0; begin < padded; begin += kSuperInputs) {
             const int inputs = std::min(kSuperInputs, padded - begin);
             for (int i = 0; i < blocks; i++) {
                 chunks[i].unpack(blocks_[n + i], begin, inputs);
-                prefetch_chunk(blocks_[n + i], begin + inputs, std::min(kSuperInputs, padded - begin - inputs));
+                if (!uses_tiles()) prefetch_chunk(blocks_[n + i], begin + inputs, std::min(kSuperInputs, padded - begin - inputs));
             }
             with_group(form, [&](auto group) {
                 with_largest(codes_of(form), [&](auto largest) {
@@ -100,24 +101,42 @@ class GroupedBlocks {
                 });
             });
         }
+        if (uses_tiles()) begin_matmul_tiles();
     }
+
+#ifdef TRITONLM_BYTE_TILES
+    // Rows of whole tiles.
+    bool uses_tiles() const { return tile_ == kTileRows && amx_available(); }
+
+    // Of block n the lines of at most a chunk from an input on, in `steps` steps. After the block's end follow those of the block that
+    // the thread reads next, behind `blocks`.
+    ChunkAhead chunk_ahead(int n, int blocks, int input, int steps) const {
+        const GroupedForm& form = *blocks_[n].form;
+        const size_t from = input < inputs_ ? form.record_offset(input) : grouped_block_bytes(form, inputs_) * blocks;
+        const int lines = (int)form.record_offset(kSuperInputs) / (int)kCacheLine;
+        return {blocks_[n].data + from, (lines + steps - 1) / steps * (int)kCacheLine};
+    }
+#else
+    static constexpr bool uses_tiles() { return false; }
+#endif
 
     template <int kLargest, int kGroup>
     void accumulate_rows(
         const GroupedForm& form, int first, int count, const GroupedChunk* chunks, int begin, int inputs, int n, int blocks,
         RowSums* sums
     ) const {
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-        if (amx_available()) {
-            const bool whole = tile_ == kTileRows;
-            begin_grouped_tiles(kGroup, whole ? kTileRows : kTileRows / 2);
+#ifdef TRITONLM_BYTE_TILES
+        if (uses_tiles()) {
+            const int steps = (count + kTileRows - 1) / kTileRows * (inputs / kRowGroup);
+            ChunkAhead ahead[2];
+            for (int i = 0; i < blocks; i++) ahead[i] = chunk_ahead(n + i, blocks, begin + inputs, steps);
             for (int m = 0; m < count; m += kTileRows) {
-                const ByteGroups groups = rows_.groups(first + m, whole ? kTileRows : kTileRows / 2, inputs_, begin, inputs, tile_);
+                const ByteGroups groups = rows_.groups(first + m, kTileRows, inputs_, begin, inputs, kTileRows);
                 for (int i = 0; i < blocks; i++)
-                    if (whole) grouped_amx<kGroup, kTileRows>(form, groups, chunks[i], begin == 0, sums + m, n + i);
-                    else grouped_amx<kGroup, kTileRows / 2>(form, groups, chunks[i], begin == 0, sums + m, n + i);
+                    if (form.has_minima) grouped_amx<kGroup, true>(groups, chunks[i], begin == 0, sums + m, n + i, ahead[i]);
+                    else grouped_amx<kGroup, false>(groups, chunks[i], begin == 0, sums + m, n + i, ahead[i]);
             }
-            return begin_matmul_tiles();
+            return;
         }
 #endif
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {

@@ -78,80 +78,105 @@ __attribute__((noinline)) void grouped_accumulate(
     for (int i = 0; i < kRows; i++) store(sums[i][block], load_regs(totals[i][0]));
 }
 
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
-// Tile 2 holds a group's inputs of some rows, tile 3 its codes of 16 outputs; tiles 0 and 1 their exact sums.
-inline void begin_grouped_tiles(int group, int rows) {
+#ifdef TRITONLM_BYTE_TILES
+// Tile 2 holds the bytes of a group of 16 rows, tile 3 its codes of 16 outputs; tiles 0 and 1 their exact sums.
+inline void begin_grouped_tiles(int group) {
     TileConfig config;
-    for (int tile = 0; tile < 3; tile++) config.rows[tile] = rows;
     config.bytes[2] = group;
     config.rows[3] = group / kStepInputs;
     configure_tiles(config);
 }
 
-// Adds a chunk for kRows rows. Of two tiles with exact sums, one is multiplied and stored while the other is added up: the sums
-// of a group take longer than its tile.
-template <int kGroup, int kRows>
-__attribute__((noinline)) void grouped_amx(
-    const GroupedForm& form, const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
-) {
-    alignas(kCacheLine) int32_t exact[2][kRows][kVecSize];
-    constexpr int kSumBytes = sizeof exact[0][0];
-    // A constant for whole tiles: it makes addresses constant.
-    const int tile = kRows == kTileRows ? kTileRows : rows.whole.tile;
-    const int count = rows.whole_count * kRowGroup;
-    const auto group_at = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
-        return ByteGroup{groups.numbers, groups.fields, tile}.skip_groups(k / kRowGroup);
-    };
-    // Tile numbers are literals: GCC writes them into the instruction as they are.
-    const auto load_tiles = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
-        _tile_loadd(2, group_at(groups, k).row(0) + k % kRowGroup, kRowGroup);
-        _tile_loadd(3, chunk.bytes + k * kVecSize, kStepBytes);
-    };
-    const auto multiply_even = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
-        _tile_zero(0);
-        load_tiles(groups, k);
-        _tile_dpbusd(0, 2, 3);
-        _tile_stored(0, exact[0], kSumBytes);
-    };
-    const auto multiply_odd = [&](const ByteGroup& groups, int k) __attribute__((always_inline)) {
-        _tile_zero(1);
-        load_tiles(groups, k);
-        _tile_dpbusd(1, 2, 3);
-        _tile_stored(1, exact[1], kSumBytes);
-    };
-    typedef GroupedSums<1, kGroup, kRows, 1> Sums;
-    Sums all;
-    alignas(kCacheLine) typename Sums::Totals totals;
-    static_assert(ByteDot<128>::kOffset == 0, "tiles multiply bytes as they are");
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++) store(totals[i][0], first ? Reg16{} : load_regs(sums[i][block]));
-    all.clear();
-    const auto add = [&](int n, const ByteGroup& groups, int k) __attribute__((always_inline)) {
-        const ByteGroup group = group_at(groups, k);
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++) all.sums[i][0].total = *reinterpret_cast<const Reg16i*>(exact[n][i]);
-        all.end_weights(0, form, chunk.scales, k / kGroup, group, k % kRowGroup / kGroup);
-        if ((k + kGroup) % kRowGroup == 0) all.end_rows(0, group, load_regs(chunk.scales.weight_sum[k / kRowGroup]), totals);
-    };
+// The lines of the next chunk of a block that a pass prefetches, some with each group of its rows.
+struct ChunkAhead {
+    const uint8_t* next;
+    int bytes;
+
+    TRITONLM_INLINE void operator()() {
+        for (int line = 0; line < bytes; line += kCacheLine) __builtin_prefetch(next + line, 0, 2);
+        next += bytes;
+    }
+};
+
+// The exact sums of 16 rows and a group of weights: by tile 0, or 1 if kOdd. Tile numbers are literals: GCC writes them into the
+// instruction as they are.
+template <bool kOdd>
+TRITONLM_INLINE void multiply_bytes(const uint8_t* rows, const uint8_t* codes, int32_t (&to)[kTileRows][kVecSize]) {
+    constexpr int kSumBytes = sizeof to[0];
     compiler_fence();
-    multiply_even(rows.whole, 0);
-    multiply_odd(rows.whole, kGroup);
-    for (int k = 0; k < count; k += 2 * kGroup) {
-        const int next = k + 2 * kGroup;
-        add(0, rows.whole, k);
-        if (next < count) multiply_even(rows.whole, next);
-        add(1, rows.whole, k + kGroup);
-        if (next < count) multiply_odd(rows.whole, next + kGroup);
+    if constexpr (kOdd) _tile_zero(1);
+    else _tile_zero(0);
+    _tile_loadd(2, rows, kRowGroup);
+    _tile_loadd(3, codes, kStepBytes);
+    if constexpr (kOdd) {
+        _tile_dpbusd(1, 2, 3);
+        _tile_stored(1, to, kSumBytes);
+    } else {
+        _tile_dpbusd(0, 2, 3);
+        _tile_stored(0, to, kSumBytes);
+    }
+    compiler_fence();
+}
+
+// Adds a chunk for 16 rows, whose totals stay in registers, in the order of grouped_sums.hpp. A group is multiplied while the one before
+// is added, in another tile: a processor whose other thread uses tiles, too, has none to spare.
+template <int kGroup, bool kMinima>
+__attribute__((noinline)) void grouped_amx(
+    const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block, ChunkAhead& ahead
+) {
+    static_assert(ByteDot<128>::kOffset == 0, "tiles multiply bytes as they are");
+    constexpr int kParts = kRowGroup / kGroup, kSums = kParts == 2 ? ByteGroup::kSums16 : ByteGroup::kSums32;
+    alignas(kCacheLine) int32_t exact[2][kParts][kTileRows][kVecSize];
+    Reg16 totals[kTileRows];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; i++) totals[i] = first ? Reg16{} : load_regs(sums[i][block]);
+    const auto multiply = [&](const ByteGroup& group, int number, auto odd) __attribute__((always_inline)) {
+        constexpr bool kOdd = decltype(odd)::value;
+        const uint8_t* const codes = chunk.bytes + number * kRowGroup * kVecSize;
+        // Of two parts each has its own tile.
+        multiply_bytes<kOdd && kParts == 1>(group.row(0), codes, exact[kOdd][0]);
+        if (kParts == 2) multiply_bytes<true>(group.row(0) + kGroup, codes + kGroup * kVecSize, exact[kOdd][kParts - 1]);
+    };
+    const auto add = [&](const ByteGroup& group, int number, bool odd) __attribute__((always_inline)) {
+        const Reg16 weight_sum = load_regs(chunk.scales.weight_sum[number]);
+        Reg16 scales[kParts], minima[kParts];
+        for (int part = 0; part < kParts; part++) {
+            scales[part] = load_regs(chunk.scales.scale[number * kParts + part]);
+            if (kMinima) minima[part] = load_regs(chunk.scales.minimum[number * kParts + part]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kTileRows; i++) {
+            Reg16 scaled = {};
+            for (int part = 0; part < kParts; part++) {
+                add_product(scaled, scales[part], to_floats(*reinterpret_cast<const Reg16i*>(exact[odd][part][i])));
+                if (kMinima) add_product(scaled, group.field(kSums + part, i), minima[part]);
+            }
+            add_product(totals[i], group.field(ByteGroup::kLow, i), weight_sum);
+            add_product(totals[i], group.field(ByteGroup::kScale, i), scaled);
+        }
+    };
+    // The rows of a whole tile: a constant makes addresses constant.
+    const ByteGroup whole{rows.whole.numbers, rows.whole.fields, kTileRows};
+    const ByteGroup remainder{rows.remainder.numbers, rows.remainder.fields, kTileRows};
+    const auto step = [&](int i, auto odd) __attribute__((always_inline)) {
+        if (i + 1 < rows.whole_count) multiply(whole.skip_groups(i + 1), i + 1, std::bool_constant<!decltype(odd)::value>());
+        ahead();
+        add(whole.skip_groups(i), i, decltype(odd)::value);
+    };
+    multiply(whole, 0, std::false_type());
+    // A chunk has an even number of groups.
+    for (int i = 0; i < rows.whole_count; i += 2) {
+        step(i, std::false_type());
+        step(i + 1, std::true_type());
     }
     for (unsigned left = rows.flags; left; left &= left - 1) {
-        const int k = __builtin_ctz(left) * kRowGroup;
-        for (int i = 0; i < kRowGroup; i += kGroup) {
-            multiply_even(rows.remainder, k + i);
-            add(0, rows.remainder, k + i);
-        }
+        const int i = __builtin_ctz(left);
+        multiply(remainder.skip_groups(i), i, std::false_type());
+        add(remainder.skip_groups(i), i, false);
     }
-    compiler_fence();
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++) store(sums[i][block], load_regs(totals[i][0]));
+    for (int i = 0; i < kTileRows; i++) store(sums[i][block], totals[i]);
 }
+#else
+inline void begin_grouped_tiles(int) {}
 #endif

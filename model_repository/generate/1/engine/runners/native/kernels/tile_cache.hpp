@@ -2,7 +2,7 @@
 // small enough to stay in the first-level cache while the activation rows pass.
 //
 // Layout: weight k of output o of block n lies at block(n)[offset(k) + ...], in gemm.hpp's order [inputs/s][16][s], s = 1
-// (float32) or 2 (bfloat16); the chunk is [from, to) of the inputs. Unpacked tiles lie in unpacked_[n][384 * 16].
+// (float32) or 2 (bfloat16); the chunk is [from, to) of the inputs. Unpacked tiles lie in unpacked_[n][256 * 16].
 // ISA variants: none of its own; unpack_tile (bf16_packed.hpp) has them. Tests: tests/inference/test_bf16_packed.py, and
 // test_native.py for weights that are not packed. It knows how weights lie, not what is computed with them.
 #pragma once
@@ -14,9 +14,16 @@
 #include "bf16_packed.hpp"
 #include "simd.hpp"
 
-// Inputs of a chunk that several passes of rows read: two blocks * 384 inputs * 16 outputs * 2 bytes = 24 KiB of a 32 or
-// 48 KiB cache. Where one pass reads each weight once, nothing has to stay, and the unpacked tiles are a ring of 128 inputs.
-constexpr int kChunkInputs = 384, kRingInputs = 128;
+// Inputs of a chunk that several passes of rows read, at most: two blocks * 256 inputs * 16 outputs * 2 bytes = 16 KiB of a cache of
+// 48 KiB, beside the tiles of rows that are prefetched. Where one pass reads each weight once, nothing has to stay, and the unpacked
+// tiles are a ring of 128 inputs.
+constexpr int kTileChunkInputs = 256, kRingInputs = 128;
+
+// Inputs of each of some equal chunks of at most `most` inputs: whole tiles.
+inline int equal_chunk(int inputs, int most) {
+    const int chunks = (inputs + most - 1) / most;
+    return (inputs / kTileInputs + chunks - 1) / chunks * kTileInputs;
+}
 
 // Inputs of a line of weights that are not packed.
 template <typename T>
@@ -49,8 +56,10 @@ class PackedBlock {
     // Whether the tile at `input`, the next one, has outliers.
     bool has_outliers(int input) const { return next_ < end_ && next_->index < (uint32_t)(input + kTileInputs) * kVecSize; }
 
+    // With kPrefetches a tile further on is prefetched, too.
+    template <bool kPrefetches = true>
     void unpack(int input, const ExponentTable& exponents, bf16* to) {
-        unpack_tile(tile(input), exponents, to);
+        unpack_tile<kPrefetches>(tile(input), exponents, to);
         for (; has_outliers(input); next_++) to[next_->index - input * kVecSize].bits = next_->bits;
     }
 
@@ -65,7 +74,7 @@ class TileCache {
     // `single_pass`: whether each weight is read once only.
     TileCache(const PackedWeights<T>& weights, int inputs, int block, int blocks, bool single_pass)
         : weights_(weights), inputs_(inputs), block_(block), blocks_(blocks),
-          chunk_inputs_(single_pass ? inputs : kChunkInputs),
+          chunk_inputs_(single_pass ? inputs : equal_chunk(inputs, kTileChunkInputs)),
           ring_mask_(single_pass && packed() ? kRingInputs - 1 : kNoRing) {
         if constexpr (kPackable)
             for (int n = 0; weights.packed() && n < blocks; n++) packed_[n] = PackedBlock(weights, inputs, block + n);
@@ -111,7 +120,11 @@ class TileCache {
     }
 
     void unpack(int n) {
-        if constexpr (kPackable) packed_[n].unpack(unpacked_end_, weights_.exponents, unpacked_[n] + offset(unpacked_end_));
+        if constexpr (kPackable) {
+            bf16* const to = unpacked_[n] + offset(unpacked_end_);
+            if (chunk_inputs_ == inputs_) packed_[n].unpack(unpacked_end_, weights_.exponents, to);
+            else packed_[n].template unpack<false>(unpacked_end_, weights_.exponents, to);
+        }
     }
 
     const PackedWeights<T>& weights_;
@@ -121,5 +134,5 @@ class TileCache {
     int from_ = 0, to_ = 0, unpacked_end_ = 0;
     const T* base_[2];
     PackedBlock packed_[2];
-    alignas(kCacheLine) T unpacked_[2][kPackable ? kChunkInputs * kVecSize : 1];
+    alignas(kCacheLine) T unpacked_[2][kPackable ? kTileChunkInputs * kVecSize : 1];
 };
