@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from engine.config import EngineConfig
 from engine.runners.native import build
+from engine.runners.native.large_pages import LargePages
 from engine.runners.native.runner import NativeRunner, unsupported_reason
 from engine.runners.select import open_runner
 from engine.scheduling.scheduler import Slice
@@ -146,6 +148,36 @@ def test_quantized_logits_are_those_of_the_dequantized_weights(kind: str, tmp_pa
     assert difference(logits_of(folder, library), expected) < 1e-4
     # With activations in int8.
     assert typical_difference(logits_of(folder, library, weights="auto"), expected) < _INT8_DIFFERENCE
+
+
+def before_a_gap(_: LargePages, count: int) -> torch.Tensor:
+    """Zero bytes, behind which no memory can be read."""
+    size = count + -count % mmap.PAGESIZE
+    pages = torch.frombuffer(mmap.mmap(-1, size + mmap.PAGESIZE), dtype=torch.uint8)
+    assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(pages.data_ptr() + size), mmap.PAGESIZE, 0)
+    return pages[size - count : size]
+
+
+def test_no_weights_are_read_behind_a_matrix(
+    tmp_path: Path, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a pass of four rows the last one is missing: what another matmul, of more inputs, left there is not used."""
+    monkeypatch.setattr(LargePages, "zeros", before_a_gap)
+    sizes = {**_LLAMA, "hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": 3}
+    original = checkpoint_of("llama", tmp_path / "original", **sizes)
+    (file,) = original.glob("*.safetensors")
+    weights = load_file(file)
+    for name, weight in weights.items():
+        if "up_proj" in name or "gate_proj" in name:
+            weight[256 + 5 * 32 :: 256] *= 100
+    save_file(weights, file, metadata={"format": "pt"})
+    folder = prepare(write_gguf(original, tmp_path / "model.gguf", GGMLQuantizationType.Q4_0))
+    runner = NativeRunner(
+        folder, config_of("float32", kv_cache_tokens=256, block_tokens=16), CPU, torch.float32, library
+    )
+    sequence: Any = Sequence([3, 4, 5], [1])
+    assert every_logits(runner, [Slice(sequence, 0, 3)]).isfinite().all()
+    runner.close()
 
 
 # Whole blocks in every row.

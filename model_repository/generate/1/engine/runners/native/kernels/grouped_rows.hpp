@@ -130,9 +130,12 @@ class GroupedRows {
 
     // The groups of `count` rows over `inputs_of_chunk` inputs from k on, a multiple of 256.
     ByteGroups groups(int row, int count, int inputs, int k, int inputs_of_chunk, int tile) const {
+        const int groups = inputs_of_chunk / kRowGroup;
         unsigned flags = 0;
         for (int i = 0; i < count; i++) flags |= flags_[flag_index(row + i, inputs, k)];
-        return {group(row, inputs, k, tile), remainder(row, inputs, k, tile), flags, inputs_of_chunk / kRowGroup};
+        // Rows of a pass beyond the last one have flags of other rows and other inputs: here there may be no such group.
+        flags &= (1u << groups) - 1;
+        return {group(row, inputs, k, tile), remainder(row, inputs, k, tile), flags, groups};
     }
 
   private:
