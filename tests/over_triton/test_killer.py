@@ -37,8 +37,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 
 # Long enough that each process is still at work when the killer, which is slow on a busy machine, has found it. The
-# others are shorter: after the second death each of them is computed apart.
-TOKENS, KILLERS_TOKENS = 60, 200
+# others are shorter: after the second death each of them is computed apart, one after the other.
+TOKENS, KILLERS_TOKENS = 20, 200
+# Each request waits for up to four processes that start, and for the others.
+REQUEST_SECONDS = 4 * WAIT_SECONDS
 KILLER = "The killer"
 
 
@@ -48,7 +50,7 @@ def body(prompt: str) -> dict[str, Any]:
 
 
 def send(url: str, prompt: str) -> httpx.Response:
-    return httpx.post(f"{url}/v1/completions", json=body(prompt), timeout=WAIT_SECONDS, trust_env=False)
+    return httpx.post(f"{url}/v1/completions", json=body(prompt), timeout=REQUEST_SECONDS, trust_env=False)
 
 
 def journal(serve: int) -> dict[str, Any]:
