@@ -211,13 +211,13 @@ def test_a_job_outlives_its_manager_and_the_next_one_continues_it(tmp_path: Path
 
 def test_a_killed_job_is_interrupted_and_can_be_resumed(tmp_path: Path) -> None:
     manager = JobManager(JobStore(tmp_path / "jobs.sqlite"))
-    started = submit(manager, tmp_path / "mine", steps=600, eval_steps=100)
+    started = submit(manager, tmp_path / "mine", steps=200, eval_steps=40)
     wait_until(lambda: bool(list((tmp_path / "mine").glob("checkpoint-*/training.json"))))
     os.kill(started.process_id or 0, signal.SIGKILL)
     wait_until(lambda: (manager.poll(), manager.get(started.id).state)[1] == "interrupted")
     assert manager.resume(started.id).state == "running"
     wait_until(lambda: (manager.poll(), manager.get(started.id).state)[1] == "finished")
-    assert "step 600 of 600" in started.log.read_text()
+    assert "step 200 of 200" in started.log.read_text()
 
 
 def test_a_closing_manager_interrupts_its_jobs(tmp_path: Path) -> None:
