@@ -2,18 +2,24 @@
 // beside the read bandwidth and the peak of products of the same run. matmul.py compiles it with the kernels' flags and
 // prints a table.
 //
-// Weights: kMatrices matrices of kOutputs x kInputs, read one after the other: together more than a last-level cache.
-// Output, a line for each measurement: name, rows, seconds for one matrix, bytes of its weights, operations.
+// Weights: in large pages, kMatrices matrices of kOutputs x kInputs, read one after the other: together more than a last-level cache.
+// Output, a line for each measurement: name, rows, bytes of its weights, operations, and seconds for one matrix of each run.
+// Two such processes can take turns, run by run: the argument `turns` names two pipes' ends and a number of runs. Before a run a
+// process reads a byte of the first pipe, and afterwards writes it to the second one, which the other process reads.
 // ISA variants: those of gemm.hpp, int8.hpp and grouped.hpp.
 
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "gemm.hpp"
 #include "grouped.hpp"
@@ -26,23 +32,64 @@ constexpr int kBlocks = kOutputs / kVecSize;
 constexpr size_t kWeights = (size_t)kInputs * kOutputs;
 double seconds_each = 0.4;
 
+// Numbers in large pages where the system has them, as a model's weights lie (large_pages.py).
+template <typename T>
+class Weights {
+  public:
+    explicit Weights(size_t size) : size_(size) {
+        const size_t bytes = (size * sizeof(T) + kLargePage - 1) / kLargePage * kLargePage;
+        numbers_.reset(static_cast<T*>(std::aligned_alloc(kLargePage, bytes)));
+        if (!numbers_) std::abort();
+        madvise(numbers_.get(), bytes, MADV_HUGEPAGE);
+    }
+    size_t size() const { return size_; }
+    T* data() const { return numbers_.get(); }
+    T& operator[](size_t i) const { return numbers_.get()[i]; }
+
+  private:
+    static constexpr size_t kLargePage = 2 << 20;
+    struct Free {
+        void operator()(T* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<T, Free> numbers_;
+    size_t size_;
+};
+
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// The least seconds of a run, of runs that fill `seconds_each`: other processes only add to them.
-double least_seconds(const std::function<void()>& run) {
-    run();
-    double least = 1e9;
+// The pipes of turns, if there are any, and the number of runs.
+struct Turns {
+    int from = -1, to = -1, runs = 0;
+
+    void begin() const {
+        char byte;
+        if (from >= 0 && read(from, &byte, 1) != 1) std::abort();
+    }
+    // After its last run the other process has ended.
+    void end() const {
+        if (to >= 0) [[maybe_unused]] const ssize_t written = write(to, "", 1);
+    }
+} turns;
+
+// The seconds of each run, of runs that fill `seconds_each`, or of as many as have turns.
+std::vector<double> seconds_of(const std::function<void()>& run) {
+    std::vector<double> seconds;
+    if (!turns.runs) run();
     const double deadline = now() + seconds_each;
-    for (int runs = 0; now() < deadline || runs < 3; runs++) {
+    while (turns.runs ? (int)seconds.size() < turns.runs : now() < deadline || seconds.size() < 3) {
+        turns.begin();
         const double start = now();
         run();
-        least = std::min(least, now() - start);
+        seconds.push_back(now() - start);
+        turns.end();
     }
-    return least;
+    return seconds;
 }
 
-void report(const char* name, int rows, double seconds, size_t bytes, double operations) {
-    std::printf("%s %d %.9f %zu %.0f\n", name, rows, seconds, bytes, operations);
+void report(const char* name, int rows, const std::vector<double>& seconds, int matrices, size_t bytes, double operations) {
+    std::printf("%s %d %zu %.0f", name, rows, bytes, operations);
+    for (const double each : seconds) std::printf(" %.9f", each / matrices);
+    std::printf("\n");
     std::fflush(stdout);
 }
 
@@ -65,7 +112,7 @@ void time_form(
                 for (int n = 0; n <= pair; n++)
                     store(&outputs[(size_t)(first + row) * kOutputs + (block + n) * kVecSize], load(sums[row][n]));
         };
-        const double seconds = least_seconds([&] {
+        const std::vector<double> seconds = seconds_of([&] {
             for (auto& queue : queues) queue.reset(pool.size());
             pool.run([&](int) {
                 begin_matmul_tiles();
@@ -77,7 +124,7 @@ void time_form(
                 end_tiles();
             });
         });
-        report(name, rows, seconds / kMatrices, bytes, 2.0 * rows * kWeights);
+        report(name, rows, seconds, kMatrices, bytes, 2.0 * rows * kWeights);
     }
 }
 
@@ -99,21 +146,21 @@ void set_rows(Rows<T>& rows, int count) {
         for (int k = 0; k < kInputs; k += kVecSize) store(rows.at(row, k), load(&numbers[k]));
 }
 
-// Times a form of weights whose matrices are `weights(matrix)`.
-template <typename T, typename Weights>
-void time_packed_form(const char* name, ThreadPool& pool, size_t bytes, const std::vector<int>& row_counts, Weights weights) {
+// Times a form of weights whose matrices are `matrix_of(number)`.
+template <typename T, typename MatrixOf>
+void time_packed_form(const char* name, ThreadPool& pool, size_t bytes, const std::vector<int>& row_counts, MatrixOf matrix_of) {
     Rows<T> rows;
     const auto prepare = [&](int count) { set_rows(rows, count); };
     const int limit = rows_per_item<RowType<T>>(kInputs, kMaxRows);
     time_form(
         name, pool, bytes, limit, row_counts, prepare, [&](int matrix, int first, int count, int block, int blocks, RowSums* sums) {
-            multiply_blocks(rows, first, count, weights(matrix), block, blocks, sums, nullptr);
+            multiply_blocks(rows, first, count, matrix_of(matrix), block, blocks, sums, nullptr);
         });
 }
 
 template <typename T>
 void time_full(const char* name, ThreadPool& pool, const std::vector<int>& row_counts) {
-    AlignedVector<T> weights(kMatrices * kWeights);
+    Weights<T> weights(kMatrices * kWeights);
     fill_random(weights.data(), weights.size());
     time_packed_form<T>(name, pool, kWeights * sizeof(T), row_counts, [&](int matrix) -> PackedWeights<T> {
         return {&weights[matrix * kWeights], nullptr, nullptr, ExponentTable(0)};
@@ -125,7 +172,7 @@ void time_packed(ThreadPool& pool, const std::vector<int>& row_counts) {
     fill_random(weights.data(), weights.size());
     const auto* bits = reinterpret_cast<const uint16_t*>(weights.data());
     const size_t bytes = kWeights / 2 * 3;
-    AlignedVector<uint8_t> tiles(kMatrices * bytes);
+    Weights<uint8_t> tiles(kMatrices * bytes);
     std::vector<Outlier> outliers(kWeights / 64);
     std::vector<int64_t> offsets(kBlocks + 1);
     const int max_exponent = choose_max_exponent(bits, kWeights);
@@ -140,7 +187,7 @@ void time_packed(ThreadPool& pool, const std::vector<int>& row_counts) {
 }
 
 void time_int8(ThreadPool& pool, const std::vector<int>& row_counts) {
-    AlignedVector<int8_t> weights(kMatrices * kWeights);
+    Weights<int8_t> weights(kMatrices * kWeights);
     for (size_t i = 0; i < weights.size(); i++) weights[i] = (int8_t)((int)(i * 2654435761u >> 24) / 2);
     Rows<float> numbers;
     Int8Rows rows;
@@ -162,7 +209,7 @@ void time_int8(ThreadPool& pool, const std::vector<int>& row_counts) {
 void time_grouped(const char* name, GroupedForm form, ThreadPool& pool, const std::vector<int>& row_counts) {
     form.set_sizes();
     const size_t block_bytes = form.record_offset(kInputs);
-    AlignedVector<uint8_t> weights(kMatrices * kBlocks * block_bytes);
+    Weights<uint8_t> weights(kMatrices * kBlocks * block_bytes);
     for (size_t i = 0; i < weights.size(); i++) weights[i] = (uint8_t)(i * 2654435761u >> 26);
     std::vector<GroupedBlock> blocks(kMatrices * kBlocks);
     for (size_t n = 0; n < blocks.size(); n++) blocks[n] = {&weights[n * block_bytes], &form};
@@ -187,11 +234,11 @@ void time_grouped(const char* name, GroupedForm form, ThreadPool& pool, const st
 
 // Bytes that all threads read in a pass, each a contiguous part.
 void time_read(ThreadPool& pool) {
-    AlignedVector<float> numbers((size_t)1 << 27);
+    Weights<float> numbers((size_t)1 << 27);
     fill_random(numbers.data(), numbers.size());
     std::vector<float> sums(pool.size());
     const size_t part = numbers.size() / pool.size() / 256 * 256;
-    const double seconds = least_seconds([&] {
+    const std::vector<double> seconds = seconds_of([&] {
         pool.run([&](int thread) {
             Reg16 totals[8] = {};
             const float* from = &numbers[thread * part];
@@ -203,7 +250,7 @@ void time_read(ThreadPool& pool) {
         });
     });
     if (std::isnan(sums[0])) std::abort();
-    report("read", 0, seconds, part * pool.size() * sizeof(float), 0);
+    report("read", 0, seconds, 1, part * pool.size() * sizeof(float), 0);
 }
 
 // The peak of products: independent accumulators in registers, which are kRegisters together. `add` adds to one of them.
@@ -211,7 +258,7 @@ template <typename Register, typename Add>
 void time_peak(const char* name, ThreadPool& pool, int products, Add add) {
     constexpr int kRepeats = 1 << 20, kSums = 12;
     std::vector<Register> results(pool.size());
-    const double seconds = least_seconds([&] {
+    const std::vector<double> seconds = seconds_of([&] {
         pool.run([&](int thread) {
             Register totals[kSums] = {};
             for (int i = 0; i < kRepeats; i++)
@@ -223,7 +270,7 @@ void time_peak(const char* name, ThreadPool& pool, int products, Add add) {
             results[thread] = totals[0];
         });
     });
-    report(name, 0, seconds, 0, 2.0 * products * kSums * kRepeats * pool.size());
+    report(name, 0, seconds, 1, 0, 2.0 * products * kSums * kRepeats * pool.size());
 }
 
 #ifdef __AVX512F__
@@ -277,8 +324,10 @@ int main(int argc, char** argv) {
     const int threads = std::atoi(argv[1]);
     seconds_each = std::atof(argv[2]);
     const std::string forms = argv[3];
+    std::signal(SIGPIPE, SIG_IGN);
+    std::sscanf(argv[4], "%d,%d,%d", &turns.from, &turns.to, &turns.runs);
     std::vector<int> row_counts;
-    for (int i = 4; i < argc; i++) row_counts.push_back(std::atoi(argv[i]));
+    for (int i = 5; i < argc; i++) row_counts.push_back(std::atoi(argv[i]));
     ThreadPool pool(threads);
     time_read(pool);
     if (forms.find('f') != std::string::npos) {

@@ -1,10 +1,11 @@
 """The kernels' matmul, for float32, bfloat16, its 12-bit form, int8 and weights in groups: GB/s of weights and GFLOP/s.
 
-    scripts/bench matmul [--rows 1 8 512] [--forms bf16 int8] [--threads 2]
+    scripts/bench matmul [--rows 1 8 512] [--forms bf16 int8] [--threads 2] [--against COMMIT]
 
-Beside them, of the same run: the read bandwidth, and the peak of products. TRITONLM_NATIVE_FLAGS excludes instruction
-sets, for example "-mno-avx512bf16 -mno-avx512vnni", or -march=haswell for AVX2.
-It knows the kernels' headers, not models.
+Beside them, of the same run: the read bandwidth, and the peak of products. `--against` compares with the kernels of a
+commit: both take turns, run by run, because memory changes its speed from second to second on a shared machine.
+TRITONLM_NATIVE_FLAGS excludes instruction sets, for example "-mno-avx512bf16 -mno-avx512vnni", or -march=haswell for
+AVX2. It knows the kernels' headers, not models.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -32,13 +35,86 @@ FORMS = {"float32": "f", "bf16": "b", "12-bit": "p", "int8": "i", **{f"{bits}-bi
 PEAKS = {**dict.fromkeys(FORMS, "int8"), "float32": "float32", "bf16": "bf16", "12-bit": "bf16"}
 
 
-def compile_benchmark(folder: Path) -> Path:
+KERNELS = NATIVE / "kernels"
+
+
+class Line(NamedTuple):
+    """A line of the program's output; `runs` are seconds for one matrix."""
+
+    name: str
+    rows: int
+    bytes: int
+    operations: float
+    runs: tuple[float, ...]
+
+
+def compile_benchmark(folder: Path, kernels: Path) -> Path:
     flags = ["-std=c++17", "-pthread", "-Wno-psabi", "-O2"]
     flags += build.flags_for_this_machine(os.environ.get(build.FLAGS, "").split())
     compiler = shutil.which(os.environ.get("CXX") or "g++") or "c++"
     source, program = Path(__file__).with_suffix(".cpp"), folder / "matmul"
-    subprocess.run([compiler, *flags, f"-I{NATIVE / 'kernels'}", str(source), "-o", str(program)], check=True)
+    folder.mkdir(exist_ok=True)
+    subprocess.run([compiler, *flags, f"-I{kernels}", str(source), "-o", str(program)], check=True)
     return program
+
+
+def kernels_of(commit: str, folder: Path) -> Path:
+    path = str(KERNELS.relative_to(ROOT))
+    archive = subprocess.run(["git", "archive", commit, path], cwd=ROOT, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "x", "-C", str(folder)], input=archive, check=True)
+    return folder / path
+
+
+def parse(output: str) -> list[Line]:
+    lines = []
+    for name, rows, size, operations, *runs in map(str.split, output.splitlines()):
+        lines.append(Line(name, int(rows), int(size), float(operations), tuple(map(float, runs))))
+    return lines
+
+
+def in_turns(programs: list[Path], arguments: list[str], row_counts: list[str], runs: int) -> list[list[Line]]:
+    """The output of each program. A byte goes around: who has it runs."""
+    pipes = [os.pipe() for _ in programs]
+    os.write(pipes[0][1], b"\0")
+    running = []
+    for number, program in enumerate(programs):
+        ends = pipes[number][0], pipes[(number + 1) % len(pipes)][1]
+        command = [str(program), *arguments, f"{ends[0]},{ends[1]},{runs}", *row_counts]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=ends))
+    # A program that ends early closes its pipes, and the other one ends.
+    for end in [end for pipe in pipes for end in pipe]:
+        os.close(end)
+    return [parse(process.communicate()[0]) for process in running]
+
+
+def show(lines: list[Line], threads: int) -> Table:
+    """The fastest of each measurement's runs: other processes only add to them."""
+    read = max(line.bytes / min(line.runs) for line in lines if line.name == "read")
+    peaks = {line.name: line.operations / min(line.runs) for line in lines}
+    table = Table(title=f"{threads} threads, {read / 1e9:.1f} GB/s read; the fastest of each measurement's runs")
+    for column in ("weights", "rows", "ms", "GB/s", "of the read bandwidth", "GFLOP/s", "of the peak"):
+        table.add_column(column, justify="left" if column == "weights" else "right")
+    for line in (line for line in lines if line.name in FORMS):
+        bandwidth, speed = line.bytes / min(line.runs), line.operations / min(line.runs)
+        table.add_row(
+            line.name, str(line.rows), f"{1000 * min(line.runs):.2f}", f"{bandwidth / 1e9:.1f}",
+            f"{bandwidth / read:.0%}", f"{speed / 1e9:.0f}", f"{speed / peaks[PEAKS[line.name] + '-peak']:.0%}",
+        )  # fmt: skip
+    return table
+
+
+def show_ratios(before: list[Line], after: list[Line], commit: str) -> Table:
+    """Medians of runs, and of the ratios of runs that followed each other."""
+    read = statistics.median(line.bytes / run / 1e9 for line in after if line.name == "read" for run in line.runs)
+    table = Table(title=f"{len(after[0].runs)} runs in turns, {read:.1f} GB/s read; medians")
+    for column in ("weights", "rows", f"ms, {commit}", "ms", "of it"):
+        table.add_column(column, justify="left" if column == "weights" else "right")
+    for old, new in zip(before, after, strict=True):
+        if new.name in FORMS:
+            ratio = statistics.median(b / a for a, b in zip(old.runs, new.runs, strict=True))
+            milliseconds = [f"{1000 * statistics.median(line.runs):.3f}" for line in (old, new)]
+            table.add_row(new.name, str(new.rows), *milliseconds, f"{ratio:.3f}")
+    return table
 
 
 def main() -> None:
@@ -47,28 +123,21 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=0.4, help="for each measurement")
+    parser.add_argument("--against", metavar="COMMIT", help="compare with this commit's kernels")
+    parser.add_argument("--runs", type=int, default=40, help="with --against, of each measurement")
     options = parser.parse_args()
-    letters = "".join(FORMS[form] for form in options.forms)
+    arguments = [str(options.threads), str(options.seconds), "".join(FORMS[form] for form in options.forms)]
+    row_counts = [str(count) for count in options.rows]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [str(options.threads), str(options.seconds), letters, *map(str, options.rows)]
-        command = [str(compile_benchmark(Path(folder))), *arguments]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    rows = [(name, int(count), float(seconds), int(size), float(operations))
-            for name, count, seconds, size, operations in map(str.split, output.splitlines())]  # fmt: skip
-    read = max(size / seconds for name, _, seconds, size, _ in rows if name == "read")
-    peaks = {name: operations / seconds for name, _, seconds, _, operations in rows}
-    table = Table(
-        title=f"{options.threads} threads, {read / 1e9:.1f} GB/s read; the fastest of each measurement's runs"
-    )
-    for column in ("weights", "rows", "ms", "GB/s", "of the read bandwidth", "GFLOP/s", "of the peak"):
-        table.add_column(column, justify="left" if column == "weights" else "right")
-    for name, count, seconds, size, operations in rows:
-        if name in FORMS:
-            bandwidth, speed = size / seconds, operations / seconds
-            table.add_row(
-                name, str(count), f"{1000 * seconds:.2f}", f"{bandwidth / 1e9:.1f}", f"{bandwidth / read:.0%}",
-                f"{speed / 1e9:.0f}", f"{speed / peaks[PEAKS[name] + '-peak']:.0%}",
-            )  # fmt: skip
+        program = compile_benchmark(Path(folder) / "new", KERNELS)
+        if options.against is None:
+            command = [str(program), *arguments, "-1,-1,0", *row_counts]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            table = show(parse(output), options.threads)
+        else:
+            old = compile_benchmark(Path(folder) / "old", kernels_of(options.against, Path(folder)))
+            before, after = in_turns([old, program], arguments, row_counts, options.runs)
+            table = show_ratios(before, after, options.against)
     Console().print(table)
 
 

@@ -25,7 +25,7 @@ from tritonlm.contract.load_progress import LoadProgress
 
 from .isa_variants import FLOAT_VARIANTS, library_of
 
-INPUTS, TILE_WEIGHTS, ZERO_CODE = 64, 512, 15
+INPUTS, TILE_WEIGHTS, PART_WEIGHTS, ZERO_CODE = 64, 512, 128, 15
 OUTLIER = np.dtype([("index", np.uint32), ("bits", np.uint16), ("padding", np.uint16)])
 
 
@@ -33,14 +33,17 @@ def bits_of(tensor: torch.Tensor) -> npt.NDArray[np.uint16]:
     return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
+def in_order(parts: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    """Of 16 bytes the first 8 belong to one line of 32 weights, and the others to the next line."""
+    return parts.reshape(-1, 8, 4, 2, 8).swapaxes(2, 3).reshape(-1, TILE_WEIGHTS)
+
+
 def unpacked(packed: PackedBf16, blocks: int) -> npt.NDArray[np.uint16]:
     """The layout of bf16_packed.hpp, in numpy."""
-    tiles = packed.tiles.numpy().reshape(-1, TILE_WEIGHTS // 2 * 3).astype(np.uint16)
-    # Of 16 bytes the first 8 belong to one line of 32 weights, and the others to the next line.
-    sign_fraction = tiles[:, :TILE_WEIGHTS].reshape(-1, 8, 4, 2, 8).swapaxes(2, 3).reshape(-1, TILE_WEIGHTS)
-    code_bytes = tiles[:, TILE_WEIGHTS:].reshape(-1, 4, 1, 64)
-    codes = np.concatenate([code_bytes & 15, code_bytes >> 4], 2)
-    codes = codes.reshape(-1, 8, 4, 2, 8).swapaxes(2, 3).reshape(-1, TILE_WEIGHTS)
+    # Parts of 64 bytes of codes, and 128 of signs and fractions.
+    parts = packed.tiles.numpy().reshape(-1, TILE_WEIGHTS // PART_WEIGHTS, 192).astype(np.uint16)
+    code_bytes, sign_fraction = parts[..., :64], in_order(parts[..., 64:])
+    codes = in_order(np.concatenate([code_bytes & 15, code_bytes >> 4], 2))
     exponents = np.where(codes == ZERO_CODE, 0, packed.max_exponent - codes)
     bits = (sign_fraction & 128) << 8 | exponents << 7 | sign_fraction & 127
     result = bits.astype(np.uint16).reshape(blocks, -1)

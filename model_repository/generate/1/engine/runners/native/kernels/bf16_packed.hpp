@@ -2,12 +2,13 @@
 // 15 of them and zero cover all weights but one or two in ten thousand. The others, outliers, are listed with their index.
 // A small batch waits for weights to be read from memory; 12 bits are a quarter less to read than 16.
 //
-// Layout: tiles of [32 inputs / 2][16 outputs][2] weights in gemm.hpp's order, 768 bytes for 512 weights:
-//   bytes [0, 512)    sign and fraction of each weight
-//   bytes [512, 768)  codes, two in a byte: byte 512 + 64 g + j holds the code of byte 128 g + j in its low half, and that of
-//                     byte 128 g + 64 + j in its high half
+// Layout: tiles of [32 inputs / 2][16 outputs][2] weights in gemm.hpp's order, 768 bytes for 512 weights, of which each 128 are 192
+// bytes:
+//   bytes [0, 64)    codes, two in a byte: byte j holds the code of byte 64 + j in its low half, and that of byte 128 + j in its
+//                    high half
+//   bytes [64, 192)  sign and fraction of each weight
 // Within 64 weights, byte 16 q + 8 h + b holds weight 32 h + 8 q + b, so that unpacklo and unpackhi of (low bytes, high
-// bytes) give weights in order.
+// bytes) give weights in order. Bytes are read one after the other, as the processor's own prefetching expects.
 // exponent(code) = max_exponent - code for code < 15, and 0 for code 15.
 //
 // ISA variants: __AVX512BW__ unpacks 64 weights at a time, __AVX2__ unpacks 32; without a byte table lookup in whole registers
@@ -32,6 +33,8 @@
 #include "simd.hpp"
 
 constexpr int kTileInputs = 32, kTileWeights = kTileInputs * kVecSize, kPackedTileBytes = kTileWeights / 2 * 3;
+// Weights of a part of a tile, the bytes of their codes, and all their bytes.
+constexpr int kPartWeights = 128, kPartCodes = kPartWeights / 2, kPartBytes = kPartCodes + kPartWeights;
 constexpr int kCodes = 16, kZeroCode = kCodes - 1;
 // bfloat16: 1 bit of sign, 8 of exponent, 7 of fraction.
 constexpr int kFractionBits = 7, kExponents = 256, kExponentMask = kExponents - 1, kFractionMask = 127, kSignBit = 128;
@@ -62,9 +65,7 @@ typedef Vec16u Line;
 #else
 typedef RegGroup<RegUint, Vec16u> Line;
 #endif
-constexpr int kLineWeights = 2 * kVecSize, kTileLines = kTileWeights / kLineWeights;
-// Packed bytes of a line.
-constexpr int kPackedLineBytes = kPackedTileBytes / kTileLines;
+constexpr int kLineWeights = 2 * kVecSize, kTileLines = kTileWeights / kLineWeights, kTileParts = kTileWeights / kPartWeights;
 
 inline Line load_line(const bf16* from) {
     Line line;
@@ -76,6 +77,30 @@ inline Line load_line(const bf16* from) {
     return line;
 }
 
+// The outliers of a tile by lines: which weights they are, and their bits at those weights' places.
+struct TileOutliers {
+    uint32_t masks[kTileLines] = {};
+    alignas(64) bf16 bits[kTileWeights];
+
+    void add(unsigned weight, uint16_t number) {
+        masks[weight / kLineWeights] |= 1u << weight % kLineWeights;
+        bits[weight].bits = number;
+    }
+    void clear() { memset(masks, 0, sizeof masks); }
+
+    // Replaces the outliers of line n. In registers: a line that is stored for it is loaded again only when its stores are complete.
+    void insert(int n, Line& line) const {
+#ifdef __AVX512BW__
+        line = (Line)_mm512_mask_loadu_epi16((__m512i)line, masks[n], bits + n * kLineWeights);
+#else
+        for (unsigned left = masks[n]; left; left &= left - 1) {
+            const int weight = __builtin_ctz(left);
+            memcpy((bf16*)&line + weight, bits + n * kLineWeights + weight, sizeof(bf16));
+        }
+#endif
+    }
+};
+
 // Bytes between weights that are read and those that are prefetched, where the processor's own prefetching does not suffice:
 // it stops at the end of a page.
 constexpr int kPrefetchAhead = 6144;
@@ -83,7 +108,7 @@ constexpr int kPrefetchAhead = 6144;
 #ifdef TRITONLM_UNPACKS
 constexpr bool kCanUnpack = true;
 
-// Unpacks lines 4 * i + 2 * half and the next one of a packed tile into registers.
+// Unpacks lines 2 * half and 2 * half + 1 of a part of a tile into registers.
 #ifdef __AVX512BW__
 struct LineUnpacker {
     __m512i high_table, low_table;
@@ -92,13 +117,13 @@ struct LineUnpacker {
         : high_table(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table.high))),
           low_table(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table.low))) {}
 
-    void unpack(const uint8_t* tile, int i, int half, Line& first, Line& second) const {
+    void unpack(const uint8_t* part, int half, Line& first, Line& second) const {
         // The first operand, which is overwritten, where `sign` is 0, and where it is 1; elsewhere the second.
         constexpr int kUnlessSign = 0xd8, kIfSign = 0xe4;
         const __m512i sign = _mm512_set1_epi8(-128), nibble = _mm512_set1_epi8(15);
-        const __m512i two_codes = _mm512_loadu_si512(tile + kTileWeights + i * 64);
+        const __m512i two_codes = _mm512_loadu_si512(part);
         const __m512i codes = _mm512_and_si512(half ? _mm512_srli_epi16(two_codes, 4) : two_codes, nibble);
-        const __m512i sign_fraction = _mm512_loadu_si512(tile + i * 128 + half * 64);
+        const __m512i sign_fraction = _mm512_loadu_si512(part + kPartCodes + half * 64);
         const __m512i high = _mm512_ternarylogic_epi32(
             _mm512_shuffle_epi8(high_table, codes), sign_fraction, sign, kUnlessSign);
         const __m512i low = _mm512_ternarylogic_epi32(
@@ -115,13 +140,13 @@ struct LineUnpacker {
         : high_table(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.high))),
           low_table(_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table.low))) {}
 
-    void unpack(const uint8_t* tile, int i, int half, Line& first, Line& second) const {
+    void unpack(const uint8_t* part, int half, Line& first, Line& second) const {
         const __m256i sign = _mm256_set1_epi8(-128), nibble = _mm256_set1_epi8(15);
 #pragma GCC unroll 2
         for (int n = 0; n < kRegsPerVec; n++) {
-            const __m256i two_codes = _mm256_loadu_si256((const __m256i*)(tile + kTileWeights + i * 64 + n * 32));
+            const __m256i two_codes = _mm256_loadu_si256((const __m256i*)(part + n * 32));
             const __m256i codes = _mm256_and_si256(half ? _mm256_srli_epi16(two_codes, 4) : two_codes, nibble);
-            const __m256i sign_fraction = _mm256_loadu_si256((const __m256i*)(tile + i * 128 + half * 64 + n * 32));
+            const __m256i sign_fraction = _mm256_loadu_si256((const __m256i*)(part + kPartCodes + half * 64 + n * 32));
             const __m256i high = _mm256_or_si256(
                 _mm256_and_si256(sign, sign_fraction), _mm256_shuffle_epi8(high_table, codes));
             const __m256i low = _mm256_or_si256(
@@ -137,11 +162,11 @@ template <bool kPrefetches>
 void unpack_tile(const uint8_t* from, const ExponentTable& table, bf16* to) {
     const LineUnpacker unpacker(table);
     if (kPrefetches) prefetch<kPackedTileBytes, 1>(from + kPrefetchAhead);
-    for (int i = 0; i < kTileLines / 4; i++)
+    for (int i = 0; i < kTileParts; i++)
         for (int half = 0; half < 2; half++) {
             Line first, second;
             bf16* target = to + (4 * i + 2 * half) * kLineWeights;
-            unpacker.unpack(from, i, half, first, second);
+            unpacker.unpack(from + i * kPartBytes, half, first, second);
             memcpy(target, &first, sizeof first);
             memcpy(target + kLineWeights, &second, sizeof second);
         }
@@ -182,13 +207,16 @@ inline bool pack_tile(const uint16_t* from, int max_exponent, uint8_t* to) {
         const LineBytes line_codes = __builtin_convertvector(code, LineBytes);
         for (int quarter = 0; quarter < 4; quarter++) {
             const int target = i / 64 * 64 + quarter * 16 + i / 32 % 2 * 8;
-            memcpy(to + target, (const char*)&sign_fraction + quarter * 8, 8);
+            uint8_t* const part = to + i / kPartWeights * kPartBytes;
+            memcpy(part + kPartCodes + target % kPartWeights, (const char*)&sign_fraction + quarter * 8, 8);
             memcpy(codes + target, (const char*)&line_codes + quarter * 8, 8);
         }
     }
-    for (int i = 0; i < kTileWeights / 128; i++)
-        for (int j = 0; j < 64; j++)
-            to[kTileWeights + 64 * i + j] = (uint8_t)((codes[128 * i + j] & 15) | codes[128 * i + 64 + j] << 4);
+    for (int i = 0; i < kTileParts; i++)
+        for (int j = 0; j < kPartCodes; j++) {
+            const uint8_t* const of_part = codes + kPartWeights * i;
+            to[kPartBytes * i + j] = (uint8_t)((of_part[j] & 15) | of_part[kPartCodes + j] << 4);
+        }
     uint16_t any = 0;
     for (int i = 0; i < kTileInputs; i++) any |= outliers[i];
     return any;

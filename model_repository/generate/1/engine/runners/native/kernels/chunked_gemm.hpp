@@ -76,15 +76,15 @@ __attribute__((noinline)) void unpack_chunk(
             for (int k = from; k < to; k += kTileInputs) packed[n].unpack(k, exponents, unpacked[n] + (k - from) * kVecSize);
         return accumulate_chunk<kRows, bf16>(rows, m, {unpacked[0], unpacked[1]}, from, to, sums, ahead);
     }
+    // Each block's lines, two at a time.
+    const auto prefetch_lines = [&](const uint8_t*, int) __attribute__((always_inline)) { ahead(), ahead(); };
     for (int block = 0; block < 2; block += kPassBlocks) {
         Accumulators<RowType<bf16>, kRows, kPassBlocks> totals;
-        PackedBlock blocks[kPassBlocks];
         bf16* kept[kPassBlocks];
-        for (int n = 0; n < kPassBlocks; n++) blocks[n] = packed[block + n], kept[n] = unpacked[block + n];
+        for (int n = 0; n < kPassBlocks; n++) kept[n] = unpacked[block + n];
         totals.load(from ? sums : kZeros, block);
-        accumulate_packed<true>(totals, rows.at(m, from), rows.tile(), exponents, blocks, from, to, kept, ahead);
+        accumulate_packed<true>(totals, rows.at(m, from), rows.tile(), exponents, packed + block, from, to, kept, prefetch_lines);
         totals.save(sums, block);
-        for (int n = 0; n < kPassBlocks; n++) packed[block + n] = blocks[n];
     }
 #endif
 }

@@ -23,6 +23,9 @@
 // Rows of one work item at most: bounds its sums (24 KiB).
 constexpr int kMaxRows = 192;
 
+// Rows that are multiplied by one block of outputs at a time, at most: one stream of memory is read faster than two.
+constexpr int kAloneRows = 2;
+
 // Each pass goes over all inputs.
 template <typename T>
 void direct_passes(
@@ -31,12 +34,24 @@ void direct_passes(
     const int last = block + blocks - 1;
     for_each_pass<kRowTile<T>, kRowsPerPass<T>>(first, count, [&](int m, auto number) {
         constexpr int kRows = decltype(number)::value;
-        if constexpr (2 * kRows <= kAccumulators || kPassBlocks == 2)
-            gemv<kRows, 2>(rows, first + m, weights, {block, last}, sums + m, 0);
-        else
+        constexpr bool kFitsPair = kPassBlocks == 2 || 2 * kRows <= kAccumulators;
+        if constexpr (kFitsPair)
+            if (count > kAloneRows) return gemv<kRows, 2>(rows, first + m, weights, {block, last}, sums + m, 0);
+        if constexpr (!kFitsPair || kRows <= kAloneRows)
             for (int n = 0; n < blocks; n++) gemv<kRows, 1>(rows, first + m, weights, {block + n}, sums + m, n);
     });
 }
+
+#ifdef TRITONLM_UNPACKS
+// The same for packed weights.
+inline void direct_passes_packed(
+    const Rows<bf16>& rows, int first, int count, const PackedWeights<bf16>& weights, int block, int blocks, RowSums* sums
+) {
+    for_each_pass<kRowTile<bf16>, kRowsPerPass<bf16>>(first, count, [&](int m, auto number) {
+        for (int n = 0; n < blocks; n++) packed_gemv<decltype(number)::value>(rows, first + m, weights, block + n, sums + m, n);
+    });
+}
+#endif
 
 // sums[i][n] = row first + i times block + n, for one or two blocks.
 template <typename T>
@@ -55,6 +70,10 @@ __attribute__((noinline)) void multiply_blocks(
     const bool chunked = kPassBlocks == 2 || weights.packed();
     if (chunked && first % kRowTile<T> % kRowsPerPass<T> + count > kDirectRows)
         return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums, more);
+#ifdef TRITONLM_UNPACKS
+    if constexpr (sizeof(T) == sizeof(bf16))
+        if (weights.packed()) return direct_passes_packed(rows, first, count, weights, block, blocks, sums);
+#endif
     direct_passes(rows, first, count, weights, block, blocks, sums);
 }
 

@@ -53,76 +53,75 @@ TRITONLM_INLINE void accumulate_tile(
 #endif
 
 #ifdef TRITONLM_UNPACKS
-// Blocks that are unpacked before they are multiplied.
-constexpr int kUnpackedBlocks = kAccumulators == 16 ? 2 : 1;
-
-// Adds the tile of 32 inputs from input k on. With kKeep its weights are stored at kept[block].
-template <bool kKeep, typename Number, int kRows, int kBlocks, typename Ahead>
+// Adds packed tiles of 32 inputs. With kKeep their weights are stored at kept[block]. Each half of a part calls `ahead(part, half)`.
+template <bool kKeep, bool kHasOutliers, typename Number, int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_packed_tile(
     Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const LineUnpacker& unpacker,
-    const PackedBlock (&packed)[kBlocks], int k, bf16* const (&kept)[kBlocks], Ahead& ahead
+    const uint8_t* const (&packed)[kBlocks], const TileOutliers (&outliers)[kBlocks], bf16* const (&kept)[kBlocks], Ahead& ahead
 ) {
-    constexpr int kSome = kUnpackedBlocks < kBlocks ? kUnpackedBlocks : kBlocks;
-    for (unsigned i = 0; i < kTileLines / 4; i++)
+    for (unsigned i = 0; i < kTileParts; i++)
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++)
-#pragma GCC unroll 4
-            for (int n = 0; n < kBlocks; n += kSome) {
-                Line first[kSome], second[kSome];
-                for (int j = 0; j < kSome; j++) {
-                    unpacker.unpack(packed[n + j].tile(k), i, half, first[j], second[j]);
-                    if (!kKeep) continue;
-                    bf16* const to = kept[n + j] + (4 * i + 2 * half) * kLineWeights;
-                    memcpy(to, &first[j], sizeof(Line));
-                    memcpy(to + kLineWeights, &second[j], sizeof(Line));
-                }
-                const unsigned input = 8 * i + 4 * half, line = input / kRowLine<Number> * kRowLine<Number>;
-                const Number* from = rows + line * tile + input % kRowLine<Number>;
-                if (n == 0) ahead(), ahead();
-                sums.add(n, from, first);
-                sums.add(n, from + 2, second);
+        for (unsigned half = 0; half < 2; half++) {
+            const unsigned number = 4 * i + 2 * half, input = 2 * number;
+            Line first[kBlocks], second[kBlocks];
+            for (int n = 0; n < kBlocks; n++) {
+                unpacker.unpack(packed[n] + i * kPartBytes, half, first[n], second[n]);
+                if (kHasOutliers) outliers[n].insert(number, first[n]), outliers[n].insert(number + 1, second[n]);
+                if (!kKeep) continue;
+                memcpy(kept[n] + number * kLineWeights, &first[n], sizeof(Line));
+                memcpy(kept[n] + (number + 1) * kLineWeights, &second[n], sizeof(Line));
             }
+            const Number* from = rows + input / kRowLine<Number> * kRowLine<Number> * tile + input % kRowLine<Number>;
+            ahead(packed[0] + i * kPartBytes, half);
+            sums.add(0, from, first);
+            sums.add(0, from + 2, second);
+        }
 }
 
 // Adds the inputs [from, to). With kKeep their weights are stored at kept[block].
 template <bool kKeep, typename Number, int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_packed(
-    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const ExponentTable& exponents,
-    PackedBlock (&packed)[kBlocks], int from, int to, bf16* const (&kept)[kBlocks], Ahead& ahead
+    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const ExponentTable& exponents, PackedBlock* blocks,
+    int from, int to, bf16* const (&kept)[kBlocks], Ahead& ahead
 ) {
     const LineUnpacker unpacker(exponents);
-    alignas(kCacheLine) bf16 tiles[kBlocks][kKeep ? 1 : kTileWeights];
+    TileOutliers outliers[kBlocks];
     for (int k = from; k < to; k += kTileInputs, rows += kTileInputs * tile) {
-        ahead.begin_tile(k);
         bool has_outliers = false;
-        bf16* unpacked[kBlocks];
+        const uint8_t* packed[kBlocks];
+        bf16* stored[kBlocks];
         for (int n = 0; n < kBlocks; n++) {
-            has_outliers |= packed[n].has_outliers(k);
-            unpacked[n] = kKeep ? kept[n] + (k - from) * kVecSize : tiles[n];
+            has_outliers |= blocks[n].has_outliers(k);
+            packed[n] = blocks[n].tile(k);
+            stored[n] = kKeep ? kept[n] + (k - from) * kVecSize : nullptr;
         }
         if (__builtin_expect(has_outliers, 0)) {
-            const bf16* weights[kBlocks];
-            for (int n = 0; n < kBlocks; n++) packed[n].unpack(k, exponents, unpacked[n]), weights[n] = unpacked[n];
-            accumulate_tile(sums, rows, tile, weights, ahead);
-        } else accumulate_packed_tile<kKeep>(sums, rows, tile, unpacker, packed, k, unpacked, ahead);
+            for (int n = 0; n < kBlocks; n++) blocks[n].take_outliers(k, outliers[n]);
+            accumulate_packed_tile<kKeep, true>(sums, rows, tile, unpacker, packed, outliers, stored, ahead);
+            for (int n = 0; n < kBlocks; n++) outliers[n].clear();
+        } else accumulate_packed_tile<kKeep, false>(sums, rows, tile, unpacker, packed, outliers, stored, ahead);
     }
 }
 #endif
 
 // A pass that reads weights from memory prefetches this many bytes ahead in each block of outputs: whole tiles.
-constexpr int kPassAhead = 8192, kPackedPassAhead = 12288;
+constexpr int kPassAhead = 8192, kPackedPassAhead = 6144;
+// Rows, at most, for which the processor's own prefetching of weights that are not packed is faster.
+template <typename T>
+constexpr int kUnaidedRows = kAccumulators == 16 || sizeof(T) == sizeof(float) ? 4 : 2;
 
-// For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line of `bytes` in each at every step, and
-// from input `turn` on a line of the next blocks.
+// For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line in each at every step, and from input `turn`
+// on a line of the next blocks.
 template <int kBlocks>
-BlockPrefetch<kBlocks> prefetch_blocks(const char* const (&blocks)[kBlocks], int bytes, int ahead, int turn) {
-    const char* const from = blocks[0] + ahead;
-    if (kBlocks == 1) return {{from, from + bytes, 2 * bytes}, -1, 0};
+BlockPrefetch<kBlocks> prefetch_blocks(const char* const (&blocks)[kBlocks], int turn) {
+    constexpr int kLine = kCacheLine;
+    const char* const from = blocks[0] + kPassAhead;
+    if (kBlocks == 1) return {{from, from + kLine, 2 * kLine}, -1, 0};
     const size_t block_bytes = blocks[kBlocks - 1] - blocks[0];
-    return {{from, blocks[kBlocks - 1] + ahead, bytes}, turn, block_bytes};
+    return {{from, blocks[kBlocks - 1] + kPassAhead, kLine}, turn, block_bytes};
 }
 
-// sums[i][to_block + n] = row first + i times block blocks[n].
+// sums[i][to_block + n] = row first + i times block blocks[n], of weights that are not packed.
 template <int kRows, int kBlocks, typename T>
 __attribute__((noinline)) void gemv(
     const Rows<T>& rows, int first, const PackedWeights<T>& weights, const int (&blocks)[kBlocks], RowSums* to, int to_block
@@ -132,27 +131,11 @@ __attribute__((noinline)) void gemv(
     const int inputs = rows.inputs(), tile = rows.tile();
     const RowType<T>* numbers = rows.at(first);
     const char* begin[kBlocks];
-#ifdef TRITONLM_UNPACKS
-    if constexpr (sizeof(T) == sizeof(bf16))
-        if (weights.packed()) {
-            PackedBlock packed[kBlocks];
-            bf16* const kept[kBlocks] = {};
-            for (int n = 0; n < kBlocks; n++) {
-                packed[n] = PackedBlock(weights, inputs, blocks[n]);
-                begin[n] = (const char*)packed[n].tile(0);
-            }
-            const int turn = inputs - kPackedPassAhead / kPackedLineBytes * kLineInputs<T>;
-            auto ahead = prefetch_blocks(begin, kPackedLineBytes, kPackedPassAhead, turn);
-            accumulate_packed<false>(sums, numbers, tile, weights.exponents, packed, 0, inputs, kept, ahead);
-            return sums.save(to, to_block);
-        }
-#endif
     for (int n = 0; n < kBlocks; n++) begin[n] = reinterpret_cast<const char*>(weights.block(blocks[n], inputs));
     [[maybe_unused]] const int turn = inputs - kPassAhead / (int)kCacheLine * kLineInputs<T>;
-    // For few rows of float32 the processor's own prefetching is faster.
-    constexpr bool kPrefetches = sizeof(T) == sizeof(bf16) || kRows > 4;
+    constexpr bool kPrefetches = kRows > kUnaidedRows<T>;
     std::conditional_t<kPrefetches, BlockPrefetch<kBlocks>, NoPrefetch> ahead;
-    if constexpr (kPrefetches) ahead = prefetch_blocks(begin, kCacheLine, kPassAhead, turn);
+    if constexpr (kPrefetches) ahead = prefetch_blocks(begin, turn);
     for (int k = 0; k < inputs; k += kTileInputs) {
         ahead.begin_tile(k);
         const T* tiles[kBlocks];
@@ -161,3 +144,27 @@ __attribute__((noinline)) void gemv(
     }
     sums.save(to, to_block);
 }
+
+#ifdef TRITONLM_UNPACKS
+// Prefetches a part's three lines.
+struct PartAhead {
+    static_assert(kPartBytes == 3 * kCacheLine);
+    __attribute__((always_inline)) void operator()(const uint8_t* part, int half) const {
+        if (half == 0) prefetch<2 * kCacheLine, 2>(part + kPackedPassAhead);
+        else prefetch<kCacheLine, 2>(part + kPackedPassAhead + 2 * kCacheLine);
+    }
+};
+
+// The same for a block of packed weights. Blocks are read one after the other: one stream of memory is faster than two.
+template <int kRows>
+__attribute__((noinline)) void packed_gemv(
+    const Rows<bf16>& rows, int first, const PackedWeights<bf16>& weights, int block, RowSums* to, int to_block
+) {
+    Accumulators<RowType<bf16>, kRows, 1> sums;
+    sums.clear();
+    PackedBlock packed(weights, rows.inputs(), block);
+    const PartAhead ahead;
+    accumulate_packed<false>(sums, rows.at(first), rows.tile(), weights.exponents, &packed, 0, rows.inputs(), {nullptr}, ahead);
+    sums.save(to, to_block);
+}
+#endif

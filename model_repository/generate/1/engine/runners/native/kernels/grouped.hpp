@@ -32,10 +32,6 @@ inline int direct_rows() {
     return kAccumulators < 16 ? 2 * kGroupedPassRows : kMaxGroupedRows;
 }
 
-// Rows that are multiplied by two blocks at a time, at most: half of the registers hold their sums, and with AVX2's fewer registers
-// one block takes less time.
-constexpr int kPairedRows = kAccumulators == 16 ? kAccumulators / 4 : 0;
-
 // Requests the lines of a block's inputs [begin, begin + count) from memory, into the second-level cache.
 __attribute__((always_inline)) inline void prefetch_chunk(const GroupedBlock& block, int begin, int count) {
     const uint8_t *from = block.data + block.form->record_offset(begin), *end = block.data + block.form->record_offset(begin + count);
@@ -73,12 +69,9 @@ class GroupedBlocks {
     template <Codes kCodes>
     void direct(int first, int count, int n, int blocks, RowSums* sums) const {
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
-            constexpr int kRows = decltype(number)::value, kBlocks = kRows <= kPairedRows ? 2 : 1;
-            for (int i = 0; i < blocks; i += kBlocks) {
-                const GroupedBlock own[] = {blocks_[n + i], blocks_[n + std::min(i + 1, blocks - 1)]};
-                grouped_direct<kCodes, direct_group(kCodes), kRows, kBlocks>(
-                    rows_, first + m, tile_, own, std::min(kBlocks, blocks - i), inputs_, m == 0, sums + m, n + i);
-            }
+            constexpr int kRows = decltype(number)::value;
+            for (int i = n; i < n + blocks; i++)
+                grouped_direct<kCodes, direct_group(kCodes), kRows>(rows_, first + m, tile_, blocks_[i], inputs_, m == 0, sums + m, i);
         });
     }
 

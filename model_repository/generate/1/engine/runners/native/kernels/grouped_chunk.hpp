@@ -55,11 +55,11 @@ template <int kLargest, int kGroup, int kRows>
 __attribute__((noinline)) void grouped_accumulate(
     const GroupedForm& form, const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
 ) {
-    typedef GroupedSums<kLargest, kGroup, kRows, 1> Sums;
+    typedef GroupedSums<kLargest, kGroup, kRows> Sums;
     Sums all;
     alignas(kCacheLine) typename Sums::Totals totals;
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++) store(totals[i][0], first ? Reg16{} : load_regs(sums[i][block]));
+    for (int i = 0; i < kRows; i++) store(totals[i], first ? Reg16{} : load_regs(sums[i][block]));
     all.clear();
     rows.for_each([&](int first_input, const ByteGroup& group) __attribute__((always_inline)) {
 #pragma GCC unroll 4
@@ -68,14 +68,14 @@ __attribute__((noinline)) void grouped_accumulate(
 #pragma GCC unroll 8
             for (int step = 0; step < kGroup; step += kStepInputs) {
                 const ByteDot<kLargest> dot(CodeBytes::load(chunk.bytes + (k + step) * kVecSize));
-                all.add(0, dot, group, part * kGroup + step);
+                all.add(dot, group, part * kGroup + step);
             }
-            all.end_weights(0, form, chunk.scales, k / kGroup, group, part);
+            all.end_weights(form, chunk.scales, k / kGroup, group, part);
         }
-        all.end_rows(0, group, load_regs(chunk.scales.weight_sum[first_input / kRowGroup]), totals);
+        all.end_rows(group, load_regs(chunk.scales.weight_sum[first_input / kRowGroup]), totals);
     });
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; i++) store(sums[i][block], load_regs(totals[i][0]));
+    for (int i = 0; i < kRows; i++) store(sums[i][block], load_regs(totals[i]));
 }
 
 #ifdef TRITONLM_BYTE_TILES

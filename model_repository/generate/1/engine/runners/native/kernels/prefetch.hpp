@@ -1,7 +1,7 @@
 // Prefetches of weights that are spread over the steps of a pass, so that memory is read while products are computed: a burst
 // of prefetches fills the processor's queue of cache misses, and the loads behind it wait.
 //
-// Layout: a step multiplies one line of 64 bytes of each block of outputs (fma.hpp), or its 48 packed bytes (bf16_packed.hpp).
+// Layout: a step multiplies one line of 64 bytes of each block of outputs (fma.hpp).
 // ISA variants: none. A prefetch changes no result: the tests of gemm.hpp. It knows addresses, not what lies there.
 #pragma once
 
@@ -54,28 +54,26 @@ struct BlockPrefetch : SpreadPrefetch<kBlocks, 2> {
 };
 
 // The lines of a block, as far ahead of those that are read as memory takes to bring them, kLines for each part of it that is read.
-// Beyond the block's end follow those of the block that the thread reads next, `skipped` bytes behind it. Into the second-level
-// cache, like those of BlockPrefetch. Without branches: those of a pass of one row would take longer than its products.
+// Beyond the block's end follow those of the next block, which the thread reads next. Into the second-level cache, like those of
+// BlockPrefetch. Without branches: those of a pass of one row would take longer than its products.
 template <int kLines>
 struct AheadPrefetch {
     static constexpr size_t kAhead = 6144, kLine = 64;
-    uintptr_t from = 0, next, end;
-    size_t skipped, advance;
+    const uint8_t *from, *next;
+    const size_t advance;
 
     // A pass whose weights are in a cache already prefetches the block's beginning again.
-    AheadPrefetch(const uint8_t* block, size_t bytes, size_t skipped, bool from_memory)
-        : next((uintptr_t)block), end((uintptr_t)block + bytes), skipped(skipped), advance(from_memory ? kLines * kLine : 0) {}
+    AheadPrefetch(const uint8_t* block, bool from_memory) : from(block), next(block), advance(from_memory ? kLines * kLine : 0) {}
 
     // The next parts follow from here on.
-    __attribute__((always_inline)) void seek(const uint8_t* read) { if (advance) next = (uintptr_t)read + kAhead; }
+    __attribute__((always_inline)) void seek(const uint8_t* read) { if (advance) next = read + kAhead; }
     __attribute__((always_inline)) void begin_part() {
-        from = next + (next < end ? 0 : skipped);
+        from = next;
         next += advance;
     }
     // Of a part's lines those of one of its steps.
     __attribute__((always_inline)) void operator()(int step, int steps) const {
-        for (int line = kLines * step / steps; line < kLines * (step + 1) / steps; line++)
-            __builtin_prefetch((const void*)(from + line * kLine), 0, 2);
+        for (int line = kLines * step / steps; line < kLines * (step + 1) / steps; line++) __builtin_prefetch(from + line * kLine, 0, 2);
     }
 };
 

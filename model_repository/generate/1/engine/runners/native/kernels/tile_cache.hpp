@@ -63,6 +63,11 @@ class PackedBlock {
         for (; has_outliers(input); next_++) to[next_->index - input * kVecSize].bits = next_->bits;
     }
 
+    // Adds the outliers of the tile at `input`, the next one.
+    void take_outliers(int input, TileOutliers& to) {
+        for (; has_outliers(input); next_++) to.add(next_->index - input * kVecSize, next_->bits);
+    }
+
   private:
     const uint8_t* tiles_;
     const Outlier *next_, *end_;
