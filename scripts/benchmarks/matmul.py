@@ -36,6 +36,8 @@ PEAKS = {**dict.fromkeys(FORMS, "int8"), "float32": "float32", "bf16": "bf16", "
 
 
 KERNELS = NATIVE / "kernels"
+# For all turns of two programs: far more than they take.
+TURNS_SECONDS = 1800.0
 
 
 class Line(NamedTuple):
@@ -60,8 +62,10 @@ def compile_benchmark(folder: Path, kernels: Path) -> Path:
 
 def kernels_of(commit: str, folder: Path) -> Path:
     path = str(KERNELS.relative_to(ROOT))
-    archive = subprocess.run(["git", "archive", commit, path], cwd=ROOT, check=True, capture_output=True).stdout
-    subprocess.run(["tar", "x", "-C", str(folder)], input=archive, check=True)
+    archive = subprocess.run(["git", "archive", commit, path], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        sys.exit(f"--against: git has no kernels of {commit!r}: {archive.stderr.decode().strip()}")
+    subprocess.run(["tar", "x", "-C", str(folder)], input=archive.stdout, check=True)
     return folder / path
 
 
@@ -84,7 +88,14 @@ def in_turns(programs: list[Path], arguments: list[str], row_counts: list[str], 
     # A program that ends early closes its pipes, and the other one ends.
     for end in [end for pipe in pipes for end in pipe]:
         os.close(end)
-    return [parse(process.communicate()[0]) for process in running]
+    try:
+        outputs = [process.communicate(timeout=TURNS_SECONDS)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    if any(process.returncode for process in running):
+        sys.exit("a program ended before its last turn")
+    return [parse(output) for output in outputs]
 
 
 def show(lines: list[Line], threads: int) -> Table:
