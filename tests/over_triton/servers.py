@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from fakes.tiny_lm import make_checkpoint
@@ -25,6 +25,7 @@ from tritonlm.serving.model_selection import select_models
 from tritonlm.serving.supervisor import connection_errors_explained, prepare, start
 
 LM, ENGINE = "tiny", "generate"
+Result = TypeVar("Result")
 LOAD_SECONDS = 120.0
 WAIT_SECONDS = 60.0
 # Below those that systems give to connections.
@@ -70,11 +71,12 @@ class Server:
         return (status["running"], status["waiting"], status["blocks_used"]) == (0, 0, 0)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], Result], what: str) -> Result:
     deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
+    while not (result := condition()):
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.02)
+    return result
 
 
 def free_ports() -> dict[str, int]:
