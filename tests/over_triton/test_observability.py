@@ -80,7 +80,7 @@ def test_a_request_is_one_trace_from_the_gateway_to_the_engine(repository: Path,
         body = {"model": LM, "prompt": "Once", "max_tokens": 4}
 
         def whole_trace() -> list[Span]:
-            """The spans of a trace that holds all names. Each process exports its own spans, at its own time; and Triton
+            """The spans of a trace that holds all names. Each process exports its spans at its own time, and Triton
             sometimes does not export those of the first request after its start: send another one."""
             httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60, trust_env=False).raise_for_status()
             deadline = time.monotonic() + 10
