@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from tritonlm.serving import ServingError, supervisor
 from tritonlm.serving import backoff as backoff_module
@@ -91,6 +92,20 @@ def test_a_child_that_yields_to_the_engine_has_a_low_priority_from_its_start(
         assert child._process is not None
         child._process.wait(20)
     assert int((tmp_path / "log").read_text()) == max(os.nice(0), least)
+
+
+def test_a_stopped_childs_own_children_are_gone(tmp_path: Path) -> None:
+    # A process with much memory is not gone at once when it is killed.
+    grandchild = "import time; memory = bytearray(b'1') * 2**28; print('ready', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", grandchild]
+    script = f"import subprocess, time; print(subprocess.Popen({command!r}).pid, flush=True); time.sleep(60)"
+    log = tmp_path / "log"
+    with Child("the thing", [sys.executable, "-c", script], {}, log, 1.0) as child:
+        deadline = time.monotonic() + 30
+        while len(log.read_text().split()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (started,) = psutil.Process(child.process_id).children()
+    assert not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_child_that_always_dies_ends_the_service_with_the_end_of_its_log(

@@ -12,10 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 from tritonlm.contract.priority import lower_thread_priority
 
 from .errors import ServingError
@@ -23,6 +25,8 @@ from .errors import ServingError
 _PR_SET_PDEATHSIG = 1
 _LOG_LINES_SHOWN = 12
 MAX_LOG_BYTES = 64 * 2**20
+# For killed processes to be gone: the memory of a large engine is freed before that.
+_GONE_SECONDS, _POLL_SECONDS = 10.0, 0.005
 
 
 class Child:
@@ -142,9 +146,31 @@ class Child:
 
     def _end_group(self) -> None:
         assert self._process is not None, f"{self.name} was not started"
+        members = _group_members(self._process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        # They are killed, but have their memory and ports until they are gone.
+        deadline = time.monotonic() + _GONE_SECONDS
+        while any(map(_is_alive, members)) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+
+def _group_members(leader: int) -> list[psutil.Process]:
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == leader:
+                members.append(process)
+    return members
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether the process runs; a zombie does not, and the machine's init process reaps it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _before_exec(parent: int, yields_to_engine: bool) -> Callable[[], None]:
