@@ -146,6 +146,16 @@ def test_sums_of_the_largest_codes_and_numbers_do_not_overflow(variant: str) -> 
         multiply.close()
 
 
+@pytest.mark.parametrize("variant", KERNEL_VARIANTS)
+def test_passes_of_more_inputs_than_they_share_scales_of(variant: str) -> None:
+    matrix = stored("Q4_K", 16, 65 * 256)
+    multiply, rows = Matmul(matrix, variant), activations(27, 65 * 256)
+    results, expected = multiply(rows)[:, :16], quantized_rows(rows) @ matrix.dequantized().double().T
+    assert ((results - expected).abs() / expected.std()).max() < 2e-3
+    assert torch.equal(multiply(rows[5:6])[:, :16], results[5:6])
+    multiply.close()
+
+
 def test_six_bits_are_multiplied_if_they_are_around_zero() -> None:
     matrix = Quantized(torch.zeros(16, 32, dtype=torch.int8), torch.ones(16, 2), None, 6)
     assert is_supported(matrix)

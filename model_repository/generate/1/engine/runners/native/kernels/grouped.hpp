@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include "amx.hpp"
 #include "gemm.hpp"
@@ -68,10 +69,27 @@ class GroupedBlocks {
     // Passes of rows over all inputs. The first one reads the weights from memory, and the others from the caches.
     template <Codes kCodes>
     void direct(int first, int count, int n, int blocks, RowSums* sums) const {
+        if constexpr (kSharesScales)
+            if (count >= 2 * kGroupedRowsPerPass) return direct_sharing<kCodes>(first, count, n, blocks, sums);
+        passes<kCodes>(first, count, n, blocks, sums, [](int) { return nullptr; });
+    }
+
+    // The same for whole passes that share scales. Not inlined: scales are large, and single passes would take longer beside them.
+    template <Codes kCodes>
+    __attribute__((noinline)) void direct_sharing(int first, int count, int n, int blocks, RowSums* sums) const {
+        SharedScales shared[2];
+        passes<kCodes>(first, count, n, blocks, sums, [&](int i) { return &shared[i - n]; });
+    }
+
+    // SharedOf: the type of shared_of(block), std::nullptr_t if passes share no scales.
+    template <Codes kCodes, typename SharedOf>
+    void passes(int first, int count, int n, int blocks, RowSums* sums, SharedOf shared_of) const {
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value;
+            constexpr bool kShares = !std::is_same_v<decltype(shared_of(0)), std::nullptr_t> && kRows == kGroupedRowsPerPass;
             for (int i = n; i < n + blocks; i++)
-                grouped_direct<kCodes, direct_group(kCodes), kRows>(rows_, first + m, tile_, blocks_[i], inputs_, m == 0, sums + m, i);
+                grouped_direct<kCodes, direct_group(kCodes), kRows, kShares>(
+                    rows_, first + m, tile_, blocks_[i], inputs_, m == 0, shared_of(i), sums + m, i);
         });
     }
 

@@ -108,10 +108,26 @@ struct GroupedSums {
     }
 };
 
+// Scales and sums of weights of a block, which the first pass that shares them leaves for the others; of chunks beyond those that fit,
+// each pass computes them in the last one.
+struct SharedScales {
+    static constexpr int kLast = 63;
+    alignas(kCacheLine) GroupScales chunks[kLast + 1];
+    bool known = false;
+
+    GroupScales& of(int begin) { return chunks[std::min(begin / kSuperInputs, kLast)]; }
+    bool are_known(int begin) const { return known && begin / kSuperInputs < kLast; }
+};
+
+// Whether whole passes share them: with fewer registers passes are few, and fewer rows take less time for their own scales, which stay
+// in the first-level cache.
+constexpr bool kSharesScales = kGroupedRowsPerPass == 12;
+
 // The rows of a pass and a block: all inputs. Blocks are read one after the other: one stream of memory is faster than two.
-template <Codes kCodes, int kGroup, int kRows>
+template <Codes kCodes, int kGroup, int kRows, bool kShares>
 __attribute__((noinline)) void grouped_direct(
-    const GroupedRows& rows, int m, int tile, const GroupedBlock& block, int inputs, bool from_memory, RowSums* to, int to_block
+    const GroupedRows& rows, int m, int tile, const GroupedBlock& block, int inputs, bool from_memory, SharedScales* shared, RowSums* to,
+    int to_block
 ) {
     typedef ByteDot<largest_of(kCodes)> Dot;
     constexpr bool kSigned = !has_unsigned_sums(kCodes);
@@ -120,17 +136,23 @@ __attribute__((noinline)) void grouped_direct(
     typedef GroupedSums<largest_of(kCodes), kGroup, kRows> Sums;
     Sums all = {};
     alignas(kCacheLine) typename Sums::Totals totals = {};
-    alignas(kCacheLine) GroupScales scales;
+    alignas(kCacheLine) GroupScales own;
     // Of 32 inputs: a line for each bit of the codes, and one for scales.
     AheadPrefetch<bits_of(kCodes) + 1> ahead(block.data, from_memory);
     for (int begin = 0; begin < padded; begin += kSuperInputs) {
         const int count = std::min(kSuperInputs, padded - begin);
-        load_scales(form, block.data, begin, count, scales);
+        GroupScales& scales = kShares ? shared->of(begin) : own;
+        const bool are_known = kShares && shared->are_known(begin);
+        if (!are_known) load_scales(form, block.data, begin, count, scales);
+        // The chunk's groups whose weights have been summed: remainders follow whole groups.
+        int summed = are_known ? kSuperInputs / kRowGroup : 0;
         const uint8_t* const chunk = block.data + form.record_offset(begin);
         ahead.seek(chunk);
         rows.groups(m, kRows, inputs, begin, count, tile).for_each([&](int k, const ByteGroup& group) __attribute__((always_inline)) {
             const size_t record = (unsigned)k / kRecordInputs, half = (unsigned)k % kRecordInputs / kRowGroup;
             const size_t offset = record * form.record_bytes + form.codes_offset;
+            const int row_group = k / kRowGroup;
+            const bool is_summed = kShares && row_group < summed;
             Reg16 weight_sum = {};
             typename Dot::CodeSum code_sum;
             ahead.begin_part();
@@ -143,17 +165,27 @@ __attribute__((noinline)) void grouped_direct(
                 all.add(first_dot, group, 8 * j);
                 all.add(second_dot, group, 8 * j + kStepInputs);
                 const int step_of_group = j * 8 % kGroup / kStepInputs;
-                code_sum.add_step(first_dot, step_of_group);
-                code_sum.add_step(second_dot, step_of_group + 1);
+                if (!is_summed) {
+                    code_sum.add_step(first_dot, step_of_group);
+                    code_sum.add_step(second_dot, step_of_group + 1);
+                }
                 if ((j + 1) * 8 % kGroup) continue;
                 const int part = j * 8 / kGroup, number = k / kGroup + part;
                 all.template end_weights<kSigned>(form, scales, number, group, part);
+                if (is_summed) continue;
                 Reg16 codes = to_floats(code_sum.total);
                 if (!kSigned) codes = minus(codes, (float)(kGroup * form.zero));
                 add_weights(weight_sum, form, scales, number, codes);
             }
+            if (is_summed) {
+                weight_sum = load_regs(scales.weight_sum[row_group]);
+            } else if (kShares) {
+                store(scales.weight_sum[row_group], weight_sum);
+                summed = row_group + 1;
+            }
             all.end_rows(group, weight_sum, totals);
         });
     }
+    if (kShares) shared->known = true;
     for (int i = 0; i < kRows; i++) store(to[i][to_block], load_regs(totals[i]));
 }
