@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
+
 from tritonlm.contract.priority import lower_thread_priority
 
 from .errors import ServingError
