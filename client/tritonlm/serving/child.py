@@ -169,7 +169,7 @@ def _group_members(leader: int) -> list[psutil.Process]:
 def _is_alive(process: psutil.Process) -> bool:
     """Whether the process runs; a zombie does not, and the machine's init process reaps it."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
