@@ -18,9 +18,10 @@ def test_the_models_config_wins_over_the_environment_and_that_over_the_default()
 
 
 def test_the_time_between_chunks_grows_with_the_batch_up_to_a_limit() -> None:
-    seconds = [EngineConfig(chunk_milliseconds=10).chunk_seconds(running) for running in (1, 6, 12, 18, 63, 126, 1000)]
-    assert seconds == pytest.approx([0.01, 0.01, 0.02, 0.03, 0.03, 0.06, 0.12])
-    assert EngineConfig(chunk_milliseconds=0).chunk_seconds(50) == 0
+    config, running = EngineConfig(chunk_milliseconds=10), (1, 3, 6, 18, 126, 189, 1000)
+    assert [config.chunk_seconds(n, 2) for n in running] == pytest.approx([0.01, 0.01, 0.02, 0.06, 0.06, 0.09, 0.12])
+    assert [config.chunk_seconds(8 * n, 16) for n in running] == [config.chunk_seconds(n, 2) for n in running]
+    assert EngineConfig(chunk_milliseconds=0).chunk_seconds(50, 2) == 0
 
 
 @pytest.mark.parametrize(

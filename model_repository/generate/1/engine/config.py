@@ -18,10 +18,11 @@ ENVIRONMENT_PREFIX = "TRITONLM_"
 AUTO, INT4, INT8, FP8 = "auto", "int4", "int8", "fp8"
 # Weights that are quantized when they are loaded.
 QUANTIZED = (INT4, INT8, FP8)
-# The time between chunks grows in proportion to the running requests: from 6 requests on, up to 3 times; and with large
-# batches, whose steps are longer, up to 12 times. So all streams together send a bounded number of chunks per second.
-_FEW_REQUESTS, _FACTOR = 6, 3.0
-_LARGE_BATCH, _LARGE_BATCH_FACTOR = 21, 12.0
+# Requests for each core from which the time between chunks grows in proportion to them, and how many times at most; and
+# the same for large batches, whose steps are longer. So all streams together send a bounded number of chunks a second:
+# the processes around the engine take about a millisecond of a core for each, whatever it holds.
+_FEW_PER_CORE, _FACTOR = 1.5, 6.0
+_MANY_PER_CORE, _MANY_FACTOR = 10.5, 12.0
 
 
 def _one_of(*choices: str, meaning: str) -> Any:
@@ -118,8 +119,8 @@ class EngineConfig:
     idle_unload_seconds: float = _number(0.0, "the gateway unloads a model that is idle for this time; 0: never")
     chunk_milliseconds: float = _number(
         33.0,
-        "shortest time between two chunks of a stream; 3 times longer with many requests, up to 12 times with hundreds"
-        "; 0: none",
+        "shortest time between two chunks of a stream; up to 6 times longer with more requests than cores, up to 12 "
+        "times with many more; 0: none",
     )
 
     @classmethod
@@ -139,9 +140,10 @@ class EngineConfig:
                 config = replace(config, **change)
         return config
 
-    def chunk_seconds(self, running: int) -> float:
-        """The time between two chunks of a stream. It grows with the batch, because steps take longer then."""
-        factor = max(1.0, min(running / _FEW_REQUESTS, _FACTOR), min(running / _LARGE_BATCH, _LARGE_BATCH_FACTOR))
+    def chunk_seconds(self, running: int, cores: int) -> float:
+        """The time between two chunks of a stream, which grows with the running requests."""
+        per_core = running / cores
+        factor = max(1.0, min(per_core / _FEW_PER_CORE, _FACTOR), min(per_core / _MANY_PER_CORE, _MANY_FACTOR))
         return self.chunk_milliseconds / 1000 * factor
 
 

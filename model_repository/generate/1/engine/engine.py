@@ -8,6 +8,7 @@ knows text, and nothing here knows Triton.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -91,6 +92,7 @@ class Engine:
         self.submit, self.command, self.cancel = self._intake.submit, self._intake.command, self._intake.cancel
         self._delivery = Delivery()
         self._released_at = float("-inf")
+        self._cores = len(os.sched_getaffinity(0))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # Called by other threads.
@@ -182,7 +184,7 @@ class Engine:
     def _release_chunks(self) -> None:
         # All chunks together: one burst costs the receiving processes less, and interrupts fewer steps.
         now = time.monotonic()
-        due = now - self._released_at >= self.config.chunk_seconds(len(self.scheduler.running))
+        due = now - self._released_at >= self.config.chunk_seconds(len(self.scheduler.running), self._cores)
         if due:
             self._released_at = now
         for request in self.scheduler.running:
