@@ -153,7 +153,7 @@ class Child:
         self._process.wait()
         # They are killed, but have their memory and ports until they are gone.
         deadline = time.monotonic() + _GONE_SECONDS
-        while any(map(_is_alive, members)) and time.monotonic() < deadline:
+        while any(map(is_alive, members)) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
 
@@ -166,7 +166,7 @@ def _group_members(leader: int) -> list[psutil.Process]:
     return members
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """Whether the process runs; a zombie does not, and the machine's init process reaps it."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)

@@ -18,6 +18,7 @@ import psutil
 
 from . import terminal
 from .backoff import RestartBackoff
+from .child import is_alive
 from .control import TritonControl
 from .errors import ServingError
 from .restart_counts import RestartCounts
@@ -76,7 +77,7 @@ class Watchdog:
     def check(self, triton: int) -> None:
         """Restart parts that have died since the last check; ping all parts every _PING_INTERVAL_SECONDS."""
         ping = time.monotonic() >= self._next_pings
-        if not ping and not self._restarting and all(map(_is_alive, self._processes.values())):
+        if not ping and not self._restarting and all(map(is_alive, self._processes.values())):
             return
         try:
             loaded = self._control.loaded_parts()
@@ -176,17 +177,10 @@ def _processes_of(triton: int) -> dict[str, psutil.Process]:
         for process in psutil.Process(triton).children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = process.cmdline()
-                if command and command[0].endswith(_STUB) and _is_alive(process):
+                if command and command[0].endswith(_STUB) and is_alive(process):
                     # The second to last argument is the instance: the model's name and two numbers.
                     processes[command[-2].rsplit("_", 2)[0]] = process
     return processes
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _is_computing(process: psutil.Process, part: _PartState) -> bool:
