@@ -19,8 +19,8 @@ AUTO, INT4, INT8, FP8 = "auto", "int4", "int8", "fp8"
 # Weights that are quantized when they are loaded.
 QUANTIZED = (INT4, INT8, FP8)
 # Requests for each core from which the time between chunks grows in proportion to them, and how many times at most; and
-# the same for large batches, whose steps are longer. So all streams together send a bounded number of chunks a second:
-# the processes around the engine take about a millisecond of a core for each, whatever it holds.
+# the same for large batches, whose steps are longer. The processes around the engine take about a millisecond of a core
+# for each chunk, whatever it holds.
 _FEW_PER_CORE, _FACTOR = 1.5, 6.0
 _MANY_PER_CORE, _MANY_FACTOR = 10.5, 12.0
 
