@@ -3,7 +3,7 @@
     scripts/bench matmul [--rows 1 8 512] [--forms bf16 int8] [--threads 2] [--against COMMIT]
 
 Beside them, of the same run: the read bandwidth, and the peak of products. `--against` compares with the kernels of a
-commit: both take turns, run by run, because memory changes its speed from second to second on a shared machine.
+commit: runs of both alternate, because memory changes its speed from second to second on a shared machine.
 TRITONLM_NATIVE_FLAGS excludes instruction sets, for example "-mno-avx512bf16 -mno-avx512vnni", or -march=haswell for
 AVX2. It knows the kernels' headers, not models.
 """
@@ -36,8 +36,8 @@ PEAKS = {**dict.fromkeys(FORMS, "int8"), "float32": "float32", "bf16": "bf16", "
 
 
 KERNELS = NATIVE / "kernels"
-# For all turns of two programs: far more than they take.
-TURNS_SECONDS = 1800.0
+# For all runs of two programs: far more than they take.
+RUNS_SECONDS = 1800.0
 
 
 class Line(NamedTuple):
@@ -76,7 +76,7 @@ def parse(output: str) -> list[Line]:
     return lines
 
 
-def in_turns(programs: list[Path], arguments: list[str], row_counts: list[str], runs: int) -> list[list[Line]]:
+def in_alternation(programs: list[Path], arguments: list[str], row_counts: list[str], runs: int) -> list[list[Line]]:
     """The output of each program. A byte goes around: who has it runs."""
     pipes = [os.pipe() for _ in programs]
     os.write(pipes[0][1], b"\0")
@@ -89,12 +89,12 @@ def in_turns(programs: list[Path], arguments: list[str], row_counts: list[str], 
     for end in [end for pipe in pipes for end in pipe]:
         os.close(end)
     try:
-        outputs = [process.communicate(timeout=TURNS_SECONDS)[0] for process in running]
+        outputs = [process.communicate(timeout=RUNS_SECONDS)[0] for process in running]
     finally:
         for process in running:
             process.kill()
     if any(process.returncode for process in running):
-        sys.exit("a program ended before its last turn")
+        sys.exit("a program ended before its last run")
     return [parse(output) for output in outputs]
 
 
@@ -117,7 +117,7 @@ def show(lines: list[Line], threads: int) -> Table:
 def show_ratios(before: list[Line], after: list[Line], commit: str) -> Table:
     """Medians of runs, and of the ratios of runs that followed each other."""
     read = statistics.median(line.bytes / run / 1e9 for line in after if line.name == "read" for run in line.runs)
-    table = Table(title=f"{len(after[0].runs)} runs in turns, {read:.1f} GB/s read; medians")
+    table = Table(title=f"{len(after[0].runs)} runs in alternation, {read:.1f} GB/s read; medians")
     for column in ("weights", "rows", f"ms, {commit}", "ms", "of it"):
         table.add_column(column, justify="left" if column == "weights" else "right")
     for old, new in zip(before, after, strict=True):
@@ -147,7 +147,7 @@ def main() -> None:
             table = show(parse(output), options.threads)
         else:
             old = compile_benchmark(Path(folder) / "old", kernels_of(options.against, Path(folder)))
-            before, after = in_turns([old, program], arguments, row_counts, options.runs)
+            before, after = in_alternation([old, program], arguments, row_counts, options.runs)
             table = show_ratios(before, after, options.against)
     Console().print(table)
 

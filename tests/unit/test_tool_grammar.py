@@ -210,7 +210,7 @@ def test_llamas_calls_need_their_marker_beside_a_schema() -> None:
     grammar = grammar_of("llama3_json", special, "auto", content_schema={"type": "object"})
     assert special.accepts(grammar, '{"a": 1}')
     assert special.accepts(grammar, "<|python_tag|>" + write_calls("llama3_json", [("noop", {})]))
-    with pytest.raises(InvalidRequest, match="cannot be told from JSON"):
+    with pytest.raises(InvalidRequest, match="cannot be distinguished from JSON"):
         grammar_of("llama3_json", text, "auto", content_schema={"type": "object"})
 
 

@@ -17,7 +17,7 @@ def exposure_problem(host: str, keys: Path | None, secret: str | None, allow_ano
     if ring.is_empty and not allow_anonymous and not is_loopback(host):
         return (
             f"listening on {host} without a key would give everybody access; create one with tritonlm keys create "
-            "NAME, or allow it with --allow-anonymous (TRITONLM_ALLOW_ANONYMOUS=true)"
+            "NAME, or set TRITONLM_ALLOW_ANONYMOUS=true (tritonlm gateway: --allow-anonymous)"
         )
     return ""
 

@@ -168,7 +168,7 @@ def _cached(model: HubModel, weights: bool, choose: Choose) -> Path:
     chosen = choose(model, names, weights)
     if missing := [name for name in chosen if name not in present]:
         raise CheckpointError(
-            f"{model} is not complete on this machine ({missing[0]} is missing), and the Hub cannot be asked; "
+            f"{model} is not complete on this machine ({missing[0]} is missing), and the Hub cannot be reached; "
             "download it with tritonlm pull when there is a network"
         )
     return _path_of(folder, chosen)

@@ -1,7 +1,7 @@
 """MODEL, as callers name a model: a folder, a GGUF file, or a model of the Hugging Face Hub.
 
     runs/step_2920, ~/models/smollm2                     a folder in Hugging Face format
-    models/smollm2-q4.gguf                               a GGUF file; of a split one, its first part
+    models/smollm2-q4.gguf                               a GGUF file; of a split one, any part
     org/name, org/name@revision                          a model of the Hub
     org/name:file.gguf, org/name@revision:Q4_K_M         a GGUF file of the Hub, by name or by quantization
 

@@ -40,7 +40,7 @@ def merge(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a whole checkpoint, which needs no adapter: added up in float32, stored as the base is."""
+    """Write a whole checkpoint, which needs no adapter: merged in float32, stored as the base is."""
     with errors_printed(), _training_errors():
         # Slow to import, and in an optional extra.
         from tritonlm.training.merge import merge as run  # noqa: PLC0415

@@ -75,7 +75,7 @@ def status(
 
 
 def load(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="the language model")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="the language model; required")] = None,
     triton: Triton = None,
     as_json: AsJson = False,
     model_type: Annotated[str | None, typer.Option("--model_type", hidden=True)] = None,

@@ -122,7 +122,10 @@ def embed(
     triton: Triton = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute embeddings of texts: one JSON list per line, or OpenAI's object with --json."""
+    """Compute embeddings of texts: one JSON list per line, or OpenAI's object with --json.
+
+    It needs a server with --enable-embeddings.
+    """
     with connected(triton) as client:
         embeddings = client.embeddings.create(model_or_first(client, model), texts or sys.stdin.read().splitlines())
     if as_json:

@@ -104,7 +104,8 @@ class _Grammar:
                     # Both would begin with a brace, so the marker tells calls.
                     if marker not in self._tokens:
                         raise InvalidRequest(
-                            "this model's format of tool calls cannot be told from JSON; send response_format or tools",
+                            "this model's format of tool calls cannot be distinguished from JSON; send response_format "
+                            "or tools",
                             "response_format",
                         )
                     head = f"SPACE {self._mark(marker)} calls"

@@ -3,9 +3,9 @@
 // Layout, in a block b of B tokens, for layer l, KV head h of width D, token t of the block and dimension d:
 //   key    at b * block_bytes + (2 l) * (H D B) + h * (D B) + d * B + t        [layer][key][head][D][B]
 //   value  at b * block_bytes + (2 l + 1) * (H D B) + h * (D B) + t * D + d    [layer][value][head][B][D]
-// The keys and values of all layers lie together in a block, so that a sequence uses no more memory than its blocks. Its size
-// is Python's (kv_blocks.py): between blocks there may be bytes that are not used.
-// so that 16 keys, or 16 numbers of a value, are contiguous. In bfloat16, pairs along the summed dimension are contiguous:
+// so that 16 keys, or 16 numbers of a value, are contiguous. The keys and values of all layers lie together in a block, so
+// that a sequence uses no more memory than its blocks. block_bytes is Python's (kv_blocks.py): between blocks there may be
+// bytes that are not used. In bfloat16, pairs along the summed dimension are contiguous:
 //   key    at ... + (d / 2) * 2 B + 2 t + d % 2                                [head][D / 2][B][2]
 //   value  at ... + (t / 2) * 2 D + 2 d + t % 2                                [head][B / 2][D][2]
 // as AMX and AVX512-BF16 multiply them, and as float32 is extracted with one instruction each, if B % 16 == 0.
