@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic_settings import BaseSettings
+from tritonlm import cli
+from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, read_settings
 from tritonlm.serving.settings import env_name, option_name
 
@@ -28,6 +33,11 @@ def test_lists_are_repeated_as_options_and_separated_by_commas_as_variables(monk
     assert read_settings({}).load == ["abacus", "fable"]
     settings = read_settings({"load": ["a", "b"], "model_repository": [Path("x"), Path("y")]})
     assert (settings.load, settings.model_repository) == (["a", "b"], [Path("x"), Path("y")])
+
+
+@pytest.mark.parametrize(("command", "settings"), [(cli.serve, Settings), (cli.run_gateway, GatewaySettings)])
+def test_each_setting_is_an_option_of_its_command(command: Callable[..., None], settings: type[BaseSettings]) -> None:
+    assert set(settings.model_fields) <= set(inspect.signature(command).parameters)
 
 
 @pytest.mark.parametrize(
