@@ -51,7 +51,7 @@ class Stage:
     needs: tuple[str, ...] = ()
 
 
-# By worth: what a short lease must bring back comes first.
+# By worth: what a short run must bring back comes first.
 STAGES = (
     Stage("basics", "basics", 60),
     Stage("figures", "figures", 150),

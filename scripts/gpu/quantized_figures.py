@@ -39,7 +39,7 @@ def run(options: Options, report: Report) -> None:
     if not options.on_gpu:
         return
     by_name = {shape.name: shape for shape in shapes(options)}
-    # The search for 4-bit scales takes half a minute for 8B weights, more than a lease has.
+    # The search for 4-bit scales takes half a minute for 8B weights, more than a short run has.
     for name, weights in (("llama-8b", _weights(device)[0]), ("gpt2-124m", INT4)):
         measure_shape(dataclasses.replace(by_name[name], batches=(1, 64)), options, limits, report, weights)
         release(options.device)

@@ -1,6 +1,6 @@
 """Models with random weights, made on the device, and the folder that stands for their checkpoint.
 
-Writing and reading 16 GB of weights would take a good part of a short lease.
+Writing and reading 16 GB of weights would take a good part of a short run.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class ChatEncoder:
         if not text.startswith(prompt) or ids[: len(prompt_ids)] != prompt_ids:
             raise TrainingError(
                 f"data: {chat.location}: the chat template does not write an answer behind its own generation prompt, "
-                f"so the answer's tokens cannot be told; mark answers in the template with {{% generation %}}"
+                f"so the answer's tokens cannot be distinguished; mark answers in the template with {{% generation %}}"
             )
         ends = [position for position in range(len(prompt_ids), len(ids)) if ids[position] in self._end_ids]
         # Without its own end, an answer ends as a text does; what follows an end is the next message's beginning.

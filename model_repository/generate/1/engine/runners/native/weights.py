@@ -143,8 +143,8 @@ class WeightPacker:
         for part in parts:
             self.hold_structure(part)
         blocks = [part.blocks() for part in parts]
-        turns = zip(*blocks, strict=True) if stack.interleaved else blocks
-        in_order = [block for each in turns for block in each]
+        ordered = zip(*blocks, strict=True) if stack.interleaved else blocks
+        in_order = [block for each in ordered for block in each]
         array = (GroupedBlock * len(in_order))(*in_order)
         self.hold_structure(array)
         factors = [part.factors for part in parts]
