@@ -5,7 +5,8 @@
 
 Times from the start of the command to the first response on its port (503, not ready), to readiness, and to the first
 token. Memory by process (shared pages count once): after the first token, and when every slot has filled its context of
-1,024 tokens. GPT-2 124M with random weights. With --against: the time to the first token of both servers, in alternation.
+1,024 tokens. GPT-2 124M with random weights. With --against: the time to the first token of both servers, started in
+alternation.
 """
 
 from __future__ import annotations
