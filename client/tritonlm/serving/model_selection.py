@@ -41,7 +41,7 @@ def select_models(settings: Settings) -> ModelSelection:
     named = [_entry_of_option(option) for option in settings.checkpoint]
     _refuse_duplicates([*registered, *named])
     if named:
-        repositories.append(sync_repository("\0".join(settings.checkpoint), named, code))
+        repositories.append(sync_repository(_repository_name(named, code), named, code))
     default = named[0].name if named else ""
     declare_adapters(
         settings.adapters,
@@ -69,6 +69,11 @@ def _entry_of_option(option: str) -> Entry:
     name, model = split_name(option)
     source = parse(model)
     return entry_of(source, name).at(downloaded(source))
+
+
+def _repository_name(entries: Sequence[Entry], code: Path) -> str:
+    """All that is written: the same option, such as `.`, means another model in another working folder."""
+    return "\n".join([str(code.resolve()), *(entry.model_dump_json() for entry in entries)])
 
 
 def _refuse_duplicates(entries: Sequence[Entry]) -> None:
