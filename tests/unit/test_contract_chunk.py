@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -146,6 +147,25 @@ class TestCheckpoint:
         nested = {"text_config": {"vocab_size": 7, "max_position_embeddings": 8}}
         checkpoint = self.write(tmp_path, config__json=nested)
         assert (checkpoint.vocab_size, checkpoint.context_length) == (7, 8)
+
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            # As Gemma 3 4B, Falcon 7B and MPT 7B are published.
+            ({"model_type": "gemma3", "text_config": {
+                "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+            }}, (262_208, 131_072)),
+            ({"model_type": "falcon", "hidden_size": 4544, "vocab_size": 65024}, (65024, 2048)),
+            ({"model_type": "mpt", "d_model": 4096, "vocab_size": 50432, "max_seq_len": 4096}, (50432, 4096)),
+        ],
+    )  # fmt: skip
+    def test_what_published_files_leave_out_is_the_default_of_transformers(
+        self, tmp_path: Path, config: dict[str, Any], expected: tuple[int, int]
+    ) -> None:
+        checkpoint = self.write(tmp_path, config__json=config)
+        checkpoint.check()
+        assert (checkpoint.vocab_size, checkpoint.context_length) == expected
 
     @pytest.mark.parametrize(
         ("config", "generation", "expected"), [(5, None, {5}), (5, 6, {6}), ([5, 6], None, {5, 6}), (None, [7], {7})]

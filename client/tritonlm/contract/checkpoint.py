@@ -18,7 +18,17 @@ from . import gguf_tensors, quantization, tool_formats
 from .errors import CheckpointError
 from .safetensors_header import read_header
 
-_CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+_CONTEXT_FIELDS = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length", "max_seq_len",
+)  # fmt: skip
+# transformers' defaults, by model_type: published files leave them out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "falcon": {"max_position_embeddings": 2048},
+    "gemma3_text": {
+        "vocab_size": 262_208, "max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "head_dim": 256,
+    },
+}  # fmt: skip
 # The prefix of a Hugging Face Hub reference, which may be given instead of a folder.
 HUB = "hf://"
 # Larger sizes are treated as a damaged file: building such a model would take hours and all memory.
@@ -144,7 +154,9 @@ class Checkpoint:
             if quantization.method_of(config) is None and (settings := self._json(name)):
                 config = {**config, "quantization_config": {**settings, "quant_method": method}}
         # Multimodal checkpoints nest the language model's settings in text_config.
-        return {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
+        if isinstance(config.get("text_config"), dict):
+            config = {**config, **config["text_config"]}
+        return {**_DEFAULTS.get(str(config.get("model_type")), {}), **config}
 
     @cached_property
     def tokenizer_config(self) -> dict[str, Any]:
