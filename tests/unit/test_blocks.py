@@ -109,6 +109,20 @@ def test_forget_idle_drops_all_prefixes() -> None:
     assert pool.available == pool.total
 
 
+def test_unpublish_drops_the_blocks_that_no_other_sequence_references() -> None:
+    pool = BlockPool(9, BLOCK)
+    kept, failed = filled(pool, [1] * 8 + [2]), filled(pool, [1] * 8 + [3] * 4)
+    assert failed.blocks[:2] == kept.blocks[:2]
+    own = pool.unpublish(failed)
+    assert own == failed.blocks[2:]
+    pool.check()
+    pool.release(failed)
+    pool.check()
+    assert pool.match([1] * 8 + [3] * 5).blocks == kept.blocks[:2]
+    assert pool.idle == 0
+    assert pool.take(1) == own
+
+
 def test_taking_more_than_available_fails() -> None:
     pool = BlockPool(3, BLOCK)
     with pytest.raises(AssertionError):
@@ -174,7 +188,7 @@ def test_the_pool_grows_only_if_eviction_does_not_suffice() -> None:
     st.lists(
         st.one_of(
             st.tuples(st.just("take"), st.lists(st.integers(0, 1), min_size=1, max_size=30)),
-            st.tuples(st.just("release"), st.integers(0, 20)),
+            st.tuples(st.sampled_from(("release", "fail")), st.integers(0, 20)),
             st.just("forget"),
         ),
         max_size=60,
@@ -211,7 +225,10 @@ def test_the_invariants_hold_under_random_growth(
             else:
                 pool.release(table)
         elif tables and isinstance(event[1], int):
-            pool.release(tables.pop(event[1] % len(tables)))
+            table = tables.pop(event[1] % len(tables))
+            if event[0] == "fail":
+                pool.unpublish(table)
+            pool.release(table)
         pool.check()
         most_used = max(most_used, pool.used)
         assert pool.usable == min(granted, blocks)

@@ -186,8 +186,7 @@ class StepOutputProcessor:
     def _take_token(self, request: Request, token: Sampled | None) -> bool:
         """Append the next token to the request. Return whether the request continues."""
         if token is None:
-            self._runner.clear(request.table.blocks)
-            self._end(request, EngineFailure("the model produced numbers that are not finite (NaN) for this prompt"))
+            self._fail(request)
             return False
         if not request.output.finish_reason:
             request.ids.append(token.token_id)
@@ -218,6 +217,15 @@ class StepOutputProcessor:
     def _finish(self, request: Request) -> None:
         self._metrics.count("finished")
         self._end(request, request.output.finish(request.output.finish_reason))
+
+    def _fail(self, request: Request) -> None:
+        """End a request whose numbers are not finite.
+
+        Its blocks hold them, and are published. Those that other requests share are theirs: if they are not finite
+        either, those requests fail as well.
+        """
+        self._runner.clear(self._scheduler.pool.unpublish(request.table))
+        self._end(request, EngineFailure("the model produced numbers that are not finite (NaN) for this prompt"))
 
     def _score_prompts(self, plan: Sequence[Slice], computed: ForwardOutput, ends: Sequence[int]) -> None:
         """Add log-probabilities to the scored prompts of the plan: all together, in bounded groups of rows."""

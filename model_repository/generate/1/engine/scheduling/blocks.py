@@ -169,6 +169,14 @@ class BlockPool:
             table.content = self._content_of[twin]
             table.published += 1
 
+    def unpublish(self, table: BlockTable) -> list[int]:
+        """Unpublish the blocks that only this table references, and return them. When it is released they are free."""
+        own = [block for block in table.blocks if self._references[block] == 1]
+        for block in own:
+            if block in self._key_of:
+                self._forget(block)
+        return own
+
     def release(self, table: BlockTable) -> None:
         """Release the table's blocks. The tail goes first, so that it is evicted before its prefix."""
         for block in reversed(table.blocks):
