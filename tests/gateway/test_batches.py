@@ -12,13 +12,28 @@ import openai
 import pytest
 from fakes.fake_transport import LM, FakeTransport
 from tritonlm.access.keys import KeyFile, Limits
-from tritonlm.contract import QueueFull
+from tritonlm.contract import NotLoaded, QueueFull
 from tritonlm.gateway.batches.lines import check_file, read_progress
 from tritonlm.gateway.batches.store import BatchStore
 
 from .conftest import WAIT_SECONDS, Gateway, running_gateway
 
+MISSING = "missing"
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+class PartlyLoaded(FakeTransport):
+    """The model MISSING is there, but not loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.searches = 0
+
+    def _find(self, model: str) -> None:
+        if model == MISSING:
+            self.searches += 1
+            raise NotLoaded(f"the model {model!r} is not loaded", "model")
+        super()._find(model)
 
 
 @pytest.fixture
@@ -180,6 +195,20 @@ def test_a_cancelled_batch_keeps_its_answers(tmp_path: Path) -> None:
         assert 0 < len(answers(sdk, ended.output_file_id)) < 50
         with pytest.raises(openai.BadRequestError, match="nothing to cancel"):
             sdk.batches.cancel(batch.id)
+
+
+def test_a_batch_whose_model_is_missing_holds_up_no_other_and_can_be_cancelled(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_folder": tmp_path / "b", "batch_requests": 2, "load_on_demand": False}
+    transport = PartlyLoaded()
+    with running_gateway(transport, **settings) as gateway, sdk_of(gateway) as sdk:
+        file_id = upload(sdk, [line(number, model=MISSING) for number in range(4)])
+        batch = sdk.batches.create(input_file_id=file_id, endpoint=COMPLETIONS, completion_window="24h")
+        wait(sdk, batch.id, "in_progress")
+        gateway.wait_until(lambda: transport.searches > 1)
+        assert run(sdk, [line(1), line(2)]).request_counts.completed == 2
+        sdk.batches.cancel(batch.id)
+        ended = wait(sdk, batch.id)
+        assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("cancelled", 0, 0)
 
 
 def test_a_batch_goes_on_after_a_stop(tmp_path: Path) -> None:

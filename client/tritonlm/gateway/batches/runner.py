@@ -7,6 +7,7 @@ gateways with one folder, the holder of its lock runs the batches.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -51,6 +52,7 @@ class BatchRunner:
         self._store, self._app, self._admission, self._is_valid = batches, app, admission, is_valid
         self._max_requests = max_requests
         self._slots = asyncio.Semaphore(max_requests)
+        self._runs: dict[str, _BatchRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._poll_task: asyncio.Task[None] | None = None
         self._lock: IO[bytes] | None = None
@@ -95,45 +97,54 @@ class BatchRunner:
         return True
 
     def _begin(self, batch: Batch) -> None:
-        if batch.id not in self._tasks and len(self._tasks) < _MAX_BATCHES_AT_ONCE and not self._admission.closed:
-            task = self._tasks[batch.id] = asyncio.get_running_loop().create_task(self._run(batch))
-            task.add_done_callback(lambda _: self._tasks.pop(batch.id))
+        """Run a batch; if it runs already, stop it when its owner has cancelled it."""
+        if (running := self._runs.get(batch.id)) is not None:
+            if batch.status == store.CANCELLING:
+                running.cancelled.set()
+        elif len(self._runs) < _MAX_BATCHES_AT_ONCE and not self._admission.closed:
+            run = self._runs[batch.id] = _BatchRun(self._store, batch, self._max_requests, self._call)
+            task = self._tasks[batch.id] = asyncio.get_running_loop().create_task(self._run(batch.id, run))
+            task.add_done_callback(lambda _: self._forget(batch.id))
 
-    async def _run(self, batch: Batch) -> None:
+    def _forget(self, batch_id: str) -> None:
+        del self._runs[batch_id], self._tasks[batch_id]
+
+    async def _run(self, batch_id: str, run: _BatchRun) -> None:
         try:
-            await _BatchRun(self._store, batch, self._slots, self._max_requests, self._call).run()
+            await run.run()
         except Exception:
             # It is tried again at the next look.
-            _log.exception("the batch %s failed", batch.id)
+            _log.exception("the batch %s failed", batch_id)
 
-    async def _call(self, batch: Batch, line: lines.Line) -> dict[str, Any] | None:
-        """The answer's line; None if the gateway stops."""
+    async def _call(self, batch: Batch, line: lines.Line, cancelled: asyncio.Event) -> dict[str, Any] | None:
+        """The answer's line; None if the gateway stops, the batch expires or `cancelled` is set."""
         endpoint = batch.data["endpoint"]
         body = line.body if endpoint in _NO_PRIORITY else {**line.body, "priority": _LOWEST_PRIORITY}
         # Its tokens count for the key's usage; the key's limits are for interactive requests.
         caller = Caller(batch.owner, Limits(), has_key=bool(batch.owner))
         request_id = f"{batch.id}-{os.urandom(6).hex()}"
-        while not self._admission.closed and time.time() < batch.data["expires_at"]:
-            if batch.owner and not self._is_valid(batch.owner):
-                return lines.error_line(line.custom_id, "invalid_api_key", "the key of this batch is revoked")
-            if self._admission.waiting:
-                await asyncio.sleep(_BUSY_SECONDS)
-                continue
-            answer = await send(self._app, endpoint, body, caller, request_id)
-            if answer.status not in _RETRIED:
+        while True:
+            # Not held during the pauses: a batch whose model is missing would keep the slots from the others.
+            async with self._slots:
+                if cancelled.is_set() or self._admission.closed or time.time() >= batch.data["expires_at"]:
+                    return None
+                if batch.owner and not self._is_valid(batch.owner):
+                    return lines.error_line(line.custom_id, "invalid_api_key", "the key of this batch is revoked")
+                answer = None if self._admission.waiting else await send(self._app, endpoint, body, caller, request_id)
+            if answer is not None and answer.status not in _RETRIED:
                 return lines.answer_line(line.custom_id, answer.status, request_id, answer.body)
-            await asyncio.sleep(answer.retry_after)
-        return None
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(cancelled.wait(), _BUSY_SECONDS if answer is None else answer.retry_after)
 
 
 class _BatchRun:
     """One batch from its present state to its end."""
 
-    def __init__(
-        self, batches: BatchStore, batch: Batch, slots: asyncio.Semaphore, max_requests: int, call: Callable[..., Any]
-    ) -> None:
-        self._store, self._batch, self._slots, self._call = batches, batch, slots, call
+    def __init__(self, batches: BatchStore, batch: Batch, max_requests: int, call: Callable[..., Any]) -> None:
+        self._store, self._batch, self._call = batches, batch, call
         self._max_requests = max_requests
+        # Set when the owner has cancelled it.
+        self.cancelled = asyncio.Event()
         self._files = {kind: batches.output(batch, kind) for kind in (OUTPUT, ERRORS)}
         self._progress = lines.Progress()
         self._saved = 0.0
@@ -173,14 +184,13 @@ class _BatchRun:
     async def _work(self, requests: Iterator[lines.Line]) -> None:
         """Take requests one after the other, until there are none or the batch ends."""
         while self._batch.status == store.IN_PROGRESS and not self._stopped:
-            async with self._slots:
-                # Reading on while others write: the file itself does not change.
-                line = next(requests, None)
-                if line is None or time.time() >= self._batch.data["expires_at"]:
-                    return
-                answer = await self._call(self._batch, line)
+            # Reading on while others write: the file itself does not change.
+            line = next(requests, None)
+            if line is None:
+                return
+            answer = await self._call(self._batch, line, self.cancelled)
             if answer is None:
-                self._stopped = time.time() < self._batch.data["expires_at"]
+                self._stopped = not self.cancelled.is_set() and time.time() < self._batch.data["expires_at"]
                 return
             is_good = (answer["response"] or {}).get("status_code") == 200
             await asyncio.to_thread(lines.append, self._files[OUTPUT if is_good else ERRORS], answer)
