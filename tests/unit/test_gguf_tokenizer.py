@@ -204,17 +204,29 @@ def test_texts_begin_and_end_as_the_file_says(tmp_path: Path) -> None:
 
 
 def test_the_ends_of_texts(tmp_path: Path) -> None:
-    tokens = ["<eos>", "a", "<end_of_turn>", "<|eot_id|>", "<|end|>"]
+    tokens = ["<eos>", "a", "<end_of_turn>", "<|eot_id|>", "<|end|>", "<|eom_id|>"]
     metadata = {
-        "model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": [3, 1, 3, 1, 3], "merges": [],
+        "model": "gpt2", "pre": "gpt-2", "tokens": tokens, "token_type": [3, 1, 3, 5, 3, 6], "merges": [],
         "eos_token_id": 0, "eot_token_id": 1,
     }  # fmt: skip
     written(tmp_path, metadata)
-    # A token of a normal kind is none, whatever its text.
+    # An unused token is none, nor is a byte, whatever its text.
     assert Checkpoint(tmp_path).eos_token_ids == {0, 1, 2, 4}
-    harmony = {**metadata, "tokens": ["<|return|>", "a", "<|call|>", "b", "<|end|>"], "eot_token_id": 0}
+    harmony = {**metadata, "tokens": ["<|return|>", "a", "<|call|>", "b", "<|end|>", "c"], "eot_token_id": 0}
     written(tmp_path, harmony)
     assert Checkpoint(tmp_path).eos_token_ids == {0, 2}
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_an_end_of_turn_is_special_whatever_kind_the_file_gives_it(tmp_path: Path, kind: int) -> None:
+    metadata = {
+        "model": "gpt2", "pre": "gpt-2", "tokens": ["<eos>", "a", "<end_of_turn>"], "token_type": [3, 1, kind],
+        "merges": [], "eos_token_id": 0,
+    }  # fmt: skip
+    tokenizer = written(tmp_path, metadata)
+    assert Checkpoint(tmp_path).eos_token_ids == {0, 2}
+    assert tokenizer.encode("a<end_of_turn>a").ids == [1, 2, 1]
+    assert tokenizer.decode([1, 2, 1]) == "aa"
 
 
 def test_of_equal_tokens_the_first_is_used(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tritonlm.contract.errors import CheckpointError
 from .split_files import part_files
 
 # Changes when folders are written otherwise.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def prepare(file: Path) -> Path:

@@ -12,7 +12,7 @@ from tritonlm.contract.errors import CheckpointError
 from .model_file import ModelFile
 
 _PREFIX = "tokenizer.ggml."
-# Control tokens that end a text or a turn, whatever eos_token_id says.
+# Tokens that end a text or a turn, whatever eos_token_id says.
 _ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
     "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>",
@@ -90,9 +90,14 @@ def vocabulary_of(file: ModelFile) -> Vocabulary:
     if not tokens:
         raise vocabulary.error("has no tokens")
     vocabulary = Vocabulary(file, tokens, [Kind.NORMAL] * len(tokens))
-    if vocabulary.value("token_type") is None:
-        return vocabulary
-    kinds = vocabulary.numbers("token_type")
+    kinds: list[float] = list(vocabulary.kinds)
+    if vocabulary.value("token_type") is not None:
+        kinds = vocabulary.numbers("token_type")
     if not isinstance(kinds[0], int):
         raise vocabulary.error(f"has no kinds in {_PREFIX}token_type")
-    return Vocabulary(file, tokens, [int(kind) for kind in kinds])
+    return Vocabulary(file, tokens, [_kind(token, int(kind)) for token, kind in zip(tokens, kinds, strict=True)])
+
+
+def _kind(token: str, kind: int) -> int:
+    """Some files, as Gemma 1's, give the end of a turn another kind, and llama.cpp takes it as a control token too."""
+    return Kind.CONTROL if token in _ENDS and kind not in (Kind.UNUSED, Kind.BYTE) else kind
