@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from engine.engine import Engine
+from engine.request import Request
 from safetensors.torch import load_file, save_file
-from tritonlm.contract import EngineFailure
+from tritonlm.contract import EngineFailure, GenerationRequest, SamplingParameters
 
 from .harness import Collected, make_engine, run, save_model, step, submit
 
@@ -73,3 +74,16 @@ def test_the_blocks_of_a_failed_request_are_not_reused_as_a_prefix(engine: Engin
     check_failed(output)
     assert engine.pool.idle == 0
     assert engine.pool.match(prompt).blocks == []
+
+
+def test_an_embedding_that_is_not_finite_fails_and_leaves_no_prefix(folder: Path) -> None:
+    engine = make_engine(folder, enable_embeddings=True, prefill_tokens=8)
+    params = SamplingParameters.from_mapping({"max_tokens": 0, "echo": True, "seed": 0})
+    # A prompt of three steps.
+    prompt, output = [POISON, *SHARED, 10], Collected()
+    engine.submit(Request("", prompt, GenerationRequest(params, embed=True), output.deliver))
+    run(engine)
+    check_failed(output)
+    assert engine.pool.match(prompt).blocks == []
+    counted = engine.reports.status()
+    assert (counted["finished"], counted["failed"]) == (0, 1)

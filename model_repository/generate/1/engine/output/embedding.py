@@ -27,6 +27,10 @@ class PooledPrompt:
         summed = hidden.float().sum(dim=0)
         self._sum = summed if start == 0 or self._sum is None else self._sum + summed
 
+    @property
+    def is_finite(self) -> bool:
+        return self._sum is not None and bool(self._sum.isfinite().all())
+
     def chunk(self, due: bool) -> None:
         return None
 

@@ -107,8 +107,7 @@ class StepOutputProcessor:
             if request.embeds:
                 request.output.add(piece.start, computed.hidden[first:end])
                 if piece.samples:
-                    self._metrics.count("finished")
-                    self._end(request, request.output.finish(STOP))
+                    self._finish_embedding(request)
                 continue
             if piece.samples:
                 request.output.finish_prompt()
@@ -217,6 +216,13 @@ class StepOutputProcessor:
     def _finish(self, request: Request) -> None:
         self._metrics.count("finished")
         self._end(request, request.output.finish(request.output.finish_reason))
+
+    def _finish_embedding(self, request: Request) -> None:
+        if request.output.is_finite:
+            self._metrics.count("finished")
+            self._end(request, request.output.finish(STOP))
+        else:
+            self._fail(request)
 
     def _fail(self, request: Request) -> None:
         """End a request whose numbers are not finite.
