@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from tritonlm.client.sequences import RESERVED_PARAMETERS
 from tritonlm.contract import InvalidRequest, SamplingParameters
@@ -34,7 +34,17 @@ Refused = Annotated[Any, WithJsonSchema(NULL)]
 
 
 class Body(BaseModel):
+    """A body of a million wrong parts must make few errors: pydantic collects all, and only the first one is sent."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown_field(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        unknown = next((name for name in sent if name not in cls.model_fields), None)
+        return {name: value for name, value in sent.items() if name in cls.model_fields or name == unknown}
 
     def arguments(self) -> dict[str, Any]:
         """The fields that were sent. `null` means "not sent"."""

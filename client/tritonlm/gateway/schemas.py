@@ -16,8 +16,14 @@ from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
 
 Count = Annotated[Integer | None, Field(ge=1, le=MAX_SEQUENCES)]
 TokenId = Annotated[Integer, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-Prompts = str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+# `fail_fast` on every list of a body: pydantic makes an error of each wrong item otherwise, a million for one body.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Prompts = (
+    str
+    | TokenIds
+    | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+    | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
+)
 _TEXT = {"type": "string"}
 # What other APIs add to a part, such as annotations or cache_control, is ignored.
 _TEXT_PART = {
@@ -152,11 +158,13 @@ class _Completion(_Common):
 class ChatPrompt(Body):
     """The fields of a chat from which its prompt is rendered."""
 
-    messages: list[Message] = Field(description="the chat: [{role, content}, …]", min_length=1)
-    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = Field(
+    messages: list[Message] = Field(description="the chat: [{role, content}, …]", min_length=1, fail_fast=True)
+    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS, fail_fast=True)] = Field(
         None, description="functions that the model may call"
     )
-    documents: list[dict[str, Any]] | None = Field(None, description="for a chat template that takes documents")
+    documents: list[dict[str, Any]] | None = Field(
+        None, description="for a chat template that takes documents", fail_fast=True
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="further variables of the chat template, such as enable_thinking"
     )

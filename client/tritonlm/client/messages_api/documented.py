@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from tritonlm.client.request_fields import NULL
 
@@ -73,6 +73,6 @@ _TOOL_CHOICE = {
 THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 
 Message = Annotated[dict[str, Any], WithJsonSchema({"anyOf": [_message(role) for role in _BLOCKS]})]
-System = Annotated[str | list[dict[str, Any]], WithJsonSchema(_TEXTS)]
+System = Annotated[str | Annotated[list[dict[str, Any]], Field(fail_fast=True)], WithJsonSchema(_TEXTS)]
 ToolChoice = Annotated[dict[str, Any], WithJsonSchema(_TOOL_CHOICE)]
 Thinking = Annotated[dict[str, Any], WithJsonSchema({"anyOf": [_typed(kind, {}) for kind in THINKING]})]

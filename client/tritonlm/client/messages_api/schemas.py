@@ -18,7 +18,7 @@ from .documented import Message, System, Thinking, ToolChoice
 
 _MAX_MESSAGES = 100_000
 # Validated by `blocks` and `request`, whose errors name the place.
-Objects = list[dict[str, Any]]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 Tools = Annotated[Objects, Field(max_length=MAX_TOOLS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
@@ -41,7 +41,7 @@ class OutputConfig(Body):
 
 class _Prompt(Body):
     model: Model = Field(description="the language model's name, as /v1/models lists it")
-    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)] = Field(
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)] = Field(
         description="the chat: [{role, content}, …] with text, tool_use, tool_result and thinking blocks"
     )
     system: System | None = Field(None, description="the system message, or text blocks")
@@ -59,7 +59,7 @@ class _Prompt(Body):
 
 class _Message(_Prompt):
     max_tokens: Annotated[Integer, Field(ge=1, le=MAX_TOKENS_LIMIT)] = Field(description="maximum tokens to generate")
-    stop_sequences: Annotated[list[Stop] | None, Field(max_length=MAX_STOPS)] = Field(
+    stop_sequences: Annotated[list[Stop] | None, Field(max_length=MAX_STOPS, fail_fast=True)] = Field(
         None, description="strings that end the text; they are not part of it"
     )
     stream: bool | None = Field(None, description="server-sent events as text is generated")

@@ -5,9 +5,10 @@ Fields without an effect on a local model are accepted where they cannot change 
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, create_model
+from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 
 from tritonlm.client.chat_tools import MAX_TOOLS
 from tritonlm.client.request_fields import Body, Integer, Model, Refused, ShortText, sampling_fields
@@ -15,7 +16,8 @@ from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
 
 MAX_ITEMS = 10_000
 # Validated by `items` and `tools`, whose errors name the place.
-Items = Annotated[list[dict[str, Any]], Field(max_length=MAX_ITEMS)]
+Items = Annotated[list[dict[str, Any]], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Tools = Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS, fail_fast=True)]
 Choice = str | dict[str, Any]
 Flag = Annotated[Literal[False] | None, WithJsonSchema({"enum": [False, None]})]
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
@@ -24,8 +26,18 @@ Includable = Literal[
     "web_search_call.results", "web_search_call.action.sources", "message.input_image.image_url",
     "computer_call_output.output.image_url", "code_interpreter_call.outputs",
 ]  # fmt: skip
+_MAX_METADATA = 16
+
+
+def _bounded(metadata: object) -> object:
+    """One entry more than allowed at most: pydantic makes an error of each wrong entry before it counts them."""
+    return dict(islice(metadata.items(), _MAX_METADATA + 1)) if isinstance(metadata, dict) else metadata
+
+
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=_MAX_METADATA),
+    BeforeValidator(_bounded),
 ]
 
 
@@ -64,7 +76,7 @@ class _Base(Body):
     stream: bool | None = Field(None, description="server-sent events as text is generated")
     stream_options: ResponseStreamOptions | None = None
     text: TextConfig | None = Field(None, description="the format of the text")
-    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS)] = Field(
+    tools: Tools | None = Field(
         None, description="function and custom tools; hosted ones are left out and named in warnings"
     )
     tool_choice: Choice | None = Field(None, description="none, auto, required, or {type: function, name}")
@@ -73,7 +85,9 @@ class _Base(Body):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="further variables of the chat template, such as enable_thinking"
     )
-    include: list[Includable] | None = Field(None, description="message.output_text.logprobs has an effect")
+    include: list[Includable] | None = Field(
+        None, description="message.output_text.logprobs has an effect", fail_fast=True
+    )
     metadata: Metadata | None = Field(None, description="returned with the response")
     store: bool | None = Field(None, description="keep the response for previous_response_id; needs --response-store")
     previous_response_id: ShortText = Field(None, description="a stored response that this one continues")
@@ -116,7 +130,7 @@ class InputTokensRequest(Body):
     input: str | Items = Field(description="as in POST /v1/responses")
     instructions: str | None = None
     previous_response_id: ShortText = None
-    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS)] = None
+    tools: Tools | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None

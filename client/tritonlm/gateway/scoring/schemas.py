@@ -14,7 +14,7 @@ from .decisions import MAX_CHOICES, MAX_LEVELS
 MAX_TEXTS = 1000
 Texts = (
     Annotated[str, Field(min_length=1)]
-    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS)]
+    | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)]
 )
 Priority = Annotated[Integer | None, Field(ge=1, le=3, description="1 is served first, 3 last")]
 
@@ -59,7 +59,7 @@ Documents = list[Annotated[str, Field(min_length=1)] | RerankDocument]
 class RerankRequest(Body):
     model: Model = Field(description="the language model's name")
     query: str = Field(min_length=1, description="what the documents are ranked for")
-    documents: Annotated[Documents, Field(min_length=1, max_length=MAX_TEXTS)] = Field(
+    documents: Annotated[Documents, Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)] = Field(
         description="texts, or objects with text"
     )
     top_n: Annotated[Integer | None, Field(ge=1)] = Field(None, description="return the best n only")
@@ -145,10 +145,10 @@ Question = Annotated[
 
 class DecisionRequest(Body):
     model: Model = Field(description="the language model's name")
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000)] = Field(
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000, fail_fast=True)] = Field(
         description="a text, or messages and calls of tools, which every question is about"
     )
-    questions: Annotated[list[Question], Field(min_length=1, max_length=400)] = Field(
+    questions: Annotated[list[Question], Field(min_length=1, max_length=400, fail_fast=True)] = Field(
         description="predicates, choices and scores, each with instructions"
     )
     prompt_cache_key: ShortText = Field(None, description="no effect: prefixes are cached by their content")

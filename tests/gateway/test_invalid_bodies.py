@@ -1,0 +1,67 @@
+"""Invalid bodies: few errors for any number of mistakes, and one that names the field and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fakes.fake_transport import LM, FakeTransport
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from tritonlm import AsyncClient
+from tritonlm.client.request_fields import Body
+from tritonlm.client.responses_api.schemas import ResponseRequest
+from tritonlm.gateway.app import create_app
+from tritonlm.gateway.schemas import CompletionRequest, TokenizeRequest
+from tritonlm.gateway.settings import GatewaySettings
+
+from .conftest import Gateway
+
+MANY, FEW = 2000, 40
+
+
+def bodies() -> dict[str, type[Body]]:
+    """The type of each route's body."""
+    routes = create_app(AsyncClient(transports=[FakeTransport()]), GatewaySettings()).routes
+    fields = [(route.path, route.body_field) for route in routes if isinstance(route, APIRoute)]
+    kinds = {path: field.field_info.annotation for path, field in fields if field is not None}
+    return {path: kind for path, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Body)}
+
+
+def lists_of(schema: Any) -> Iterator[dict[str, Any]]:
+    """The lists in a schema of pydantic's core."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            yield schema
+        schema = list(schema.values())
+    if isinstance(schema, (list, tuple)):
+        for part in schema:
+            yield from lists_of(part)
+
+
+def test_every_list_of_a_body_is_refused_at_its_first_wrong_item() -> None:
+    found = {path: list(lists_of(kind.__pydantic_core_schema__)) for path, kind in bodies().items()}
+    assert found["/v1/completions"]
+    assert [path for path, lists in found.items() if not all(schema.get("fail_fast") for schema in lists)] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (CompletionRequest, {"prompt": [1.5] * MANY}),
+        (CompletionRequest, {"prompt": [[1.5] * MANY] * 2}),
+        (CompletionRequest, {"prompt": "a", "stream_options": {f"x{i}": 1 for i in range(MANY)}}),
+        (TokenizeRequest, {"prompt": "a", **{f"x{i}": 1 for i in range(MANY)}}),
+        (ResponseRequest, {"input": "a", "metadata": {f"x{i}": 1 for i in range(MANY)}}),
+    ],
+)
+def test_any_number_of_mistakes_makes_few_errors(kind: type[Body], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as raised:
+        kind.model_validate({"model": LM, **wrong})
+    assert raised.value.error_count() < FEW
+
+
+def test_a_long_invalid_prompt_is_refused_by_name(gateway: Gateway) -> None:
+    response = gateway.post("/v1/completions", model=LM, prompt=[1.5] * MANY)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
