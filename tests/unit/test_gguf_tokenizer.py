@@ -44,8 +44,8 @@ def written(folder: Path, metadata: dict[str, Any], architecture: str = "llama",
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def assert_same(ours: Tokenizer, original: Tokenizer) -> None:
-    for text in texts():
+def assert_same(ours: Tokenizer, original: Tokenizer, *further: str) -> None:
+    for text in (*texts(), *further):
         ids = ours.encode(text, add_special_tokens=False).ids
         assert ids == original.encode(text, add_special_tokens=False).ids, repr(text)
         for skips in (True, False):
@@ -176,6 +176,30 @@ def test_gemmas_runs_of_spaces_are_tokens(tmp_path: Path) -> None:
     tokenizer = written(tmp_path, {**metadata, "add_space_prefix": False}, "gemma3")
     assert tokenizer.encode("   ", add_special_tokens=False).ids == [len(tokens)]
     assert tokenizer.decode([len(tokens)]) == "   "
+
+
+def test_phi3_drops_white_space_after_the_tokens_of_a_chat(tmp_path: Path) -> None:
+    original, tokens, scores = sentence_pieces()
+    added = ["<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"]
+    metadata = sentence_piece_metadata([*tokens, *added], [*scores, *[-1000.0] * len(added)])
+    metadata["token_type"][-len(added) :] = [3] * len(added)
+    chat = "<s><|user|>\nhi<|end|>\n<|assistant|>\n"
+    assert_same(written(tmp_path, metadata), with_special(original, added, rstrip=False), chat)
+    # As in the model's own tokenizer.json.
+    own = with_special(original, added[:1], rstrip=False)
+    own = with_special(own, [*added[1:], "</s>"], rstrip=True)
+    tokenizer = written(tmp_path, metadata, "phi3")
+    assert_same(tokenizer, own, chat, "</s> \n a", "<|endoftext|>\n a", "<s> a")
+    ids = [tokenizer.token_to_id(token) for token in added]
+    assert tokenizer.encode(chat, add_special_tokens=False).ids[-2:] == ids[-2:]
+
+
+def with_special(tokenizer: Tokenizer, tokens: list[str], *, rstrip: bool) -> Tokenizer:
+    specification = json.loads(tokenizer.to_str())
+    old = [token for token in specification["added_tokens"] if token["content"] not in tokens]
+    copy = Tokenizer.from_str(json.dumps({**specification, "added_tokens": old}))
+    copy.add_special_tokens([AddedToken(token, rstrip=rstrip, normalized=False) for token in tokens])
+    return copy
 
 
 # Special tokens and configuration.

@@ -14,6 +14,8 @@ from .vocabulary import Kind, Vocabulary, vocabulary_of
 Specification = dict[str, Any]
 _SPACE = "▁"
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+# The added tokens of Phi 3 after which white space counts.
+_PHI3_KEEPS_SPACE = frozenset(("<unk>", "<s>", "<|endoftext|>"))
 
 
 def write_tokenizer(folder: Path, file: ModelFile, vocab_size: int) -> None:
@@ -117,8 +119,11 @@ def _with_space_signs(vocabulary: Vocabulary) -> Vocabulary:
 def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """The tokens that are found in text before it is split."""
     ids = vocabulary.ids()
+    # Phi 3's own tokenizer drops white space after most, which files do not say. Phi 4's, of another model, does not.
+    strips = vocabulary.file.architecture == "phi3" and vocabulary.value("model") == "llama"
     return [
-        {"id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        {"id": number, "content": token, "single_word": False, "lstrip": False,
+         "rstrip": strips and token not in _PHI3_KEEPS_SPACE, "normalized": False,
          "special": vocabulary.kinds[number] == Kind.CONTROL}
         for number, token in vocabulary.of_kind(Kind.CONTROL, Kind.USER_DEFINED)
         if token and ids[token] == number
