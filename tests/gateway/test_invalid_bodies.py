@@ -10,9 +10,10 @@ from fakes.fake_transport import LM, FakeTransport
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from tritonlm import AsyncClient
-from tritonlm.client.request_fields import Body
+from tritonlm.client.request_fields import MAX_MODEL_NAME, Body
 from tritonlm.client.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.app import create_app
+from tritonlm.gateway.history import History
 from tritonlm.gateway.schemas import CompletionRequest, TokenizeRequest
 from tritonlm.gateway.settings import GatewaySettings
 
@@ -65,3 +66,17 @@ def test_any_number_of_mistakes_makes_few_errors(kind: type[Body], wrong: dict[s
 def test_a_long_invalid_prompt_is_refused_by_name(gateway: Gateway) -> None:
     response = gateway.post("/v1/completions", model=LM, prompt=[1.5] * MANY)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/messages", "/completions", "/tokenize"])
+def test_a_models_name_has_a_bounded_length(gateway: Gateway, path: str) -> None:
+    response = gateway.post(path, model="x" * (MAX_MODEL_NAME + 1), prompt="a", input="a")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
+
+
+def test_the_history_keeps_short_names() -> None:
+    history = History()
+    history.begin("a", "x" * 10_000)
+    entry = history.get("a")
+    assert entry is not None
+    assert len(entry.model) == MAX_MODEL_NAME

@@ -28,7 +28,9 @@ def _to_integer(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_to_integer)]
 ShortText = Annotated[str | None, Field(max_length=256)]
-Model = Annotated[str, Field(min_length=1)]
+# A name beside which a server keeps facts, such as the history of its requests, has a bounded length.
+MAX_MODEL_NAME = 512
+Model = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_NAME)]
 # The client refuses any value.
 Refused = Annotated[Any, WithJsonSchema(NULL)]
 

@@ -9,6 +9,8 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from tritonlm.client.request_fields import MAX_MODEL_NAME
+
 QUEUED, PROCESSING, COMPLETED, FAILED, CANCELLED = "queued", "processing", "completed", "failed", "cancelled"
 _CAPACITY = 1000
 
@@ -37,7 +39,7 @@ class History:
         self.total = 0
 
     def begin(self, request_id: str, model: str) -> Entry:
-        entry = self._entries[request_id] = Entry(request_id, model)
+        entry = self._entries[request_id] = Entry(request_id, model[:MAX_MODEL_NAME])
         self._entries.move_to_end(request_id)
         self.total += 1
         while len(self._entries) > self._capacity:

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from tritonlm.client.models import slots_of
+from tritonlm.client.request_fields import Model
 from tritonlm.client.types import Completion
 from tritonlm.contract import ModelNotFound
 
@@ -22,9 +23,7 @@ router = APIRouter()
 
 
 class QueueCompletionRequest(CompletionRequest):  # type: ignore[valid-type,misc]
-    model: str | None = Field(
-        None, min_length=1, description="the language model; default: the gateway's default model"
-    )
+    model: Model | None = Field(None, description="the language model; default: the gateway's default model")
 
 
 class ModelQueue(BaseModel):
