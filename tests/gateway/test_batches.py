@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,14 @@ from typing import Any
 import openai
 import pytest
 from fakes.fake_transport import LM, FakeTransport
+from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 from tritonlm.access.keys import KeyFile, Limits
 from tritonlm.contract import NotLoaded, QueueFull
+from tritonlm.gateway.admission import AdmissionQueue
 from tritonlm.gateway.batches.lines import check_file, read_progress
-from tritonlm.gateway.batches.store import BatchStore
+from tritonlm.gateway.batches.runner import BatchRunner
+from tritonlm.gateway.batches.store import Batch, BatchStore
 
 from .conftest import WAIT_SECONDS, Gateway, running_gateway
 
@@ -69,6 +75,19 @@ def wait(sdk: openai.OpenAI, batch_id: str, *statuses: str) -> Any:
             return batch
         assert time.monotonic() < deadline, batch
         time.sleep(0.02)
+
+
+def stored_batch(store: BatchStore, lines: list[Any]) -> Batch:
+    """A batch as the route creates it, with its input file."""
+    source = store.folder / "source"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    data = {
+        "input_file_id": store.add_file("", "in", "batch", source).id, "endpoint": COMPLETIONS, "status": "validating",
+        "expires_at": time.time() + 1000, "request_counts": {"total": 0}, "output_seconds": None,
+    }  # fmt: skip
+    batch = Batch("batch_1", "", "validating", time.time(), data)
+    store.put(batch)
+    return batch
 
 
 def answers(sdk: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
@@ -178,6 +197,57 @@ def test_a_full_server_is_tried_again(gateway: Gateway) -> None:
     gateway.transport.trouble = [full]
     with sdk_of(gateway) as sdk:
         assert run(sdk, [line(1)]).request_counts.completed == 1
+
+
+def test_a_request_that_fails_inside_the_gateway_is_an_error_and_the_others_run_once(tmp_path: Path) -> None:
+    class Faulty(FakeTransport):
+        def _find(self, model: str) -> None:
+            super()._find(model)
+            if self.calls and self.calls[-1].prompt.text == "p4":
+                raise RuntimeError("a fault")
+
+    transport = Faulty()
+    with running_gateway(transport, batch_folder=tmp_path, batch_requests=2) as gateway, sdk_of(gateway) as sdk:
+        batch = run(sdk, [line(number) for number in range(13)])
+        assert batch.request_counts.to_dict() == {"total": 13, "completed": 12, "failed": 1}
+        assert answers(sdk, batch.error_file_id)["c4"]["body"]["error"]["code"] == "internal_error"
+        assert len(answers(sdk, batch.output_file_id)) == 12
+        assert len(transport.calls) == 13
+
+
+def test_requests_of_a_batch_that_failed_do_not_go_on_beside_its_next_run(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path / "b", 1, 2**20)
+    batch = stored_batch(store, [line(number) for number in range(3)])
+    # The answer to p0 cannot be written.
+    store.output(batch, "output").mkdir()
+    running: set[str] = set()
+    starts: Counter[str] = Counter()
+
+    async def check() -> None:
+        repeated = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            prompt = json.loads((await receive())["body"])["prompt"]
+            assert prompt not in running
+            starts[prompt] += 1
+            if prompt == "p0":
+                await JSONResponse({})(scope, receive, send)
+                return
+            running.add(prompt)
+            if starts["p2"] > 1:
+                repeated.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                running.discard(prompt)
+
+        # Slots for the requests of two runs at once.
+        runner = BatchRunner(store, app, AdmissionQueue(9, 9, 1.0), lambda _: True, 6)
+        runner.start()
+        await asyncio.wait_for(repeated.wait(), WAIT_SECONDS)
+        await runner.close()
+
+    asyncio.run(check())
 
 
 def test_a_cancelled_batch_keeps_its_answers(tmp_path: Path) -> None:

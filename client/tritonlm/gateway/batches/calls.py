@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from ..errors import body_of
 from ..quota import Caller
 
 # In the state of the ASGI scope.
@@ -37,6 +38,7 @@ async def send(app: ASGIApp, path: str, body: dict[str, Any], caller: Caller, re
     messages: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
     parts: list[bytes] = []
     start: dict[str, Any] = {}
+    is_whole = False
 
     async def receive() -> Message:
         if not messages:
@@ -45,12 +47,19 @@ async def send(app: ASGIApp, path: str, body: dict[str, Any], caller: Caller, re
         return messages.pop()
 
     async def collect(message: Message) -> None:
+        nonlocal is_whole
         if message["type"] == "http.response.start":
             start.update(message)
         else:
             parts.append(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
 
-    await app(scope, receive, collect)
+    try:
+        await app(scope, receive, collect)
+    except Exception as error:
+        # Starlette sends the 500 and raises the error again, for an HTTP server's log.
+        if not is_whole:
+            return Answer(500, 1.0, body_of(error))
     sent = {name.decode().lower(): value.decode("latin-1") for name, value in start["headers"]}
     retry_after = sent.get("retry-after", "")
     return Answer(start["status"], float(retry_after) if retry_after.isdecimal() else 1.0, json.loads(b"".join(parts)))

@@ -156,8 +156,7 @@ class _BatchRun:
         if "end" not in self._batch.data:
             self._progress = await asyncio.to_thread(lines.read_progress, *self._files.values())
         if self._batch.status == store.IN_PROGRESS:
-            requests = self._requests()
-            await asyncio.gather(*(self._work(requests) for _ in range(self._max_requests)))
+            await self._work_together()
         if not self._stopped:
             await asyncio.to_thread(self._finish)
 
@@ -180,6 +179,17 @@ class _BatchRun:
         for line in lines.read_lines(self._store.content(self._batch.data["input_file_id"])):
             if line.custom_id not in self._progress.done:
                 yield line
+
+    async def _work_together(self) -> None:
+        requests = self._requests()
+        workers = [asyncio.ensure_future(self._work(requests)) for _ in range(self._max_requests)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            # When one has failed, the batch is run again: the others must not go on beside that.
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)
 
     async def _work(self, requests: Iterator[lines.Line]) -> None:
         """Take requests one after the other, until there are none or the batch ends."""
