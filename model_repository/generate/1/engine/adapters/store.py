@@ -103,7 +103,7 @@ class AdapterStore:
             if not entry.references and self._current.get(adapter.name) is not entry:
                 del self._entries[adapter]
                 self._enter()
-            self._retry([source for source, aside in self._aside.items() if self._has_room(source, aside.needed)])
+            self._retry_fitting()
 
     def close(self) -> None:
         """Refuse what waits, and stop the thread."""
@@ -144,9 +144,14 @@ class AdapterStore:
     def _enqueue(self, source: AdapterSource, done: Done) -> None:
         if source in self._waiting:
             self._waiting[source].append(done)
+            self._retry_fitting()
             return
         self._waiting[source] = [done]
         self._thread.submit(self._run, source)
+
+    def _retry_fitting(self) -> None:
+        """Try those again that have room by now, such as the next one when another was loaded or has failed."""
+        self._retry([source for source, aside in self._aside.items() if self._has_room(source, aside.needed)])
 
     def _retry(self, sources: list[AdapterSource]) -> None:
         for source in sources:
@@ -177,6 +182,7 @@ class AdapterStore:
                 # It may have been removed from the file since.
                 self._entries[entry.loaded] = entry
                 entry.references += len(waiting)
+            self._retry_fitting()
         for done in waiting:
             if entry:
                 done(entry.loaded)
