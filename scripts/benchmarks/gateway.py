@@ -29,7 +29,7 @@ from tritonlm.client.stream import AsyncStream
 from tritonlm.serving import Settings, paths
 from tritonlm.serving.control import TritonControl, deadline_check
 from tritonlm.serving.gateway import LocalGateway
-from tritonlm.serving.model_selection import select_models
+from tritonlm.serving.model_selection import select_models, write_models
 from tritonlm.serving.placeholder import PlaceholderListener
 from tritonlm.serving.supervisor import prepare, start
 
@@ -148,7 +148,7 @@ def main() -> None:
         ports = dict(zip(("port", "http_port", "grpc_port", "metrics_port"), free_ports(4), strict=True))
         settings = Settings(model_repository=[make_repository(Path(folder))], device="cpu", **ports)
         selection = select_models(settings)
-        triton = prepare(settings, selection)
+        triton = prepare(settings, write_models(settings, selection))
         placeholder = stack.enter_context(PlaceholderListener(settings.host, settings.port))
         gateway = LocalGateway(settings, selection.default, placeholder)
         control = stack.enter_context(TritonControl(settings.triton_host, settings.http_port))

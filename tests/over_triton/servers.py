@@ -21,7 +21,7 @@ from tritonlm.contract.control import STATUS, Command
 from tritonlm.contract.parts import PARTS
 from tritonlm.serving import Settings, paths
 from tritonlm.serving.control import TritonControl, deadline_check
-from tritonlm.serving.model_selection import select_models
+from tritonlm.serving.model_selection import select_models, write_models
 from tritonlm.serving.supervisor import connection_errors_explained, prepare, start
 
 LM, ENGINE = "tiny", "generate"
@@ -130,7 +130,7 @@ def running(repository: Path, **settings: Any) -> Iterator[Server]:
             **settings,
         }
     )
-    triton = prepare(chosen, select_models(chosen))
+    triton = prepare(chosen, write_models(chosen, select_models(chosen)))
     with contextlib.ExitStack() as stack, TritonControl(chosen.triton_host, chosen.http_port) as control:
         stack.callback(triton.stop)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +212,9 @@ def test_a_missing_checkpoint_does_not_affect_other_entries(
     monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
     entries = [Entry(name="gone", path=tmp_path / "nowhere"), Entry(name="here", path=checkpoint)]
     folder = sync_repository("x", entries, model_repository())
-    preflight.check_language_models(["here"], [folder])
+    preflight.check_language_models([find_language_model("here", [folder])])
     with pytest.raises(CheckpointError, match="does not exist"):
-        preflight.check_language_models(["gone"], [folder])
+        preflight.check_language_models([find_language_model("gone", [folder])])
 
 
 def test_models_loaded_at_start(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +223,7 @@ def test_models_loaded_at_start(tmp_path: Path, checkpoint: Path, monkeypatch: p
     registry = tmp_path / "models.yaml"
     add_entry(registry, make_entry(name="lazy", path=checkpoint))
 
-    def selected(**settings: Any) -> tuple[list[str], str]:
+    def selected(**settings: Any) -> tuple[Sequence[str], str]:
         selection = select_models(Settings(**settings))
         return selection.load, selection.default
 

@@ -14,7 +14,7 @@ from tritonlm.contract.adapters_file import AdapterEntry, add_adapter, read_adap
 from tritonlm.serving import ServingError, Settings
 from tritonlm.serving.adapters import Declared, declare_adapters, option_adapters
 from tritonlm.serving.backend import Installation
-from tritonlm.serving.model_selection import select_models
+from tritonlm.serving.model_selection import select_models, write_models
 from tritonlm.serving.settings import read_settings
 from tritonlm.serving.triton import triton_environment
 from typer.testing import CliRunner, Result
@@ -170,7 +170,7 @@ def test_the_adapters_of_the_registry_and_of_the_options_are_there_at_the_start(
             "adapters_folder": folder,
         }
     )
-    select_models(settings)
+    write_models(settings, select_models(settings))
     assert read_adapters(folder / "mine.json") == {
         "pirate": AdapterEntry(str(pirate), declared_by="registry"),
         "bard": AdapterEntry(str(pirate), declared_by="serve 8000"),

@@ -1,4 +1,7 @@
-"""`tritonlm doctor`: checks the machine and reports what to fix. It changes nothing."""
+"""`tritonlm doctor`: checks the machine and reports what to fix.
+
+It writes nothing that a server reads, and downloads nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from collections.abc import Callable
 
 import typer
 
+from tritonlm.checkpoints.reference import HubModel
 from tritonlm.contract import TritonLMError
 from tritonlm.serving import ServingError, Settings, preflight, read_settings
 from tritonlm.serving.backend import assemble, find_installation
-from tritonlm.serving.model_selection import select_models
+from tritonlm.serving.model_selection import language_models, select_models
 from tritonlm.serving.ports import check_port
+from tritonlm.serving.repository import LanguageModel
 from tritonlm.serving.triton import triton_environment
 
 from .common import FAILED, AsJson, console, print_json
@@ -64,10 +69,14 @@ def _checks(settings: Settings) -> dict[str, Callable[[], str]]:
         return "enough free"
 
     def checkpoints() -> str:
-        selection = select_models(settings)
-        models = preflight.check_language_models(selection.load, selection.repositories)
-        return ", ".join(model.name for model in models)
+        models = language_models(settings, select_models(settings))
+        return ", ".join(map(_described, preflight.check_language_models(models, download=False)))
 
     return {
         "machine": machine, "Triton": triton, "ports": ports, "/dev/shm": shared_memory, "checkpoints": checkpoints
     }  # fmt: skip
+
+
+def _described(model: LanguageModel) -> str:
+    remote = [str(source) for source in model.sources if isinstance(source, HubModel)]
+    return f"{model.name} ({remote[0]} of the Hub is checked when it is served)" if remote else model.name

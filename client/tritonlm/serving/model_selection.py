@@ -1,23 +1,25 @@
 """Selects the language models of a server: the bundled ones, the registry's, and checkpoints named at the start.
 
-It determines the model repositories that Triton reads and the models that are loaded at start. It starts nothing,
-but models of the Hub are downloaded.
+`select_models` only reads. `download_models` downloads what the Hub's cache lacks. `write_models` writes the model
+repositories that Triton reads and the adapters files that engines follow, which a running server may use too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tritonlm.checkpoints.reference import parse, split_name
+from tritonlm.checkpoints.reference import Source, parse, split_name
+from tritonlm.contract.parts import GENERATE
 
 from . import paths
-from .adapters import REGISTRY, declare_adapters, option_adapters, registry_adapters, serve_name
+from .adapters import REGISTRY, Declared, declare_adapters, option_adapters, registry_adapters, serve_name
 from .downloads import downloaded
 from .entries import sync_repository
 from .errors import ServingError
 from .registry import Entry, entry_of, read_registry
+from .repository import LanguageModel, find_language_model
 from .settings import Settings
 
 BUNDLED = ("abacus", "fable")
@@ -25,36 +27,67 @@ BUNDLED = ("abacus", "fable")
 
 @dataclass(frozen=True)
 class ModelSelection:
-    repositories: list[Path]
+    registry: Path
+    registered: Sequence[Entry]
+    # The models of the command, by the names under which they are served.
+    named: Mapping[str, Source]
+    # The adapters of the command.
+    adapters: Sequence[Declared]
     # Models that are loaded at start; the others are loaded at their first request.
-    load: list[str]
-    # The model for routes that name none; empty: the first one that is ready.
-    default: str
+    load: Sequence[str]
+
+    @property
+    def default(self) -> str:
+        """The model for routes that name none; empty: the first one that is ready."""
+        return next(iter(self.named), "")
 
 
 def select_models(settings: Settings) -> ModelSelection:
-    code = paths.model_repository()
-    repositories = list(settings.model_repository)
     file, registered = _registered(settings.registry)
+    named = [_named(option) for option in settings.checkpoint]
+    names = [name for name, _ in named]
+    _refuse_duplicates([*(entry.name for entry in registered), *names])
+    load = settings.load or [*names, *(entry.name for entry in registered if entry.preload)] or BUNDLED
+    adapters = option_adapters(settings.adapter, names[0] if names else "")
+    return ModelSelection(file, registered, dict(named), adapters, list(dict.fromkeys(load)))
+
+
+def language_models(settings: Settings, selection: ModelSelection) -> list[LanguageModel]:
+    """Those that are loaded at start; their checkpoints are not checked."""
+    sources = {entry.name: entry.source for entry in selection.registered} | dict(selection.named)
+    return [
+        LanguageModel(name, f"{name}-{GENERATE}", (sources[name],))
+        if name in sources
+        else find_language_model(name, settings.model_repository)
+        for name in selection.load
+    ]
+
+
+def download_models(selection: ModelSelection) -> ModelSelection:
+    """The same with the command's models on this machine, so that their processes need no network."""
+    return replace(selection, named={name: downloaded(source) for name, source in selection.named.items()})
+
+
+def write_models(settings: Settings, selection: ModelSelection) -> list[Path]:
+    """Write the model repositories and declare the adapters; returns the repositories of this server's Triton.
+
+    Only once its ports are free: the server that holds them has declared its adapters under their number.
+    """
+    code = paths.model_repository()
     # Included even when it is empty, so that Triton sees models that are added later.
-    repositories.append(sync_repository(str(file), registered, code))
-    named = [_entry_of_option(option) for option in settings.checkpoint]
-    _refuse_duplicates([*registered, *named])
-    if named:
+    repositories = [
+        *settings.model_repository, sync_repository(str(selection.registry), selection.registered, code)
+    ]  # fmt: skip
+    if named := [entry_of(source, name) for name, source in selection.named.items()]:
         repositories.append(sync_repository(_repository_name(named, code), named, code))
-    default = named[0].name if named else ""
     declare_adapters(
         settings.adapters,
         {
-            REGISTRY: registry_adapters(registered, file),
-            serve_name(settings.http_port): option_adapters(settings.adapter, default),
+            REGISTRY: registry_adapters(selection.registered, selection.registry),
+            serve_name(settings.http_port): selection.adapters,
         },
     )
-    load = settings.load or [
-        *(entry.name for entry in named),
-        *(entry.name for entry in registered if entry.preload),
-    ]
-    return ModelSelection(repositories, list(dict.fromkeys(load or BUNDLED)), default)
+    return repositories
 
 
 def _registered(file: Path | None) -> tuple[Path, list[Entry]]:
@@ -64,11 +97,11 @@ def _registered(file: Path | None) -> tuple[Path, list[Entry]]:
     return path, read_registry(path) if path.is_file() else []
 
 
-def _entry_of_option(option: str) -> Entry:
-    """The entry of MODEL or NAME=MODEL. A model of the Hub is downloaded, so that its processes need no network."""
+def _named(option: str) -> tuple[str, Source]:
+    """Name and source of MODEL or NAME=MODEL."""
     name, model = split_name(option)
     source = parse(model)
-    return entry_of(source, name).at(downloaded(source))
+    return entry_of(source, name).name, source
 
 
 def _repository_name(entries: Sequence[Entry], code: Path) -> str:
@@ -76,8 +109,7 @@ def _repository_name(entries: Sequence[Entry], code: Path) -> str:
     return "\n".join([str(code.resolve()), *(entry.model_dump_json() for entry in entries)])
 
 
-def _refuse_duplicates(entries: Sequence[Entry]) -> None:
-    names = [entry.name for entry in entries]
+def _refuse_duplicates(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1 or name in BUNDLED:
             raise ServingError(f"two language models are named {name}; name one as NAME=MODEL")

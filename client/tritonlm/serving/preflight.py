@@ -1,6 +1,6 @@
 """Checks before Triton starts: ports, shared memory, libraries, checkpoints. Each error names its remedy.
 
-It reads this machine's state and files, and downloads checkpoints from the Hub. It starts nothing.
+It reads this machine's state and files, and may download checkpoints from the Hub. It starts nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .backend import PYTHON, STUB, Installation, missing_libraries
 from .downloads import downloaded
 from .errors import ServingError
 from .ports import check_port
-from .repository import LanguageModel, find_language_model
+from .repository import LanguageModel
 from .settings import Settings
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -57,13 +57,14 @@ def check_libraries(installation: Installation, backend: Path, environment: dict
             raise ServingError(f"{program.name} needs {library}, which is missing; run scripts/setup again")
 
 
-def check_language_models(names: Sequence[str], repositories: Sequence[Path]) -> list[LanguageModel]:
-    return [_checked(find_language_model(name, repositories)) for name in names]
+def check_language_models(models: Sequence[LanguageModel], download: bool = True) -> list[LanguageModel]:
+    """The models, if their checkpoints can be served; those of the Hub are downloaded, or else left unchecked."""
+    return [_checked(model, download) for model in models]
 
 
-def _checked(model: LanguageModel) -> LanguageModel:
-    """The model, if its checkpoints can be served; those of the Hub are downloaded."""
-    checkpoints = [Checkpoint(folder_of(downloaded(source))) for source in model.sources]
+def _checked(model: LanguageModel, download: bool) -> LanguageModel:
+    sources = [source for source in model.sources if download or isinstance(source, Path)]
+    checkpoints = [Checkpoint(folder_of(downloaded(source))) for source in sources]
     for checkpoint in checkpoints:
         checkpoint.check()
         for problem in problems(checkpoint):

@@ -9,6 +9,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -24,7 +25,7 @@ from .child import Child
 from .control import TritonControl
 from .errors import ServingError, TritonUnresponsive
 from .gateway import LocalGateway
-from .model_selection import ModelSelection, select_models
+from .model_selection import download_models, language_models, select_models, write_models
 from .placeholder import PlaceholderListener
 from .reloader import Reloader
 from .repository import LanguageModel, compile_code
@@ -53,10 +54,11 @@ def serve(settings: Settings, placeholder: PlaceholderListener | None) -> None:
     The gateway runs only when there is a placeholder listener, whose sockets it takes over.
     """
     with contextlib.suppress(StopRequested), stop_signals():
-        selection = select_models(settings)
-        models = preflight.check_language_models(selection.load, selection.repositories)
+        selection = download_models(select_models(settings))
+        models = preflight.check_language_models(language_models(settings, selection))
         preflight.check_ports(settings)
         preflight.check_shared_memory()
+        repositories = write_models(settings, selection)
         children: list[Child] = []
         with stopping(children), TritonControl(settings.triton_host, settings.http_port) as control:
             # The gateway starts first: it reports more about what is not ready than the placeholder listener does.
@@ -64,7 +66,7 @@ def serve(settings: Settings, placeholder: PlaceholderListener | None) -> None:
             if gateway:
                 children.append(gateway)
                 gateway.start()
-            triton = prepare(settings, selection)
+            triton = prepare(settings, repositories)
             children.insert(0, triton)
 
             def load_all() -> dict[str, Any]:
@@ -82,13 +84,13 @@ def serve(settings: Settings, placeholder: PlaceholderListener | None) -> None:
                 drain(models, triton, control, gateway, monitor.watchdog, settings.drain_seconds)
 
 
-def prepare(settings: Settings, selection: ModelSelection) -> LocalTriton:
+def prepare(settings: Settings, repositories: Sequence[Path]) -> LocalTriton:
     """A Triton that is ready to start: backend assembled, libraries checked, models compiled."""
     installation = find_installation()
     backend = assemble(installation)
     preflight.check_libraries(installation, backend, triton_environment(installation, settings))
-    compile_code(selection.repositories)
-    return LocalTriton(settings, installation, backend, selection.repositories)
+    compile_code(repositories)
+    return LocalTriton(settings, installation, backend, repositories)
 
 
 def start(triton: LocalTriton, control: TritonControl, load_all: Callable[[], Loaded]) -> Loaded:
