@@ -35,6 +35,7 @@ class SequenceOutput:
             request.generation.include_prompt and not resumed,
         )
         self._index = 0
+        self._is_prompt_computed = False
         self._ids: list[int] = []
         # The prompt's log-probabilities belong to the first chunk, whose window begins with the whole prompt. The first
         # token has none, and neither have those before `logprobs_start`.
@@ -55,6 +56,7 @@ class SequenceOutput:
 
     def finish_prompt(self) -> None:
         """Note that the prompt is computed. With max_tokens 0 the sequence ends here."""
+        self._is_prompt_computed = True
         if self._max_tokens == 0:
             self.finish_reason = LENGTH
 
@@ -73,8 +75,11 @@ class SequenceOutput:
         return STOP if self._release.feed(token_id) else ""
 
     def chunk(self, due: bool) -> Chunk | None:
-        """The chunk to send now, if any: the first text at once, later text when a chunk is due."""
-        if not self._request.generation.stream or (self._index and not due):
+        """The chunk to send now, if any: the first text at once, later text when a chunk is due.
+
+        The text of an echoed prompt waits for the prompt's log-probabilities, and for a token to resume after.
+        """
+        if not self._request.generation.stream or not self._is_prompt_computed or (self._index and not due):
             return None
         window = self._release.take()
         return None if window is None else self._make(window, "")
