@@ -39,8 +39,8 @@ CASES = [
 class Family:
     """A checkpoint of random weights, and what transformers computes with it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        sizes: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": VOCABULARY, **ZOO[name]}
+    def __init__(self, name: str, folder: Path, **changes: int) -> None:
+        sizes: dict[str, Any] = {"initializer_range": 0.2, "vocab_size": VOCABULARY, **ZOO[name], **changes}
         model_type = name.split(maxsplit=1)[0]
         sizes.setdefault("n_positions" if "n_embd" in sizes else "max_position_embeddings", CONTEXT)
         self.name, self.folder = name, make_checkpoint(folder, seed=3, model_type=model_type, **sizes)
@@ -128,7 +128,19 @@ def test_a_row_is_the_same_alone_in_a_batch_and_with_any_prompt_chunks(
 
 
 def test_greedy_texts_equal_those_of_transformers(family: Family) -> None:
-    engine = make_engine(family.folder, runner="native", dtype="float32", block_tokens=16, kv_cache_tokens=1024)
+    check_greedy_texts(family)
+
+
+def test_a_context_within_the_original_one_has_the_short_factors_of_longrope(tmp_path: Path) -> None:
+    # Its original context is 96: texts of this test would get the long factors in the whole context.
+    family = Family("phi3 short", tmp_path / "phi3", max_position_embeddings=2 * CONTEXT)
+    check_greedy_texts(family, max_context_tokens=CONTEXT)
+
+
+def check_greedy_texts(family: Family, **settings: int) -> None:
+    engine = make_engine(
+        family.folder, runner="native", dtype="float32", block_tokens=16, kv_cache_tokens=1024, **settings
+    )
     outputs = [submit(engine, sequence.ids, max_tokens=16) for sequence in family.sequences]
     run(engine)
     for sequence, output in zip(family.sequences, outputs, strict=True):

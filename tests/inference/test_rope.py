@@ -74,6 +74,18 @@ def test_frequencies_equal_those_of_transformers(name: str) -> None:
     assert rope.factor == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(("served", "length"), [(None, 96), (97, 97), (96, 96), (24, 24), (9, 9)])
+def test_longrope_follows_the_longest_text_that_is_served(served: int | None, length: int) -> None:
+    values = {
+        **_PHI3, "rope_scaling": {"type": "longrope", **_FACTORS}, "original_max_position_embeddings": 24,
+    }  # fmt: skip
+    # As transformers computes a text of that length.
+    inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](AutoConfig.for_model(**values), seq_len=length)
+    rope = rope_of(values, _HEAD_DIM, served_context=served, **{**_PHI3_CHOICES, "original": 24})
+    torch.testing.assert_close(rope.inv_freq, inv_freq, rtol=1e-5, atol=0)
+    assert rope.factor == pytest.approx(factor)
+
+
 @pytest.mark.parametrize(
     "values",
     [

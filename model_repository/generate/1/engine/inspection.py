@@ -47,7 +47,7 @@ def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "bits_per_weight": _bits_per_weight(checkpoint, config, dtype, is_native=not reason),
         "kv_dtype": str(stored_dtype(config, dtype)).removeprefix("torch."),
-        "kv_bytes_per_token": _kv_bytes(checkpoint, stored_dtype(config, dtype), is_native=not reason),
+        "kv_bytes_per_token": _kv_bytes(checkpoint, config, stored_dtype(config, dtype), is_native=not reason),
         "likely_tokens": LIKELY_TOKENS,
         # Before the measurement, whose buffer is this process's too.
         "process_bytes": resident_memory(),
@@ -64,10 +64,10 @@ def _bits_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.
     return 8 * dtype.itemsize
 
 
-def _kv_bytes(checkpoint: Checkpoint, dtype: torch.dtype, is_native: bool) -> int:
+def _kv_bytes(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, is_native: bool) -> int:
     """Bytes that the KV cache holds for a token; without the kernels by config.json, 0 if that does not tell."""
     if is_native:
-        program = families.write(checkpoint)
+        program = families.write(checkpoint, max_context_tokens=config.max_context_tokens)
         layers, kv_heads, head_dim = program.shape.num_layers, program.shape.num_kv_heads, program.head_dim
         return layers * LayerShape(kv_heads, head_dim, head_dim).bytes_per_token(dtype)
     heads, layers, width = (_first(checkpoint.config, names) for names in (_HEADS, _LAYERS, _WIDTHS))

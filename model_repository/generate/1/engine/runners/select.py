@@ -62,4 +62,4 @@ def why_not_native(checkpoint: Checkpoint, config: EngineConfig, device: torch.d
         return "it computes on a GPU"
     if config.kv_dtype == INT8 and config.block_tokens % 2:
         return f"kv_dtype int8 needs an even block_tokens (got {config.block_tokens})"
-    return unsupported_reason(checkpoint, dtype)
+    return unsupported_reason(checkpoint, dtype, config.max_context_tokens)

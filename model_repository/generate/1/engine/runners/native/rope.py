@@ -55,10 +55,14 @@ def rope_of(
     *,
     aliases: dict[str, str] | None = None,
     interleaved: bool = False,
+    served_context: int | None = None,
     **choices: Any,
 ) -> Rope:
-    """RoPE as config.json describes it, with the choices of rope_parameters(); `aliases` are a family's types."""
+    """RoPE as config.json describes it, with the choices of rope_parameters(); `aliases` are a family's types.
+
+    No text is longer than `served_context`, which is that of config.json unless it is given."""
     parameters = rope_parameters(config, **choices)
+    parameters["served_context"] = served_context or parameters["context_length"]
     rope_type = str(parameters["rope_type"])
     rope_type = (aliases or {}).get(rope_type, rope_type)
     refusal = f"its RoPE parameters are not supported: rope_type is {rope_type}"
@@ -158,12 +162,13 @@ def _yarn_attention_factor(factor: float, parameters: Parameters) -> float:
 
 
 def _longrope(inv_freq: torch.Tensor, parameters: Parameters) -> tuple[torch.Tensor, float]:
-    """A factor for each frequency: the long ones if the context is longer than the original one."""
-    context, original = parameters["context_length"], parameters["original_max_position_embeddings"]
-    factors = parameters.get("long_factor" if context > original else "short_factor")
+    """A factor for each frequency: the long ones if texts may be longer than the original context."""
+    original = parameters["original_max_position_embeddings"]
+    factors = parameters.get("long_factor" if parameters["served_context"] > original else "short_factor")
     if not isinstance(factors, list) or len(factors) != len(inv_freq):
         raise Unsupported("its RoPE parameters are not supported: longrope needs a factor for each frequency")
-    stretched = parameters.get("factor") or context / original
+    # It follows from config.json alone, whatever the context that is served.
+    stretched = parameters.get("factor") or parameters["context_length"] / original
     attention_factor = parameters.get("attention_factor")
     if attention_factor is None:
         attention_factor = 1.0 if stretched <= 1 else math.sqrt(1 + math.log(stretched) / math.log(original))

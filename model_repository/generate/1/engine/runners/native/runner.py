@@ -45,12 +45,12 @@ from .weights import WeightPacker
 STAGES = ("matmul", "attention", "logits", "other")
 
 
-def unsupported_reason(checkpoint: Checkpoint, dtype: torch.dtype) -> str:
+def unsupported_reason(checkpoint: Checkpoint, dtype: torch.dtype, max_context_tokens: int = 0) -> str:
     """Why the kernels do not support this checkpoint; empty if they do."""
     if dtype not in (torch.float32, torch.bfloat16):
         return "its dtype is neither float32 nor bfloat16"
     try:
-        families.write(checkpoint)
+        families.write(checkpoint, max_context_tokens=max_context_tokens)
     except Unsupported as error:
         return str(error)
     return ""
@@ -80,7 +80,7 @@ class NativeRunner:
         self._packer = WeightPacker(
             folder, prefix, dtype, config.weights, library, load_progress or LoadProgress(), int(config.vocabulary_bits)
         )
-        program = in_load_thread(lambda: families.write(checkpoint, self._packer))
+        program = in_load_thread(lambda: families.write(checkpoint, self._packer, config.max_context_tokens))
         self._model, self._placements = program.finish(), program.placements.of
         self._packer.close_files()
         trim_heap()

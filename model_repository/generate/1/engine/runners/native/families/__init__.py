@@ -26,15 +26,17 @@ def prefix_of(checkpoint: Checkpoint) -> str:
     return prefix
 
 
-def write(checkpoint: Checkpoint, weights: WeightPacker | None = None) -> Program:
-    """The checkpoint's program; without weights only to find out whether it can be written. Raises Unsupported."""
+def write(checkpoint: Checkpoint, weights: WeightPacker | None = None, max_context_tokens: int = 0) -> Program:
+    """The checkpoint's program; without weights only to find out whether it can be written. Raises Unsupported.
+
+    `max_context_tokens` limits the context; 0: that of the checkpoint."""
     model_type = checkpoint.config.get("model_type")
     if model_type not in FAMILIES:
         raise Unsupported(f"its model_type is none of {', '.join(FAMILIES)}")
     if isinstance(checkpoint.config.get("text_config"), dict):
         raise Unsupported("it is a multimodal model")
     try:
-        program: Program = FAMILIES[model_type].write(FamilyConfig(checkpoint), weights)
+        program: Program = FAMILIES[model_type].write(FamilyConfig(checkpoint, max_context_tokens), weights)
     except ArithmeticError as error:
         raise Unsupported(f"its config.json has a number that cannot be computed with: {error}") from None
     return program
