@@ -162,7 +162,7 @@ def test_curls_content_type_is_accepted_except_from_a_browser_page(gateway: Gate
     content = json.dumps({"model": LM, "prompt": "a"})
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert gateway.http.post("/v1/completions", content=content, headers=headers).status_code == 200
-    headers["origin"] = "http://other.example"
+    headers["origin"] = gateway.url
     assert gateway.http.post("/v1/completions", content=content, headers=headers).status_code == 400
 
 
@@ -203,18 +203,6 @@ def test_a_valid_request_id_is_kept_and_any_other_replaced(gateway: Gateway, sen
         returned = gateway.http.get(path, headers={"x-request-id": sent}).headers["x-request-id"]
         assert (returned == sent) == kept
         assert returned
-
-
-def test_pages_of_allowed_origins_may_call(gateway: Gateway) -> None:
-    preflight = {"origin": "http://page.example", "access-control-request-method": "POST",
-                 "access-control-request-headers": "authorization"}  # fmt: skip
-    allowed = gateway.http.options("/v1/completions", headers=preflight)
-    assert allowed.headers["access-control-allow-origin"] == "http://page.example"
-    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
-    answered = gateway.http.get("/v1/models", headers={"origin": "http://page.example"})
-    assert "x-request-id" in answered.headers["access-control-expose-headers"]
-    other = gateway.http.get("/v1/models", headers={"origin": "http://other.example"})
-    assert "access-control-allow-origin" not in other.headers
 
 
 def test_a_chat_without_a_template_gets_501_and_a_hint(gateway: Gateway) -> None:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 import tritonlm
@@ -16,7 +15,7 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.observability.tracing import Tracing
 from tritonlm.serving.restart_counts import read_restart_counts
 
-from . import errors
+from . import errors, origins
 from .access import AccessMiddleware
 from .adapters import AdapterService
 from .admission import AdmissionQueue
@@ -25,10 +24,9 @@ from .batches.store import BatchStore
 from .history import History
 from .loading import Loader
 from .metrics import LiveValues
-from .middleware import REQUEST_ID, RequestMiddleware
+from .middleware import RequestMiddleware
 from .quota import Quota
 from .response_store import ResponseStore
-from .responses import IGNORED_HEADER
 from .routes import ROUTERS
 from .services import Services
 from .settings import GatewaySettings
@@ -127,14 +125,7 @@ def _add_middleware(app: FastAPI, services: Services, ring: KeyRing, tracing: Tr
         quota=services.quota,
         admission=services.admission,
     )
-    if settings.cors_allow_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_allow_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "X-Api-Key", "Anthropic-Version", "Content-Type", REQUEST_ID],
-            expose_headers=[REQUEST_ID, IGNORED_HEADER],
-        )
+    origins.install(app, settings.cors_allow_origins)
     app.add_middleware(
         RequestMiddleware,
         max_body_bytes=settings.max_body_bytes,

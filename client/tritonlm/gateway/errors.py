@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from tritonlm.client.request_fields import mistake
 from tritonlm.contract import QueueFull, TritonLMError
+from tritonlm.contract.errors import shown
 
 from . import metrics
 
@@ -53,6 +54,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     for status, meaning in (
         (400, "an invalid value; `param` names it"),
         (401, "no key, or a wrong one"),
+        (403, "the key lacks the scope, or a page of another origin called"),
         (404, "no such model"),
         (413, "the body is too large"),
         (429, "too many requests, or the queue is full; see Retry-After"),
@@ -103,6 +105,15 @@ def _response(
 ) -> JSONResponse:
     content = anthropic_body(body, status) if uses_anthropic_form(path) else body
     return JSONResponse(content, status, headers)
+
+
+def cross_site_response(path: str, origin: str) -> JSONResponse:
+    """The response to a page that may not call."""
+    message = (
+        f"pages of {shown(origin)} may not call this server; to allow it, start the server with "
+        "--cors-allow-origins ORIGIN"
+    )
+    return _response(path, error_body(message, "permission_error", code="origin_not_allowed"), 403)
 
 
 def install(app: FastAPI) -> None:

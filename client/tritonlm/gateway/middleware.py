@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("tritonlm.access")
 REQUEST_ID = "x-request-id"
-# The name under which Anthropic's libraries read it.
-_ANTHROPIC_REQUEST_ID = "request-id"
+# Anthropic's libraries read it under another name.
+REQUEST_IDS = (REQUEST_ID, "request-id")
 # The route whose body is a file, and what the form around the file may take.
 UPLOAD_PATH, _FORM_BYTES = "/v1/files", 64 * 1024
 # OpenAI's libraries send the number of their earlier attempts.
@@ -77,7 +77,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = headers[_ANTHROPIC_REQUEST_ID] = context.request_id
+                headers.update(dict.fromkeys(REQUEST_IDS, context.request_id))
             elif context.first_byte is None:
                 context.first_byte = time.monotonic()
             await send(message)
