@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,88 +11,19 @@ from typing import Any
 import openai
 import pytest
 from fakes.fake_transport import LM, FakeTransport
-from fastapi.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
 from tritonlm.access.keys import KeyFile, Limits
-from tritonlm.contract import NotLoaded, QueueFull
-from tritonlm.gateway.admission import AdmissionQueue
+from tritonlm.contract import QueueFull
 from tritonlm.gateway.batches.lines import check_file, read_progress
-from tritonlm.gateway.batches.runner import BatchRunner
-from tritonlm.gateway.batches.store import Batch, BatchStore
+from tritonlm.gateway.batches.store import BatchStore
 
-from .conftest import WAIT_SECONDS, Gateway, running_gateway
-
-MISSING = "missing"
-CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-
-
-class PartlyLoaded(FakeTransport):
-    """The model MISSING is there, but not loaded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.searches = 0
-
-    def _find(self, model: str) -> None:
-        if model == MISSING:
-            self.searches += 1
-            raise NotLoaded(f"the model {model!r} is not loaded", "model")
-        super()._find(model)
+from .batch_calls import CHATS, COMPLETIONS, answers, line, run, sdk_of, upload, wait
+from .conftest import Gateway, running_gateway
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
     with running_gateway(batch_folder=tmp_path / "batches", max_file_bytes=50_000) as running:
         yield running
-
-
-def sdk_of(gateway: Gateway, key: str = "unused") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0)
-
-
-def line(number: int, url: str = COMPLETIONS, **body: Any) -> dict[str, Any]:
-    fields = {"model": LM, "max_tokens": 3, **({"prompt": f"p{number}"} if url == COMPLETIONS else {}), **body}
-    return {"custom_id": f"c{number}", "method": "POST", "url": url, "body": fields}
-
-
-def upload(sdk: openai.OpenAI, lines: list[Any]) -> str:
-    content = "\n".join(entry if isinstance(entry, str) else json.dumps(entry) for entry in lines).encode()
-    return sdk.files.create(file=("in.jsonl", content), purpose="batch").id
-
-
-def run(sdk: openai.OpenAI, lines: list[Any], endpoint: Any = COMPLETIONS) -> Any:
-    batch = sdk.batches.create(input_file_id=upload(sdk, lines), endpoint=endpoint, completion_window="24h")
-    return wait(sdk, batch.id)
-
-
-def wait(sdk: openai.OpenAI, batch_id: str, *statuses: str) -> Any:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        batch = sdk.batches.retrieve(batch_id)
-        if batch.status in (statuses or ("completed", "failed", "expired", "cancelled")):
-            return batch
-        assert time.monotonic() < deadline, batch
-        time.sleep(0.02)
-
-
-def stored_batch(store: BatchStore, lines: list[Any]) -> Batch:
-    """A batch as the route creates it, with its input file."""
-    source = store.folder / "source"
-    source.write_text("\n".join(map(json.dumps, lines)))
-    data = {
-        "input_file_id": store.add_file("", "in", "batch", source).id, "endpoint": COMPLETIONS, "status": "validating",
-        "expires_at": time.time() + 1000, "request_counts": {"total": 0}, "output_seconds": None,
-    }  # fmt: skip
-    batch = Batch("batch_1", "", "validating", time.time(), data)
-    store.put(batch)
-    return batch
-
-
-def answers(sdk: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
-    assert file_id is not None
-    rows = [json.loads(row) for row in sdk.files.content(file_id).text.splitlines()]
-    assert len({row["custom_id"] for row in rows}) == len(rows)
-    return {row["custom_id"]: row["response"] for row in rows}
 
 
 def test_each_line_gets_an_answer_at_the_lowest_priority(gateway: Gateway) -> None:
@@ -199,57 +128,6 @@ def test_a_full_server_is_tried_again(gateway: Gateway) -> None:
         assert run(sdk, [line(1)]).request_counts.completed == 1
 
 
-def test_a_request_that_fails_inside_the_gateway_is_an_error_and_the_others_run_once(tmp_path: Path) -> None:
-    class Faulty(FakeTransport):
-        def _find(self, model: str) -> None:
-            super()._find(model)
-            if self.calls and self.calls[-1].prompt.text == "p4":
-                raise RuntimeError("a fault")
-
-    transport = Faulty()
-    with running_gateway(transport, batch_folder=tmp_path, batch_requests=2) as gateway, sdk_of(gateway) as sdk:
-        batch = run(sdk, [line(number) for number in range(13)])
-        assert batch.request_counts.to_dict() == {"total": 13, "completed": 12, "failed": 1}
-        assert answers(sdk, batch.error_file_id)["c4"]["body"]["error"]["code"] == "internal_error"
-        assert len(answers(sdk, batch.output_file_id)) == 12
-        assert len(transport.calls) == 13
-
-
-def test_requests_of_a_batch_that_failed_do_not_go_on_beside_its_next_run(tmp_path: Path) -> None:
-    store = BatchStore(tmp_path / "b", 1, 2**20)
-    batch = stored_batch(store, [line(number) for number in range(3)])
-    # The answer to p0 cannot be written.
-    store.output(batch, "output").mkdir()
-    running: set[str] = set()
-    starts: Counter[str] = Counter()
-
-    async def check() -> None:
-        repeated = asyncio.Event()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            prompt = json.loads((await receive())["body"])["prompt"]
-            assert prompt not in running
-            starts[prompt] += 1
-            if prompt == "p0":
-                await JSONResponse({})(scope, receive, send)
-                return
-            running.add(prompt)
-            if starts["p2"] > 1:
-                repeated.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                running.discard(prompt)
-
-        # Slots for the requests of two runs at once.
-        runner = BatchRunner(store, app, AdmissionQueue(9, 9, 1.0), lambda _: True, 6)
-        runner.start()
-        await asyncio.wait_for(repeated.wait(), WAIT_SECONDS)
-        await runner.close()
-
-    asyncio.run(check())
-
-
 def test_a_cancelled_batch_keeps_its_answers(tmp_path: Path) -> None:
     transport = FakeTransport(pause=0.2)
     with running_gateway(transport, batch_folder=tmp_path / "b", batch_requests=1) as gateway, sdk_of(gateway) as sdk:
@@ -265,20 +143,6 @@ def test_a_cancelled_batch_keeps_its_answers(tmp_path: Path) -> None:
         assert 0 < len(answers(sdk, ended.output_file_id)) < 50
         with pytest.raises(openai.BadRequestError, match="nothing to cancel"):
             sdk.batches.cancel(batch.id)
-
-
-def test_a_batch_whose_model_is_missing_holds_up_no_other_and_can_be_cancelled(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"batch_folder": tmp_path / "b", "batch_requests": 2, "load_on_demand": False}
-    transport = PartlyLoaded()
-    with running_gateway(transport, **settings) as gateway, sdk_of(gateway) as sdk:
-        file_id = upload(sdk, [line(number, model=MISSING) for number in range(4)])
-        batch = sdk.batches.create(input_file_id=file_id, endpoint=COMPLETIONS, completion_window="24h")
-        wait(sdk, batch.id, "in_progress")
-        gateway.wait_until(lambda: transport.searches > 1)
-        assert run(sdk, [line(1), line(2)]).request_counts.completed == 2
-        sdk.batches.cancel(batch.id)
-        ended = wait(sdk, batch.id)
-        assert (ended.status, ended.request_counts.completed, ended.request_counts.failed) == ("cancelled", 0, 0)
 
 
 def test_a_batch_goes_on_after_a_stop(tmp_path: Path) -> None:

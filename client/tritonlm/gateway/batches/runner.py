@@ -151,7 +151,11 @@ class _BatchRun:
         self._stopped = False
 
     async def run(self) -> None:
-        if self._batch.status == store.VALIDATING and not await asyncio.to_thread(self._validate):
+        # Read again: since the poll has read it, an earlier run of it may have ended.
+        self._batch = await asyncio.to_thread(self._store.batch, self._batch.owner, self._batch.id)
+        if self._batch.status == store.VALIDATING:
+            await asyncio.to_thread(self._validate)
+        if self._batch.status not in store.ACTIVE:
             return
         if "end" not in self._batch.data:
             self._progress = await asyncio.to_thread(lines.read_progress, *self._files.values())
@@ -160,7 +164,7 @@ class _BatchRun:
         if not self._stopped:
             await asyncio.to_thread(self._finish)
 
-    def _validate(self) -> bool:
+    def _validate(self) -> None:
         data = self._batch.data
         try:
             total, errors = lines.check_file(self._store.content(data["input_file_id"]), data["endpoint"])
@@ -170,10 +174,7 @@ class _BatchRun:
         data["request_counts"]["total"] = total
         if errors:
             data["errors"] = {"object": "list", "data": errors}
-            self._set(store.FAILED)
-        elif not self._is_cancelled():
-            self._set(store.IN_PROGRESS)
-        return not errors
+        self._write(store.FAILED if errors else store.IN_PROGRESS)
 
     def _requests(self) -> Iterator[lines.Line]:
         for line in lines.read_lines(self._store.content(self._batch.data["input_file_id"])):
@@ -211,17 +212,8 @@ class _BatchRun:
 
     def _save(self) -> None:
         """Note the progress."""
-        self._is_cancelled()
         self._count()
-        self._store.put(self._batch)
-
-    def _is_cancelled(self) -> bool:
-        """Read whether the owner has cancelled the batch."""
-        row = self._store.batch(self._batch.owner, self._batch.id)
-        if row.status == store.CANCELLING:
-            self._batch.status = store.CANCELLING
-            self._batch.data |= {"status": store.CANCELLING, "cancelling_at": row.data["cancelling_at"]}
-        return row.status == store.CANCELLING
+        self._write()
 
     def _finish(self) -> None:
         """Turn the output files into files of the owner. Every step may be repeated after a kill."""
@@ -232,16 +224,17 @@ class _BatchRun:
             for kind, field in ((OUTPUT, "output_file_id"), (ERRORS, "error_file_id")):
                 if self._files[kind].is_file():
                     data[field] = store.new_file_id()
-            if data["end"] == store.COMPLETED:
-                self._set(store.FINALIZING)
-            self._store.put(self._batch)
+            # A batch that is `finalizing` cannot be cancelled any more.
+            self._write("" if data["end"] == store.CANCELLED else store.FINALIZING)
+            if self._batch.status == store.CANCELLING:
+                data["end"] = store.CANCELLED
         for kind, field in ((OUTPUT, "output_file_id"), (ERRORS, "error_file_id")):
             if field in data:
                 name, seconds = f"{self._batch.id}_{kind}.jsonl", data["output_seconds"]
                 self._store.add_file(
                     self._batch.owner, name, "batch_output", self._files[kind], seconds, file_id=data[field]
                 )
-        self._set(data["end"])
+        self._write(data["end"])
 
     def _end(self) -> str:
         if self._batch.status == store.CANCELLING:
@@ -263,7 +256,10 @@ class _BatchRun:
             "total_tokens": progress.input_tokens + progress.output_tokens,
         }
 
-    def _set(self, status: str) -> None:
-        self._batch.status = status
-        self._batch.data |= {"status": status, f"{status}_at": int(time.time())}
-        self._store.put(self._batch)
+    def _write(self, status: str = "") -> None:
+        """Write the batch, with a new status; but if its owner has cancelled it in the meantime, it is `cancelling`."""
+        changes = {"status": status, f"{status}_at": int(time.time())} if status else {}
+        if not self._store.update(self._batch, changes):
+            row = self._store.batch(self._batch.owner, self._batch.id)
+            self._batch.status = row.status
+            self._store.update(self._batch, {name: row.data[name] for name in ("status", "cancelling_at")})

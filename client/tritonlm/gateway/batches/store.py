@@ -111,6 +111,33 @@ class BatchStore:
             values = (batch.id, batch.owner, batch.status, batch.created, json.dumps(batch.data))
             database.execute("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?)", values)
 
+    def update(self, batch: Batch, changes: dict[str, Any]) -> bool:
+        """Write a batch with changed fields; False, and nothing is written, if its row has another status by now."""
+        data = {**batch.data, **changes}
+        with self._connection() as database:
+            values = (data["status"], json.dumps(data), batch.id, batch.status)
+            changed = database.execute("UPDATE batches SET status = ?, data = ? WHERE id = ? AND status = ?", values)
+        if changed.rowcount:
+            batch.status = data["status"]
+            batch.data |= changes
+        return bool(changed.rowcount)
+
+    def cancel(self, owner: str, batch_id: str) -> Batch:
+        """Mark a batch, so that no further request is sent. One that ends at this moment stays as it is."""
+        batch = self.batch(owner, batch_id)
+        changes = {"status": CANCELLING, "cancelling_at": int(time.time())}
+        with self._connection() as database:
+            changed = database.execute(
+                "UPDATE batches SET status = ?, data = json_patch(data, ?) WHERE id = ? AND status IN (?, ?)",
+                (CANCELLING, json.dumps(changes), batch_id, VALIDATING, IN_PROGRESS),
+            )
+        if not changed.rowcount:
+            status = self.batch(owner, batch_id).status
+            raise InvalidRequest(f"the batch is {status}: there is nothing to cancel", "batch_id")
+        batch.status = CANCELLING
+        batch.data |= changes
+        return batch
+
     def batch(self, owner: str, batch_id: str) -> Batch:
         rows = self._batches("WHERE id = ? AND owner = ?", (batch_id, owner))
         if not rows:

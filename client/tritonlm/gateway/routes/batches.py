@@ -225,18 +225,7 @@ async def retrieve(batch_id: str, request: Request, services: ServicesParameter)
 @router.post("/batches/{batch_id}/cancel")
 async def cancel(batch_id: str, request: Request, services: ServicesParameter) -> BatchObject:
     """Send no further request; the answers so far become a file."""
-    batches, owner = _batches(services), context_of(request.scope).caller
-
-    def stop() -> Batch:
-        batch = batches.batch(owner, batch_id)
-        if batch.status not in (store.VALIDATING, store.IN_PROGRESS):
-            raise InvalidRequest(f"the batch is {batch.status}: there is nothing to cancel", "batch_id")
-        batch.status = store.CANCELLING
-        batch.data |= {"status": store.CANCELLING, "cancelling_at": int(time.time())}
-        batches.put(batch)
-        return batch
-
-    return _batch_object(await asyncio.to_thread(stop))
+    return _batch_object(await asyncio.to_thread(_batches(services).cancel, context_of(request.scope).caller, batch_id))
 
 
 def _batches(services: Services) -> BatchStore:
