@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 import time
@@ -13,8 +14,12 @@ from typing import Any
 import httpx
 import pytest
 from fakes.fake_transport import LM
+from limits import RateLimitItem
+from limits.aio.strategies import MovingWindowRateLimiter
 from tritonlm.access.exposure import is_loopback
 from tritonlm.access.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
+from tritonlm.contract import RateLimited
+from tritonlm.gateway.quota import Caller, Quota
 from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
 from tritonlm.gateway.serve import check_settings
 from tritonlm.gateway.settings import GatewaySettings
@@ -144,6 +149,31 @@ def test_concurrent_requests_are_limited(locked: Locked) -> None:
         assert locked.complete("infer").status_code == 200
     locked.gateway.transport.pause = 0.0
     locked.gateway.wait_until(lambda: locked.complete("one").status_code == 200)
+
+
+def test_concurrent_requests_are_limited_while_the_rates_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Remote(MovingWindowRateLimiter):
+        """Answers later, as a Redis does."""
+
+        async def hit(self, item: RateLimitItem, *identifiers: str, cost: int = 1) -> bool:
+            await asyncio.sleep(0)
+            return await super().hit(item, *identifiers, cost=cost)
+
+    async def acquire() -> None:
+        quota = Quota("memory://")
+        one = Caller("one", Limits(running_requests=1, requests_per_minute=2))
+        results = await asyncio.gather(*(quota.acquire(one) for _ in range(20)), return_exceptions=True)
+        assert sum(isinstance(result, dict) for result in results) == 1
+        await quota.release(one, None, served=True)
+        await quota.acquire(one)
+        await quota.release(one, None, served=True)
+        # A refused request does not count as running.
+        with pytest.raises(RateLimited, match="2 requests a minute"):
+            await quota.acquire(one)
+        assert quota.running["one"] == 0
+
+    monkeypatch.setattr("tritonlm.gateway.quota.MovingWindowRateLimiter", Remote)
+    asyncio.run(acquire())
 
 
 def test_usage_is_reported_by_key(locked: Locked) -> None:

@@ -63,15 +63,21 @@ class Quota:
     async def acquire(self, caller: Caller) -> dict[str, str]:
         """Count a new request; returns the rate-limit headers, or raises RateLimited with the time to retry after."""
         headers: dict[str, str] = {}
-        with _storage_errors():
-            await self._check(caller, headers)
+        limit = caller.limits.running_requests
+        if limit is not None and self.running[caller.name] >= limit:
+            raise self._refusal(caller, f"{limit} requests at once are allowed", 1, headers)
+        # Before the first wait for the storage, where the caller's next request would pass the check, too.
         self.running[caller.name] += 1
+        try:
+            with _storage_errors():
+                await self._check_rates(caller, headers)
+        except BaseException:
+            self._leave(caller)
+            raise
         return headers
 
-    async def _check(self, caller: Caller, headers: dict[str, str]) -> None:
+    async def _check_rates(self, caller: Caller, headers: dict[str, str]) -> None:
         limits = caller.limits
-        if limits.running_requests is not None and self.running[caller.name] >= limits.running_requests:
-            raise self._refusal(caller, f"{limits.running_requests} requests at once are allowed", 1, headers)
         if limits.tokens_per_minute is not None:
             tokens = RateLimitItemPerMinute(limits.tokens_per_minute)
             window = await self._tokens.get_window_stats(tokens, "tokens", caller.name)
@@ -88,9 +94,7 @@ class Quota:
 
     async def release(self, caller: Caller, usage: CompletionUsage | None, served: bool) -> None:
         """The request has ended with this usage, or was not admitted (`served` false)."""
-        self.running[caller.name] -= 1
-        if not self.running[caller.name]:
-            del self.running[caller.name]
+        self._leave(caller)
         if not served:
             self._record_refusal(caller)
             return
@@ -109,6 +113,11 @@ class Quota:
             # The response is already sent; if the storage fails, the caller's next request is refused.
             with contextlib.suppress(Unavailable), _storage_errors():
                 await self._tokens.hit(window, "tokens", caller.name, cost=cost)
+
+    def _leave(self, caller: Caller) -> None:
+        self.running[caller.name] -= 1
+        if not self.running[caller.name]:
+            del self.running[caller.name]
 
     def _record_refusal(self, caller: Caller) -> None:
         self.usage[caller.label].refused += 1
