@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tritonlm.cli import app
 from tritonlm.contract import CheckpointError
 from tritonlm.serving import ServingError, Settings, preflight
 from tritonlm.serving.entries import remove_entry as remove_models
-from tritonlm.serving.entries import sync_repository, write_entry
+from tritonlm.serving.entries import sync_registry, sync_repository, write_entry
 from tritonlm.serving.model_selection import select_models
 from tritonlm.serving.paths import model_repository
 from tritonlm.serving.registry import Entry, add_entry, entry_of, make_entry, read_registry, remove_entry
@@ -67,7 +69,38 @@ def test_adding_and_removing_entries_keeps_comments(tmp_path: Path) -> None:
     assert read_registry(file)[1].path == tmp_path / "two"
     remove_entry(file, "first")
     assert [entry.max_sequences for entry in read_registry(file)] == [4]
-    assert [path.name for path in tmp_path.iterdir()] == ["models.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".models.yaml.lock", "models.yaml"]
+
+
+def test_what_is_added_at_once_is_in_the_registry_and_in_its_repository(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    file, names = tmp_path / "models.yaml", {f"lm{number}" for number in range(8)}
+    together = threading.Barrier(len(names), timeout=60)
+
+    def add(name: str) -> Path:
+        together.wait()
+        add_entry(file, make_entry(name=name, path=checkpoint))
+        return sync_registry(file)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        (folder,) = set(pool.map(add, names))
+    assert {entry.name for entry in read_registry(file)} == names
+    assert names <= {path.name for path in folder.iterdir()}
+
+
+def test_an_edited_registry_keeps_its_mode_and_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    file, link = tmp_path / "shared" / "models.yaml", tmp_path / "models.yaml"
+    link.symlink_to(file)
+    add_entry(link, make_entry(name="one", hf_repo="org/one"))
+    assert file.stat().st_mode & 0o777 == 0o644
+    file.chmod(0o640)
+    add_entry(link, make_entry(name="two", hf_repo="org/two"))
+    assert link.is_symlink()
+    assert [entry.name for entry in read_registry(file)] == ["one", "two"]
+    assert file.stat().st_mode & 0o777 == 0o640
 
 
 def test_the_first_entry_creates_the_registry_file(tmp_path: Path) -> None:

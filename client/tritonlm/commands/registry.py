@@ -16,8 +16,8 @@ from tritonlm.client.model_names import ModelNames
 from tritonlm.contract import Checkpoint, CheckpointError
 from tritonlm.serving import ServingError, paths, terminal
 from tritonlm.serving.downloads import downloaded
-from tritonlm.serving.entries import sync_repository, write_entry
-from tritonlm.serving.registry import add_entry, entry_of, read_registry, remove_entry
+from tritonlm.serving.entries import sync_registry, write_entry
+from tritonlm.serving.registry import add_entry, entry_of, remove_entry
 
 from .common import FAILED, MISUSED, adapters_folder, console
 
@@ -83,7 +83,7 @@ def add(
             raise ServingError("--copy needs --repository: the local server reads the checkpoint from its folder")
         file = registry or paths.registry()
         add_entry(file, entry)
-        _sync(file)
+        sync_registry(file)
     console.print(f"{name} is registered; it is loaded at its first request")
 
 
@@ -92,7 +92,7 @@ def remove(name: Name, registry: File = None) -> None:
     with _errors_printed():
         file = registry or paths.registry()
         remove_entry(file, name)
-        _sync(file)
+        sync_registry(file)
     console.print(f"{name} is removed from the registry")
 
 
@@ -101,11 +101,6 @@ def _refuse_adapter(name: str) -> None:
     for lm, adapters in ModelNames(adapters_folder()).adapters().items():
         if name in adapters:
             raise ServingError(f"{name} is an adapter of {lm} already; choose another name")
-
-
-def _sync(file: Path) -> None:
-    """Update the model repository of this registry; a running server reads the same folder."""
-    sync_repository(str(file.resolve()), read_registry(file), paths.model_repository())
 
 
 def _at_revision(source: Source, revision: str | None) -> Source:

@@ -8,16 +8,15 @@ not what is in an adapter's folder.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .errors import AdapterNotFound, CheckpointError, InvalidRequest, shown
+from .file_edits import locked, replace_text
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _NAME = re.compile(NAME)
@@ -102,26 +101,14 @@ def remove_adapter(file: Path, name: str) -> AdapterEntry:
 @contextlib.contextmanager
 def edit_adapters(file: Path) -> Iterator[dict[str, AdapterEntry]]:
     """The adapters, to be edited in place; written back as a whole unless an error is raised."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with (file.parent / f".{file.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(file):
         before = read_adapters(file)
         adapters = dict(before)
         yield adapters
         if adapters != before:
-            _write(file, adapters)
+            replace_text(file, _text(adapters))
 
 
-def _write(file: Path, adapters: dict[str, AdapterEntry]) -> None:
+def _text(adapters: dict[str, AdapterEntry]) -> str:
     rows = {name: {field: value for field, value in asdict(entry).items() if value} for name, entry in adapters.items()}
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as output:
-            json.dump(rows, output, ensure_ascii=False, indent=2)
-            output.write("\n")
-        # The engine may run as another user.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"

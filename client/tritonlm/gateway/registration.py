@@ -11,7 +11,7 @@ from tritonlm.checkpoints.reference import default_name, parse
 from tritonlm.checkpoints.resolve import folder_of
 from tritonlm.contract import Checkpoint, CheckpointError, InvalidRequest, ModelNotFound
 from tritonlm.serving import ServingError, paths
-from tritonlm.serving.entries import sync_repository
+from tritonlm.serving.entries import sync_registry
 from tritonlm.serving.registry import add_entry, entry_of, read_registry
 
 _PARAM = "model_path"
@@ -32,7 +32,7 @@ def register(model: str, registry: Path | None) -> str:
             add_entry(file, entry)
         elif all(other.source != source for other in known if other.name == entry.name):
             raise InvalidRequest(f"another model is registered as {default_name(source)}; remove it first", _PARAM)
-        sync_repository(str(file.resolve()), read_registry(file), paths.model_repository())
+        sync_registry(file)
     except (CheckpointError, ServingError) as error:
         raise InvalidRequest(str(error), _PARAM) from None
     return entry.name

@@ -20,7 +20,7 @@ from tritonlm.contract.adapters_file import AdapterEntry, adapters_file, add_ada
 from tritonlm.jobs import Job, JobManager, JobStore
 from tritonlm.jobs.store import QUEUED, RUNNING, STATES
 from tritonlm.serving import ServingError, paths
-from tritonlm.serving.entries import sync_repository
+from tritonlm.serving.entries import sync_registry
 from tritonlm.serving.model_selection import BUNDLED
 from tritonlm.serving.registry import NAME, Entry, add_entry, make_entry, read_registry, remove_entry
 from tritonlm.training.errors import TrainingError
@@ -164,7 +164,7 @@ class TrainingService:
             return
         with contextlib.suppress(ServingError):
             add_entry(self._registry, make_entry(name=job.name, path=final))
-            self._sync_repository()
+            sync_registry(self._registry)
 
     def check_deletable(self, name: str) -> None:
         """Callers may delete only models that a job of this server has trained."""
@@ -184,7 +184,7 @@ class TrainingService:
                 remove_adapter(adapters_file(self._adapters, base), name)
         with contextlib.suppress(ServingError):
             remove_entry(self._registry, name)
-            self._sync_repository()
+            sync_registry(self._registry)
 
     def _adapter_entries(self) -> list[tuple[str, str, AdapterEntry]]:
         """Base, name and entry of each adapter."""
@@ -193,9 +193,6 @@ class TrainingService:
 
     def _entries(self) -> list[Entry]:
         return read_registry(self._registry) if self._registry.is_file() else []
-
-    def _sync_repository(self) -> None:
-        sync_repository(str(self._registry.resolve()), self._entries(), paths.model_repository())
 
 
 def _resolve_inside(root: Path, path: str) -> Path | None:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from tritonlm.checkpoints.reference import HubModel
 from tritonlm.contract import tool_formats
+from tritonlm.contract.file_edits import locked
 from tritonlm.contract.parts import PARTS
 
 from . import paths
 from .errors import ServingError
-from .registry import Entry
+from .registry import Entry, read_registry
 
 # The ensemble whose config.pbtxt is the template of the others.
 _TEMPLATE = "abacus"
@@ -30,8 +31,7 @@ _STEP = re.compile(rf'(model_name:\s*")({"|".join(PARTS)})(")')
 
 def sync_repository(name: str, entries: Sequence[Entry], code: Path) -> Path:
     """Create or update the cached model repository of this name to hold exactly these entries; return its folder."""
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    folder = paths.cache() / "repositories" / digest
+    folder = _cached_repository(name)
     folder.mkdir(parents=True, exist_ok=True)
     expected = {model for entry in entries for model in model_names(entry)}
     for path in folder.iterdir():
@@ -40,6 +40,19 @@ def sync_repository(name: str, entries: Sequence[Entry], code: Path) -> Path:
     for entry in entries:
         write_entry(entry, folder, code)
     return folder
+
+
+def sync_registry(file: Path) -> Path:
+    """The same with the entries of a registry; none if there is no such file."""
+    file = file.resolve()
+    # Of two processes that have added entries the second one reads those of both.
+    with locked(_cached_repository(str(file))):
+        entries = read_registry(file) if file.is_file() else []
+        return sync_repository(str(file), entries, paths.model_repository())
+
+
+def _cached_repository(name: str) -> Path:
+    return paths.cache() / "repositories" / hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def model_names(entry: Entry) -> list[str]:

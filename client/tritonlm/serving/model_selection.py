@@ -16,7 +16,7 @@ from tritonlm.contract.parts import GENERATE
 from . import paths
 from .adapters import REGISTRY, Declared, declare_adapters, option_adapters, registry_adapters, serve_name
 from .downloads import downloaded
-from .entries import sync_repository
+from .entries import sync_registry, sync_repository
 from .errors import ServingError
 from .registry import Entry, entry_of, read_registry
 from .repository import LanguageModel, find_language_model
@@ -73,12 +73,10 @@ def write_models(settings: Settings, selection: ModelSelection) -> list[Path]:
 
     Only once its ports are free: the server that holds them has declared its adapters under their number.
     """
-    code = paths.model_repository()
     # Included even when it is empty, so that Triton sees models that are added later.
-    repositories = [
-        *settings.model_repository, sync_repository(str(selection.registry), selection.registered, code)
-    ]  # fmt: skip
+    repositories = [*settings.model_repository, sync_registry(selection.registry)]
     if named := [entry_of(source, name) for name, source in selection.named.items()]:
+        code = paths.model_repository()
         repositories.append(sync_repository(_repository_name(named, code), named, code))
     declare_adapters(
         settings.adapters,

@@ -5,9 +5,8 @@ It reads, validates and edits the file. `entries` writes the model repository of
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tritonlm.checkpoints.reference import HubModel, Source, absolute, default_name, source_of
 from tritonlm.contract import CheckpointError, devices, tool_formats
+from tritonlm.contract.file_edits import locked, replace_text
 from tritonlm.contract.parts import PARTS, part_of
 
 from .errors import ServingError
@@ -170,24 +170,21 @@ def remove_entry(file: Path, name: str) -> None:
 
 @contextmanager
 def _editing(file: Path) -> Iterator[list[dict[str, Any]]]:
-    """The rows, to be edited in place; written back atomically unless an error is raised."""
-    if file.exists():
-        read_registry(file)
-    content = _load(file) if file.exists() else []
-    yield _rows(content, file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as output:
-            if file.suffix == ".json":
-                json.dump(content, output, ensure_ascii=False, indent=2)
-                output.write("\n")
-            else:
-                _yaml().dump(content, output)
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """The rows, to be edited in place; written back as a whole unless an error is raised."""
+    with locked(file):
+        if file.exists():
+            read_registry(file)
+        content = _load(file) if file.exists() else []
+        yield _rows(content, file)
+        replace_text(file, _text(content, file))
+
+
+def _text(content: Any, file: Path) -> str:
+    if file.suffix == ".json":
+        return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    output = io.StringIO()
+    _yaml().dump(content, output)
+    return output.getvalue()
 
 
 def _load(file: Path) -> Any:

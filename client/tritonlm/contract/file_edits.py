@@ -1,0 +1,41 @@
+"""Edits of a file by several processes: a lock from reading to writing, and replacement as a whole.
+
+A reader, which takes no lock, sees the old content or the new one. A link stays a link: its target is edited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_READABLE_BY_ALL = 0o644
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder: a file beside it, which stays. Folders that are missing are created."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write the file; it keeps its mode. All may read a new one: a server may run as another user."""
+    file = file.resolve()
+    mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else _READABLE_BY_ALL
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as output:
+            output.write(text)
+        os.chmod(temporary, mode)
+        os.replace(temporary, file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
