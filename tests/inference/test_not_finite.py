@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from engine.engine import Engine
 from engine.request import Request
 from safetensors.torch import load_file, save_file
@@ -87,3 +90,27 @@ def test_an_embedding_that_is_not_finite_fails_and_leaves_no_prefix(folder: Path
     assert engine.pool.match(prompt).blocks == []
     counted = engine.reports.status()
     assert (counted["finished"], counted["failed"]) == (0, 1)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 6])
+def test_a_prompt_score_that_is_not_finite_fails_its_request_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    project = engine.runner.project
+
+    def poisoned(computed: Any, rows: Any) -> Iterator[torch.Tensor]:
+        for logits in project(computed, rows):
+            changed = logits.clone()
+            changed[2] = float("inf")
+            yield changed
+
+    monkeypatch.setattr(engine.runner, "project", poisoned)
+    # The row belongs to the first prompt of the step.
+    failed, beside = (
+        submit(engine, [first, *SHARED], echo=True, logprobs=0, max_tokens=max_tokens) for first in (10, 11)
+    )
+    run(engine)
+    check_failed(failed)
+    assert len(beside.logprobs) == 1 + len(SHARED) + max_tokens
+    assert engine.pool.match([10, *SHARED]).blocks == []
+    assert len(engine.pool.match([11, *SHARED]).blocks) == 4

@@ -95,7 +95,7 @@ class StepOutputProcessor:
         """
         # The first hidden row of each slice. Computed before any request changes: a scored prompt needs no more rows.
         ends = list(accumulate((len(piece.hidden_rows) for piece in plan), initial=0))
-        self._score_prompts(plan, computed, ends)
+        not_finite = self._score_prompts(plan, computed, ends)
         row, sampling = 0, []
         for piece, (first, end) in zip(plan, pairwise(ends), strict=True):
             request = piece.request
@@ -104,12 +104,13 @@ class StepOutputProcessor:
                 self._metrics.count("prompt_tokens", piece.count)
                 request.prefill_started_at = request.prefill_started_at or began
             self._scheduler.advance(piece)
-            if request.embeds:
+            if request in not_finite:
+                self._fail(request)
+            elif request.embeds:
                 request.output.add(piece.start, computed.hidden[first:end])
                 if piece.samples:
                     self._finish_embedding(request)
-                continue
-            if piece.samples:
+            elif piece.samples:
                 request.output.finish_prompt()
                 sampling.append((piece, row - 1 - len(piece.draft_tokens)))
         self._sample(sampling, computed, chosen)
@@ -233,8 +234,8 @@ class StepOutputProcessor:
         self._runner.clear(self._scheduler.pool.unpublish(request.table))
         self._end(request, EngineFailure("the model produced numbers that are not finite (NaN) for this prompt"))
 
-    def _score_prompts(self, plan: Sequence[Slice], computed: ForwardOutput, ends: Sequence[int]) -> None:
-        """Add log-probabilities to the scored prompts of the plan: all together, in bounded groups of rows."""
+    def _score_prompts(self, plan: Sequence[Slice], computed: ForwardOutput, ends: Sequence[int]) -> set[Request]:
+        """Add log-probabilities to the plan's scored prompts. Return the requests with a row that is not finite."""
         rows: list[int] = []
         ids: list[int] = []
         spans: list[tuple[Request, int]] = []
@@ -249,20 +250,31 @@ class StepOutputProcessor:
                     spans.append((request, last - first))
                     request.scored_tokens = last
         if not rows:
-            return
+            return set()
+        alternatives = [request.parameters.logprobs or 0 for request, count in spans for _ in range(count)]
+        entries = iter(self._score(computed, rows, ids, alternatives))
+        not_finite: set[Request] = set()
+        for request, count in spans:
+            usable = [entry for entry in islice(entries, count) if entry is not None]
+            if len(usable) == count:
+                request.output.add_prompt_logprobs(usable)
+            else:
+                not_finite.add(request)
+        return not_finite
+
+    def _score(
+        self, computed: ForwardOutput, rows: Sequence[int], ids: Sequence[int], alternatives: Sequence[int]
+    ) -> list[TokenLogprob | None]:
+        """An entry for each of these hidden rows: all together, in bounded groups of rows."""
         parts: list[Scores] = []
-        most = max(request.parameters.logprobs or 0 for request, _ in spans)
-        done = 0
+        most, done = max(alternatives), 0
         for logits in self._runner.project(computed, rows):
             count = len(logits)
             parts.append(self._runner.score(logits, range(count), ids[done : done + count], most))
             done += count
             # Free the logits before the next group is computed.
             del logits
-        alternatives = [request.parameters.logprobs or 0 for request, count in spans for _ in range(count)]
-        entries = iter(Scores.join(parts).entries(ids, alternatives))
-        for request, count in spans:
-            request.output.add_prompt_logprobs([entry for entry in islice(entries, count) if entry is not None])
+        return Scores.join(parts).entries(ids, alternatives)
 
 
 def _token_masks(requests: Sequence[Request], masks: StepMasks, position: int) -> TokenMasks:
