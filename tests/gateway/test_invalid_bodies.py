@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from tritonlm.gateway.history import History
 from tritonlm.gateway.schemas import CompletionRequest, TokenizeRequest
 from tritonlm.gateway.settings import GatewaySettings
 
-from .conftest import Gateway
+from .conftest import Gateway, running_gateway
 
 MANY, FEW = 2000, 40
 
@@ -80,3 +82,34 @@ def test_the_history_keeps_short_names() -> None:
     entry = history.get("a")
     assert entry is not None
     assert len(entry.model) == MAX_MODEL_NAME
+
+
+# JSON can hold half of a surrogate pair, which is no character and has no UTF-8.
+SURROGATE = "\ud800"
+WITH_SURROGATES: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/completions", {"prompt": SURROGATE}, "prompt"),
+    ("/v1/completions", {"prompt": "a", "structured_outputs": {SURROGATE: 1}}, "structured_outputs"),
+    ("/v1/completions", {"prompt": "a", SURROGATE: 1}, "body"),
+    ("/v1/responses", {"input": "a", "stream": True, "tools": [{"type": SURROGATE}]}, "tools"),
+    ("/v1/messages", {"messages": [{"role": "user", "content": SURROGATE}], "max_tokens": 1}, "messages"),
+    ("/v1/decisions", {"input": "a", "questions": [{"type": "predicate", "name": SURROGATE}]}, "questions"),
+    ("/v1/batches", {"input_file_id": SURROGATE}, "input_file_id"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), WITH_SURROGATES, ids=[row[0] for row in WITH_SURROGATES])
+def test_unpaired_surrogates_are_refused_by_name(gateway: Gateway, path: str, body: dict[str, Any], param: str) -> None:
+    content = json.dumps(body if path == "/v1/batches" else {"model": LM, **body})
+    response = gateway.http.post(path, content=content, headers={"content-type": "application/json"})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert "surrogate" in error["message"]
+    assert not gateway.transport.calls
+
+
+@pytest.mark.parametrize("seconds", ["9" * 5000, "-1", "", "x"])
+def test_a_files_life_is_a_number_in_its_range(tmp_path: Path, seconds: str) -> None:
+    data = {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
+    with running_gateway(batch_folder=tmp_path) as gateway:
+        response = gateway.http.post("/v1/files", files={"file": ("in.jsonl", b"{}")}, data=data)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "expires_after[seconds]")

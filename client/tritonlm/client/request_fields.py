@@ -5,7 +5,7 @@ The fields of the sampling parameters are generated from the contract, which val
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tritonlm.client.sequences import RESERVED_PARAMETERS
 from tritonlm.contract import InvalidRequest, SamplingParameters
-from tritonlm.contract.structured_outputs import OTHER_NAMES
+from tritonlm.contract.structured_outputs import OTHER_NAMES, check_unicode
 
 NULL = {"type": "null"}
 _MAX_NAME = 64
@@ -42,9 +42,14 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_one_unknown_field(cls, sent: Any) -> Any:
+    def _check_names_and_texts(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
+        for text in _texts_of(list(sent)):
+            check_unicode("body", text)
+        for name, value in sent.items():
+            for text in _texts_of(value):
+                check_unicode(str(name)[:_MAX_NAME], text)
         unknown = next((name for name in sent if name not in cls.model_fields), None)
         return {name: value for name, value in sent.items() if name in cls.model_fields or name == unknown}
 
@@ -52,6 +57,19 @@ class Body(BaseModel):
         """The fields that were sent. `null` means "not sent"."""
         sent = self.model_dump(include=self.model_fields_set)
         return {name: value for name, value in sent.items() if value is not None}
+
+
+def _texts_of(value: Any) -> Iterator[str]:
+    """All strings in a value of JSON, names of fields included; without recursion, which Python limits."""
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            parts += (*part, *part.values())
+        elif isinstance(part, list):
+            parts += part
 
 
 B = TypeVar("B", bound=Body)

@@ -68,7 +68,7 @@ def _read_text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidRequest.for_value(name, "a string that is not empty", value)
     _check_size(name, len(value))
-    _check_unicode(name, value)
+    check_unicode(name, value)
     return value
 
 
@@ -79,7 +79,7 @@ def _read_choice(name: str, value: Any) -> list[str]:
         raise InvalidRequest.for_value(name, f"a list of 1 to {MAX_CHOICES} strings that are not empty", value)
     _check_size(name, sum(map(len, choices)))
     for choice in choices:
-        _check_unicode(name, choice)
+        check_unicode(name, choice)
     return list(choices)
 
 
@@ -238,7 +238,8 @@ def _check_size(name: str, characters: int) -> None:
         raise InvalidRequest(f"{name} must have at most {MAX_CHARACTERS} characters (got {characters})", name)
 
 
-def _check_unicode(name: str, text: str) -> None:
+def check_unicode(name: str, text: str) -> None:
+    """Refuse what JSON can hold and UTF-8 cannot: half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -34,6 +34,7 @@ _MAX_ACTIVE = 16
 # Of a file's life, as with OpenAI.
 _LEAST_SECONDS, _MOST_SECONDS = 3600, 30 * store.SECONDS_PER_DAY
 _MAX_NAME = 256
+_MAX_DIGITS = 20
 
 
 class FileObject(BaseModel):
@@ -239,12 +240,14 @@ def _read_life(anchor: str | None, seconds: str | None) -> int | None:
         return None
     if anchor != "created_at":
         raise InvalidRequest("expires_after[anchor] must be created_at", "expires_after[anchor]")
-    if not (seconds or "").isdecimal() or not _LEAST_SECONDS <= int(seconds or "") <= _MOST_SECONDS:
+    # Python refuses to read thousands of digits.
+    life = int(seconds) if seconds and seconds.isdecimal() and len(seconds) <= _MAX_DIGITS else 0
+    if not _LEAST_SECONDS <= life <= _MOST_SECONDS:
         raise InvalidRequest(
             f"expires_after[seconds] must be an integer from {_LEAST_SECONDS} to {_MOST_SECONDS}",
             "expires_after[seconds]",
         )
-    return int(seconds or "")
+    return life
 
 
 def _file_object(file: StoredFile) -> FileObject:
