@@ -99,6 +99,12 @@ def test_a_name_before_a_model(text: str, parts: tuple[str, str]) -> None:
         (HubModel("org/name", "v1"), "name"),
         (HubModel("org/name-GGUF", file="Q4_K_M"), "name-Q4_K_M"),
         (HubModel("org/name-GGUF", file="sub/name.Q8_0.gguf"), "name.Q8_0"),
+        # As browsers name a second download.
+        (Path("/models/my model (1).gguf"), "my-model-1"),
+        (Path("/runs/_lr=3e-4"), "lr-3e-4"),
+        (Path("/runs/step_"), "step_"),
+        (Path("/models/模型"), ""),
+        (Path(f"/models/{'long' * 40}"), "long" * 25),
     ],
 )
 def test_the_default_name(source: Path | HubModel, name: str) -> None:

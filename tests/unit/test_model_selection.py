@@ -11,7 +11,7 @@ from fakes.checkpoints import write_checkpoint
 from tritonlm.checkpoints.reference import HubModel
 from tritonlm.cli import app
 from tritonlm.contract.adapters_file import AdapterEntry, add_adapter
-from tritonlm.serving import Settings
+from tritonlm.serving import ServingError, Settings
 from tritonlm.serving.model_selection import language_models, select_models, write_models
 from typer.testing import CliRunner
 
@@ -51,6 +51,15 @@ def test_the_same_option_in_two_working_folders_means_two_repositories(
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert repository("b/run") == second
+
+
+def test_a_model_is_served_under_a_valid_name_or_the_remedy_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my model (1).gguf").write_bytes(b"GGUF")
+    selection = select_models(Settings(checkpoint=[str(tmp_path / "my model (1).gguf")]))
+    assert dict(selection.named) == {"my-model-1": tmp_path / "my model (1).gguf"}
+    (tmp_path / "模型").mkdir()
+    with pytest.raises(ServingError, match="without letters and digits of ASCII; name it as NAME=MODEL"):
+        select_models(Settings(checkpoint=[str(tmp_path / "模型")]))
 
 
 @pytest.fixture

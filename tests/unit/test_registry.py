@@ -116,7 +116,7 @@ def test_the_first_entry_creates_the_registry_file(tmp_path: Path) -> None:
         ('[{"name": "a"}]', "a: exactly one of path and hf_repo is needed"),
         ('[{"name": "a", "path": "x", "hf_repo": "y"}]', "a: exactly one of"),
         ('[{"name": "a", "path": "x", "colour": "red"}]', "a: colour: Extra inputs are not permitted"),
-        ('[{"name": "../a", "path": "x"}]', "../a: name: String should match pattern"),
+        ('[{"name": "../a", "path": "x"}]', "../a: name: must be 1 to 100 letters, digits, dots"),
         ('[{"name": "a-generate", "path": "x"}]', "a name must not end in tokenize, generate, detokenize"),
         (
             '[{"name": "a", "path": "x", "device": "mps"}]',
@@ -306,6 +306,7 @@ def test_add_and_remove_edit_the_registry_and_report_errors(
     assert entry.engine_parameters() == {"max_sequences": "4", "kv_dtype": "int8"}
     for words, message in (
         (("add", "mine", "--model", str(checkpoint)), "is in"),
+        (("add", "an other", "--model", str(checkpoint)), "name: must be 1 to 100 letters, digits, dots, dashes and"),
         (("add", "other", "--model", str(tmp_path)), "has no config.json"),
         (("add", "other", "--model", "no/such/hub/id"), "there is no folder or GGUF file no/such/hub/id"),
         (("add", "other", "--model", str(checkpoint), "--revision", "v1"), "--revision is for a model of the Hub"),

@@ -22,6 +22,10 @@ _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 # A file may lie in a folder of its repository. A revision may hold slashes: refs/pr/3.
 _HUB_MODEL = re.compile(rf"(?P<repo>{_WORD}(?:/{_WORD})?)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[\w][\w .+()/-]*))?")
+# What no name of a served model has anywhere, and at its start and its end.
+_FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]+")
+_FORBIDDEN_ENDS = re.compile(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+$")
+_MAX_NAME = 100
 # NAME=MODEL; a path may hold "=" too.
 _NAMED = re.compile(rf"(?P<name>{_WORD})=(?P<model>.+)")
 
@@ -103,7 +107,15 @@ def _hub_model(match: re.Match[str]) -> HubModel:
 
 
 def default_name(source: Source) -> str:
-    """The name under which a model is served that is given none: that of its folder, file or repository."""
+    """The name under which a model is served that is given none: that of its folder, file or repository.
+
+    A name is a part of URLs and of folders, so all but letters, digits, dots, dashes and underscores becomes a dash.
+    Empty if nothing is left.
+    """
+    return _FORBIDDEN.sub("-", _FORBIDDEN_ENDS.sub("", _own_name(source)))[:_MAX_NAME]
+
+
+def _own_name(source: Source) -> str:
     if isinstance(source, Path):
         return stem(source.name)
     name = source.repo.rpartition("/")[2]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # A model's name is also a folder name and a part of URLs.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_NAME_RULE = "must be 1 to 100 letters, digits, dots, dashes and underscores, of which the first is a letter or a digit"
 _HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 # The length is bounded by max_length: a bound inside a Unicode pattern costs 20 MB and a slow import.
 _REVISION = r"^[\w./-]+$"
@@ -110,7 +111,9 @@ def make_entry(**values: Any) -> Entry:
 
 def entry_of(source: Source, name: str = "", **values: Any) -> Entry:
     """The entry of a source; without a name it is called like its folder, file or repository."""
-    return make_entry(name=name or default_name(source), **source_fields(source), **values)
+    if not (name := name or default_name(source)):
+        raise ServingError(f"{source} has a name without letters and digits of ASCII; name it as NAME=MODEL")
+    return make_entry(name=name, **source_fields(source), **values)
 
 
 def source_fields(source: Source) -> dict[str, Any]:
@@ -227,5 +230,6 @@ def _yaml() -> YAML:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
+    is_name = (field, problem["type"]) == ("name", "string_pattern_mismatch")
+    message = _NAME_RULE if is_name else problem["msg"].removeprefix("Value error, ")
     return f"{field}: {message} (got {problem['input']!r:.60})" if field else message
