@@ -83,9 +83,13 @@ def test_a_reference_may_name_a_path_that_does_not_exist(folder: Path) -> None:
         ("mine=runs/lr=0.1", ("mine", "runs/lr=0.1")),
         ("runs/lr=0.1", ("", "runs/lr=0.1")),
         ("org/name", ("", "org/name")),
+        ("lr=0.1", ("", "lr=0.1")),
+        ("mine=lr=0.1", ("mine", "lr=0.1")),
+        ("lr=0.2", ("lr", "0.2")),
     ],
 )
-def test_a_name_before_a_model(text: str, parts: tuple[str, str]) -> None:
+def test_a_name_before_a_model_that_is_no_part_of_a_path(folder: Path, text: str, parts: tuple[str, str]) -> None:
+    (folder / "lr=0.1").mkdir()
     assert split_name(text) == parts
 
 

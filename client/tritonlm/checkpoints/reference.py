@@ -26,7 +26,7 @@ _HUB_MODEL = re.compile(rf"(?P<repo>{_WORD}(?:/{_WORD})?)(?:@(?P<revision>[\w./-
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]+")
 _FORBIDDEN_ENDS = re.compile(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]+$")
 _MAX_NAME = 100
-# NAME=MODEL; a path may hold "=" too.
+# NAME=MODEL, unless a path is called so.
 _NAMED = re.compile(rf"(?P<name>{_WORD})=(?P<model>.+)")
 
 
@@ -51,8 +51,8 @@ Source = Path | HubModel
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """NAME and MODEL of `NAME=MODEL`; an empty name where there is none."""
-    match = _NAMED.fullmatch(text)
+    """NAME and MODEL of `NAME=MODEL`; an empty name where there is none, and for an existing path."""
+    match = None if _exists(Path(text).expanduser()) else _NAMED.fullmatch(text)
     return (match["name"], match["model"]) if match else ("", text)
 
 
