@@ -20,6 +20,7 @@ from tritonlm.contract import (
     TritonLMError,
     Unavailable,
 )
+from tritonlm.gateway.history import History
 
 from .conftest import Gateway
 
@@ -119,6 +120,25 @@ def test_an_error_before_the_first_byte_has_its_http_status(
     error = error_of(response)
     assert (response.status_code, error["type"], error["code"]) == (status, kind, code)
     assert ("retry-after" in response.headers) == (status in (429, 503))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_internal_error_has_an_id_shows_no_details_and_keeps_the_connection(
+    gateway: Gateway, stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(History, "begin", fail)
+    response = gateway.post("/v1/completions", model=LM, prompt="a", stream=stream)
+    error = error_of(response)
+    assert (response.status_code, error["type"], error["code"]) == (500, "server_error", "internal_error")
+    assert "secret" not in response.text
+    logged = [record for record in caplog.records if record.exc_info and "a secret" in str(record.exc_info[1])]
+    assert [response.headers["x-request-id"] in record.getMessage() for record in logged] == [True]
+    used = response.extensions["network_stream"].get_extra_info("client_addr")
+    after = gateway.http.get("/health/live").extensions["network_stream"].get_extra_info("client_addr")
+    assert after == used
 
 
 BAD: list[tuple[str, dict[str, Any], str | None]] = [

@@ -107,6 +107,10 @@ def _response(
     return JSONResponse(content, status, headers)
 
 
+def internal_response(path: str) -> JSONResponse:
+    return _response(path, error_body(_INTERNAL, "server_error", code="internal_error"), 500)
+
+
 def cross_site_response(path: str, origin: str) -> JSONResponse:
     """The response to a page that may not call."""
     message = (
@@ -120,7 +124,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(TritonLMError, _handle_contract_error)
     app.add_exception_handler(RequestValidationError, _handle_invalid_body)
     app.add_exception_handler(HTTPException, _handle_http_error)
-    app.add_exception_handler(Exception, _handle_internal_error)
 
 
 async def _handle_contract_error(request: Request, error: Exception) -> JSONResponse:
@@ -153,8 +156,3 @@ async def _handle_http_error(request: Request, error: Exception) -> JSONResponse
     message = messages.get(error.status_code, str(error.detail))
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
     return _response(request.url.path, error_body(message, kind), error.status_code, error.headers)
-
-
-async def _handle_internal_error(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _response(request.url.path, error_body(_INTERNAL, "server_error", code="internal_error"), 500)

@@ -20,6 +20,7 @@ from tritonlm.client.types import CompletionUsage
 from tritonlm.observability.tracing import TRACEPARENT, Tracing, current, traceparent_of
 
 from . import metrics
+from .errors import internal_response
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -70,12 +71,12 @@ class RequestMiddleware:
         context = RequestContext(sent_id if _VALID_ID.fullmatch(sent_id) else secrets.token_hex(12))
         scope.setdefault("state", {})["context"] = context
         _accept_curl_json(scope)
-        span, status = self._begin_span(scope), 500
+        span, status, has_started = self._begin_span(scope), 500, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_started = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers.update(dict.fromkeys(REQUEST_IDS, context.request_id))
             elif context.first_byte is None:
@@ -85,6 +86,13 @@ class RequestMiddleware:
         try:
             limit = self._max_upload_bytes if scope["path"] == UPLOAD_PATH else self._max_body_bytes
             await self._app(scope, _limited(receive, limit), send_with_id)
+        except Exception:
+            # Here and not in a handler of the application: those for all exceptions run outside this middleware, so
+            # that their response has no id, and the server closes its connection.
+            _log.exception("%s %r failed [%s]", scope["method"], scope["path"], context.request_id)
+            if has_started:
+                raise
+            await internal_response(scope["path"])(scope, receive, send_with_id)
         finally:
             status = 499 if context.client_left else status
             _finish(scope, context, status)
