@@ -131,6 +131,7 @@ def test_a_path_that_is_no_model(tmp_path: Path, content: dict[str, bytes], mess
 
 TEXTS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 GGUFS = ["lm-Q4_0.gguf", "lm-Q4_K_M.gguf", "lm-Q8_0.gguf", "lm-UD-Q4_K_XL.gguf", "mmproj-F16.gguf"]
+IMATRICES = ["imatrix.gguf", "lm.imatrix.gguf", "lm-imatrix.gguf", "imatrix_unsloth.gguf"]
 SPLIT = [f"Q8_0/lm-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
 
 
@@ -150,6 +151,10 @@ SPLIT = [f"Q8_0/lm-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
         ("org/lm:Q8_0", SPLIT, SPLIT),
         (f"org/lm:{SPLIT[0]}", SPLIT, SPLIT),
         ("org/lm", ["README.md", "lm-Q8_0.gguf", "mmproj-F16.gguf"], ["lm-Q8_0.gguf"]),
+        ("org/lm", ["lm-Q8_0.gguf", *IMATRICES], ["lm-Q8_0.gguf"]),
+        ("org/lm:Q4_K_M", ["lm-imatrix-Q4_K_M.gguf", *IMATRICES], ["lm-imatrix-Q4_K_M.gguf"]),
+        ("org/lm:Q4_K_M", ["imatrix/lm-Q4_K_M.gguf", *IMATRICES], ["imatrix/lm-Q4_K_M.gguf"]),
+        ("org/lm:lm-Q4_K_M-imatrix.gguf", ["lm-Q4_K_M-imatrix.gguf", *GGUFS], ["lm-Q4_K_M-imatrix.gguf"]),
     ],
 )  # fmt: skip
 def test_the_files_of_a_model(model: str, names: list[str], chosen: list[str]) -> None:

@@ -22,17 +22,19 @@ _SECOND_COPY = re.compile(r"consolidated[.-].*")
 _QUANTIZATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|T?Q\d_\d|MXFP4\w*|BF16|F16|F32|FP16|FP32))$", re.IGNORECASE
 )
-# The projector of a multimodal model, and importance matrices: no language models.
-_OTHER_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+# No language models, by a file's name without its ending: the projector of a multimodal model, and importance matrices
+# (imatrix.gguf, imatrix_unsloth.gguf, lm.imatrix.gguf), but not lm-imatrix-Q4_K_M.gguf, which was quantized with one.
+_OTHER_GGUF = re.compile(r"mmproj|(?:^|/)imatrix[^/]*$|[-._]imatrix$", re.IGNORECASE)
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
 def choose_files(model: HubModel, names: Iterable[str], weights: bool = True) -> list[str]:
     """The files to download; the first part of a GGUF file is first. Without `weights` only texts, if it has some."""
     names = sorted(names)
-    ggufs = [name for name in names if name.lower().endswith(_GGUF) and not _OTHER_GGUF.search(name)]
+    files = [name for name in names if name.lower().endswith(_GGUF)]
+    ggufs = [name for name in files if not _OTHER_GGUF.search(stem(name))]
     if model.file:
-        return _choose_gguf(model, ggufs)
+        return _choose_gguf(model, files, ggufs)
     top = [name for name in names if "/" not in name]
     tensors = _safetensors(top)
     if ggufs and not tensors:
@@ -73,16 +75,17 @@ def _refuse_incomplete(model: HubModel, top: Sequence[str], tensors: Sequence[st
         raise CheckpointError(f"{model} has no tokenizer.json; save its tokenizer with transformers' save_pretrained()")
 
 
-def _choose_gguf(model: HubModel, ggufs: Sequence[str]) -> list[str]:
+def _choose_gguf(model: HubModel, files: Sequence[str], ggufs: Sequence[str]) -> list[str]:
+    """`files` may be chosen by name, `ggufs` of them also by quantization."""
     requested = model.file.lower()
     if requested.endswith(_GGUF):
-        chosen = [name for name in ggufs if requested in (name.lower(), name.lower().rpartition("/")[2])]
+        chosen = [name for name in files if requested in (name.lower(), name.lower().rpartition("/")[2])]
     else:
         token = re.compile(rf"(?:^|[-._/]){re.escape(requested)}$")
         chosen = [name for name in ggufs if token.search(stem(name).lower())]
     groups = _by_file(chosen)
     if len(groups) == 1:
-        return _all_parts(model, next(iter(groups.values())), ggufs)
+        return _all_parts(model, next(iter(groups.values())), files)
     if not ggufs:
         raise CheckpointError(f"{model.repo} has no GGUF files")
     problem = f"several files for {model.file}" if groups else f"no {model.file}"
