@@ -191,7 +191,8 @@ class Scheduler:
 
     def _running_in_order(self) -> Iterator[Request]:
         """The running requests, best rank first. Preemption may shorten the list from its end during the iteration."""
-        self.running.sort(key=lambda r: r.rank)
+        # A new list: other threads count the running requests, and a list is empty while it is sorted in place.
+        self.running = sorted(self.running, key=lambda r: r.rank)
         index = 0
         while index < len(self.running):
             request = self.running[index]
