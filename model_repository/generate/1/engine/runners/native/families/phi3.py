@@ -1,6 +1,6 @@
 """Phi 3 and 4: one matrix of queries, keys and values, and one of gate and up.
 
-With longrope texts of any length get the factors of the longest that is served, because cached keys keep their rotation.
+With longrope texts of any length get the factors of the longest one served, because cached keys keep their rotation.
 """
 
 from __future__ import annotations
