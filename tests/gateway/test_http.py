@@ -14,6 +14,7 @@ from tritonlm.contract import (
     ContextLengthExceeded,
     Draining,
     EngineFailure,
+    NotOffered,
     QueueFull,
     QueueTimeout,
     TimedOut,
@@ -231,6 +232,20 @@ def test_a_chat_without_a_template_gets_501_and_a_hint(gateway: Gateway) -> None
     assert response.status_code == 501
     assert response.headers["x-should-retry"] == "false"
     assert "/v1/completions" in error_of(response)["message"]
+
+
+CHATS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": CHAT},
+    "/v1/responses": {"input": "x"},
+    "/v1/messages": {"messages": CHAT, "max_tokens": 1},
+}
+
+
+@pytest.mark.parametrize("path", CHATS)
+def test_what_a_chat_is_not_offered_is_named(gateway: Gateway, path: str) -> None:
+    gateway.transport.trouble = [NotOffered("this LM has no adapters")]
+    response = gateway.post(path, model=LM, **CHATS[path])
+    assert (response.status_code, response.json()["error"]["message"]) == (501, "this LM has no adapters")
 
 
 def test_health_reports_the_models_that_answer(gateway: Gateway) -> None:

@@ -17,11 +17,9 @@ async def with_names(chat: Awaitable[T], names: Mapping[str, str]) -> T:
     """The result of a chat. `names`: the chat's name of a field, and the caller's."""
     try:
         return await chat
-    except NotOffered as error:
-        if error.param not in (None, "messages"):
-            raise renamed(error, names) from None
-        raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
     except TritonLMError as error:
+        if isinstance(error, NotOffered) and error.param == "messages":
+            error = NotOffered("this model has no chat template; use /v1/completions instead", error.param)
         raise renamed(error, names) from None
 
 

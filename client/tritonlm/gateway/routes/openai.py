@@ -10,8 +10,8 @@ from fastapi.responses import Response
 from starlette.convertors import Convertor, register_url_convertor
 
 from tritonlm.client.types import ChatCompletion, Completion, Embeddings, Model, ModelList
-from tritonlm.contract import NotOffered
 
+from ..chat_calls import with_names
 from ..errors import RESPONSES
 from ..middleware import context_of
 from ..responses import OPENAI, ResponseFormat, json_response, respond
@@ -60,10 +60,7 @@ async def chat(
     def call() -> Coroutine[Any, Any, Any]:
         return services.client.chat.completions.create(**arguments, **common)
 
-    try:
-        return await respond(request, arguments["model"], f"chatcmpl-{common['request_id']}", call)
-    except NotOffered as error:
-        raise NotOffered("this model has no chat template; use /v1/completions instead", error.param) from None
+    return await with_names(respond(request, arguments["model"], f"chatcmpl-{common['request_id']}", call), {})
 
 
 @router.post("/embeddings", responses={200: {"model": Embeddings}})
