@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from engine.engine import Engine
 from engine.request import Request
 
-from .harness import make_engine, save_model, step, submit
+from .harness import make_engine, run, save_model, step, submit
 
 
 @pytest.fixture
@@ -33,3 +34,23 @@ def test_the_status_counts_all_running_requests_while_they_are_sorted(
     monkeypatch.setattr(Request, "rank", property(rank))
     engine.scheduler.plan()
     assert set(counts) == {3}
+
+
+def test_no_request_enters_or_leaves_while_cancel_looks_for_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = submit(engine, [5, 6, 7], request_id="own")
+    lock, could_change = engine._intake._changed, list[bool]()
+
+    def watched_id(_: Request) -> str:
+        other_thread = threading.Thread(target=lambda: could_change.append(lock.acquire(blocking=False)))
+        other_thread.start()
+        other_thread.join()
+        return "own"
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Request, "id", property(watched_id), raising=False)
+        assert engine.cancel("own") == 1
+    assert could_change == [False]
+    run(engine)
+    assert output.final.finish_reason == "cancelled"

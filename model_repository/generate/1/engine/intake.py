@@ -82,9 +82,11 @@ class Intake:
 
     def cancel(self, request_id: str) -> int:
         """Mark the requests with this id as cancelled: they end before the next step. Return their number."""
-        matches = [request for request in self._requests.values() if request.id == request_id and not request.cancelled]
-        for request in matches:
-            request.cancelled = True
+        with self._changed:
+            requests = self._requests.values()
+            matches = [request for request in requests if request.id == request_id and not request.cancelled]
+            for request in matches:
+                request.cancelled = True
         return len(matches)
 
     def close(self) -> None:
