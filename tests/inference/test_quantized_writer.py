@@ -10,6 +10,7 @@ import pytest
 import torch
 from engine.config import EngineConfig
 from engine.perplexity import perplexity
+from engine.runners.loading import tensor_bytes
 from engine.runners.native.quantize import quantize_groups
 from engine.runners.native.quantized_files import writer
 from engine.runners.native.tensor_source import open_tensors
@@ -136,3 +137,13 @@ def test_the_perplexity_is_that_of_transformers(tmp_path: Path) -> None:
     assert count == 699
     assert computed == pytest.approx(math.exp(-total / count), rel=1e-4)
     assert seen == [(0, 700), (255, 700), (510, 700)]
+
+
+def test_a_second_copy_of_the_weights_is_not_read(tmp_path: Path) -> None:
+    source = save_model("llama wide", tmp_path / "lm")
+    tensors = load_file(source / "model.safetensors")
+    save_file({f"layers.{name}": tensor for name, tensor in tensors.items()}, source / "consolidated.safetensors")
+    assert set(open_tensors(source).names()) == set(tensors)
+    assert set(tensor_bytes(source)) == set(tensors)
+    written(source, tmp_path / "quantized", 8, torch.float32)
+    assert set(open_tensors(tmp_path / "quantized").names()) == set(tensors)

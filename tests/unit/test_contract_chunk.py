@@ -143,6 +143,33 @@ class TestCheckpoint:
     def test_weights_are_optional_for_tokenize_and_detokenize(self, tmp_path: Path) -> None:
         self.write(tmp_path, model__safetensors=None).check(weights=False)
 
+    @pytest.mark.parametrize(
+        ("shards", "others", "expected"),
+        [
+            ([], ["consolidated.safetensors", "adapter_model.safetensors", "fp32.safetensors"], ["model.safetensors"]),
+            (["model-1.safetensors", "model-2.safetensors"], ["consolidated-1.safetensors"],
+             ["model-1.safetensors", "model-2.safetensors"]),
+            (["model.safetensors", "model-2.safetensors"], [], ["model-2.safetensors", "model.safetensors"]),
+        ],
+    )  # fmt: skip
+    def test_further_copies_of_the_weights_are_left_out(
+        self, tmp_path: Path, shards: list[str], others: list[str], expected: list[str]
+    ) -> None:
+        index = {"weight_map": dict(enumerate(shards))} if shards else None
+        files: dict[str, object] = dict.fromkeys([*shards, *others], "weights")
+        checkpoint = self.write(tmp_path, **files, **{"model.safetensors.index.json": index})
+        checkpoint.check()
+        assert [file.name for file in checkpoint.weight_files()] == expected
+        assert checkpoint.file_bytes() == sum((tmp_path / name).stat().st_size for name in expected)
+
+    def test_files_of_other_names_are_the_weights_where_no_file_has_the_usual_one(self, tmp_path: Path) -> None:
+        checkpoint = self.write(
+            tmp_path, model__safetensors=None, **dict.fromkeys(["consolidated.safetensors", "gptq.safetensors"], "x")
+        )
+        assert [file.name for file in checkpoint.weight_files()] == ["gptq.safetensors"]
+        (tmp_path / "gptq.safetensors").unlink()
+        assert [file.name for file in checkpoint.weight_files()] == ["consolidated.safetensors"]
+
     def test_multimodal_checkpoints_use_text_config(self, tmp_path: Path) -> None:
         nested = {"text_config": {"vocab_size": 7, "max_position_embeddings": 8}}
         checkpoint = self.write(tmp_path, config__json=nested)

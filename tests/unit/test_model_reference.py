@@ -141,6 +141,7 @@ SPLIT = [f"Q8_0/lm-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
         ("org/lm", [*TEXTS, "model.safetensors", "README.md"], [*TEXTS, "model.safetensors"]),
         ("org/lm", [*TEXTS, "model.safetensors", "pytorch_model.bin"], [*TEXTS, "model.safetensors"]),
         ("org/lm", [*TEXTS, "model.safetensors", "consolidated.safetensors"], [*TEXTS, "model.safetensors"]),
+        ("org/lm", [*TEXTS, "a.safetensors", "adapter_model.safetensors"], [*TEXTS, "a.safetensors"]),
         ("org/lm", [*TEXTS, "model.safetensors", "onnx/model.json", *GGUFS], [*TEXTS, "model.safetensors"]),
         ("org/lm", [*TEXTS, "chat_template.jinja", "model.safetensors"],
          ["chat_template.jinja", *TEXTS, "model.safetensors"]),

@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tritonlm.contract.errors import CheckpointError
+from tritonlm.contract.weight_files import weight_names
 
 from .reference import HubModel, stem
 
 _TEXTS = (".json", ".jinja")
-_SAFETENSORS, _GGUF = ".safetensors", ".gguf"
+_GGUF = ".gguf"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-# Another copy of the same weights, in the layout of the model's authors.
-_SECOND_COPY = re.compile(r"consolidated[.-].*")
 # The quantization in a GGUF file's name, such as Q4_K_M, IQ4_XS, UD-Q4_K_XL, BF16.
 _QUANTIZATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|T?Q\d_\d|MXFP4\w*|BF16|F16|F32|FP16|FP32))$", re.IGNORECASE
@@ -36,7 +35,7 @@ def choose_files(model: HubModel, names: Iterable[str], weights: bool = True) ->
     if model.file:
         return _choose_gguf(model, files, ggufs)
     top = [name for name in names if "/" not in name]
-    tensors = _safetensors(top)
+    tensors = weight_names(top)
     if ggufs and not tensors:
         return _only_gguf(model, ggufs)
     _refuse_incomplete(model, top, tensors)
@@ -47,11 +46,6 @@ def choose_files(model: HubModel, names: Iterable[str], weights: bool = True) ->
 def is_gguf(names: Sequence[str]) -> bool:
     """Whether the chosen files are a GGUF file."""
     return bool(names) and names[0].lower().endswith(_GGUF)
-
-
-def _safetensors(top: Sequence[str]) -> list[str]:
-    tensors = [name for name in top if name.endswith(_SAFETENSORS)]
-    return [name for name in tensors if not _SECOND_COPY.match(name)] or tensors
 
 
 def _refuse_incomplete(model: HubModel, top: Sequence[str], tensors: Sequence[str]) -> None:

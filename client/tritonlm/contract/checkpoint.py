@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import gguf_tensors, quantization, tool_formats
+from . import gguf_tensors, quantization, tool_formats, weight_files
 from .errors import CheckpointError
 from .safetensors_header import read_header
 
@@ -35,9 +35,6 @@ HUB = "hf://"
 _MAX_SIZES = {"layers": 1000, "width": 1_000_000, "vocab_size": 100_000_000}
 _ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*')
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-# The files of weights: the first kind of which there are some. A folder of `checkpoints.gguf` has the second.
-_WEIGHTS = ("*.safetensors", "*.gguf")
-_SHARDS = "model.safetensors.index.json"
 # Where older tools write the settings of quantized weights, which newer ones write into config.json.
 _QUANTIZATION_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -68,7 +65,8 @@ class Checkpoint:
             )
         if weights and (missing := self._missing_shards()):
             raise CheckpointError(
-                f"checkpoint {self.folder} has no {missing[0]}, which {_SHARDS} lists; copy or download it again"
+                f"checkpoint {self.folder} has no {missing[0]}, which {weight_files.INDEX} lists; "
+                "copy or download it again"
             )
         _ = self.config, self.vocab_size, self.context_length
         if weights:
@@ -84,12 +82,21 @@ class Checkpoint:
         return (self.folder / gguf_tensors.FILE_NAME).is_file()
 
     def weight_files(self) -> list[Path]:
-        return next(filter(None, (sorted(self.folder.glob(pattern)) for pattern in _WEIGHTS)), [])
+        """Its safetensors; without any its GGUF files, of which a folder of `checkpoints.gguf` has one."""
+        try:
+            names = [file.name for file in self.folder.iterdir()]
+        except OSError:
+            return []
+        chosen = [self.folder / name for name in weight_files.weight_names(names, self._shards())]
+        return chosen or sorted(self.folder.glob("*.gguf"))
+
+    def _shards(self) -> set[str]:
+        """The files that the index lists."""
+        shards = self._json(weight_files.INDEX).get("weight_map")
+        return set(map(str, shards.values())) if isinstance(shards, dict) else set()
 
     def _missing_shards(self) -> list[str]:
-        shards = self._json(_SHARDS).get("weight_map")
-        names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
-        return sorted(name for name in names if not (self.folder / name).is_file())
+        return sorted(name for name in self._shards() if not (self.folder / name).is_file())
 
     @cached_property
     def quantized(self) -> dict[str, quantization.Layout]:

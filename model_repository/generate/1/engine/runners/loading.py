@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from safetensors import safe_open
+from tritonlm.contract import Checkpoint
 from tritonlm.contract.imports import without_collections, without_modules
 from tritonlm.contract.load_progress import LoadProgress
 
@@ -111,7 +112,7 @@ def _counted(entries: Any, sizes: dict[str, int], progress: LoadProgress) -> Ite
 def tensor_bytes(folder: Path) -> dict[str, int]:
     """Each tensor's bytes by its name."""
     sizes = {}
-    for file in folder.glob("*.safetensors"):
+    for file in Checkpoint(folder).weight_files():
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no mapping)
                 part = opened.get_slice(name)

@@ -33,8 +33,9 @@ class TensorSource(Protocol):
 class SafetensorsSource:
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}
+        files = Checkpoint(folder).weight_files()
         try:
-            for file in sorted(folder.glob("*.safetensors")):
+            for file in files:
                 opened = safe_open(file, framework="pt")
                 self._files |= dict.fromkeys(opened.keys(), opened)  # type: ignore[no-untyped-call]
         except Exception as error:  # safetensors' errors have no common base class
