@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +101,30 @@ def test_it_is_written_by_several_at_once(tmp_path: Path, cache: Path) -> None:
         folders = set(pool.map(prepare, [file] * 8))
     assert len(folders) == 1
     assert list(cache.iterdir()) == list(folders)
+
+
+def test_an_earlier_folder_that_another_process_removes_fails_no_load(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, model())
+    earlier, readlink = prepare(file), Path.readlink
+
+    def removed_before(link: Path) -> Path:
+        shutil.rmtree(earlier)
+        return readlink(link)
+
+    monkeypatch.setattr(Path, "readlink", removed_before)
+    os.utime(file, ns=(1, 1))
+    folder = prepare(file)
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_what_a_process_left_that_died_is_removed_after_an_hour(tmp_path: Path, cache: Path) -> None:
+    for name in ("old", "new"):
+        (cache / f".work-{name}").mkdir(parents=True)
+    os.utime(cache / ".work-old", (time.time() - 3601,) * 2)
+    folder = prepare(written(tmp_path, model()))
+    assert set(cache.iterdir()) == {folder, cache / ".work-new"}
 
 
 def test_a_relative_path_and_a_link_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

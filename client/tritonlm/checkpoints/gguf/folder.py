@@ -8,10 +8,12 @@ and the earlier one is removed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from tritonlm.contract.errors import CheckpointError
@@ -20,6 +22,8 @@ from .split_files import part_files
 
 # Changes when folders are written otherwise.
 _FORMAT = 2
+# Where a folder is written before it gets its name. One as old as this, in seconds, was left by a process that died.
+_WORK, _WORK_SECONDS = ".work-", 3600
 
 
 def prepare(file: Path) -> Path:
@@ -37,12 +41,12 @@ def prepare(file: Path) -> Path:
     model = open_model(file.absolute())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".work-"))
+        work = Path(tempfile.mkdtemp(dir=target.parent, prefix=_WORK))
         try:
             write_contents(work, model, files)
             work.chmod(0o755)
             _publish(work, target)
-            _remove_older(target, files[0])
+            _remove_others(target, files[0])
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
@@ -65,12 +69,22 @@ def _key(files: list[Path]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def _remove_older(target: Path, first: Path) -> None:
-    """The folders of earlier contents of the same file."""
+def _remove_others(target: Path, first: Path) -> None:
+    """The folders of earlier contents of the same file, and what processes left that died while they wrote."""
     for folder in target.parent.iterdir():
-        links = [link for link in folder.glob("*.gguf") if link.is_symlink()] if folder != target else []
-        if any(link.readlink() == first for link in links) and not folder.name.startswith("."):
-            shutil.rmtree(folder, ignore_errors=True)
+        # Another process may remove it at the same time.
+        with contextlib.suppress(OSError):
+            if folder != target and (_is_abandoned(folder) or _is_of(folder, first)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    return folder.name.startswith(_WORK) and time.time() - folder.stat().st_mtime > _WORK_SECONDS
+
+
+def _is_of(folder: Path, first: Path) -> bool:
+    links = [] if folder.name.startswith(_WORK) else folder.glob("*.gguf")
+    return any(link.readlink() == first for link in links if link.is_symlink())
 
 
 def _publish(work: Path, target: Path) -> None:
