@@ -78,7 +78,7 @@ class AsyncStep:
         row_of = {request: row for row, request in enumerate(current.chosen.requests)} if current.chosen else {}
         if current.chosen is None or any(current.plan[row].request not in row_of for row in running):
             return None
-        _, plan = self._scheduler.plan_async(current.plan)
+        plan = self._scheduler.plan_async(current.plan)
         if not plan or not all(map(_is_single, plan)) or not self._runner.can_run_async(plan):
             return None
         ids, rows = current.chosen.tokens.ids, [row_of[piece.request] for piece in plan]

@@ -163,16 +163,16 @@ class Scheduler:
         running = {id(request) for request in self.running}
         return [row for row, piece in enumerate(plan) if id(piece.request) in running]
 
-    def plan_async(self, plan: Sequence[Slice]) -> tuple[list[int], list[Slice]]:
-        """The decoding step after `plan`, whose tokens are not sampled yet: the rows that continue, and their slices.
+    def plan_async(self, plan: Sequence[Slice]) -> list[Slice]:
+        """The decoding step after `plan`, whose tokens are not sampled yet: the slices of the requests that continue.
 
         Empty if waiting requests could be admitted first, or if blocks would have to be preempted.
         """
         rows = self.still_running(plan)
         if self._isolated():
-            return [], []
+            return []
         if len(rows) != len(self.running) or (self.waiting and len(self.running) < self.slots):
-            return [], []
+            return []
         rows = [row for row in rows if not plan[row].request.ends_next]
         requests = [plan[row].request for row in rows]
         # Room for the token that is computed now and for the one after it.
@@ -181,13 +181,13 @@ class Scheduler:
             self.pool.blocks_for(end) - len(request.table.blocks) for end, request in zip(ends, requests, strict=True)
         ]
         if not self.pool.has(sum(missing)):
-            return [], []
+            return []
         for request, count in zip(requests, missing, strict=True):
             if count > 0:
                 request.table.blocks += self.pool.take(count)
         # Both steps are in flight from now on.
         self.on_step([piece.request for piece in plan])
-        return rows, [Slice(request, end - 1, 1) for request, end in zip(requests, ends, strict=True)]
+        return [Slice(request, end - 1, 1) for request, end in zip(requests, ends, strict=True)]
 
     def _running_in_order(self) -> Iterator[Request]:
         """The running requests, best rank first. Preemption may shorten the list from its end during the iteration."""
