@@ -131,7 +131,11 @@ def test_two_processes_download_a_file_once(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("org/none", "the Hugging Face Hub has no model org/none; check the name, and for a private one set HF_TOKEN"),
+        ("hf://org/none", "the Hugging Face Hub has no model org/none; check the name, and for a private one set HF_"),
+        (
+            "elsewhere/step_2920",
+            "the Hugging Face Hub has no model elsewhere/step_2920 and there is no folder elsewhere/step_2920; check",
+        ),
         ("org/lm@v9", "org/lm has no revision v9"),
         ("org/pickled", "org/pickled has no safetensors weights, only pickled ones, which can run code"),
         ("org/lm:Q4_K_M", "org/lm has no GGUF files"),
@@ -147,9 +151,9 @@ def test_what_the_hub_does_not_have_is_refused_before_any_process_starts(
 
 def test_a_model_that_is_nowhere(machine: Machine) -> None:
     assert machine.refusal("serve", "org/lm", HF_HUB_OFFLINE="1").startswith(
-        "org/lm is not on this machine, and HF_HUB_OFFLINE is set"
+        "org/lm is not on this machine, there is no folder org/lm, and HF_HUB_OFFLINE is set"
     )
-    unreachable = machine.refusal("serve", "org/lm", HF_ENDPOINT="http://127.0.0.1:9")
+    unreachable = machine.refusal("serve", "hf://org/lm", HF_ENDPOINT="http://127.0.0.1:9")
     assert unreachable.startswith("org/lm is not on this machine, and http://127.0.0.1:9 does not answer")
 
 
@@ -157,15 +161,16 @@ def test_a_hub_that_fails_does_not_hide_what_is_on_this_machine(machine: Machine
     path = machine.pull("org/lm")
     machine.hub.failure = 500
     assert machine.pull("org/lm") == path
-    assert machine.refusal("pull", "org/other").startswith("org/other is not on this machine, and http://127")
+    assert machine.refusal("pull", "hf://org/other").startswith("org/other is not on this machine, and http://127")
     machine.hub.failure = 418
     assert "the Hugging Face Hub refuses org/lm (HTTP status 418)" in machine.refusal("pull", "org/lm")
 
 
 def test_private_and_gated_models_need_a_token(machine: Machine) -> None:
     machine.hub.token = "hf_secret"
-    assert "no model org/lm; check the name, and for a private one set HF_TOKEN" in machine.refusal("pull", "org/lm")
-    wrong = machine.refusal("pull", "org/lm", HF_TOKEN="hf_wrong")
+    unknown = machine.refusal("pull", "hf://org/lm")
+    assert "no model org/lm; check the name, and for a private one set HF_TOKEN" in unknown
+    wrong = machine.refusal("pull", "hf://org/lm", HF_TOKEN="hf_wrong")
     assert "no model org/lm; check the name, and the token that is set has no access" in wrong
     machine.hub.token, machine.hub.gated = "", {"org/lm"}
     gated = machine.refusal("pull", "org/lm")

@@ -157,8 +157,8 @@ def _cached(model: HubModel, weights: bool, choose: Choose) -> Path:
     if folder is None:
         offline, silent = "HF_HUB_OFFLINE is set; unset it", f"{constants.ENDPOINT} does not answer; check the network"
         raise CheckpointError(
-            f"{model} is not on this machine, and {offline if constants.is_offline_mode() else silent}, or download it "
-            "elsewhere and give its folder"
+            f"{model} is not on this machine{_missing_path(model, ',')}, and "
+            f"{offline if constants.is_offline_mode() else silent}, or download it elsewhere and give its folder"
         )
     present = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     try:
@@ -172,6 +172,11 @@ def _cached(model: HubModel, weights: bool, choose: Choose) -> Path:
             "download it with tritonlm pull when there is a network"
         )
     return _path_of(folder, chosen)
+
+
+def _missing_path(model: HubModel, joined: str) -> str:
+    """ORG/NAME may also be a path that is mistyped, or meant in another working folder."""
+    return f"{joined} there is no folder {model.missing_path}" if model.missing_path else ""
 
 
 def _path_of(folder: Path, names: Sequence[str]) -> Path:
@@ -217,7 +222,8 @@ def _errors_explained(model: HubModel) -> Iterator[None]:
         remedy = "the token that is set has no access yet" if get_token() else "set HF_TOKEN to a token of yours"
         raise CheckpointError(f"{model.repo} is gated: accept its terms at {page}, and {remedy}") from None
     except errors.RepositoryNotFoundError:
-        raise CheckpointError(f"the Hugging Face Hub has no model {model.repo}; check the name, and {token}") from None
+        nowhere = f"the Hugging Face Hub has no model {model.repo}{_missing_path(model, ' and')}"
+        raise CheckpointError(f"{nowhere}; check the name, and {token}") from None
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{model.repo} has no revision {model.revision or _MAIN}") from None
     except errors.HfHubHTTPError as error:

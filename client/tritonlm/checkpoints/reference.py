@@ -11,7 +11,7 @@ An existing path comes first, as everywhere. hf:// before a Hub id excludes path
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tritonlm.contract.checkpoint import HUB
@@ -37,6 +37,8 @@ class HubModel:
     repo: str
     revision: str = ""
     file: str = ""
+    # The path that the caller may have meant, and that does not exist; empty after hf://.
+    missing_path: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return self.repo + (f"@{self.revision}" if self.revision else "") + (f":{self.file}" if self.file else "")
@@ -73,7 +75,7 @@ def source_of(text: str, base: Path | None = None) -> Source:
     match = None if _exists(path) else _HUB_MODEL.fullmatch(text)
     # One word alone is rather a mistyped folder than one of the Hub's oldest models; these take hf://.
     if match and "/" in match["repo"] and not match["repo"].endswith(_GGUF):
-        return _hub_model(match)
+        return replace(_hub_model(match), missing_path=str(path) if base else text)
     return absolute(path)
 
 
