@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,10 @@ def inspect(*words: str) -> dict[str, Any]:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The engine's facts without a process of their own, whose imports take seconds."""
 
-    def ask(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    def ask(folder: Path, remote: Sequence[Tensor]) -> tuple[dict[str, Any] | None, str]:
+        assert not remote
         try:
-            return inspection.inspect(folder, EngineConfig.from_strings({})), ""
+            return inspection.inspect(Checkpoint(folder), EngineConfig.from_strings({})), ""
         except CheckpointError as error:
             return None, error.message
 
@@ -204,7 +205,9 @@ def test_a_broken_header_is_one_line(tmp_path: Path, header: bytes) -> None:
 def machine(tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "lm-Q4_0.gguf").write_bytes(os.urandom(1000))
-    with hub_server(lm=make_checkpoint(tmp_path / "lm"), gguf=tmp_path / "gguf") as hub:
+    awq = make_checkpoint(tmp_path / "awq", **{**LLAMA, "vocab_size": 300})
+    quantize_checkpoint(awq, "awq")
+    with hub_server(lm=make_checkpoint(tmp_path / "lm"), gguf=tmp_path / "gguf", awq=awq) as hub:
         yield Machine(hub, tmp_path / "hf")
 
 
@@ -220,6 +223,22 @@ def test_a_model_of_the_hub_is_described_without_its_weights(machine: Machine) -
     assert list(machine.home.rglob("model.safetensors")) == []
     machine.pull("org/lm")
     assert json.loads(machine.run("inspect", "org/lm", "--json").stdout)["parameters"] == local["parameters"]
+
+
+def test_quantized_weights_on_the_hub_count_as_those_on_this_machine(machine: Machine) -> None:
+    local = inspect(str(machine.hub.repositories["org/awq"]))
+    result = machine.run("inspect", "org/awq", "--json")
+    assert result.returncode == 0, result.stderr
+    remote = json.loads(result.stdout)
+    assert remote["engine"]["bits_per_weight"] == local["engine"]["bits_per_weight"] < 16
+    assert remote["memory"]["weight_bytes"] == local["memory"]["weight_bytes"]
+    assert list(machine.home.rglob("model.safetensors")) == []
+
+
+def test_quantized_weights_on_the_hub_that_are_not_read_are_a_problem(machine: Machine) -> None:
+    change_config(machine.hub.repositories["org/awq"], quantization_config={"quant_method": "awq", "bits": 3})
+    remote = json.loads(machine.run("inspect", "org/awq", "--json").stdout)
+    assert remote["problems"] == ["quantization_config.bits is 3; what is read is 4"]
 
 
 def test_a_gguf_file_of_the_hub_must_be_downloaded_first(machine: Machine) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,21 +53,22 @@ def inspect(
 
 
 def _inspect(model: str, slots: int, context: int | None) -> dict[str, Any]:
-    checkpoint, stored, has_weights = _open(model)
-    facts: dict[str, Any] = {"model": model, "problems": report.problems(checkpoint, has_weights)}
+    checkpoint, remote = _open(model)
+    facts: dict[str, Any] = {"model": model, "problems": report.problems(checkpoint, weights=not remote)}
     if not (checkpoint.folder / "config.json").is_file():
         return facts
-    stored = stored or tensors_of(checkpoint)
+    stored = remote or tensors_of(checkpoint)
     try:
         tensors, quantization = plain_tensors(checkpoint.config, stored)
     except QuantizationError as error:
         tensors, quantization = stored, "in a way that is not read"
-        if not has_weights:
+        if remote:
             facts["problems"].append(str(error))
     facts |= report.describe(checkpoint, stored, tensors, quantization)
-    engine, problem = _ask_engine(checkpoint.folder)
+    engine, problem = _ask_engine(checkpoint.folder, remote)
     if engine is None:
-        return facts | {"engine": None, "problems": [*facts["problems"], problem]}
+        # Both may meet the same.
+        return facts | {"engine": None, "problems": list(dict.fromkeys([*facts["problems"], problem]))}
     tokens = min(context or engine["likely_tokens"], facts["context_length"])
     return facts | {
         "engine": engine,
@@ -76,21 +77,23 @@ def _inspect(model: str, slots: int, context: int | None) -> dict[str, Any]:
     }
 
 
-def _open(model: str) -> tuple[Checkpoint, list[Tensor], bool]:
-    """The checkpoint, its tensors where they are remote, and whether its weights are on this machine."""
+def _open(model: str) -> tuple[Checkpoint, list[Tensor]]:
+    """The checkpoint, and its tensors where its weights are not on this machine."""
     source = parse(model)
     if isinstance(source, Path):
-        return Checkpoint(folder_of(source)), [], True
+        return Checkpoint(folder_of(source)), []
     path, tensors = fetch_texts(source)
-    return Checkpoint(folder_of(path)), tensors, not tensors
+    return Checkpoint(folder_of(path)), tensors
 
 
-def _ask_engine(folder: Path) -> tuple[dict[str, Any] | None, str]:
+def _ask_engine(folder: Path, remote: Sequence[Tensor]) -> tuple[dict[str, Any] | None, str]:
     """The engine's facts, or why it has none."""
+    tensors = {tensor.name: (tensor.dtype, tensor.shape) for tensor in remote}
     try:
         result = subprocess.run(
             engine_command("inspection", str(folder)),
             env=engine_environment(),
+            input=json.dumps(tensors),
             capture_output=True,
             text=True,
             timeout=_ENGINE_SECONDS,

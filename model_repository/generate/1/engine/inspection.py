@@ -1,9 +1,10 @@
 """What the engine would do with a checkpoint, without its weights: `tritonlm inspect` runs it in a process of its own.
 
-    python -m engine.inspection FOLDER
+    echo '{"NAME": ["TYPE", [SHAPE]]}' | python -m engine.inspection FOLDER
 
-It prints JSON: the runner with the reason, the number type, the KV cache's bytes per token, what this process takes,
-and how fast this machine reads memory. The settings come from the environment, as the engine's do.
+It reads the tensors of weights that are not in the folder, or `{}`. It prints JSON: the runner with the reason, the
+number type, the KV cache's bytes per token, what this process takes, and how fast this machine reads memory. The
+settings come from the environment, as the engine's do.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from tritonlm.contract import Checkpoint, CheckpointError
+from tritonlm.contract import Checkpoint, CheckpointError, quantization
+from tritonlm.contract.safetensors_header import StoredTensor
 
 from .config import INT4, INT8, EngineConfig
 from .memory import resident_memory
@@ -34,8 +39,23 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 
 
-def inspect(folder: Path, config: EngineConfig) -> dict[str, Any]:
-    checkpoint = Checkpoint(folder)
+@dataclass(frozen=True)
+class RemoteCheckpoint(Checkpoint):
+    """A checkpoint whose weights are not in its folder, but whose tensors are known."""
+
+    tensors: Mapping[str, StoredTensor]
+
+    @cached_property
+    def quantized(self) -> dict[str, quantization.Layout]:
+        if quantization.method_of(self.config) is None:
+            return {}
+        try:
+            return quantization.layouts(self.config, self.tensors)
+        except quantization.QuantizationError as error:
+            raise CheckpointError(str(error)) from None
+
+
+def inspect(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any]:
     device = choose_devices(config.device)[0]
     dtype = choose_dtype(config.dtype, checkpoint, device)
     reason = why_not_native(checkpoint, config, device, dtype)
@@ -95,8 +115,11 @@ def read_bandwidth() -> float:
 
 
 def main() -> None:
+    folder, remote = Path(sys.argv[1]), json.load(sys.stdin)
+    tensors = {name: StoredTensor(type_name, tuple(shape)) for name, (type_name, shape) in remote.items()}
+    checkpoint = RemoteCheckpoint(folder, tensors) if tensors else Checkpoint(folder)
     try:
-        print(json.dumps(inspect(Path(sys.argv[1]), EngineConfig.from_strings({}))))
+        print(json.dumps(inspect(checkpoint, EngineConfig.from_strings({}))))
     except CheckpointError as error:
         sys.exit(error.message)
 
