@@ -33,13 +33,13 @@ QUESTION, ANSWER = {"role": "user", "content": "who was the fox"}, {"role": "ass
 FURTHER = [{"role": "user", "content": "and the house"}, {"role": "assistant", "content": "old"}]
 
 
-def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:
+def tokenizer_with(template: str | dict[str, str] | None) -> PreTrainedTokenizerFast:
     tokenizer = train_bpe([TEXT], 320, ("<|im_start|>", "<|im_end|>"))
     tokenizer.chat_template = template
     return tokenizer
 
 
-def encoder(template: str | None, context: int = 512) -> chats.ChatEncoder:
+def encoder(template: str | dict[str, str] | None, context: int = 512) -> chats.ChatEncoder:
     tokenizer = tokenizer_with(template)
     ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
     return chats.ChatEncoder(tokenizer, ends, context)
@@ -92,6 +92,9 @@ class TestLabels:
         tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
         (example,) = encoder(chat_templates.QWEN).examples(chat(QUESTION, ANSWER, tools=[tool]))
         assert '"name": "look"' in tokenizer_with(None).decode(example.ids)
+        several = {"default": CHATML, "tool_use": chat_templates.QWEN}
+        assert encoder(several).examples(chat(QUESTION, ANSWER, tools=[tool])) == [example]
+        assert encoder(several).examples(chat(QUESTION, ANSWER)) == encoder(CHATML).examples(chat(QUESTION, ANSWER))
         with pytest.raises(TrainingError, match="line 3: the model's chat template writes no tools; leave them out"):
             encoder(CHATML).examples(chat(QUESTION, ANSWER, tools=[tool]))
 

@@ -220,6 +220,14 @@ def test_the_configuration_names_special_tokens_and_the_chat_template(tmp_path: 
     assert 0 not in tokenizer.encode("a", add_special_tokens=False).ids
 
 
+def test_the_chat_template_for_tools_is_kept(tmp_path: Path) -> None:
+    file = model_file({**_TINY, "chat_template": "{{ messages }}"})
+    file.metadata["tokenizer.chat_template.tool_use"] = "{{ tools }}"
+    write_tokenizer(tmp_path, file, 3)
+    checkpoint = Checkpoint(tmp_path)
+    assert (checkpoint.chat_template, checkpoint.tool_use_template) == ("{{ messages }}", "{{ tools }}")
+
+
 def test_texts_begin_and_end_as_the_file_says(tmp_path: Path) -> None:
     metadata = {**byte_level_metadata(byte_level(_GPT2), "gpt-2"), "add_bos_token": True, "add_eos_token": True}
     ids = written(tmp_path, metadata).encode("a").ids

@@ -143,6 +143,8 @@ SPLIT = [f"Q8_0/lm-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
         ("org/lm", [*TEXTS, "model.safetensors", "consolidated.safetensors"], [*TEXTS, "model.safetensors"]),
         ("org/lm", [*TEXTS, "a.safetensors", "adapter_model.safetensors"], [*TEXTS, "a.safetensors"]),
         ("org/lm", [*TEXTS, "model.safetensors", "onnx/model.json", *GGUFS], [*TEXTS, "model.safetensors"]),
+        ("org/lm", [*TEXTS, "additional_chat_templates/tool_use.jinja", "model.safetensors"],
+         ["additional_chat_templates/tool_use.jinja", *TEXTS, "model.safetensors"]),
         ("org/lm", [*TEXTS, "chat_template.jinja", "model.safetensors"],
          ["chat_template.jinja", *TEXTS, "model.safetensors"]),
         ("org/lm:Q4_K_M", GGUFS, ["lm-Q4_K_M.gguf"]),

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from tritonlm.contract.checkpoint import TEMPLATE_FOLDER
 from tritonlm.contract.errors import CheckpointError
 from tritonlm.contract.weight_files import weight_names
 
 from .reference import HubModel, stem
 
 _TEXTS = (".json", ".jinja")
+_TEMPLATES = re.compile(rf"{TEMPLATE_FOLDER}/[^/]+\.jinja")
 _GGUF = ".gguf"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 # The quantization in a GGUF file's name, such as Q4_K_M, IQ4_XS, UD-Q4_K_XL, BF16.
@@ -39,7 +41,7 @@ def choose_files(model: HubModel, names: Iterable[str], weights: bool = True) ->
     if ggufs and not tensors:
         return _only_gguf(model, ggufs)
     _refuse_incomplete(model, top, tensors)
-    texts = [name for name in top if name.endswith(_TEXTS)]
+    texts = [name for name in names if name.endswith(_TEXTS) and ("/" not in name or _TEMPLATES.fullmatch(name))]
     return [*texts, *tensors] if weights else texts
 
 

@@ -29,6 +29,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "head_dim": 256,
     },
 }  # fmt: skip
+# The folder of further chat templates, NAME.jinja.
+TEMPLATE_FOLDER = "additional_chat_templates"
 # The prefix of a Hugging Face Hub reference, which may be given instead of a folder.
 HUB = "hf://"
 # Larger sizes are treated as a damaged file: building such a model would take hours and all memory.
@@ -213,15 +215,28 @@ class Checkpoint:
         return tokens
 
     @cached_property
-    def chat_template(self) -> str | None:
-        """The chat template's source, from its own file or the tokenizer's config."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
+    def _chat_templates(self) -> dict[Any, Any]:
+        """The sources of its chat templates by their names, from files of their own or the tokenizer's config."""
+        files = {file.stem: file for file in sorted((self.folder / TEMPLATE_FOLDER).glob("*.jinja"))}
+        if (path := self.folder / "chat_template.jinja").is_file():
+            files["default"] = path
+        if files:
+            return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
         template = self.tokenizer_config.get("chat_template")
         if isinstance(template, list):
-            by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-            template = by_name.get("default")
+            return {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        return {"default": template}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template."""
+        template = self._chat_templates.get("default")
+        return template if isinstance(template, str) else None
+
+    @property
+    def tool_use_template(self) -> str | None:
+        """The source of a further template, for chats with tools."""
+        template = self._chat_templates.get("tool_use")
         return template if isinstance(template, str) else None
 
     @cached_property
@@ -252,7 +267,10 @@ class Checkpoint:
             "vocab_size": self.vocab_size,
             "special_tokens": self.special_tokens,
             "chat_template": self.chat_template,
-            "chat_tokens": tool_formats.chat_tokens(self.added_tokens, self.chat_template, self.special_tokens),
+            "tool_use_template": self.tool_use_template,
+            "chat_tokens": tool_formats.chat_tokens(
+                self.added_tokens, f"{self.chat_template or ''}{self.tool_use_template or ''}", self.special_tokens
+            ),
             "tool_format": self.tool_format,
             "response_template": self.tokenizer_config.get("response_template"),
             "training": self._json("training.json"),

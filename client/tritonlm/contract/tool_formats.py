@@ -38,6 +38,8 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("<|python_tag|>", LLAMA_JSON),
     ('"parameters":', LLAMA_JSON),
 )
+# How templates of calls that no format reads show them: Command R's list of tool_name and parameters.
+_UNREAD = '"tool_name":'
 # Begin and end of reasoning, by the end's text in a chat template.
 _REASONING: tuple[tuple[str, str], ...] = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 _GEMMA4_REASONING = ("<|channel>", "<channel|>")
@@ -71,6 +73,15 @@ def tool_format_of(template: str | None, setting: str | None = None) -> ToolForm
     if name not in FORMATS:
         raise CheckpointError(f"{SETTING} must be {AUTO} or one of {', '.join(FORMATS)} (got {name[:60]!r})")
     return ToolFormat(name, _reasoning_of(name, source), native)
+
+
+def tool_template(template: str | None, tool_use: str | None, setting: str | None = None) -> str | None:
+    """The template of chats with tools: that named tool_use if its calls can be read, else the one of all chats."""
+    if not tool_use or template is None:
+        return template
+    is_known = bool(setting) and setting != AUTO
+    is_recognized = _UNREAD not in tool_use and any(sign in tool_use for sign, _ in _SIGNS)
+    return tool_use if is_known or is_recognized else template
 
 
 def _reasoning_of(name: str, source: str) -> tuple[str, str] | None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from tritonlm.checkpoints.tokenizer import load_tokenizer
 from tritonlm.contract import Checkpoint, GenerationRequest, InvalidRequest, SamplingParameters
 from tritonlm.contract.tensors import EXCLUDE_INPUT, INPUT_IDS, MESSAGES, SAMPLING_PARAMETERS, STREAM, TEXT_INPUT, Array
+from tritonlm.contract.tool_formats import tool_template
 from tritonlm.contract.triton_requests import text_of
 
 from .chat import ChatTemplate
@@ -61,9 +62,10 @@ class PromptEncoder:
 
     def __init__(self, checkpoint: Checkpoint, tool_format: str | None = None) -> None:
         self._tokenizer = _load_tokenizer(checkpoint)
-        self._chat_template = ChatTemplate(
-            checkpoint.chat_template, checkpoint.special_tokens, tool_format or checkpoint.tool_format
-        )
+        tool_format, template = tool_format or checkpoint.tool_format, checkpoint.chat_template
+        self._chat_template = ChatTemplate(template, checkpoint.special_tokens, tool_format)
+        with_tools = tool_template(template, checkpoint.tool_use_template, tool_format)
+        self._tool_template = ChatTemplate(with_tools, checkpoint.special_tokens, tool_format)
         bos_token = checkpoint.special_tokens.get("bos_token")
         self._bos_id: int | None = self._tokenizer.token_to_id(bos_token) if bos_token else None
 
@@ -102,7 +104,8 @@ class PromptEncoder:
 
     def render(self, messages_json: str) -> str:
         self._chat_template.check_offered()
-        return self._chat_template.render(read_chat(messages_json))
+        chat = read_chat(messages_json)
+        return (self._tool_template if chat.tools else self._chat_template).render(chat)
 
     def from_messages(self, messages_json: str) -> list[int]:
         rendered = self.render(messages_json)

@@ -156,9 +156,10 @@ def _config(vocabulary: Vocabulary, adds_bos: bool) -> dict[str, Any]:
         number = vocabulary.token_id(key)
         if number is not None:
             config[f"{name}_token"] = vocabulary.tokens[number]
-    template = vocabulary.file.metadata.get("tokenizer.chat_template")
-    if isinstance(template, str) and template:
-        config["chat_template"] = template
+    keys = {"default": "tokenizer.chat_template", "tool_use": "tokenizer.chat_template.tool_use"}
+    templates = {name: vocabulary.file.metadata.get(key) for name, key in keys.items()}
+    if written := [{"name": n, "template": text} for n, text in templates.items() if isinstance(text, str) and text]:
+        config["chat_template"] = written
     return config
 
 

@@ -56,11 +56,15 @@ class ChatProfile:
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> ChatProfile:
         """From the report of an engine; one of an older release reports less."""
-        template = about.get("chat_template") or ""
+        template, setting = about.get("chat_template") or "", about.get("tool_format")
+        with_tools = tool_formats.tool_template(template, about.get("tool_use_template"), setting)
+        if with_tools != template:
+            # What a text of either means is recognized: chats without tools have the other one.
+            template = f"{with_tools}\n{template}"
         tokens = about.get("chat_tokens") or {}
         declared = about.get("response_template")
         return cls(
-            tool_formats.tool_format_of(template, about.get("tool_format")),
+            tool_formats.tool_format_of(template, setting),
             template,
             {text: entry[0] for text, entry in tokens.items()},
             frozenset(text for text, entry in tokens.items() if entry[1]),

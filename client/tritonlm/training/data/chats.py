@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from tritonlm.contract.tool_formats import tool_template
+
 from ..errors import TrainingError
 from ..examples import IGNORED, Example
 
@@ -50,17 +52,20 @@ class ChatEncoder:
         """`end_ids` are the tokens that end an answer; `context` is the most tokens of an example."""
         self._tokenizer, self._end_ids, self._context = tokenizer, frozenset(end_ids), context
         template = tokenizer.chat_template
-        # Of several templates a server uses the default one.
-        default = template.get("default") if isinstance(template, dict) else template
+        named = template if isinstance(template, dict) else {"default": template}
+        default = named.get("default")
         if default is None:
             raise TrainingError("data: messages need a chat template; name a model that has one")
+        # As a server uses them.
         self._template: str = default
+        self._tool_template: str = tool_template(default, named.get("tool_use")) or default
 
     def examples(self, chat: Chat) -> list[Example]:
         """One example where each answer's prompt continues the text before; else one for each answer."""
-        if chat.tools and not re.search(r"\btools\b", self._template):
+        template = self._template_of(chat)
+        if chat.tools and not re.search(r"\btools\b", template):
             raise TrainingError(f"data: {chat.location}: the model's chat template writes no tools; leave them out")
-        examples = [self._by_marks(chat)] if _MARKED.search(self._template) else self._by_prefixes(chat)
+        examples = [self._by_marks(chat)] if _MARKED.search(template) else self._by_prefixes(chat)
         for example in examples:
             if len(example.ids) > self._context:
                 raise TrainingError(
@@ -68,6 +73,9 @@ class ChatEncoder:
                     "or set a larger context"
                 )
         return examples
+
+    def _template_of(self, chat: Chat) -> str:
+        return self._tool_template if chat.tools else self._template
 
     def prompt(self, chat: Chat) -> str:
         """The text before the last answer."""
@@ -118,7 +126,7 @@ class ChatEncoder:
     def _apply(self, chat: Chat, messages: Sequence[dict[str, Any]], **options: Any) -> Any:
         try:
             return self._tokenizer.apply_chat_template(
-                list(messages), tools=chat.tools, chat_template=self._template, **options
+                list(messages), tools=chat.tools, chat_template=self._template_of(chat), **options
             )
         except Exception as error:  # a template is a program and may raise anything
             reason = " ".join(str(error).split())[:200]
