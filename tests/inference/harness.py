@@ -12,6 +12,7 @@ import torch
 from engine.config import EngineConfig
 from engine.constraints.compiler import ConstraintCompiler
 from engine.engine import Engine
+from engine.fleet import EngineInterface
 from engine.request import Request
 from engine.runners.interface import choose_devices
 from engine.runners.select import open_runner
@@ -128,7 +129,7 @@ def make_text_engine(folder: Path, **settings: Any) -> tuple[Engine, Tokenizer]:
 
 
 def submit(
-    engine: Engine, prompt: list[int], stream: bool = False, request_id: str = "", **parameters: Any
+    engine: EngineInterface, prompt: list[int], stream: bool = False, request_id: str = "", **parameters: Any
 ) -> Collected:
     params = SamplingParameters.from_mapping(
         {"max_tokens": 12, "temperature": 0, "seed": 7, "return_token_ids": True, **parameters}

@@ -6,21 +6,34 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from engine.engine import Engine
-from engine.monitoring.step_journal import StepJournal, Suspect, has_served, journal_file
+from engine.fleet import Fleet
+from engine.monitoring.step_journal import Suspect, has_served, journal_file, open_journals
+from engine.request import Request
 from tritonlm.contract import RequestFailedRepeatedly
 from tritonlm.contract.process_files import SERIES
 
-from .harness import Collected, forward_methods, make_engine, run, save_model, submit
+from .harness import Collected, forward_methods, make_engine, run, save_model, step, submit
 
 KILLER, TOKENS = [9, 9, 9], 30
 
 
 class Died(BaseException):
     """Simulates the death of the process: no code after it runs, and nothing is closed."""
+
+
+def engines_of_process(folder: Path, file: Path, count: int = 1) -> list[Engine]:
+    """The engines of a process with this journal."""
+    engines = []
+    for journal in open_journals(file, count):
+        made = make_engine(folder)
+        engines.append(
+            Engine(made.runner, made.config, lambda ids, _: "".join(f" {i}" for i in ids), (), None, journal)
+        )
+    return engines
 
 
 class Processes:
@@ -32,9 +45,7 @@ class Processes:
         self.engine = self._start()
 
     def _start(self) -> Engine:
-        made = make_engine(self._folder)
-        engine = Engine(made.runner, made.config, lambda ids, _: "".join(f" {i}" for i in ids), (), None,
-                        StepJournal(self._file))  # fmt: skip
+        (engine,) = engines_of_process(self._folder, self._file)
         for name, compute in forward_methods(engine).items():
             setattr(engine.runner, name, self._dying(compute))
         return engine
@@ -127,7 +138,7 @@ def test_an_idle_process_that_dies_refuses_no_request(folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff" * 100, b"\x05\0\0\0\0\0\0\0[1,2]", b"\x10\0\0\0\0\0\0\0" + b'{"step": [[1]]} '],
+    [b"", b"\xff" * 100, b"\x05\0\0\0\0\0\0\0[1,2]", b"\x13\0\0\0\0\0\0\0" + b'{"steps": [[[1]]]} '],
 )
 def test_a_broken_journal_is_ignored(folder: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "journal").write_bytes(content)
@@ -146,14 +157,14 @@ def test_the_last_step_of_another_triton_does_not_count_and_earlier_deaths_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_triton: bool
 ) -> None:
     def suspect() -> Suspect | None:
-        return StepJournal(tmp_path / "journal").suspect(request)
+        return open_journals(tmp_path / "journal")[0].suspect(request)
 
     request: Any = SimpleNamespace(fingerprint="killer", steps=1)
-    StepJournal(tmp_path / "journal").record([request])
+    open_journals(tmp_path / "journal")[0].record([request])
     first = suspect()
     assert first is not None
     assert first.deaths == 1
-    StepJournal(tmp_path / "journal").record([request])
+    open_journals(tmp_path / "journal")[0].record([request])
     if not same_triton:
         monkeypatch.setattr("os.getppid", lambda: 4_194_399)
     second = suspect()
@@ -162,27 +173,70 @@ def test_the_last_step_of_another_triton_does_not_count_and_earlier_deaths_do(
     assert second.is_killer is same_triton
 
 
+def test_a_request_of_another_engine_is_a_suspect_on_each_and_no_killer_beside_it(tmp_path: Path) -> None:
+    killer, innocent = (cast(Request, SimpleNamespace(fingerprint=name, steps=1)) for name in ("killer", "innocent"))
+    for _ in range(2):
+        for journal, request in zip(open_journals(tmp_path / "journal", 2), (killer, innocent), strict=True):
+            journal.record([request])
+    journals = open_journals(tmp_path / "journal", 2)
+    suspects = [journal.suspect(request) for journal in journals for request in (killer, innocent)]
+    assert [(s.deaths, s.is_killer, s.isolated_steps > 0) for s in suspects if s] == [(2, False, True)] * 4
+    journals[1].record([killer])
+    assert [s.is_killer for journal in open_journals(tmp_path / "journal", 2) if (s := journal.suspect(killer))] == [
+        True
+    ] * 2
+
+
+def test_engines_of_a_process_remove_their_journal_together(tmp_path: Path) -> None:
+    first, second = open_journals(tmp_path / "journal", 2)
+    second.record([cast(Request, SimpleNamespace(fingerprint="running", steps=1))])
+    first.close()
+    # This process dies while its second engine computes.
+    assert open_journals(tmp_path / "journal")[0].suspect(cast(Request, SimpleNamespace(fingerprint="running")))
+    second.close()
+    assert not (tmp_path / "journal").exists()
+
+
+def test_while_a_suspect_is_isolated_one_engine_of_a_fleet_gets_all_requests(folder: Path, tmp_path: Path) -> None:
+    died = engines_of_process(folder, tmp_path / "journal", 2)
+    for engine in died:
+        submit(engine, OTHERS[0], max_tokens=TOKENS)
+        step(engine)
+    engines = engines_of_process(folder, tmp_path / "journal", 2)
+    fleet = Fleet(engines)
+
+    def shares(*prompts: list[int]) -> list[int]:
+        for prompt in prompts:
+            submit(fleet, prompt, max_tokens=TOKENS)
+        return [engine.in_flight for engine in engines]
+
+    assert shares(OTHERS[1]) == [1, 0]
+    assert shares(OTHERS[0], OTHERS[2]) == [3, 0], "a suspect, and one that comes after it"
+    run(engines[0])
+    assert shares(OTHERS[3], OTHERS[4]) == [1, 1]
+
+
 def test_journals_of_one_series_belong_to_its_tritons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    alone = journal_file("generate", 0, "weights")
+    alone = journal_file("generate", "weights")
     monkeypatch.setenv(SERIES, f"{os.getpid()}-1234abcd")
-    ours = journal_file("generate", 0, "weights")
+    ours = journal_file("generate", "weights")
     assert ours != alone
-    StepJournal(ours)
+    open_journals(ours)
     assert has_served()
     monkeypatch.setattr("os.getppid", lambda: 4_194_399)
-    assert journal_file("generate", 0, "weights") == ours
+    assert journal_file("generate", "weights") == ours
     # This Triton's own engines have not been ready yet.
     assert not has_served()
 
 
 def test_journals_of_tritons_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    mine = journal_file("generate", 0, "weights")
+    mine = journal_file("generate", "weights")
     gone = tmp_path / mine.name.replace(f"-{mine.name.split('-')[3]}-", "-4194399-")
     for file in (mine, gone):
         file.touch()
-    assert journal_file("generate", 0, "weights") == mine
+    assert journal_file("generate", "weights") == mine
     assert mine.exists()
     assert not gone.exists()
-    assert journal_file("generate", 0, "other weights") != mine
+    assert journal_file("generate", "other weights") != mine

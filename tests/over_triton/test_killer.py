@@ -54,8 +54,8 @@ def send(url: str, prompt: str) -> httpx.Response:
 
 
 def journal(serve: int) -> dict[str, Any]:
-    """The engine's step journal: the requests in the current step, and those that were in one when a process died."""
-    for file in Path(tempfile.gettempdir()).glob(f"tritonlm-steps-*-{serve}-*-generate-0-*"):
+    """The engine's step journal: the requests in the current steps, and those that were in one when a process died."""
+    for file in Path(tempfile.gettempdir()).glob(f"tritonlm-steps-*-{serve}-*-generate-*"):
         with contextlib.suppress(OSError, ValueError), file.open("rb") as opened:
             return dict(json.loads(opened.read(int.from_bytes(opened.read(8), "little")) or b"{}"))
     return {}
@@ -63,7 +63,7 @@ def journal(serve: int) -> dict[str, Any]:
 
 def computed_now(serve: int) -> list[str]:
     """The fingerprints of the requests in the current step."""
-    return [name for name, _ in journal(serve).get("step", [])]
+    return [name for step in journal(serve).get("steps", []) for name, _ in step]
 
 
 class Killer:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine.monitoring.step_journal import StepJournal, journal_file
+from engine.monitoring.step_journal import journal_file, open_journals
 from engine.runners.loading import in_load_thread, load_at_low_priority
 from tritonlm.contract.load_progress import Loaded, LoadProgress, load_file, read_progress
 from tritonlm.serving import ServingError, supervisor, terminal
@@ -69,10 +69,10 @@ def test_the_first_model_of_a_triton_is_loaded_at_the_usual_priority(
 
     usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     assert niceness() == usual
-    journal = StepJournal(journal_file("other-generate", 0, "weights"))
+    journals = open_journals(journal_file("other-generate", "weights"))
     assert niceness() > usual
     # Its successor finds the journal of a process that has died.
-    del journal
+    del journals
     assert niceness() > usual
 
 

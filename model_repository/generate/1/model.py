@@ -42,7 +42,7 @@ from .engine.config import EngineConfig  # noqa: E402
 from .engine.constraints.compiler import ConstraintCompiler  # noqa: E402
 from .engine.engine import Engine  # noqa: E402
 from .engine.fleet import combine  # noqa: E402
-from .engine.monitoring.step_journal import StepJournal, journal_file  # noqa: E402
+from .engine.monitoring.step_journal import journal_file, open_journals  # noqa: E402
 from .engine.request import Item, Request  # noqa: E402
 from .engine.runners.interface import choose_devices  # noqa: E402
 from .engine.runners.select import open_runner  # noqa: E402
@@ -79,18 +79,11 @@ class TritonPythonModel:
         self._constraints = ConstraintCompiler(
             checkpoint.tokenizer_file, checkpoint.vocab_size, checkpoint.eos_token_ids
         )
+        journals = open_journals(journal_file(args["model_name"], self._fingerprint), len(self._runners))
         self._engine = combine(
             [
-                Engine(
-                    runner,
-                    self._config,
-                    decode,
-                    checkpoint.eos_token_ids,
-                    about,
-                    StepJournal(journal_file(args["model_name"], number, self._fingerprint)),
-                    self._constraints,
-                )
-                for number, runner in enumerate(self._runners)
+                Engine(runner, self._config, decode, checkpoint.eos_token_ids, about, journal, self._constraints)
+                for runner, journal in zip(self._runners, journals, strict=True)
             ]
         )
         self._engine.start()

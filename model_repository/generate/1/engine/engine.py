@@ -90,6 +90,7 @@ class Engine:
         self._intake = Intake(runner, config, admission, self.reports, self.metrics, journal, about or {}, preparation)
         # Called by other threads: they meet the intake, and no step.
         self.submit, self.command, self.cancel = self._intake.submit, self._intake.command, self._intake.cancel
+        self.isolates = self._intake.isolates
         self._delivery = Delivery()
         self._released_at = float("-inf")
         self._cores = len(os.sched_getaffinity(0))
@@ -114,6 +115,11 @@ class Engine:
     def in_flight(self) -> int:
         """The number of requests that have been submitted and have not ended."""
         return self._intake.in_flight
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a further request would find a slot or room in the queue."""
+        return self.in_flight < self.config.max_sequences + self.config.max_queue_size
 
     def metric_values(self) -> dict[str, float]:
         return self.reports.metric_values()

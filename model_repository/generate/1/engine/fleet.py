@@ -63,7 +63,17 @@ class Fleet:
 
     def submit(self, request: Request) -> None:
         with self._submit_lock:
-            min(self._engines, key=lambda engine: engine.in_flight).submit(request)
+            self._choose(request).submit(request)
+
+    def _choose(self, request: Request) -> Engine:
+        """The least loaded engine; while a suspect of killing processes is isolated, the first one if it has room.
+
+        All engines die with their process. So a killer is found only where no other one computes beside it.
+        """
+        first = self._engines[0]
+        if first.has_room and first.isolates(request):
+            return first
+        return min(self._engines, key=lambda engine: engine.in_flight)
 
     def metric_values(self) -> dict[str, float]:
         return total(engine.metric_values() for engine in self._engines)

@@ -25,7 +25,7 @@ from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE,
 from .config import EngineConfig
 from .monitoring.metrics import Metrics
 from .monitoring.reports import Reports
-from .monitoring.step_journal import StepJournal, fingerprint
+from .monitoring.step_journal import StepJournal, Suspect, fingerprint
 from .preparation import Preparation, Prepared
 from .request import Request
 from .runners.interface import Runner
@@ -88,6 +88,13 @@ class Intake:
             for request in matches:
                 request.cancelled = True
         return len(matches)
+
+    def isolates(self, request: Request) -> bool:
+        """Whether this request, or one that is in flight, must be computed without others."""
+        suspect = self._suspect(request)
+        with self._changed:
+            in_flight = any(other.isolated_steps for other in self._requests.values())
+        return in_flight or (suspect is not None and suspect.isolated_steps > 0)
 
     def close(self) -> None:
         with self._changed:
@@ -183,10 +190,7 @@ class Intake:
 
     def _check_suspect(self, request: Request) -> None:
         """Refuse a request that has killed two processes. Isolate a request that was in a step of a dead process."""
-        if self._journal is None:
-            return
-        request.fingerprint = fingerprint(request)
-        suspect = self._journal.suspect(request)
+        suspect = self._suspect(request)
         if suspect and suspect.is_killer:
             self._metrics.count("refused")
             raise RequestFailedRepeatedly(
@@ -194,3 +198,9 @@ class Intake:
                 "it is not tried again"
             )
         request.isolated_steps = suspect.isolated_steps if suspect else 0
+
+    def _suspect(self, request: Request) -> Suspect | None:
+        if self._journal is None:
+            return None
+        request.fingerprint = request.fingerprint or fingerprint(request)
+        return self._journal.suspect(request)

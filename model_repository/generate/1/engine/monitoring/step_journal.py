@@ -1,10 +1,11 @@
 """The step journal: records the requests of each step, so that a restarted process can find one that kills processes.
 
 Before a step its requests are written to a file that outlives the process, and its Triton if that is started again. The
-next process of the same model reads it. Its last step counts only if the Triton is the same: when a Triton dies, its
-processes die whatever they compute. A request is rejected if it was in the last step of two processes that died, and
-alone in the second one. Other requests of such a step run isolated for some steps, and are cleared then. This module
-knows fingerprints and a file, and not how steps are planned.
+next process of the same model reads it. Its last steps count only if the Triton is the same: when a Triton dies, its
+processes die whatever they compute. The engines of a process die together, so they share the file, and the last steps
+of all of them count as one. A request is rejected if it was in the last steps of two processes that died, and alone in
+the second ones. Other requests of such steps run isolated for some steps, and are cleared then. This module knows
+fingerprints and a file, and not how steps are planned.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import mmap
 import os
+import threading
 import time
 from array import array
 from collections.abc import Iterable
@@ -34,13 +36,16 @@ _DEATHS = 2
 _SUSPECT_SECONDS = 3600.0
 _MAX_SUSPECTS = 1000
 
+# The requests of a step: the fingerprint of each, and whether it has just begun.
+_Entries = list[tuple[str, bool]]
+
 
 @dataclass(frozen=True)
 class Suspect:
     """A request that was in a step when its process died."""
 
     deaths: int
-    # In the last of them: whether the request had just begun, and whether it was the only one in the step.
+    # In the last of them: whether the request had just begun, and whether it was the only one in the engines' steps.
     young: bool
     alone: bool
     died_at: float
@@ -65,8 +70,34 @@ def fingerprint(request: Request) -> str:
 
 
 class StepJournal:
-    def __init__(self, file: Path) -> None:
-        self._suspects = _suspects_of(_read(file))
+    """The part of one engine in the journal of its process."""
+
+    def __init__(self, shared: _SharedJournal, number: int) -> None:
+        self._shared, self._number = shared, number
+
+    def suspect(self, request: Request) -> Suspect | None:
+        return self._shared.suspects.get(request.fingerprint)
+
+    def clear(self, request: Request) -> None:
+        """Clear a request that has run many steps since: it is not the killer."""
+        self._shared.clear(request.fingerprint)
+
+    def record(self, requests: Iterable[Request]) -> None:
+        """Record the requests of the engine's next step, unless they are those of its last one."""
+        self._shared.record(
+            self._number, [(request.fingerprint, request.steps < _SETTLED_STEPS) for request in requests]
+        )
+
+    def close(self) -> None:
+        """Leave the journal: this engine ends normally, and its requests have ended. The last one removes it."""
+        self._shared.leave(self._number)
+
+
+class _SharedJournal:
+    """The file of a process: the current step of each engine, and the suspects, which all engines know."""
+
+    def __init__(self, file: Path, engines: int) -> None:
+        self.suspects = _suspects_of(_read(file))
         self._file, self._triton = file, os.getppid()
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
@@ -74,42 +105,56 @@ class StepJournal:
             self._memory = mmap.mmap(descriptor, _FILE_BYTES)
         finally:
             os.close(descriptor)
-        self._last_entries: list[tuple[str, bool]] | None = None
-        self.record(())
+        # Each engine writes from its own thread.
+        self._lock = threading.Lock()
+        self._steps: dict[int, _Entries] = {number: [] for number in range(engines)}
+        # Whether the suspects have changed since the last write.
+        self._is_stale = False
+        self._write()
 
-    def suspect(self, request: Request) -> Suspect | None:
-        return self._suspects.get(request.fingerprint)
+    def clear(self, name: str) -> None:
+        with self._lock:
+            if self.suspects.pop(name, None):
+                self._is_stale = True
 
-    def clear(self, request: Request) -> None:
-        """Clear a request that has run many steps since: it is not the killer."""
-        if self._suspects.pop(request.fingerprint, None):
-            self._last_entries = None
+    def record(self, number: int, entries: _Entries) -> None:
+        with self._lock:
+            if entries != self._steps[number] or self._is_stale:
+                self._steps[number] = entries
+                self._write()
 
-    def record(self, requests: Iterable[Request]) -> None:
-        """Record the requests of the next step, unless they are those of the last one."""
-        entries = [(request.fingerprint, request.steps < _SETTLED_STEPS) for request in requests]
-        if entries == self._last_entries:
-            return
-        self._last_entries = entries
-        suspects = {name: vars(suspect) for name, suspect in self._suspects.items()}
-        text = json.dumps({"triton": self._triton, "step": entries, "suspects": suspects}).encode()
+    def leave(self, number: int) -> None:
+        with self._lock:
+            del self._steps[number]
+            if self._steps:
+                self._write()
+                return
+            self._memory.close()
+        self._file.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        suspects = {name: vars(suspect) for name, suspect in self.suspects.items()}
+        steps = list(self._steps.values())
+        text = json.dumps({"triton": self._triton, "steps": steps, "suspects": suspects}).encode()
         if len(text) + 8 > _FILE_BYTES:
             text = b"{}"
         # The length is 0 during the write, so that a process killed here leaves an empty journal, not half of one.
         self._memory[:8] = bytes(8)
         self._memory[8 : 8 + len(text)] = text
         self._memory[:8] = len(text).to_bytes(8, "little")
-
-    def close(self) -> None:
-        """Remove the journal: this process ends normally, and its requests have ended."""
-        self._memory.close()
-        self._file.unlink(missing_ok=True)
+        self._is_stale = False
 
 
-def journal_file(model: str, number: int, fingerprint: str) -> Path:
-    """The journal of one engine of this model, series of Tritons and weights."""
+def open_journals(file: Path, engines: int = 1) -> list[StepJournal]:
+    """The journal of a process with so many engines: the part of each."""
+    shared = _SharedJournal(file, engines)
+    return [StepJournal(shared, number) for number in range(engines)]
+
+
+def journal_file(model: str, fingerprint: str) -> Path:
+    """The journal of a process of this model, series of Tritons and weights."""
     weights = hashlib.blake2b(fingerprint.encode(), digest_size=6).hexdigest()
-    return process_file(_KIND, series_of(os.getppid()), f"{model}-{number}-{weights}")
+    return process_file(_KIND, series_of(os.getppid()), f"{model}-{weights}")
 
 
 def has_served() -> bool:
@@ -129,16 +174,16 @@ def _read(file: Path) -> dict[str, object]:
 
 
 def _suspects_of(journal: dict[str, object]) -> dict[str, Suspect]:
-    """The suspects after the death of a process: the requests of its last step, and earlier suspects not cleared."""
+    """The suspects after the death of a process: the requests of its last steps, and earlier suspects not cleared."""
     now = time.time()
     try:
         suspects = {str(name): Suspect(**fields) for name, fields in dict(journal.get("suspects", {})).items()}  # type: ignore[call-overload]
-        last = journal.get("step", []) if journal.get("triton") == os.getppid() else []
-        step = [(str(name), bool(young)) for name, young in list(last)]  # type: ignore[call-overload]
+        last = journal.get("steps", []) if journal.get("triton") == os.getppid() else []
+        entries = {str(name): bool(young) for step in list(last) for name, young in step}  # type: ignore[call-overload]
     except (TypeError, ValueError):
         return {}
     suspects = {name: suspect for name, suspect in suspects.items() if now - suspect.died_at < _SUSPECT_SECONDS}
-    for name, young in step:
+    for name, young in entries.items():
         before = suspects.pop(name, None)
-        suspects[name] = Suspect(1 + (before.deaths if before else 0), young, len(step) == 1, now)
+        suspects[name] = Suspect(1 + (before.deaths if before else 0), young, len(entries) == 1, now)
     return dict(list(suspects.items())[-_MAX_SUSPECTS:])
