@@ -60,12 +60,22 @@ class ConstraintCompiler:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            future = self._kept[key] = self._pool.submit(self._compile, structured_outputs)
+            future = self._kept[key] = self._pool.submit(self._compile, key, structured_outputs)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
             return future
 
-    def _compile(self, structured_outputs: Mapping[str, Any]) -> LLMatcher:
+    def _compile(self, key: str, structured_outputs: Mapping[str, Any]) -> LLMatcher:
+        try:
+            return self._compile_once(structured_outputs)
+        except TritonLMError:
+            raise
+        except BaseException:  # such as a lack of memory, which may pass: the next request tries again
+            with self._lock:
+                self._kept.pop(key, None)
+            raise
+
+    def _compile_once(self, structured_outputs: Mapping[str, Any]) -> LLMatcher:
         from .grammars import compile_grammar  # noqa: PLC0415
 
         with self._table_lock:

@@ -32,9 +32,14 @@ class TokenTable:
 
 
 def load_token_table(file: Path, vocab_size: int, end_ids: Sequence[int]) -> TokenTable | NotOffered:
-    """The table, or why structured outputs are not offered. `vocab_size` is that of the logits."""
+    """The table, or why structured outputs are not offered. `vocab_size` is that of the logits.
+
+    Raises OSError or MemoryError, which may pass.
+    """
+    # Read here: the library's errors do not tell a file that cannot be opened from one that it does not support.
+    content = file.read_bytes()
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(content)
         # Settings from the tokenizer's training: they would change forced texts.
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -44,6 +49,8 @@ def load_token_table(file: Path, vocab_size: int, end_ids: Sequence[int]) -> Tok
         size = max(vocab_size, 1 + max(vocabulary.values()))
         ends = list(end_ids) or [vocabulary[_NO_END]]
         return TokenTable(_table(tokenizer, size, ends), ends)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # the libraries raise nothing narrower
         return NotOffered(f"structured_outputs is not offered: this model's tokenizer is not supported ({error})")
 
