@@ -130,6 +130,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "suffix": ({"suffix": "end"}, "suffix"),
     "options without stream": ({"stream_options": {"include_usage": True}}, "stream_options"),
     "unknown option": ({"stream": True, "stream_options": {"x": 1}}, "stream_options"),
+    "obfuscation": (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+    ),
     "option of a wrong type": (
         {"stream": True, "stream_options": {"include_usage": 1.5}},
         "stream_options.include_usage",

@@ -134,7 +134,7 @@ RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"store": True}, "store"),
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"max_output_token": 5}, "max_output_token"),
-    ({"reasoning": {"effort": "huge"}}, "reasoning"),
+    ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
     ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
     ({"temperature": 7}, "temperature"),
@@ -153,7 +153,7 @@ def test_a_wrong_field_of_a_response_is_named(fields: dict[str, Any], param: str
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({}, "max_tokens"),
     ({"max_tokens": 5, "stop": ["a"]}, "stop"),
-    ({"max_tokens": 5, "stop_sequences": [""]}, "stop_sequences"),
+    ({"max_tokens": 5, "stop_sequences": [""]}, "stop_sequences[0]"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": 5, "tools": [{"name": "a"}]}, "tools[0].input_schema"),
     ({"max_tokens": 5, "messages": [{"role": "robot", "content": "a"}]}, "messages[0]"),

@@ -113,3 +113,40 @@ def test_a_files_life_is_a_number_in_its_range(tmp_path: Path, seconds: str) -> 
     with running_gateway(batch_folder=tmp_path) as gateway:
         response = gateway.http.post("/v1/files", files={"file": ("in.jsonl", b"{}")}, data=data)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "expires_after[seconds]")
+
+
+CHAT = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+NESTED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("/v1/chat/completions", {**CHAT, "stream_options": {"x": 1}}, "stream_options.x", "unknown parameter"),
+    (
+        "/v1/chat/completions",
+        {**CHAT, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "False",
+    ),
+    ("/v1/responses", {"input": "a", "reasoning": {"effort": "low", "budget": 1}}, "reasoning.budget", "unknown"),
+    ("/v1/messages", {**CHAT, "max_tokens": 1, "metadata": {"user_id": "a", "x": 1}}, "metadata.x", "unknown"),
+    ("/v1/messages", {**CHAT, "max_tokens": 1, "cache_control": {"ttl": "5m"}}, "cache_control.type", "is required"),
+    ("/v1/messages", {**CHAT, "max_tokens": 1, "stop_sequences": ["a", 1]}, "stop_sequences[1]", "valid string"),
+    ("/v1/rerank", {"query": "a", "documents": ["a", 5]}, "documents[1]", "valid string"),
+    ("/v1/completions", {"prompt": "a", "max-tokens": 1}, "max-tokens", "unknown parameter"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param", "message"), NESTED, ids=[row[2] for row in NESTED])
+def test_an_error_names_the_nested_field(
+    gateway: Gateway, path: str, body: dict[str, Any], param: str, message: str
+) -> None:
+    response = gateway.post(path, model=LM, **body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param)
+    assert param in error["message"]
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("sent", [False, None])
+def test_declining_obfuscation_is_accepted(gateway: Gateway, sent: bool | None) -> None:
+    options = {"include_usage": True, "include_obfuscation": sent}
+    response = gateway.post("/v1/chat/completions", model=LM, **CHAT, stream_options=options)
+    assert response.status_code == 200
+    assert '"total_tokens"' in response.text

@@ -147,8 +147,8 @@ def refused_field(gateway: Gateway, **body: Any) -> str:
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"lora": {}}, "lora"),
         ({"lora": {}, "model_type": "fable"}, "lora"),
-        ({"lora": {"rank": 0}, "model_type": "fable", "dataset": "letters.txt"}, "lora"),
-        ({"lora": {"size": 2}, "model_type": "fable", "dataset": "letters.txt"}, "lora"),
+        ({"lora": {"rank": 0}, "model_type": "fable", "dataset": "letters.txt"}, "lora.rank"),
+        ({"lora": {"size": 2}, "model_type": "fable", "dataset": "letters.txt"}, "lora.size"),
         ({"context": 4}, "context"),
     ],
 )

@@ -5,7 +5,7 @@ The fields of the sampling parameters are generated from the contract, which val
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 
@@ -92,13 +92,14 @@ def sampling_fields(*without: str) -> dict[str, Any]:
 
 def read_body(kind: type[B], values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that were sent, checked; the first mistake is an error that names its field."""
+    body = _plain(values)
     try:
-        return kind.model_validate(_plain(values)).arguments()
+        return kind.model_validate(body).arguments()
     except RecursionError:
         raise InvalidRequest("a field is nested too deeply") from None
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise mistake(problem["type"], problem["loc"], problem["msg"]) from None
+        raise mistake(problem["type"], problem["loc"], problem["msg"], body) from None
 
 
 def _plain(value: Any) -> Any:
@@ -110,15 +111,26 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def mistake(kind: str, location: tuple[Any, ...], message: str) -> InvalidRequest:
-    """The error for one of pydantic's findings. `location`: its path in the body."""
-    # Without pydantic's names of union members, which are not part of the body's path.
-    path = [str(part) for part in location if isinstance(part, int) or str(part).isidentifier()]
-    if not path:
+def mistake(kind: str, location: Sequence[Any], message: str, body: Any) -> InvalidRequest:
+    """The error for one of pydantic's findings. `location`: its path in the body, with names of union members."""
+    param = _place(kind, location, body)
+    if not param:
         return InvalidRequest("the body must be a JSON object")
-    param = path[0][:_MAX_NAME]
     if kind == "extra_forbidden":
         return InvalidRequest(f"unknown parameter {param!r}", param)
     if kind == "missing":
         return InvalidRequest(f"{param} is required", param)
     return InvalidRequest(f"{param}: {message}", param)
+
+
+def _place(kind: str, location: Sequence[Any], body: Any) -> str:
+    """The location as in tools[0].type: without what the body does not hold, which are names of union members."""
+    place, value = "", body
+    for depth, part in enumerate(location):
+        is_missing = kind == "missing" and depth == len(location) - 1
+        if isinstance(value, list) and isinstance(part, int):
+            place, value = f"{place}[{part}]", value[part]
+        elif not depth or (isinstance(value, dict) and (part in value or is_missing)):
+            name = str(part)[:_MAX_NAME]
+            place, value = f"{place}.{name}" if place else name, value.get(part) if isinstance(value, dict) else None
+    return place

@@ -228,8 +228,12 @@ def read_stream(stream: bool | None, options: Mapping[str, Any] | None) -> tuple
         raise InvalidRequest("stream_options needs stream: true", "stream_options")
     if not isinstance(options, Mapping):
         raise InvalidRequest('stream_options must be an object such as {"include_usage": true}', "stream_options")
-    for name in options:
-        if name != "include_usage":
+    for name, value in options.items():
+        # No obfuscation is sent: what declines it is honoured.
+        if name == "include_obfuscation" and value:
+            param = f"stream_options.{name}"
+            raise InvalidRequest(f"{param} must be false: no obfuscation is ever sent", param)
+        if name not in ("include_usage", "include_obfuscation"):
             raise InvalidRequest(f"stream_options has only include_usage (got {str(name)[:64]!r})", "stream_options")
     include = options.get("include_usage")
     if not _is_flag(include):

@@ -139,7 +139,7 @@ async def _handle_invalid_body(request: Request, error: Exception) -> JSONRespon
     problem: Mapping[str, Any] = error.errors()[0]
     if problem["type"] == "json_invalid":
         return _invalid_request(request, "the body is not valid JSON", None)
-    named = mistake(problem["type"], problem["loc"][1:], problem["msg"])
+    named = mistake(problem["type"], problem["loc"][1:], problem["msg"], error.body)
     return _invalid_request(request, named.message, named.param)
 
 

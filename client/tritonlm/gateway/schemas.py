@@ -139,6 +139,7 @@ ToolChoice = Annotated[Any, WithJsonSchema(_TOOL_CHOICE)]
 
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="end the stream with a chunk that holds the usage")
+    include_obfuscation: Literal[False] | None = Field(None, description="no obfuscation is ever sent")
 
 
 class _Common(Body):
