@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import pytest
 from fakes.fake_transport import LM, FakeTransport
 from tritonlm import AsyncClient, Client
-from tritonlm.client.stream import AsyncStream
+from tritonlm.client.stream import AsyncStream, MergedSources
 from tritonlm.client.sync import Stream
-from tritonlm.client.types import Completion
+from tritonlm.client.types import Completion, Piece
 from tritonlm.contract import (
     Cancelled,
     Draining,
@@ -31,6 +32,10 @@ T = TypeVar("T")
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def piece(index: int, text: str) -> Piece:
+    return Piece(index, text, "", 1, index + 1, 0, 0, [], None)
 
 
 async def stream_of(client: AsyncClient, prompt: Any = "a b c", **arguments: Any) -> AsyncStream[Completion]:
@@ -52,6 +57,37 @@ def test_leaving_a_stream_cancels_all_of_its_sequences(n: int) -> None:
                 await stream.__anext__()
 
     run(leave())
+
+
+@pytest.mark.parametrize(("pause", "start_seconds"), [(0.01, 0.05), (0.0, 1000.0)])
+def test_a_stream_starts_while_one_of_its_choices_waits_for_a_slot(
+    pause: float, start_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while, and when its buffer is full."""
+    monkeypatch.setattr("tritonlm.client.stream._START_SECONDS", start_seconds)
+
+    async def start() -> None:
+        slot = asyncio.Event()
+
+        async def endless() -> AsyncGenerator[Piece, None]:
+            for index in itertools.count():
+                yield piece(index, "a")
+                await asyncio.sleep(pause)
+
+        async def waiting() -> AsyncGenerator[Piece, None]:
+            await slot.wait()
+            yield piece(0, "b")
+
+        merged = MergedSources([endless(), waiting()])
+        await merged.start()
+        assert await merged.next() == (0, piece(0, "a"))
+        slot.set()
+        while (item := await merged.next()) is not None and item[0] == 0:
+            pass
+        assert item == (1, piece(0, "b"))
+        await merged.close()
+
+    run(start())
 
 
 @pytest.mark.parametrize("n", [1, 2])

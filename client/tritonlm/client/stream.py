@@ -17,7 +17,8 @@ T = TypeVar("T")
 Source = AsyncGenerator[Piece, None]
 # Pieces buffered for a slow reader, over all sequences of a call. When the buffer is full, reading pauses.
 _BUFFERED_PIECES = 64
-# A call of several sequences starts when each has sent a piece, or when no further piece arrives for this long.
+# A call of several sequences starts when each has sent a piece, or this long after the first one: the others may wait
+# for a slot. It starts earlier when the buffer is full.
 _START_SECONDS = 1.0
 
 _Item = tuple[int, "Piece | Exception | None"]
@@ -45,15 +46,16 @@ class MergedSources:
             asyncio.create_task(_pump(self._queue, number, source)) for number, source in enumerate(self._sources)
         ]
         started: set[int] = set()
-        timeout: float | None = None
+        deadline: float | None = None
+        clock, room = asyncio.get_running_loop().time, len(self._sources) + _BUFFERED_PIECES
         try:
-            while len(started) < len(self._sources):
-                item = await asyncio.wait_for(self._queue.get(), timeout)
+            while len(started) < len(self._sources) and len(self._early) < room:
+                item = await asyncio.wait_for(self._queue.get(), None if deadline is None else deadline - clock())
                 if isinstance(item[1], Exception):
                     raise item[1]
                 started.add(item[0])
                 self._early.append(item)
-                timeout = _START_SECONDS
+                deadline = deadline or clock() + _START_SECONDS
         except (asyncio.TimeoutError, TimeoutError):
             return
         except BaseException:
