@@ -17,7 +17,7 @@ from tritonlm.client.embeddings import build_embeddings, read_inputs
 from tritonlm.client.model_names import ModelNames
 from tritonlm.client.parsing import M, ParsedChatCompletion, parse_answers, response_format_of
 from tritonlm.client.results import CompletionBuilder
-from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan, read_parameters
+from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan, in_parts, read_parameters
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.transport import Call, PromptEmbedding
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, Completion, CompletionUsage, Embeddings, Piece
@@ -169,14 +169,17 @@ class EmbeddingCalls:
             Call(served.lm, f"{root}-{index}", prompt, parameters, timeout=timeout or self._client._timeout)
             for index, prompt in enumerate(prompts)
         ]
-        # The first error cancels the others.
+        embeddings = [embedding for part in in_parts(calls) for embedding in await self._embed_together(part)]
+        return build_embeddings(model, embeddings, encoding)
+
+    async def _embed_together(self, calls: Sequence[Call]) -> list[PromptEmbedding]:
+        """The first error cancels the others."""
         tasks = [asyncio.ensure_future(self._embed(call)) for call in calls]
         try:
-            embeddings = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        return build_embeddings(model, embeddings, encoding)
 
     async def _embed(self, call: Call) -> PromptEmbedding:
         try:

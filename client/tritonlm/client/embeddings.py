@@ -7,19 +7,23 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from tritonlm.client.sequences import MAX_SEQUENCES, check_text, read_prompts
+from tritonlm.client.sequences import check_text, read_prompts
 from tritonlm.client.transport import Prompt, PromptEmbedding
 from tritonlm.client.types import EmbeddingItem, Embeddings, EmbeddingUsage
 from tritonlm.contract import InvalidRequest
 
+# As with OpenAI.
+_MAX_INPUTS = 2048
 FLOAT, BASE64 = "float", "base64"
 
 
 def read_inputs(values: Any, encoding_format: Any, dimensions: Any, user: Any) -> tuple[list[Prompt], str]:
     """The prompts to embed, and the encoding of the vectors."""
     prompts = read_prompts(values, "input")
-    if len(prompts) > MAX_SEQUENCES:
-        raise InvalidRequest(f"input must hold at most {MAX_SEQUENCES} texts (got {len(prompts)})", "input")
+    if len(prompts) > _MAX_INPUTS:
+        raise InvalidRequest(
+            f"input must hold at most {_MAX_INPUTS} texts (got {len(prompts)}); send fewer at once", "input"
+        )
     if encoding_format not in (None, FLOAT, BASE64):
         raise InvalidRequest("encoding_format must be float or base64", "encoding_format")
     if dimensions is not None:

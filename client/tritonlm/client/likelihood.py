@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tritonlm.client.sequences import in_parts
 from tritonlm.client.types import CachedTokens, Completion, CompletionUsage
 from tritonlm.contract import InvalidRequest
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from tritonlm.client.async_client import AsyncClient
 
 Ids = Sequence[int]
-# Sequences of one call; more are computed in turn, so that a long list leaves slots to others.
-_MAX_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ async def log_likelihoods(
             raise InvalidRequest("a text without tokens has no likelihood; send text before it and in it", "prompt")
     logprobs: list[list[float]] = []
     prompt = cached = 0
-    for first in range(0, len(continuations), _MAX_TOGETHER):
-        part = continuations[first : first + _MAX_TOGETHER]
+    for part in in_parts(continuations):
         # The beginning that they share is computed once: the engine has it in its prefix cache for the others.
         start = min(len(each.prefix) for each in part)
         prompts = [[*each.prefix, *each.tokens] for each in part]

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tritonlm.client.model_names import ServedModel
 from tritonlm.client.transport import Call, Prompt
 from tritonlm.client.types import CachedTokens, CompletionUsage, Piece
 from tritonlm.contract import InvalidRequest, SamplingParameters
 
+T = TypeVar("T")
 # The limit of sequences per call: each occupies a slot of the engine.
 MAX_SEQUENCES = 128
+# Prompts of a call that are computed at once where it may have more of them: a long list leaves slots to others.
+_MAX_TOGETHER = 32
 # Parameters that the client sets itself; a call cannot pass them.
 RESERVED_PARAMETERS = ("choice", "as_piece", "resume_token_ids", "timeout")
 
@@ -216,6 +219,12 @@ def _ids(values: Sequence[int], param: str) -> tuple[int, ...]:
     if not all(0 <= value < 2**31 for value in values):
         raise InvalidRequest(f"{param} holds a number that is not a token id", param)
     return tuple(values)
+
+
+def in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A long list in the parts that are computed one after the other."""
+    for first in range(0, len(items), _MAX_TOGETHER):
+        yield items[first : first + _MAX_TOGETHER]
 
 
 def read_stream(stream: bool | None, options: Mapping[str, Any] | None) -> tuple[bool, bool]:
