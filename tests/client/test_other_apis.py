@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from fakes.fake_transport import ABOUT_LM, LM, FakeTransport
 from tritonlm import AsyncClient, Client
 from tritonlm.client.messages_api.types import MessageObject, TextBlock, ToolUseBlock
 from tritonlm.client.responses_api.types import FunctionCall, OutputMessage, ResponseObject
+from tritonlm.client.transport import Call
+from tritonlm.client.types import Logprob, Piece
 from tritonlm.contract import Cancelled, EngineFailure, InvalidRequest
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -48,6 +52,57 @@ def test_a_response_has_items_and_usage() -> None:
         client.responses.create(LM, [*HELLO, *response.output, {"role": "user", "content": "More"}])
     assert [message["role"] for message in sent_messages(transport)] == ["user", "assistant", "user"]
     assert sent_messages(transport)[1]["content"] == response.output_text
+
+
+class WithLogprobs(FakeTransport):
+    """Answers with one text; each of its words, with the space before it, is a token. Streamed, a piece is two."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__()
+        self.about = {**ABOUT_LM, "chat_template": QWEN}
+        self._tokens = re.findall(r"\s*[^\s<]+|\s*<[^>]*>|\s+", answer)
+
+    async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+        self.calls.append(call)
+        size = 2 if call.stream else len(self._tokens)
+        cuts = range(0, len(self._tokens), size)
+        for index, first in enumerate(cuts):
+            tokens = self._tokens[first : first + size]
+            entries = [Logprob(1, token, -1.0, list(token.encode()), 0, ()) for token in tokens]
+            reason = "stop" if index + 1 == len(cuts) else ""
+            yield Piece(index, "".join(tokens), reason, 3, first + len(tokens), 0, 1, [], entries)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        ("<think>there</think>\nHi there", ["\nHi", " there"]),
+        ("<think>a b c</think>\nHi  there. You \n", ["\nHi", "  there.", " You", " \n"]),
+        (f"<think>a</think>\nOslo it is.\n{CALL}", ["\nOslo", " it", " is."]),
+        ("Oslo it is.", ["Oslo", " it", " is."]),
+        (CALL, []),
+    ],
+)
+def test_a_texts_logprobs_are_those_of_its_own_tokens(answer: str, tokens: list[str], stream: bool) -> None:
+    async def run() -> ResponseObject:
+        async with AsyncClient(transports=[WithLogprobs(answer)]) as client:
+            arguments = {"tools": [{"type": "function", "name": "find", "parameters": PARAMETERS}]}
+            created = await client.responses.create(
+                LM, "Where?", include=["message.output_text.logprobs"], stream=stream, **arguments
+            )
+            if isinstance(created, ResponseObject):
+                return created
+            events = [event async for event in created]
+            sent = [
+                entry["token"] for event in events for entry in getattr(event, "logprobs", []) if "delta" in event.type
+            ]
+            assert sent == tokens
+            return await created.final()
+
+    response = asyncio.run(run())
+    parts = [part for item in response.output if isinstance(item, OutputMessage) for part in item.content]
+    assert [entry["token"] for part in parts for entry in part.logprobs] == tokens
 
 
 def test_a_responses_stream_ends_with_the_same_response() -> None:

@@ -12,6 +12,7 @@ from tritonlm.client.chats import renamed
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, CompletionUsage
 from tritonlm.contract import TritonLMError
 
+from .logprobs import TextLogprobs
 from .output import COMPLETED, IN_PROGRESS, INCOMPLETE, Json, OutputItems
 from .request import NAMES, ChatCall
 
@@ -29,6 +30,7 @@ class ResponseWriter:
         self._events: list[Json] = []
         self._sequence_number = 0
         self._items = OutputItems(self._emit, call.custom_tools)
+        self._text_logprobs = TextLogprobs()
         self._is_cut = False
         self.response: Json = {
             "id": f"resp_{secrets.token_hex(24)}", "object": "response", "created_at": int(time.time()),
@@ -74,8 +76,9 @@ class ResponseWriter:
         self._events.clear()
         return self.response
 
-    def _add(self, message: Any, logprobs: list[Json]) -> None:
-        """A chat's message or the delta of one: reasoning, text, tool calls."""
+    def _add(self, message: Any, entries: list[Json]) -> None:
+        """A chat's message or the delta of one: reasoning, text, tool calls. `entries`: its log-probabilities."""
+        logprobs = self._text_logprobs.take(message, entries)
         if reasoning := getattr(message, "reasoning_content", None):
             self._items.add_reasoning(reasoning)
         if message.content or (logprobs and message.content is not None):
