@@ -195,6 +195,19 @@ def test_prepared_shapes_are_not_recorded_again(gpt2: Path) -> None:
     assert tested.runner.graphs.recordings == prepared
 
 
+def test_a_prompt_of_one_token_a_step_leaves_the_rows_after_it_as_they_are(gpt2: Path) -> None:
+    outputs = []
+    for runner in ("graphs", "reference"):
+        engine = make_engine(gpt2, runner=runner, prefill_tokens=1)
+        decoding = submit(engine, [5], max_tokens=20, ignore_eos=True)
+        step(engine)
+        # Its rank is better, so its slices come first.
+        prompt = submit(engine, [7, 8, 9, 10, 11, 12], max_tokens=5, ignore_eos=True, priority=1)
+        run(engine)
+        outputs.append((decoding.token_ids, prompt.token_ids))
+    assert outputs[0] == outputs[1]
+
+
 def test_one_long_context_does_not_exceed_the_gather_buffer(gpt2: Path) -> None:
     settings: dict[str, Any] = {"max_sequences": 16, "kv_cache_tokens": 256, "max_context_tokens": 250}
     tested, reference = AsyncEngine(gpt2, **settings), make_engine(gpt2, runner="reference", **settings)

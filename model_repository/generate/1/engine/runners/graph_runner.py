@@ -143,7 +143,8 @@ class GraphRunner(ReferenceRunner):
         if wants_adapters(plan):
             return super().forward(plan)
         self._select_adapters(plan)
-        if self.graphs.supports(plan):
+        # These recordings compute a row of logits for each slice, also for one that ends within a prompt.
+        if self.graphs.supports(plan) and all(piece.samples for piece in plan):
             return self.graphs.run(plan)
         if self.prompt_graphs and self.prompt_graphs.supports(plan):
             return self.prompt_graphs.run(plan)

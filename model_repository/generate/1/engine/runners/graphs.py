@@ -172,12 +172,12 @@ class GraphCache:
         return [shape for shape in sorted(product(rows, lengths), key=math.prod, reverse=True) if self._fits(shape)]
 
     def supports(self, plan: Sequence[Slice]) -> bool:
-        """Whether the plan is a pure decoding step that fits into the gather buffer."""
+        """Whether the plan has one token for each slice and fits into the gather buffer."""
         plain = all(piece.count == 1 and not piece.request.needs_every_row for piece in plan)
         return plain and self._fits(self._shape(plan))
 
     def run(self, plan: Sequence[Slice], ids: torch.Tensor | None = None) -> ForwardOutput:
-        """Run the plan. Its output is valid until the next run."""
+        """Run the plan. Its output, with a row of logits for each slice, is valid until the next run."""
         recording = self.recording(self._shape(plan), lambda inputs: inputs.fill(plan, ids))
         return recording.compute().first(len(plan))
 
