@@ -23,7 +23,7 @@ from tritonlm.contract import (
 )
 from tritonlm.gateway.history import History
 
-from .conftest import Gateway
+from .conftest import Gateway, running_gateway
 
 CHAT = [{"role": "user", "content": "x"}]
 
@@ -246,6 +246,13 @@ def test_what_a_chat_is_not_offered_is_named(gateway: Gateway, path: str) -> Non
     gateway.transport.trouble = [NotOffered("this LM has no adapters")]
     response = gateway.post(path, model=LM, **CHATS[path])
     assert (response.status_code, response.json()["error"]["message"]) == (501, "this LM has no adapters")
+
+
+def test_a_request_that_reached_its_time_limit_is_not_to_be_sent_again() -> None:
+    with running_gateway(request_seconds=1e-9) as gateway:
+        response = gateway.post("/v1/completions", model=LM, prompt="a")
+    assert (response.status_code, error_of(response)["code"]) == (504, "timeout")
+    assert response.headers["x-should-retry"] == "false"
 
 
 def test_health_reports_the_models_that_answer(gateway: Gateway) -> None:

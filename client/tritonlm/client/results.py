@@ -39,7 +39,7 @@ class SequenceBuilder:
         if piece.index != expected:
             raise EngineFailure(f"received chunk {piece.index}, expected chunk {expected}; send the request again")
         if piece.finish_reason == "timeout":
-            raise TimedOut("the request did not finish within its time limit")
+            raise TimedOut.of_request()
         if piece.finish_reason == "cancelled":
             raise Cancelled("the request was cancelled")
         self._last[sequence] = piece

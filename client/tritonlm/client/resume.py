@@ -58,7 +58,7 @@ class Attempts:
         self._started = time.monotonic()
         timeout = self._deadline - self._started
         if timeout <= 0:
-            raise TimedOut("the request did not finish within its time limit")
+            raise TimedOut.of_request()
         self._count += 1
         self._next_index = 0
         return replace(call, request_id=request_id, parameters=parameters, timeout=timeout)

@@ -167,6 +167,13 @@ class NoRoom(TritonLMError):
 class TimedOut(TritonLMError):
     triton_code, http_status, openai_type, code = "UNAVAILABLE", 504, "server_error", "timeout"
 
+    @classmethod
+    def of_request(cls) -> TimedOut:
+        """The request reached its own limit: a retry would compute all of it again, and reach the limit again."""
+        error = cls("the request did not finish within its time limit")
+        error.headers["x-should-retry"] = "false"
+        return error
+
 
 class NotOffered(TritonLMError):
     triton_code, http_status, openai_type, code = "INVALID_ARG", 501, "not_implemented", "not_implemented"

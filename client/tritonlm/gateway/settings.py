@@ -35,7 +35,7 @@ class GatewaySettings(ObservabilitySettings):
         None, ge=0, description="Descriptor that the gateway closes when it listens, for a parent process that waits."
     )
     request_seconds: float = Field(
-        600, gt=0, le=86_400, description="Time limit of a request; a request may set a lower one."
+        600, gt=0, le=86_400, description="Time limit of a request, without the time that its model takes to load."
     )
     repair_seconds: float = Field(
         30, ge=0, le=3600, description="How long a request waits for a Triton that broke during it, to resume there."
