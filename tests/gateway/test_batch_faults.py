@@ -133,12 +133,14 @@ def test_a_batch_that_has_ended_is_not_cancelled(tmp_path: Path) -> None:
     assert (ended.status, ended.data["output_file_id"]) == ("completed", "file-1")
 
 
-def test_a_batch_whose_model_is_missing_holds_up_no_other_and_can_be_cancelled(tmp_path: Path) -> None:
+def test_batches_whose_model_is_missing_hold_up_no_other_and_can_be_cancelled(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"batch_folder": tmp_path / "b", "batch_requests": 2, "load_on_demand": False}
     transport = PartlyLoaded()
     with running_gateway(transport, **settings) as gateway, sdk_of(gateway) as sdk:
         file_id = upload(sdk, [line(number, model=MISSING) for number in range(4)])
-        batch = sdk.batches.create(input_file_id=file_id, endpoint=COMPLETIONS, completion_window="24h")
+        # More than run at once.
+        for _ in range(5):
+            batch = sdk.batches.create(input_file_id=file_id, endpoint=COMPLETIONS, completion_window="24h")
         wait(sdk, batch.id, "in_progress")
         gateway.wait_until(lambda: transport.searches > 1)
         assert run(sdk, [line(1), line(2)]).request_counts.completed == 2

@@ -33,7 +33,8 @@ _BUSY_SECONDS = 0.05
 _MAX_BATCHES_AT_ONCE = 4
 _LOWEST_PRIORITY = 3
 # Answers after which a request is sent again: too many requests, or a model that is not there at the moment.
-_RETRIED = (429, 503)
+_NOT_LOADED = 503
+_RETRIED = (429, _NOT_LOADED)
 # The endpoints without the field `priority`.
 _NO_PRIORITY = ("/v1/embeddings",)
 OUTPUT, ERRORS = "output", "errors"
@@ -101,10 +102,14 @@ class BatchRunner:
         if (running := self._runs.get(batch.id)) is not None:
             if batch.status == store.CANCELLING:
                 running.cancelled.set()
-        elif len(self._runs) < _MAX_BATCHES_AT_ONCE and not self._admission.closed:
+        elif self._count_served() < _MAX_BATCHES_AT_ONCE and not self._admission.closed:
             run = self._runs[batch.id] = _BatchRun(self._store, batch, self._max_requests, self._call)
             task = self._tasks[batch.id] = asyncio.get_running_loop().create_task(self._run(batch.id, run))
             task.add_done_callback(lambda _: self._forget(batch.id))
+
+    def _count_served(self) -> int:
+        """Without those that wait for a model, perhaps until they expire."""
+        return sum(not run.waits_for_model for run in self._runs.values())
 
     def _forget(self, batch_id: str) -> None:
         del self._runs[batch_id], self._tasks[batch_id]
@@ -116,8 +121,8 @@ class BatchRunner:
             # It is tried again at the next look.
             _log.exception("the batch %s failed", batch_id)
 
-    async def _call(self, batch: Batch, line: lines.Line, cancelled: asyncio.Event) -> dict[str, Any] | None:
-        """The answer's line; None if the gateway stops, the batch expires or `cancelled` is set."""
+    async def _call(self, batch: Batch, line: lines.Line, run: _BatchRun) -> dict[str, Any] | None:
+        """The answer's line; None if the gateway stops, or the batch expires or is cancelled."""
         endpoint = batch.data["endpoint"]
         body = line.body if endpoint in _NO_PRIORITY else {**line.body, "priority": _LOWEST_PRIORITY}
         # Its tokens count for the key's usage; the key's limits are for interactive requests.
@@ -126,15 +131,17 @@ class BatchRunner:
         while True:
             # Not held during the pauses: a batch whose model is missing would keep the slots from the others.
             async with self._slots:
-                if cancelled.is_set() or self._admission.closed or time.time() >= batch.data["expires_at"]:
+                if run.cancelled.is_set() or self._admission.closed or time.time() >= batch.data["expires_at"]:
                     return None
                 if batch.owner and not self._is_valid(batch.owner):
                     return lines.error_line(line.custom_id, "invalid_api_key", "the key of this batch is revoked")
                 answer = None if self._admission.waiting else await send(self._app, endpoint, body, caller, request_id)
-            if answer is not None and answer.status not in _RETRIED:
-                return lines.answer_line(line.custom_id, answer.status, request_id, answer.body)
+            if answer is not None:
+                run.waits_for_model = answer.status == _NOT_LOADED
+                if answer.status not in _RETRIED:
+                    return lines.answer_line(line.custom_id, answer.status, request_id, answer.body)
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(cancelled.wait(), _BUSY_SECONDS if answer is None else answer.retry_after)
+                await asyncio.wait_for(run.cancelled.wait(), _BUSY_SECONDS if answer is None else answer.retry_after)
 
 
 class _BatchRun:
@@ -145,6 +152,8 @@ class _BatchRun:
         self._max_requests = max_requests
         # Set when the owner has cancelled it.
         self.cancelled = asyncio.Event()
+        # Whether the last answer said that the model is not there at the moment.
+        self.waits_for_model = False
         self._files = {kind: batches.output(batch, kind) for kind in (OUTPUT, ERRORS)}
         self._progress = lines.Progress()
         self._saved = 0.0
@@ -199,7 +208,7 @@ class _BatchRun:
             line = next(requests, None)
             if line is None:
                 return
-            answer = await self._call(self._batch, line, self.cancelled)
+            answer = await self._call(self._batch, line, self)
             if answer is None:
                 self._stopped = not self.cancelled.is_set() and time.time() < self._batch.data["expires_at"]
                 return
