@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine.config import EngineConfig
 from engine.memory import resident_memory
+from engine.runners.interface import Runner
 from engine.runners.reference import ReferenceRunner
+from engine.runners.select import open_runner
 from tritonlm.contract import CheckpointError
 
 from .harness import save_model
@@ -22,6 +25,10 @@ CONFIG = EngineConfig(device="cpu", dtype="float32", max_sequences=2)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save_model("gpt2", tmp_path / "lm")
+
+
+def open_native(folder: Path, config: EngineConfig) -> Runner:
+    return open_runner(folder, replace(config, runner="native"), torch.device("cpu"))
 
 
 def change(folder: Path, **values: Any) -> None:
@@ -90,6 +97,18 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         ReferenceRunner(folder, CONFIG)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_kernels_do_not_read_behind_a_table_of_positions(tmp_path: Path, family: str) -> None:
+    folder = save_model(family, tmp_path / "lm")
+    field = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    change(folder, **{field: 10_000})
+    with pytest.raises(CheckpointError, match=r"has the shape \(\d+, \d+\), config.json says \(100"):
+        open_native(folder, CONFIG)
+    # What the file holds can be served.
+    limited = open_native(folder, replace(CONFIG, max_context_tokens=64))
+    assert limited.context_length == 64
 
 
 def test_a_context_beyond_the_memory_is_refused_and_can_be_limited(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ row_settings = st.builds(
     SamplingSettings,
     st.sampled_from((0.05, 0.3, 0.7, 1.0, 1.7, 40.0)),
     st.sampled_from((-1, 0, 1, 2, 5, 40, 1000)),
-    st.sampled_from((0.001, 0.1, 0.5, 0.9, 0.99, 1.0)),
+    st.sampled_from((1e-9, 0.001, 0.1, 0.5, 0.9, 0.99, 1.0)),
     st.sampled_from((0.0, 0.0, 0.01, 0.5, 1.0)),
 )
 

@@ -58,6 +58,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "opt without final norm": {**_SIZES, "ffn_dim": 128, "_remove_final_layer_norm": True},
     "phi": {**_WIDE, "partial_rotary_factor": 0.25},
     "phi normed heads": {**_WIDE, "num_attention_heads": 3, "qk_layernorm": True, "num_key_value_heads": 1},
+    # Attention's outputs are no multiple of the inputs that the kernels multiply at a time: 3 heads of 80.
+    "phi odd heads": {**_WIDE, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 80},
     "stablelm": {**_STABLELM, "num_attention_heads": 6},
     "stablelm parallel": {
         **_STABLELM, "use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True,

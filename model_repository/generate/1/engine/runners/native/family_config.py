@@ -21,7 +21,7 @@ class FamilyConfig:
     def __init__(self, checkpoint: Checkpoint, max_context_tokens: int = 0) -> None:
         """`max_context_tokens` limits the context; 0: that of the checkpoint."""
         self.values: dict[str, Any] = checkpoint.config
-        self._context = min(checkpoint.context_length, max_context_tokens or checkpoint.context_length)
+        self.context = min(checkpoint.context_length, max_context_tokens or checkpoint.context_length)
         self.vocab_size = checkpoint.vocab_size
         self.model_type: str = self.values["model_type"]
 
@@ -75,4 +75,4 @@ class FamilyConfig:
         return [int(window) if window is not None and kind == SLIDING else None for kind in types]
 
     def rope(self, head_dim: int, **defaults: Any) -> Rope:
-        return rope_of(self.values, head_dim, served_context=self._context, **defaults)
+        return rope_of(self.values, head_dim, served_context=self.context, **defaults)

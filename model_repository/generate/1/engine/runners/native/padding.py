@@ -41,10 +41,11 @@ def take(tensor: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
 class HeadLayout:
     """The order of a head's dimensions in the kernels, and of the rows of all heads."""
 
-    def __init__(self, head_dim: int, ropes: Sequence[Rope]) -> None:
+    def __init__(self, head_dim: int, num_heads: int, ropes: Sequence[Rope]) -> None:
+        """Together, the `num_heads` query heads are inputs of a matmul."""
         self._head_dim, self._ropes = head_dim, ropes
         needed = max([head_dim, *(2 * rope.half for rope in ropes)])
-        size = next((size for size in HEAD_DIMS if size >= needed), None)
+        size = next((size for size in HEAD_DIMS if size >= needed and num_heads * size % INPUTS == 0), None)
         if size is None:
             raise Unsupported(f"its head size is not 1 to {HEAD_DIMS[-1]}")
         self.padded = size

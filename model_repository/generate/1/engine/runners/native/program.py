@@ -78,7 +78,7 @@ def activation_of(name: str) -> Activation:
 class Program:
     def __init__(self, shape: Shape, vocab_size: int, ropes: Sequence[Rope] = (), weights: WeightPacker | None = None):
         self.shape, self.vocab_size, self.ropes, self._weights = shape, vocab_size, ropes, weights
-        self._heads = HeadLayout(shape.head_dim, ropes)
+        self._heads = HeadLayout(shape.head_dim, shape.num_heads, ropes)
         self.head_dim = self._heads.padded
         self._ops: list[ctypes.Structure] = []
         self._layer, self._prefix = 0, ""
@@ -112,13 +112,14 @@ class Program:
     # Operations, in the order of OpKind.
 
     def embed(
-        self, name: str, scale: float = 1.0, positions: str = "", first_position: int = 0,
+        self, name: str, scale: float = 1.0, positions: str = "", context: int = 0, first_position: int = 0,
         projection: Projection | None = None,
     ) -> None:  # fmt: skip
-        """`first_position` rows of the table of positions are unused."""
+        """The table of positions has `context` rows, behind `first_position` unused ones."""
         table = None
         if self._weights is not None and positions:
-            table = self._hold(self._weights.get_rows(positions, self.shape.hidden_size)[first_position:].float())
+            rows = self._weights.get_rows(positions, first_position + context, self.shape.hidden_size)
+            table = self._hold(rows[first_position:].float())
         self._ops.append(structures.EmbedOp(self._matrix(name, projection=projection), table, scale))
 
     def norm(

@@ -88,9 +88,10 @@ class WeightPacker:
         tensor = self._read(full_name, index)
         return tensor.t() if transposed else tensor
 
-    def get_rows(self, name: str, width: int) -> torch.Tensor:
-        """The same for a table (rows, width) of as many rows as the file holds."""
-        return self.get(name, self._source.shape(self._full_name(name))[0], width)
+    def get_rows(self, name: str, count: int, width: int) -> torch.Tensor:
+        """The first rows of a table (rows, width), which may have more."""
+        rows = self._source.shape(self._full_name(name))[0]
+        return self.get(name, max(rows, count), width)[:count]
 
     def _checked_name(self, name: str, shape: tuple[int, ...]) -> str:
         full_name = self._full_name(name)

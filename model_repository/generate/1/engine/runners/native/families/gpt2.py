@@ -24,7 +24,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     activation = activation_of(config.text("activation_function", "gelu_new"))
 
     program = Program(shape, config.vocab_size, weights=weights)
-    program.embed("wte.weight", positions="wpe.weight")
+    program.embed("wte.weight", positions="wpe.weight", context=config.context)
     for _ in program.layers("h"):
         program.norm("ln_1", style)
         program.qkv(Qkv.stacked(Columns("attn.c_attn")), rope_follows=False)

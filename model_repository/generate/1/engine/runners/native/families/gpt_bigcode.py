@@ -22,7 +22,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     scale = None if config.flag("scale_attn_weights", True) else 1.0
 
     program = Program(shape, config.vocab_size, weights=weights)
-    program.embed("wte.weight", positions="wpe.weight")
+    program.embed("wte.weight", positions="wpe.weight", context=config.context)
     for _ in program.layers("h"):
         program.norm("ln_1", style)
         program.qkv(Qkv.grouped(Rows("attn.c_attn")), rope_follows=False)

@@ -25,7 +25,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     windows = config.windows(layers, _layer_types(config), config.size("window_size", 256))
 
     program = Program(shape, config.vocab_size, weights=weights)
-    program.embed("wte.weight", positions="wpe.weight")
+    program.embed("wte.weight", positions="wpe.weight", context=config.context)
     for layer in program.layers("h"):
         program.norm("ln_1", style)
         names = (f"attn.attention.{name}_proj" for name in "qkv")

@@ -31,8 +31,9 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
 
     program = Program(shape, config.vocab_size, weights=weights)
     program.embed(
-        "decoder.embed_tokens.weight", positions="decoder.embed_positions.weight", first_position=2, projection=enter
-    )
+        "decoder.embed_tokens.weight", positions="decoder.embed_positions.weight", context=config.context,
+        first_position=2, projection=enter,
+    )  # fmt: skip
     for _ in program.layers("decoder.layers"):
         program.norm(attention_norm, style if is_first else NO_NORM)
         program.qkv(Qkv.separate("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), rope_follows=False)

@@ -18,7 +18,7 @@ inline int32_t load_four(const uint8_t* from) {
     return four;
 }
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && (defined(__AVX512BW__) || !defined(__AVXVNNI__))
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && (defined(__AVX512BW__) || !(defined(__AVXVNNI__) || defined(__AVX512F__)))
 // vpmaddubsw multiplies unsigned by signed bytes and adds two neighbouring products in 16 bits, in which some steps fit.
 #ifdef __AVX512BW__
 typedef __m512i ByteReg;

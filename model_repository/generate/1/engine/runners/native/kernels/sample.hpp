@@ -93,8 +93,9 @@ class Sampler {
         const double min_weight = sample.min_p[row] * kMaxWeight, uniform = sample.uniforms[row];
         if (!top_k && tail <= 0 && min_weight <= 0) return sample_all(uniform);
         if (top_k) keep_top_k(top_k);
-        // Tokens below this weight add up to no more than the tail.
-        else collect(-INFINITY, tail_weight(tail) / count_);
+        // Tokens below this weight add up to no more than the tail. The likeliest stays: of equal ones whose tail is all
+        // but one, none would.
+        else collect(-INFINITY, std::min(tail_weight(tail) / count_, (int64_t)kMaxWeight - 1));
         if (tail > 0) keep_top_p(tail);
         return sample_kept(uniform, min_weight);
     }
