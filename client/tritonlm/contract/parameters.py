@@ -50,8 +50,7 @@ class SamplingParameters:
         Number(0, 1), "drop tokens below this fraction of the likeliest token's probability", 0.0, allowed="0 … 1"
     )
     repetition_penalty: float = _parameter(
-        Number(0, 10, open_low=True), "divides the logit of tokens seen in the prompt or the output", 1.0,
-        allowed="above 0 … 10",
+        Number(0.01, 10), "divides the logit of tokens seen in the prompt or the output", 1.0, allowed="0.01 … 10"
     )  # fmt: skip
     presence_penalty: float = _parameter(
         Number(-2, 2), "subtracted from the logit of each generated token", 0.0, allowed="-2 … 2"
