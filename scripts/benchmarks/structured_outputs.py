@@ -84,7 +84,7 @@ class Bench:
             sent = {"temperature": 0.8, "max_tokens": MAX_TOKENS, "seed": seed, **parameters}
             generation = GenerationRequest(SamplingParameters.from_mapping(sent))
             self._engine.submit(Request("", prompt, generation, lambda item, last: items.append(item)))
-        self._engine._intake.wait_for_prepared()
+        self._engine._intake.wait_for_prepared(60)
         began, processor_began = time.perf_counter(), time.process_time()
         self._engine.process_inbox()
         while self._engine.step():

@@ -148,7 +148,7 @@ def forward_methods(engine: Engine) -> dict[str, Callable[..., Any]]:
 
 def step(engine: Engine) -> bool:
     """Run one step, deliver its items, and check the invariants of the block pool."""
-    engine._intake.wait_for_prepared()
+    engine._intake.wait_for_prepared(60)
     engine.process_inbox()
     worked = engine.step()
     engine.deliver_now()

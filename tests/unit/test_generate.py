@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from engine.runners.loading import import_torch
 from fakes.fake_pb_utils import InferenceRequest, InferenceResponse, MetricFamily, TritonError, TritonModelException
-from fakes.models import start_model
+from fakes.models import load_module, start_model
 from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract import (
     Chunk,
@@ -233,6 +234,31 @@ def test_tritons_own_timeout_limits_the_wait_for_a_slot(model: Any) -> None:
     model.execute([*running, late])
     assert late.sender.error().code == "queue_timeout"
     model.execute([command("cancel", "r")])
+
+
+def test_finalize_leaves_a_runner_open_whose_step_does_not_end(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module("generate", "engine.engine"), "_JOIN_SECONDS", 0.01)
+    model = start_model("generate", checkpoint, device="cpu")
+    (engine,) = model._engines
+    hangs, goes_on, forward, closed = threading.Event(), threading.Event(), engine.runner.forward, list[None]()
+
+    def hanging(plan: Any) -> Any:
+        hangs.set()
+        assert goes_on.wait(WAIT_SECONDS)
+        return forward(plan)
+
+    monkeypatch.setattr(engine.runner, "forward", hanging)
+    monkeypatch.setattr(engine.runner, "close", lambda: closed.append(None))
+    model.execute([make_request([5])])
+    assert hangs.wait(WAIT_SECONDS)
+    model.finalize()
+    assert not closed
+    goes_on.set()
+    engine._thread.join(WAIT_SECONDS)
+    model.finalize()
+    assert closed
 
 
 def test_finalize_cancels_running_requests(checkpoint: Path) -> None:

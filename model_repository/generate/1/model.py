@@ -64,7 +64,7 @@ class TritonPythonModel:
             len(devices) * checkpoint.weight_bytes(), load_file(os.getppid(), args["model_name"])
         )
         try:
-            self._runners = [open_runner(folder, self._config, device, load_progress) for device in devices]
+            runners = [open_runner(folder, self._config, device, load_progress) for device in devices]
         finally:
             load_progress.close()
         self._folder, self._fingerprint = folder, checkpoint.fingerprint()
@@ -79,13 +79,12 @@ class TritonPythonModel:
         self._constraints = ConstraintCompiler(
             checkpoint.tokenizer_file, checkpoint.vocab_size, checkpoint.eos_token_ids
         )
-        journals = open_journals(journal_file(args["model_name"], self._fingerprint), len(self._runners))
-        self._engine = combine(
-            [
-                Engine(runner, self._config, decode, checkpoint.eos_token_ids, about, journal, self._constraints)
-                for runner, journal in zip(self._runners, journals, strict=True)
-            ]
-        )
+        journals = open_journals(journal_file(args["model_name"], self._fingerprint), len(runners))
+        self._engines = [
+            Engine(runner, self._config, decode, checkpoint.eos_token_ids, about, journal, self._constraints)
+            for runner, journal in zip(runners, journals, strict=True)
+        ]
+        self._engine = combine(self._engines)
         self._engine.start()
         model = language_model_of(args["model_name"], folder)
         self._request_log = RequestLog(model)
@@ -105,8 +104,10 @@ class TritonPythonModel:
         self._constraints.close()
         self._metrics_exporter.close()
         self._request_log.close()
-        for runner in self._runners:
-            runner.close()
+        for engine in self._engines:
+            # A step that hangs still uses its weights: they go with the process.
+            if engine.has_ended:
+                engine.runner.close()
 
     def _dispatch(self, request: Any, sender: Any, outputs: list[str]) -> None:
         arrays = inputs_of(request)

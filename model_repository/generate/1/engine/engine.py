@@ -44,6 +44,8 @@ from .scheduling.step_budget import StepBudget
 _log = logging.getLogger("tritonlm.engine")
 _IDLE_SECONDS = 0.25
 _JOIN_SECONDS = 10.0
+# How long a stopping engine waits for adapters that are being loaded and grammars that are being compiled.
+_PREPARED_SECONDS = 2.0
 
 
 class Engine:
@@ -108,8 +110,13 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)
             self._delivery.join(_JOIN_SECONDS)
-            if self._journal and not self._thread.is_alive():
+            if self._journal and self.has_ended:
                 self._journal.close()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its thread has ended, so that no step uses the runner."""
+        return not self._thread.is_alive()
 
     @property
     def in_flight(self) -> int:
@@ -134,10 +141,11 @@ class Engine:
         while not self._intake.closed:
             if not self.try_step():
                 self._intake.wait(_IDLE_SECONDS)
+        self._cancel_where(lambda _: True)
         # Requests that came in at the last moment get an end, too.
         if self._adapters:
             self._adapters.close()
-        self._intake.wait_for_prepared()
+        self._intake.wait_for_prepared(_PREPARED_SECONDS)
         self.process_inbox()
         self._cancel_where(lambda _: True)
         self._masks.close()

@@ -120,10 +120,12 @@ class Intake:
 
     # Called by the engine's thread.
 
-    def wait_for_prepared(self) -> None:
-        """Wait until every submitted request is in the inbox."""
+    def wait_for_prepared(self, seconds: float) -> None:
+        """Wait until every submitted request is in the inbox. Cancel those that are not after this long."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._preparing)
+            self._changed.wait_for(lambda: not self._preparing, seconds)
+            for request in self._preparing.values():
+                request.cancelled = True
 
     def take(self) -> Iterator[Request]:
         """The submitted requests that the engine's thread has not taken yet."""
