@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
+from engine.engine import Engine
+from engine.fleet import Fleet
 from engine.monitoring.metrics import ALIASES, METRIC_SPECS, QUEUE_SECONDS, Metrics, Rate, total, with_aliases
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +41,17 @@ def test_timings_are_returned_once() -> None:
 
 def test_the_values_of_several_engines_are_summed() -> None:
     assert total([{"running": 1, "steps": 5}, {"running": 2, "steps": 7}]) == {"running": 3, "steps": 12}
+
+
+@pytest.mark.parametrize(
+    ("devices", "memory"), [(("cpu", "cpu"), 50), (("cuda:0", "cuda:1"), 100), (("cuda:0", "cuda:0", "cuda:1"), 100)]
+)
+def test_engines_on_one_device_count_its_memory_once(devices: tuple[str, ...], memory: int) -> None:
+    values = {"running": 2, "memory_bytes": 50}
+    engines = [
+        SimpleNamespace(runner=SimpleNamespace(device=device), metric_values=lambda: dict(values)) for device in devices
+    ]
+    assert Fleet(cast(list[Engine], engines)).metric_values() == {"running": 2 * len(devices), "memory_bytes": memory}
 
 
 def test_former_names_have_the_same_values() -> None:

@@ -76,7 +76,12 @@ class Fleet:
         return min(self._engines, key=lambda engine: engine.in_flight)
 
     def metric_values(self) -> dict[str, float]:
-        return total(engine.metric_values() for engine in self._engines)
+        values = [engine.metric_values() for engine in self._engines]
+        # Engines on the same device each report the whole process there.
+        by_device = {
+            engine.runner.device: own["memory_bytes"] for engine, own in zip(self._engines, values, strict=True)
+        }
+        return total(values) | {"memory_bytes": sum(by_device.values())}
 
     def take_timed(self) -> dict[str, list[float]]:
         timings = [engine.take_timed() for engine in self._engines]
