@@ -257,6 +257,15 @@ def test_a_stopped_store_refuses_what_waits(make: Make) -> None:
     assert isinstance(adapters.next(), Draining)
 
 
+def test_a_stopped_store_refuses_further_requests(make: Make) -> None:
+    adapters = make()
+    adapters.write("a")
+    adapters.use("a")
+    adapters.write("b")
+    adapters.store.close()
+    assert [type(adapters.refusal(name)) for name in "ab"] == [Draining, Draining]
+
+
 def test_many_threads_leave_no_reference_and_no_adapter_too_many(make: Make) -> None:
     adapters = make(max_adapters=2)
     names = "abcde"

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,18 +82,25 @@ class AdapterStore:
         """
         try:
             source, names = self._folders.find(name), self._folders.names()
+            entry = self._referenced(source, names, done)
         except TritonLMError as error:
             done(error)
             return
+        if entry:
+            done(entry.loaded)
+
+    def _referenced(self, source: AdapterSource, names: Collection[str], done: Done) -> _Entry | None:
+        """The loaded adapter, with one more reference; None: `done` is called when it is loaded."""
         with self._lock:
+            self._check_open()
             self._drop([entry for entry in self._current.values() if entry.loaded.name not in names])
-            entry = self._current.get(name)
+            entry = self._current.get(source.name)
             if entry is None or entry.source != source:
                 self._enqueue(source, done)
-                return
+                return None
             entry.references += 1
-            self._current.move_to_end(name)
-        done(entry.loaded)
+            self._current.move_to_end(source.name)
+            return entry
 
     def release(self, adapter: LoadedAdapter) -> None:
         with self._lock:
@@ -242,8 +249,7 @@ class AdapterStore:
 
     def _make_room(self, source: AdapterSource, needed: int) -> bool:
         """Evict unused adapters until one of this size fits; if that does not suffice, put the source aside."""
-        if self._closed:
-            raise Draining("this model has been stopped")
+        self._check_open()
         if not self._has_room(source, needed):
             return self._put_aside(source, needed)
         unused = self._unused()
@@ -261,6 +267,10 @@ class AdapterStore:
                     "adapter",
                 )
         return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Draining("this model has been stopped")
 
     def _put_aside(self, source: AdapterSource, needed: int) -> bool:
         aside = self._aside.setdefault(source, _Aside(self._clock(), needed))
