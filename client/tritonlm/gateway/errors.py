@@ -114,8 +114,8 @@ def internal_response(path: str) -> JSONResponse:
 def cross_site_response(path: str, origin: str) -> JSONResponse:
     """The response to a page that may not call."""
     message = (
-        f"pages of {shown(origin)} may not call this server; to allow it, start the server with "
-        "--cors-allow-origins ORIGIN"
+        f"pages of {shown(origin)} may not call this server; to allow them, set TRITONLM_CORS_ALLOW_ORIGINS "
+        "(tritonlm gateway: --cors-allow-origins)"
     )
     return _response(path, error_body(message, "permission_error", code="origin_not_allowed"), 403)
 
