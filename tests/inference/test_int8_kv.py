@@ -19,7 +19,7 @@ from engine.scheduling.scheduler import Slice
 from fakes.sequences import Sequence, every_logits
 from fakes.tiny_lm import make_checkpoint
 from safetensors.torch import load_file, save_file
-from tritonlm.contract import CheckpointError
+from tritonlm.contract import Checkpoint, CheckpointError
 
 from .family_zoo import VOCABULARY, ZOO
 from .harness import make_engine, run, submit
@@ -134,7 +134,7 @@ def test_the_memory_is_about_half(llama: Path, runner: str, dtype: str) -> None:
 
 
 def test_inspection_counts_numbers_and_scales(llama: Path) -> None:
-    facts = inspection.inspect(llama, config_of("float32", kv_dtype="int8"))
+    facts = inspection.inspect(Checkpoint(llama), config_of("float32", kv_dtype="int8"))
     assert (facts["kv_dtype"], facts["kv_bytes_per_token"]) == ("int8", 2 * 2 * 2 * (64 + 4))
 
 
