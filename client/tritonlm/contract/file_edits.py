@@ -10,10 +10,16 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from .errors import CheckpointError
 
 _READABLE_BY_ALL = 0o644
+# An edit takes milliseconds; a process that is stopped holds its lock.
+LOCK_SECONDS, _POLL_SECONDS = 30.0, 0.02
 
 
 @contextlib.contextmanager
@@ -22,8 +28,21 @@ def locked(path: Path) -> Iterator[None]:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _take(lock, path)
         yield
+
+
+def _take(lock: IO[str], path: Path) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    f"another process has been editing {path} for {LOCK_SECONDS:.0f} s; end it and try again"
+                ) from None
+        time.sleep(_POLL_SECONDS)
 
 
 def replace_text(file: Path, text: str) -> None:

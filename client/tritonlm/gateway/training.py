@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tritonlm.client.model_names import ModelNames
-from tritonlm.contract import AdapterNotFound, Checkpoint, InvalidRequest, ModelNotFound, NotOffered, TritonLMError
+from tritonlm.contract import (
+    AdapterNotFound,
+    Checkpoint,
+    CheckpointError,
+    InvalidRequest,
+    ModelNotFound,
+    NotOffered,
+    TritonLMError,
+)
 from tritonlm.contract.adapters_file import AdapterEntry, adapters_file, add_adapter, check_name, remove_adapter
 from tritonlm.jobs import Job, JobManager, JobStore
 from tritonlm.jobs.store import QUEUED, RUNNING, STATES
@@ -162,7 +170,7 @@ class TrainingService:
             except (TritonLMError, OSError) as error:
                 _log.warning("the adapter %s is trained and not added: %s", job.name, error)
             return
-        with contextlib.suppress(ServingError):
+        with contextlib.suppress(ServingError, CheckpointError):
             add_entry(self._registry, make_entry(name=job.name, path=final))
             sync_registry(self._registry)
 
@@ -182,7 +190,7 @@ class TrainingService:
         for base in [base for base, adapter, _ in self._adapter_entries() if adapter == name]:
             with contextlib.suppress(AdapterNotFound):
                 remove_adapter(adapters_file(self._adapters, base), name)
-        with contextlib.suppress(ServingError):
+        with contextlib.suppress(ServingError, CheckpointError):
             remove_entry(self._registry, name)
             sync_registry(self._registry)
 
