@@ -172,10 +172,20 @@ def test_the_adapters_of_the_registry_and_of_the_options_are_there_at_the_start(
     )
     write_models(settings, select_models(settings))
     assert read_adapters(folder / "mine.json") == {
-        "pirate": AdapterEntry(str(pirate), declared_by="registry"),
+        "pirate": AdapterEntry(str(pirate), declared_by=f"registry {tmp_path / 'models.yaml'}"),
         "bard": AdapterEntry(str(pirate), declared_by="serve 8000"),
     }
     assert list(read_adapters(folder / "own.json")) == ["poet"]
+
+
+def test_a_registry_leaves_the_adapters_of_another_one(tmp_path: Path, folder: Path, pirate: Path) -> None:
+    write_checkpoint(tmp_path / "lm")
+    for name in ("first", "second", "first"):
+        registry = tmp_path / f"{name}.yaml"
+        registry.write_text(f"- name: {name}\n  path: lm\n  adapters:\n    pirate: pirate\n")
+        settings = read_settings({"registry": registry, "adapters_folder": folder})
+        write_models(settings, select_models(settings))
+    assert [list(read_adapters(folder / f"{name}.json")) for name in ("first", "second")] == [["pirate"], ["pirate"]]
 
 
 def test_the_engines_follow_the_folder_of_the_gateway(folder: Path) -> None:

@@ -26,7 +26,6 @@ from .downloads import shown_progress
 from .errors import ServingError
 from .registry import Entry
 
-REGISTRY = "registry"
 # A path may hold colons and equals signs, too.
 _OPTION = re.compile(r"(?:(?P<lm>[^:=/]+):)?(?P<name>[^:=/]+)=(?P<path>.+)")
 
@@ -39,6 +38,11 @@ class Declared:
     name: str
     path: str
     base: Path | None = None
+
+
+def registry_name(file: Path) -> str:
+    """Who declares the adapters of a registry: a server on this machine may have another one."""
+    return f"registry {file.resolve()}"
 
 
 def serve_name(http_port: int) -> str:

@@ -14,7 +14,7 @@ from tritonlm.checkpoints.reference import Source, parse, split_name
 from tritonlm.contract.parts import GENERATE
 
 from . import paths
-from .adapters import REGISTRY, Declared, declare_adapters, option_adapters, registry_adapters, serve_name
+from .adapters import Declared, declare_adapters, option_adapters, registry_adapters, registry_name, serve_name
 from .downloads import downloaded
 from .entries import sync_registry, sync_repository
 from .errors import ServingError
@@ -81,7 +81,7 @@ def write_models(settings: Settings, selection: ModelSelection) -> list[Path]:
     declare_adapters(
         settings.adapters,
         {
-            REGISTRY: registry_adapters(selection.registered, selection.registry),
+            registry_name(selection.registry): registry_adapters(selection.registered, selection.registry),
             serve_name(settings.http_port): selection.adapters,
         },
     )
