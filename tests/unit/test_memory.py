@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from engine import memory
 from engine.memory import EngineMemory, MemoryLedger, PoolSize, full_context_slots
-from tritonlm.contract import CheckpointError, NoRoom
+from tritonlm.contract import CheckpointError, NoRoom, file_edits
 from tritonlm.contract.errors import from_wire
 
 # Another process: it reserves memory, prints the result, and runs until its input ends.
@@ -40,6 +41,16 @@ def other(file: Path, needed: int) -> tuple[subprocess.Popen[str], str]:
     )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
+
+
+def test_the_lock_of_a_stopped_process_is_not_waited_for_without_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_edits, "LOCK_SECONDS", 0.0)
+    with (tmp_path / "ledger").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match=r"another process has been editing .*ledger for 0 s; end it"):
+            MemoryLedger(100, tmp_path / "ledger").reserve("cpu", 1)
 
 
 def test_a_refusal_holds_the_missing_bytes_and_dead_processes_are_removed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ Count = Callable[[int], None]
 # Beyond this the Hub serves files only by its chunk protocol, which the Hub's library speaks.
 MAX_BYTES = 50 * 10**9
 _HASH_BLOCK_BYTES = 1 << 20
+# Of another process that downloads the same file. Computing the SHA-256 of a large file takes minutes.
+STALLED_SECONDS, _POLL_SECONDS = 600.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,31 @@ def _locked_part(file: RemoteFile) -> Iterator[IO[bytes] | None]:
     """The part, opened and locked; None if another process has completed the file meanwhile."""
     while not file.blob.exists():
         with file.part.open("ab+") as part:
-            fcntl.flock(part, fcntl.LOCK_EX)
+            _lock(part, file)
             with contextlib.suppress(FileNotFoundError):
                 # Another process may have renamed it while this one waited.
                 if os.fstat(part.fileno()).st_ino == file.part.stat().st_ino:
                     yield part
                     return
     yield None
+
+
+def _lock(part: IO[bytes], file: RemoteFile) -> None:
+    """Wait for a process that downloads the file, as long as bytes arrive."""
+    size, deadline = 0, time.monotonic() + STALLED_SECONDS
+    while True:
+        try:
+            return fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            now, grown = time.monotonic(), os.fstat(part.fileno()).st_size
+        if grown != size:
+            size, deadline = grown, now + STALLED_SECONDS
+        elif now >= deadline:
+            raise CheckpointError(
+                f"another process is downloading {file.name} of {file.repo}, and nothing has arrived for "
+                f"{STALLED_SECONDS:.0f} s; end it and try again"
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _fetch_rest(file: RemoteFile, part: IO[bytes], count: Count) -> None:

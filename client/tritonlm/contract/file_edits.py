@@ -28,11 +28,12 @@ def locked(path: Path) -> Iterator[None]:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("a") as lock:
-        _take(lock, path)
+        take_lock(lock, path)
         yield
 
 
-def _take(lock: IO[str], path: Path) -> None:
+def take_lock(lock: IO[str], path: Path) -> None:
+    """Lock an open file, until it is closed. `path`: what the lock is for."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from tritonlm.contract import CheckpointError, NoRoom
+from tritonlm.contract.file_edits import take_lock
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # A KV cache grows by this much at a time, because a reservation locks a file and checks the other processes.
@@ -99,7 +99,7 @@ class MemoryLedger:
             # Readable by this user only, and never through a symbolic link.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             with os.fdopen(os.open(self._file, flags, 0o600), "r+", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                take_lock(file, self._file)
                 # The last process removes the file. A process that waited for its lock meanwhile tries again.
                 with contextlib.suppress(FileNotFoundError):
                     if os.fstat(file.fileno()).st_ino == self._file.stat().st_ino:
