@@ -52,7 +52,7 @@ inline void begin_matmul_tiles() {
 }
 
 // Tiles of attention for `queries` queries: 0 and 1 accumulate, and 1 holds queries; 2 holds the weights of 16 tokens, 3
-// keys, 4 values. It uses no more than these five (see gemm.hpp).
+// keys, 4 values. It uses no more than these five (see gemm_amx.hpp).
 inline void begin_attention_tiles(int queries) {
     TileConfig config;
     for (int tile = 0; tile < 3; tile++) config.rows[tile] = queries;

@@ -70,11 +70,13 @@ class GroupedBlocks {
     template <Codes kCodes>
     void direct(int first, int count, int n, int blocks, RowSums* sums) const {
         if constexpr (kSharesScales)
-            if (count >= 2 * kGroupedRowsPerPass) return direct_sharing<kCodes>(first, count, n, blocks, sums);
+            // The first pass is whole.
+            if (count > kGroupedRowsPerPass && first % kGroupedTile == 0 && inputs_ <= SharedScales::kMostInputs)
+                return direct_sharing<kCodes>(first, count, n, blocks, sums);
         passes<kCodes>(first, count, n, blocks, sums, [](int) { return nullptr; });
     }
 
-    // The same for whole passes that share scales. Not inlined: scales are large, and single passes would take longer beside them.
+    // The same for passes that share scales. Not inlined: scales are large, and single passes would take longer beside them.
     template <Codes kCodes>
     __attribute__((noinline)) void direct_sharing(int first, int count, int n, int blocks, RowSums* sums) const {
         SharedScales shared[2];
@@ -86,9 +88,10 @@ class GroupedBlocks {
     void passes(int first, int count, int n, int blocks, RowSums* sums, SharedOf shared_of) const {
         for_each_pass<kGroupedTile, kGroupedRowsPerPass>(first, count, [&](int m, auto number) {
             constexpr int kRows = decltype(number)::value;
-            constexpr bool kShares = !std::is_same_v<decltype(shared_of(0)), std::nullptr_t> && kRows == kGroupedRowsPerPass;
+            constexpr Scales kShared = kRows == kGroupedRowsPerPass ? Scales::kShared : Scales::kKnown;
+            constexpr Scales kScales = std::is_same_v<decltype(shared_of(0)), std::nullptr_t> ? Scales::kOwn : kShared;
             for (int i = n; i < n + blocks; i++)
-                grouped_direct<kCodes, direct_group(kCodes), kRows, kShares>(
+                grouped_direct<kCodes, direct_group(kCodes), kRows, kScales>(
                     rows_, first + m, tile_, blocks_[i], inputs_, m == 0, shared_of(i), sums + m, i);
         });
     }

@@ -108,23 +108,22 @@ struct GroupedSums {
     }
 };
 
-// Scales and sums of weights of a block, which the first pass that shares them leaves for the others; of chunks beyond those that fit,
-// each pass computes them in the last one.
+// Scales and sums of weights of a block, which the first pass that shares them leaves for the others.
 struct SharedScales {
-    static constexpr int kLast = 63;
-    alignas(kCacheLine) GroupScales chunks[kLast + 1];
+    static constexpr int kMostInputs = 128 * kSuperInputs;
+    alignas(kCacheLine) GroupScales chunks[kMostInputs / kSuperInputs];
     bool known = false;
-
-    GroupScales& of(int begin) { return chunks[std::min(begin / kSuperInputs, kLast)]; }
-    bool are_known(int begin) const { return known && begin / kSuperInputs < kLast; }
 };
+
+// Whether a pass has its own scales and sums of weights, shares them with other whole passes, or follows whole passes that left them.
+enum class Scales { kOwn, kShared, kKnown };
 
 // Whether whole passes share them: with fewer registers passes are few, and fewer rows take less time for their own scales, which stay
 // in the first-level cache.
 constexpr bool kSharesScales = kGroupedRowsPerPass == 12;
 
 // The rows of a pass and a block: all inputs. Blocks are read one after the other: one stream of memory is faster than two.
-template <Codes kCodes, int kGroup, int kRows, bool kShares>
+template <Codes kCodes, int kGroup, int kRows, Scales kScales>
 __attribute__((noinline)) void grouped_direct(
     const GroupedRows& rows, int m, int tile, const GroupedBlock& block, int inputs, bool from_memory, SharedScales* shared, RowSums* to,
     int to_block
@@ -141,8 +140,8 @@ __attribute__((noinline)) void grouped_direct(
     AheadPrefetch<bits_of(kCodes) + 1> ahead(block.data, from_memory);
     for (int begin = 0; begin < padded; begin += kSuperInputs) {
         const int count = std::min(kSuperInputs, padded - begin);
-        GroupScales& scales = kShares ? shared->of(begin) : own;
-        const bool are_known = kShares && shared->are_known(begin);
+        GroupScales& scales = kScales == Scales::kOwn ? own : shared->chunks[begin / kSuperInputs];
+        const bool are_known = kScales == Scales::kKnown || (kScales == Scales::kShared && shared->known);
         if (!are_known) load_scales(form, block.data, begin, count, scales);
         // The chunk's groups whose weights have been summed: remainders follow whole groups.
         int summed = are_known ? kSuperInputs / kRowGroup : 0;
@@ -152,7 +151,7 @@ __attribute__((noinline)) void grouped_direct(
             const size_t record = (unsigned)k / kRecordInputs, half = (unsigned)k % kRecordInputs / kRowGroup;
             const size_t offset = record * form.record_bytes + form.codes_offset;
             const int row_group = k / kRowGroup;
-            const bool is_summed = kShares && row_group < summed;
+            const bool is_summed = kScales == Scales::kKnown || (kScales == Scales::kShared && row_group < summed);
             Reg16 weight_sum = {};
             typename Dot::CodeSum code_sum;
             ahead.begin_part();
@@ -179,13 +178,13 @@ __attribute__((noinline)) void grouped_direct(
             }
             if (is_summed) {
                 weight_sum = load_regs(scales.weight_sum[row_group]);
-            } else if (kShares) {
+            } else if (kScales == Scales::kShared) {
                 store(scales.weight_sum[row_group], weight_sum);
                 summed = row_group + 1;
             }
             all.end_rows(group, weight_sum, totals);
         });
     }
-    if (kShares) shared->known = true;
+    if (kScales == Scales::kShared) shared->known = true;
     for (int i = 0; i < kRows; i++) store(to[i][to_block], load_regs(totals[i]));
 }
