@@ -15,6 +15,7 @@ from tritonlm.contract import (
     NotLoaded,
     QueueFull,
     QueueTimeout,
+    TimedOut,
     TritonLMError,
     Unavailable,
 )
@@ -81,6 +82,10 @@ def test_errors_of_a_stopping_triton_can_be_retried(prefix: str, text: str, kind
 def test_restricted_calls_raise_insufficient_scope() -> None:
     text = "This protocol is restricted, expecting header 'triton-grpc-protocol-tritonlm-control'"
     assert type(from_wire(text)) is InsufficientScope
+
+
+def test_a_request_that_reached_its_time_limit_in_the_engine_is_not_to_be_sent_again() -> None:
+    assert from_wire(TimedOut.of_request().to_wire()).headers == {"x-should-retry": "false"}
 
 
 def test_an_unknown_code_is_an_internal_error() -> None:

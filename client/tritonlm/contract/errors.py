@@ -43,6 +43,10 @@ class TritonLMError(Exception):
         param = f" param={quote(self.param, safe='[]', errors='replace')}" if self.param else ""
         return f"{self.message} [code={self.code}{param}]"
 
+    def forbid_retries(self) -> None:
+        """SDKs send a request again after most errors, unless this header tells them not to."""
+        self.headers["x-should-retry"] = "false"
+
 
 class InvalidRequest(TritonLMError):
     triton_code, http_status, openai_type, code = "INVALID_ARG", 400, "invalid_request_error", "invalid_value"
@@ -82,7 +86,7 @@ class RequestFailedRepeatedly(EngineFailure):
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message, param)
-        self.headers["x-should-retry"] = "false"
+        self.forbid_retries()
 
 
 class InvalidKey(TritonLMError):
@@ -171,7 +175,7 @@ class TimedOut(TritonLMError):
     def of_request(cls) -> TimedOut:
         """The request reached its own limit: a retry would compute all of it again, and reach the limit again."""
         error = cls("the request did not finish within its time limit")
-        error.headers["x-should-retry"] = "false"
+        error.forbid_retries()
         return error
 
 
@@ -255,9 +259,13 @@ def from_wire(text: str) -> TritonLMError:
     """The error that a message from Triton stands for, whether tritonlm's or Triton's own."""
     text = _PREFIX.sub("", text, count=1)
     if match := _TAIL.match(text):
-        return from_code(match["code"], match["message"], unquote(match["param"]) if match["param"] else None)
-    if error := _from_triton_message(text):
+        error = from_code(match["code"], match["message"], unquote(match["param"]) if match["param"] else None)
+        # Headers do not travel; what an engine ends in time has reached its own limit.
+        if isinstance(error, TimedOut):
+            error.forbid_retries()
         return error
+    if known := _from_triton_message(text):
+        return known
     if match := _REFUSED_LOAD.search(text):
         return CheckpointError(match["message"]) if match["kind"] == "CheckpointError" else from_wire(match["message"])
     return TritonLMError(text)

@@ -38,7 +38,7 @@ class PooledPrompt:
         if reason == CANCELLED:
             return Cancelled("the request was cancelled")
         if reason == TIMEOUT:
-            return TimedOut("the request did not finish within its timeout")
+            return TimedOut.of_request()
         assert self._sum is not None
         tokens = len(self._request.prompt_ids)
         vector = torch.nn.functional.normalize(self._sum / tokens, dim=0)
