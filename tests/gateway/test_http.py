@@ -131,8 +131,11 @@ def test_an_internal_error_has_an_id_shows_no_details_and_keeps_the_connection(
         raise RuntimeError("a secret")
 
     monkeypatch.setattr(History, "begin", fail)
-    response = gateway.post("/v1/completions", model=LM, prompt="a", stream=stream)
+    body, page = {"model": LM, "prompt": "a", "stream": stream}, "http://page.example"
+    response = gateway.http.post("/v1/completions", json=body, headers={"origin": page})
     error = error_of(response)
+    # A page of another origin can read it.
+    assert response.headers["access-control-allow-origin"] == page
     assert (response.status_code, error["type"], error["code"]) == (500, "server_error", "internal_error")
     assert "secret" not in response.text
     logged = [record for record in caplog.records if record.exc_info and "a secret" in str(record.exc_info[1])]

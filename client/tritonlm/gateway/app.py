@@ -24,7 +24,7 @@ from .batches.store import BatchStore
 from .history import History
 from .loading import Loader
 from .metrics import LiveValues
-from .middleware import RequestMiddleware
+from .middleware import InternalErrorMiddleware, RequestMiddleware
 from .quota import Quota
 from .response_store import ResponseStore
 from .routes import ROUTERS
@@ -125,6 +125,7 @@ def _add_middleware(app: FastAPI, services: Services, ring: KeyRing, tracing: Tr
         quota=services.quota,
         admission=services.admission,
     )
+    app.add_middleware(InternalErrorMiddleware)
     origins.install(app, settings.cors_allow_origins)
     app.add_middleware(
         RequestMiddleware,

@@ -71,12 +71,12 @@ class RequestMiddleware:
         context = RequestContext(sent_id if _VALID_ID.fullmatch(sent_id) else secrets.token_hex(12))
         scope.setdefault("state", {})["context"] = context
         _accept_curl_json(scope)
-        span, status, has_started = self._begin_span(scope), 500, False
+        span, status = self._begin_span(scope), 500
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, has_started = message["status"], True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(dict.fromkeys(REQUEST_IDS, context.request_id))
             elif context.first_byte is None:
@@ -86,13 +86,6 @@ class RequestMiddleware:
         try:
             limit = self._max_upload_bytes if scope["path"] == UPLOAD_PATH else self._max_body_bytes
             await self._app(scope, _limited(receive, limit), send_with_id)
-        except Exception:
-            # Here and not in a handler of the application: those for all exceptions run outside this middleware, so
-            # that their response has no id, and the server closes its connection.
-            _log.exception("%s %r failed [%s]", scope["method"], scope["path"], context.request_id)
-            if has_started:
-                raise
-            await internal_response(scope["path"])(scope, receive, send_with_id)
         finally:
             status = 499 if context.client_left else status
             _finish(scope, context, status)
@@ -106,6 +99,35 @@ class RequestMiddleware:
         span = self._tracing.begin(scope["method"], Headers(scope=scope).get(TRACEPARENT, ""))
         current.set(traceparent_of(span))
         return span
+
+
+class InternalErrorMiddleware:
+    """Answers a request whose route fails.
+
+    A handler of the application for all exceptions would run outside the other middleware, so that its response has
+    neither the request's id nor the headers for pages of other origins, and the server closes its connection.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def observed_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            _log.exception("%s %r failed [%s]", scope["method"], scope["path"], context_of(scope).request_id)
+            if has_started:
+                raise
+            await internal_response(scope["path"])(scope, receive, send)
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
