@@ -236,7 +236,7 @@ def check_operation(gateway: Gateway, label: str, mode: GenerationMode, excluded
     if mode is GenerationMode.NEGATIVE and not takes_input(label):
         return
 
-    @settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=cases(label, mode))
     def hold(case: Any) -> None:
         validated(gateway, case, excluded)
