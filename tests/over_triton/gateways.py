@@ -40,6 +40,9 @@ def gateway_to(triton: str, folder: Path, *options: str) -> Iterator[Gateway]:
     try:
         wait_until(gateway.lives, "the gateway answers")
         yield gateway
+    except BaseException:
+        sys.stderr.write(f"the log of the gateway of {triton}:\n{log.read_text(errors='replace')}")
+        raise
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -6,6 +6,8 @@ It knows how a Triton starts and stops, not what the tests request.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import secrets
 import shutil
 import socket
@@ -28,8 +30,13 @@ LM, ENGINE = "tiny", "generate"
 Result = TypeVar("Result")
 LOAD_SECONDS = 120.0
 WAIT_SECONDS = 60.0
-# Below those that systems give to connections.
-_PORTS = range(20_000, 32_000)
+# Below those that systems give to connections. Each worker of a run has its own: two that choose the same port at the
+# same time would ask each other's server.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS_OF_WORKER, _MAX_WORKERS = 750, 16
+_FIRST_PORT = 20_000 + _WORKER % _MAX_WORKERS * _PORTS_OF_WORKER
+# In turn, so that none is given again soon: a server may be about to bind it. Another run begins elsewhere.
+_OFFSETS = itertools.count(secrets.randbelow(_PORTS_OF_WORKER))
 # For the runners that can be slow: their file and their class.
 _RUNNERS = {"native": ("native/runner.py", "NativeRunner"), "reference": ("reference.py", "ReferenceRunner")}
 _PAUSE_BEFORE_STEPS = """
@@ -86,7 +93,7 @@ def free_ports() -> dict[str, int]:
 
 def _free_port() -> int:
     while True:
-        port = _PORTS[secrets.randbelow(len(_PORTS))]
+        port = _FIRST_PORT + next(_OFFSETS) % _PORTS_OF_WORKER
         with socket.socket() as opened, contextlib.suppress(OSError):
             opened.bind(("127.0.0.1", port))
             return port

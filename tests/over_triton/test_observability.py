@@ -16,7 +16,7 @@ from engine.monitoring.metrics import METRIC_SPECS, PREFIX
 from fakes.collector import Span, collecting
 from prometheus_client.parser import text_string_to_metric_families
 
-from .gateways import gateway_to
+from .gateways import Gateway, gateway_to
 from .servers import LM, Server, free_ports, running, wait_until
 
 pytestmark = pytest.mark.triton
@@ -37,12 +37,12 @@ def test_counters_survive_unloading_and_gauges_are_reset(repository: Path, tmp_p
     with running(repository, **ports) as server, gateway_to(server.grpc, tmp_path) as gateway:
         body = {"model": LM, "prompt": "Once", "max_tokens": 8, "temperature": 0}
         for loads in range(1, 4):
-            httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60, trust_env=False).raise_for_status()
+            post(gateway, "/v1/completions", body)
             metric = "tritonlm_engine_generated_tokens_total"
             wait_until(lambda: engine_metrics(ports["metrics_port"])[metric] == 8 * loads, "the tokens are counted")  # noqa: B023
             values = engine_metrics(ports["metrics_port"])
             assert values["tritonlm_engine_slots"] == 64
-            httpx.post(f"{gateway.url}/api/models/{LM}/unload", timeout=60, trust_env=False).raise_for_status()
+            post(gateway, f"/api/models/{LM}/unload")
             assert engine_metrics(ports["metrics_port"])["tritonlm_engine_slots"] == 0
             wait_until(lambda: not stubs_of(server), "the model's processes have ended")
         names = {spec.prometheus_name for spec in METRIC_SPECS}
@@ -54,11 +54,18 @@ def test_counters_survive_unloading_and_gauges_are_reset(repository: Path, tmp_p
         assert not promtool_problems([line for line in exposition.splitlines() if "tritonlm_" in line])
 
 
+def post(gateway: Gateway, path: str, body: dict[str, object] | None = None) -> None:
+    response = httpx.post(gateway.url + path, json=body, timeout=60, trust_env=False)
+    assert response.is_success, response.text
+
+
 def stubs_of(server: Server) -> list[str]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(server.process_id).children(recursive=True)
-        return [child.name() for child in children if "stub" in child.name()]
-    return []
+    stubs = []
+    for child in psutil.Process(server.process_id).children(recursive=True):
+        # One that ends meanwhile says nothing of the others.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stubs += [name for name in [child.name()] if "stub" in name]
+    return stubs
 
 
 def promtool_problems(lines: list[str]) -> str:
@@ -82,7 +89,7 @@ def test_a_request_is_one_trace_from_the_gateway_to_the_engine(repository: Path,
         def whole_trace() -> list[Span]:
             """The spans of a trace that holds all names. Each process exports its spans at its own time, and Triton
             sometimes does not export those of the first request after its start: send another one."""
-            httpx.post(f"{gateway.url}/v1/completions", json=body, timeout=60, trust_env=False).raise_for_status()
+            post(gateway, "/v1/completions", body)
             deadline = time.monotonic() + 10
             while time.monotonic() < deadline:
                 time.sleep(0.1)
