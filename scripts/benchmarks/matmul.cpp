@@ -163,7 +163,7 @@ void time_full(const char* name, ThreadPool& pool, const std::vector<int>& row_c
     Weights<T> weights(kMatrices * kWeights);
     fill_random(weights.data(), weights.size());
     time_packed_form<T>(name, pool, kWeights * sizeof(T), row_counts, [&](int matrix) -> PackedWeights<T> {
-        return {&weights[matrix * kWeights], nullptr, nullptr, ExponentTable(0)};
+        return {&weights[matrix * kWeights], nullptr, nullptr, UpperBytes(0)};
     });
 }
 
@@ -175,14 +175,14 @@ void time_packed(ThreadPool& pool, const std::vector<int>& row_counts) {
     Weights<uint8_t> tiles(kMatrices * bytes);
     std::vector<Outlier> outliers(kWeights / 64);
     std::vector<int64_t> offsets(kBlocks + 1);
-    const int max_exponent = choose_max_exponent(bits, kWeights);
+    const int pairs = choose_exponent_pairs(bits, kWeights);
     const int64_t count = pack_bf16(
-        bits, kBlocks, kInputs, max_exponent, tiles.data(), outliers.data(), offsets.data(), outliers.size(), 1);
+        bits, kBlocks, kInputs, ExponentPairs(pairs), tiles.data(), outliers.data(), offsets.data(), outliers.size(), 1);
     if (count < 0 || !kCanUnpack) return;
     for (int matrix = 1; matrix < kMatrices; matrix++) memcpy(&tiles[matrix * bytes], tiles.data(), bytes);
     const size_t all_bytes = bytes + count * sizeof(Outlier);
     time_packed_form<bf16>("12-bit", pool, all_bytes, row_counts, [&](int matrix) -> PackedWeights<bf16> {
-        return {&tiles[matrix * bytes], outliers.data(), offsets.data(), ExponentTable(max_exponent)};
+        return {&tiles[matrix * bytes], outliers.data(), offsets.data(), UpperBytes(pairs)};
     });
 }
 

@@ -35,7 +35,7 @@ FORMS = {"float32": "f", "bf16": "b", "12-bit": "p", "int8": "i", **{f"{bits}-bi
 PEAKS = {**dict.fromkeys(FORMS, "int8"), "float32": "float32", "bf16": "bf16", "12-bit": "bf16"}
 
 
-KERNELS = NATIVE / "kernels"
+KERNELS, SOURCE = NATIVE / "kernels", Path(__file__).resolve().with_suffix(".cpp")
 # For all runs of two programs: far more than they take.
 RUNS_SECONDS = 1800.0
 
@@ -50,23 +50,27 @@ class Line(NamedTuple):
     runs: tuple[float, ...]
 
 
-def compile_benchmark(folder: Path, kernels: Path) -> Path:
+def compile_benchmark(folder: Path, source: Path, kernels: Path) -> Path:
     flags = ["-std=c++17", "-pthread", "-Wno-psabi", "-O2"]
     flags += build.flags_for_this_machine(os.environ.get(build.FLAGS, "").split())
     compiler = shutil.which(os.environ.get("CXX") or "g++") or "c++"
-    source, program = Path(__file__).with_suffix(".cpp"), folder / "matmul"
+    program = folder / "matmul"
     folder.mkdir(exist_ok=True)
     subprocess.run([compiler, *flags, f"-I{kernels}", str(source), "-o", str(program)], check=True)
     return program
 
 
-def kernels_of(commit: str, folder: Path) -> Path:
-    path = str(KERNELS.relative_to(ROOT))
-    archive = subprocess.run(["git", "archive", commit, path], cwd=ROOT, capture_output=True, check=False)
+def sources_of(commit: str, folder: Path) -> tuple[Path, Path]:
+    """The commit's own benchmark and kernels, whose functions differ from today's."""
+    paths = [str(path.relative_to(ROOT)) for path in (SOURCE, KERNELS)]
+    archive = subprocess.run(["git", "archive", commit, *paths], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:
         sys.exit(f"--against: git has no kernels of {commit!r}: {archive.stderr.decode().strip()}")
     subprocess.run(["tar", "x", "-C", str(folder)], input=archive.stdout, check=True)
-    return folder / path
+    source, kernels = (folder / path for path in paths)
+    if "turns" not in source.read_text(encoding="utf-8"):
+        sys.exit(f"--against: the benchmark of {commit!r} takes no turns; name ecaa8fe or a later commit")
+    return source, kernels
 
 
 def parse(output: str) -> list[Line]:
@@ -140,13 +144,13 @@ def main() -> None:
     arguments = [str(options.threads), str(options.seconds), "".join(FORMS[form] for form in options.forms)]
     row_counts = [str(count) for count in options.rows]
     with tempfile.TemporaryDirectory() as folder:
-        program = compile_benchmark(Path(folder) / "new", KERNELS)
+        program = compile_benchmark(Path(folder) / "new", SOURCE, KERNELS)
         if options.against is None:
             command = [str(program), *arguments, "-1,-1,0", *row_counts]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             table = show(parse(output), options.threads)
         else:
-            old = compile_benchmark(Path(folder) / "old", kernels_of(options.against, Path(folder)))
+            old = compile_benchmark(Path(folder) / "old", *sources_of(options.against, Path(folder)))
             before, after = in_alternation([old, program], arguments, row_counts, options.runs)
             table = show_ratios(before, after, options.against)
     Console().print(table)

@@ -25,7 +25,7 @@ from tritonlm.contract.load_progress import LoadProgress
 
 from .isa_variants import FLOAT_VARIANTS, library_of
 
-INPUTS, TILE_WEIGHTS, PART_WEIGHTS, ZERO_CODE = 64, 512, 128, 15
+INPUTS, TILE_WEIGHTS, PART_WEIGHTS, PAIR_CODES, ZERO_FLAG = 64, 512, 128, 8, 128
 OUTLIER = np.dtype([("index", np.uint32), ("bits", np.uint16), ("padding", np.uint16)])
 
 
@@ -40,12 +40,14 @@ def in_order(parts: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
 
 def unpacked(packed: PackedBf16, blocks: int) -> npt.NDArray[np.uint16]:
     """The layout of bf16_packed.hpp, in numpy."""
-    # Parts of 64 bytes of codes, and 128 of signs and fractions.
+    # Parts of 64 bytes of codes, and 128 of lower bytes.
     parts = packed.tiles.numpy().reshape(-1, TILE_WEIGHTS // PART_WEIGHTS, 192).astype(np.uint16)
-    code_bytes, sign_fraction = parts[..., :64], in_order(parts[..., 64:])
+    code_bytes, lower = parts[..., :64], in_order(parts[..., 64:])
     codes = in_order(np.concatenate([code_bytes & 15, code_bytes >> 4], 2))
-    exponents = np.where(codes == ZERO_CODE, 0, packed.max_exponent - codes)
-    bits = (sign_fraction & 128) << 8 | exponents << 7 | sign_fraction & 127
+    sign, pair_codes = codes // PAIR_CODES, codes % PAIR_CODES
+    is_zero = (pair_codes == PAIR_CODES - 1) & bool(packed.exponent_pairs & ZERO_FLAG)
+    pairs = np.where(is_zero, 0, packed.exponent_pairs % ZERO_FLAG - pair_codes)
+    bits = sign << 15 | pairs << 8 | lower
     result = bits.astype(np.uint16).reshape(blocks, -1)
     outliers, offsets = packed.outliers.numpy().view(OUTLIER), packed.outlier_offsets.tolist()
     for block in range(blocks):

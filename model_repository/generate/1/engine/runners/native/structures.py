@@ -36,7 +36,7 @@ class WeightForm(IntEnum):
 class Weights(ctypes.Structure):
     _fields_ = [
         *((name, POINTER) for name in ("values", "scales", "bias", "outliers", "outlier_offsets")),
-        *((name, INT) for name in ("max_exponent", "inputs", "outputs", "form")),
+        *((name, INT) for name in ("exponent_pairs", "inputs", "outputs", "form")),
     ]
 
 

@@ -135,8 +135,8 @@ class WeightPacker:
             if packed := pack_bf16(blocks, self._library, self._large_pages):
                 tiles = self._hold_in_place(packed.tiles)
                 outliers, offsets = self.hold(packed.outliers), self.hold(packed.outlier_offsets)
-                exponent = packed.max_exponent
-                return Weights(tiles, outliers=outliers, outlier_offsets=offsets, max_exponent=exponent, **sizes)
+                pairs = packed.exponent_pairs
+                return Weights(tiles, outliers=outliers, outlier_offsets=offsets, exponent_pairs=pairs, **sizes)
         return Weights(values=self._hold_in_place(pack(weight, self._dtype, self._large_pages.zeros)), **sizes)
 
     def _packed_groups(self, stack: Stack) -> Weights:
@@ -198,8 +198,8 @@ class PackedBf16(NamedTuple):
     outliers: torch.Tensor
     # Block n's outliers are [offsets[n], offsets[n + 1]).
     outlier_offsets: torch.Tensor
-    # The highest exponent that has a code.
-    max_exponent: int
+    # The exponents that have codes, as ExponentPairs of bf16_packed.hpp.
+    exponent_pairs: int
 
 
 def bf16_packing_pays(library: ctypes.CDLL) -> bool:
@@ -218,7 +218,7 @@ def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL, pages: LargePages) -> 
 
     Tiles lie in `pages`.
     """
-    count, limit, max_exponent = len(blocks), blocks.numel() // _WEIGHTS_PER_OUTLIER, ctypes.c_int32()
+    count, limit, exponent_pairs = len(blocks), blocks.numel() // _WEIGHTS_PER_OUTLIER, ctypes.c_int32()
     tiles, outliers = pages.zeros(blocks.numel() // 2 * 3), torch.empty(limit, dtype=torch.int64)
     offsets = torch.empty(count + 1, dtype=torch.int64)
     library.pack_bf16_weights.restype = ctypes.c_int64
@@ -227,12 +227,12 @@ def pack_bf16(blocks: torch.Tensor, library: ctypes.CDLL, pages: LargePages) -> 
     ]  # fmt: skip
     outlier_count = library.pack_bf16_weights(
         blocks.data_ptr(), count, blocks.numel() // count // BLOCK_OUTPUTS, tiles.data_ptr(), outliers.data_ptr(),
-        offsets.data_ptr(), limit, len(os.sched_getaffinity(0)), ctypes.byref(max_exponent),
+        offsets.data_ptr(), limit, len(os.sched_getaffinity(0)), ctypes.byref(exponent_pairs),
     )  # fmt: skip
     if outlier_count < 0:
         pages.give_back(tiles)
         return None
-    return PackedBf16(tiles, outliers[:outlier_count].clone(), offsets, max_exponent.value)
+    return PackedBf16(tiles, outliers[:outlier_count].clone(), offsets, exponent_pairs.value)
 
 
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

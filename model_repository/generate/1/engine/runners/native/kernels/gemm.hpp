@@ -66,9 +66,8 @@ __attribute__((noinline)) void multiply_blocks(
     }
 #endif
     // With few registers, products take longer than memory, and a chunk pays only where it saves unpacking.
-    constexpr int kDirectRows = kPassBlocks == 2 ? kRowsPerPass<T> : 2 * kRowsPerPass<T>;
     const bool chunked = kPassBlocks == 2 || weights.packed();
-    if (chunked && first % kRowTile<T> % kRowsPerPass<T> + count > kDirectRows)
+    if (chunked && first % kRowTile<T> % kRowsPerPass<T> + count > kRowsPerPass<T>)
         return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums, more);
 #ifdef TRITONLM_UNPACKS
     if constexpr (sizeof(T) == sizeof(bf16))

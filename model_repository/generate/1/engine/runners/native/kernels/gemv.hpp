@@ -68,8 +68,8 @@ TRITONLM_INLINE void accumulate_packed_tile(
                 unpacker.unpack(packed[n] + i * kPartBytes, half, first[n], second[n]);
                 if (kHasOutliers) outliers[n].insert(number, first[n]), outliers[n].insert(number + 1, second[n]);
                 if (!kKeep) continue;
-                memcpy(kept[n] + number * kLineWeights, &first[n], sizeof(Line));
-                memcpy(kept[n] + (number + 1) * kLineWeights, &second[n], sizeof(Line));
+                store_line(kept[n] + number * kLineWeights, first[n]);
+                store_line(kept[n] + (number + 1) * kLineWeights, second[n]);
             }
             const Number* from = rows + input / kRowLine<Number> * kRowLine<Number> * tile + input % kRowLine<Number>;
             ahead(packed[0] + i * kPartBytes, half);
@@ -81,10 +81,10 @@ TRITONLM_INLINE void accumulate_packed_tile(
 // Adds the inputs [from, to). With kKeep their weights are stored at kept[block].
 template <bool kKeep, typename Number, int kRows, int kBlocks, typename Ahead>
 TRITONLM_INLINE void accumulate_packed(
-    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const ExponentTable& exponents, PackedBlock* blocks,
+    Accumulators<Number, kRows, kBlocks>& sums, const Number* rows, int tile, const UpperBytes& upper_bytes, PackedBlock* blocks,
     int from, int to, bf16* const (&kept)[kBlocks], Ahead& ahead
 ) {
-    const LineUnpacker unpacker(exponents);
+    const LineUnpacker unpacker(upper_bytes);
     TileOutliers outliers[kBlocks];
     for (int k = from; k < to; k += kTileInputs, rows += kTileInputs * tile) {
         bool has_outliers = false;
@@ -164,7 +164,7 @@ __attribute__((noinline)) void packed_gemv(
     sums.clear();
     PackedBlock packed(weights, rows.inputs(), block);
     const PartAhead ahead;
-    accumulate_packed<false>(sums, rows.at(first), rows.tile(), weights.exponents, &packed, 0, rows.inputs(), {nullptr}, ahead);
+    accumulate_packed<false>(sums, rows.at(first), rows.tile(), weights.upper_bytes, &packed, 0, rows.inputs(), {nullptr}, ahead);
     sums.save(to, to_block);
 }
 #endif

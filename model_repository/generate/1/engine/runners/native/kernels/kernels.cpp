@@ -76,11 +76,11 @@ int bf16_packed_pays(int threads) { return packing_pays(threads); }
 // does not unpack them.
 int64_t pack_bf16_weights(
     const uint16_t* weights, int blocks, int inputs, uint8_t* tiles, Outlier* outliers, int64_t* outlier_offsets, int64_t limit,
-    int threads, int* max_exponent
+    int threads, int* exponent_pairs
 ) {
     if (!kCanUnpack) return -1;
-    *max_exponent = choose_max_exponent(weights, (size_t)blocks * inputs * kVecSize);
-    return pack_bf16(weights, blocks, inputs, *max_exponent, tiles, outliers, outlier_offsets, limit, threads);
+    *exponent_pairs = choose_exponent_pairs(weights, (size_t)blocks * inputs * kVecSize);
+    return pack_bf16(weights, blocks, inputs, ExponentPairs(*exponent_pairs), tiles, outliers, outlier_offsets, limit, threads);
 }
 
 // Fills in the sizes of a form of weights in groups, and returns the bytes of a block with this many inputs.

@@ -101,7 +101,7 @@ class Multiplier {
     static const GroupedBlock* grouped_blocks(const Weights& weights) { return static_cast<const GroupedBlock*>(weights.values); }
 
     static PackedWeights<T> packed(const Weights& weights) {
-        return {weights.values, weights.outliers, weights.outlier_offsets, ExponentTable(weights.max_exponent)};
+        return {weights.values, weights.outliers, weights.outlier_offsets, UpperBytes(weights.exponent_pairs)};
     }
 
     // One output, a lane of a block, for inputs [begin, end).

@@ -70,7 +70,7 @@ class PackingTrial {
 
     // Of one pass over all weights, packed if there are offsets of outliers, of which there are none.
     double seconds(int rows, const int64_t* outlier_offsets) {
-        const PackedWeights<bf16> weights = {weights_.get(), nullptr, outlier_offsets, ExponentTable(0)};
+        const PackedWeights<bf16> weights = {weights_.get(), nullptr, outlier_offsets, UpperBytes(0)};
         const auto start = std::chrono::steady_clock::now();
         for_each_part([&](size_t from, size_t to) {
             begin_matmul_tiles();

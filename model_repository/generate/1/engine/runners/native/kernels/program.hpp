@@ -23,7 +23,7 @@ struct Weights {
     // bf16_packed.
     const Outlier* outliers;
     const int64_t* outlier_offsets;
-    int32_t max_exponent, inputs, outputs;
+    int32_t exponent_pairs, inputs, outputs;
     WeightForm form;
 };
 

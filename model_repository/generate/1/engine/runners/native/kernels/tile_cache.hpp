@@ -35,7 +35,7 @@ struct PackedWeights {
     const void* values;
     const Outlier* outliers;
     const int64_t* outlier_offsets;
-    ExponentTable exponents;
+    UpperBytes upper_bytes;
 
     bool packed() const { return kCanUnpack && sizeof(T) == sizeof(bf16) && outlier_offsets; }
     // Of weights that are not packed.
@@ -58,8 +58,8 @@ class PackedBlock {
 
     // With kPrefetches a tile further on is prefetched, too.
     template <bool kPrefetches = true>
-    void unpack(int input, const ExponentTable& exponents, bf16* to) {
-        unpack_tile<kPrefetches>(tile(input), exponents, to);
+    void unpack(int input, const UpperBytes& upper_bytes, bf16* to) {
+        unpack_tile<kPrefetches>(tile(input), upper_bytes, to);
         for (; has_outliers(input); next_++) to[next_->index - input * kVecSize].bits = next_->bits;
     }
 
@@ -127,8 +127,8 @@ class TileCache {
     void unpack(int n) {
         if constexpr (kPackable) {
             bf16* const to = unpacked_[n] + offset(unpacked_end_);
-            if (chunk_inputs_ == inputs_) packed_[n].unpack(unpacked_end_, weights_.exponents, to);
-            else packed_[n].template unpack<false>(unpacked_end_, weights_.exponents, to);
+            if (chunk_inputs_ == inputs_) packed_[n].unpack(unpacked_end_, weights_.upper_bytes, to);
+            else packed_[n].template unpack<false>(unpacked_end_, weights_.upper_bytes, to);
         }
     }
 
