@@ -3,7 +3,7 @@
 //
 // Layout: gemm.hpp's. A chunk's weights, 24 KiB of plain ones, stay in the first-level cache. bf16_packed weights are unpacked
 // once for all rows, by the first pass.
-// ISA variants: those of fma.hpp; AVX2 and below use it for packed weights only (gemm.hpp). Test: tests/inference/test_native.py
+// ISA variants: those of fma.hpp with AVX-512; AVX2 and below do not use it (gemm.hpp). Test: tests/inference/test_native.py
 // and test_bf16_packed.py.
 #pragma once
 
@@ -17,13 +17,10 @@
 #include "tile_cache.hpp"
 
 // Inputs of a chunk, at most: two blocks * 384 inputs * 16 outputs * 2 bytes = 24 KiB of a cache of 32 or 48 KiB.
-constexpr int kChunkInputs = kAccumulators == 16 ? 384 : 256;
+constexpr int kChunkInputs = 384;
 
 // Blocks of outputs that a pass accumulates at once, as many as fit the registers.
 constexpr int kPassBlocks = kAccumulators == 16 ? 2 : 1;
-
-// What a step prefetches: with few registers, where a step has fewer products, nothing but weights.
-typedef std::conditional_t<kPassBlocks == 2, ListedPrefetch, ChunkStreams> ChunkPrefetch;
 
 // Calls `pass(m, number of rows as a constant)` for rows first + m on: passes of at most kMost rows, each within a tile of rows
 // (rows.hpp). A pass has 1, 2, 4, 8 or kMost rows; a tile is whole in memory, and results of rows beyond `count` are discarded.
@@ -45,23 +42,22 @@ alignas(kCacheLine) constexpr RowSums kZeros[kPassRows] = {};
 // Adds the inputs [from, to) to the sums of a pass; weights[n] begins with those of input `from`.
 template <int kRows, typename T>
 __attribute__((noinline)) void accumulate_chunk(
-    const Rows<T>& rows, int m, const T* const (&weights)[2], int from, int to, RowSums* sums, ChunkPrefetch& ahead
+    const Rows<T>& rows, int m, const T* const (&weights)[2], int from, int to, RowSums* sums, ListedPrefetch& ahead
 ) {
-    // Few rows' sums of one block would wait for each other.
-    constexpr int kBlocks = 2 * kRows <= kAccumulators ? 2 : kPassBlocks;
-    for (int block = 0; block < 2; block += kBlocks) {
-        Accumulators<RowType<T>, kRows, kBlocks> totals;
+    // A copy, which stays in registers: GCC stores what a reference points to at each step.
+    ListedPrefetch lines = ahead;
+    for (int block = 0; block < 2; block += kPassBlocks) {
+        Accumulators<RowType<T>, kRows, kPassBlocks> totals;
         totals.load(from ? sums : kZeros, block);
-        auto lines = ahead.template begin<kBlocks>(block);
         const RowType<T>* numbers = rows.at(m, from);
         for (int k = 0; k < to - from; k += kTileInputs, numbers += kTileInputs * rows.tile()) {
-            const T* tiles[kBlocks];
-            for (int n = 0; n < kBlocks; n++) tiles[n] = weights[block + n] + (size_t)k * kVecSize;
+            const T* tiles[kPassBlocks];
+            for (int n = 0; n < kPassBlocks; n++) tiles[n] = weights[block + n] + (size_t)k * kVecSize;
             accumulate_tile(totals, numbers, rows.tile(), tiles, lines);
         }
         totals.save(sums, block);
-        ahead.end(lines);
     }
+    ahead = lines;
 }
 
 // A chunk's weights for the passes after the first one.
@@ -71,27 +67,24 @@ typedef bf16 UnpackedChunk[2][kChunkInputs * kVecSize];
 template <int kRows>
 __attribute__((noinline)) void unpack_chunk(
     const Rows<bf16>& rows, int m, const UpperBytes& upper_bytes, PackedBlock (&packed)[2], UnpackedChunk& unpacked, int from,
-    int to, RowSums* sums, ChunkPrefetch& ahead
+    int to, RowSums* sums, ListedPrefetch& ahead
 ) {
 #ifdef TRITONLM_UNPACKS
-    // Before the products where registers do not hold sums and lines at once; and for a pass of few rows, which would only be
-    // compiled for rows that begin within a tile.
-    if constexpr (kRows < kRowsPerPass<bf16> || kPassBlocks == 1) {
+    // A pass of few rows, which would only be compiled for rows that begin within a tile.
+    if constexpr (kRows < kRowsPerPass<bf16>) {
         for (int n = 0; n < 2; n++)
-            for (int k = from; k < to; k += kTileInputs)
-                packed[n].unpack<false>(k, upper_bytes, unpacked[n] + (k - from) * kVecSize);
-        accumulate_chunk<kRows, bf16>(rows, m, {unpacked[0], unpacked[1]}, from, to, sums, ahead);
-    } else {
-        auto lines = ahead.template begin<2>(0);
-        // Each block's lines, two at a time.
-        const auto prefetch_lines = [&](const uint8_t*, int) __attribute__((always_inline)) { lines(), lines(); };
-        Accumulators<RowType<bf16>, kRows, 2> totals;
-        totals.load(from ? sums : kZeros, 0);
-        const RowType<bf16>* const numbers = rows.at(m, from);
-        accumulate_packed<true>(
-            totals, numbers, rows.tile(), upper_bytes, packed, from, to, {unpacked[0], unpacked[1]}, prefetch_lines);
-        totals.save(sums, 0);
-        ahead.end(lines);
+            for (int k = from; k < to; k += kTileInputs) packed[n].unpack(k, upper_bytes, unpacked[n] + (k - from) * kVecSize);
+        return accumulate_chunk<kRows, bf16>(rows, m, {unpacked[0], unpacked[1]}, from, to, sums, ahead);
+    }
+    // Each block's lines, two at a time.
+    const auto prefetch_lines = [&](const uint8_t*, int) __attribute__((always_inline)) { ahead(), ahead(); };
+    for (int block = 0; block < 2; block += kPassBlocks) {
+        Accumulators<RowType<bf16>, kRows, kPassBlocks> totals;
+        bf16* kept[kPassBlocks];
+        for (int n = 0; n < kPassBlocks; n++) kept[n] = unpacked[block + n];
+        totals.load(from ? sums : kZeros, block);
+        accumulate_packed<true>(totals, rows.at(m, from), rows.tile(), upper_bytes, packed + block, from, to, kept, prefetch_lines);
+        totals.save(sums, block);
     }
 #endif
 }
@@ -111,28 +104,32 @@ class ChunkedPasses {
     void run(int first, int count, RowSums* sums, PrefetchList* more) {
         const int inputs = rows_.inputs(), chunk = equal_chunk(inputs, kChunkInputs);
         const int passes = (first % kRowsPerPass<T> + count + kRowsPerPass<T> - 1) / kRowsPerPass<T>;
-        ChunkPrefetch ahead{};
+        ListedPrefetch ahead{};
         for (int from = 0; from < inputs; from += chunk) {
             const int to = std::min(from + chunk, inputs);
             const bool last = to == inputs;
-            if (more && !more->taken && (last || !more->late)) ahead.take(*more);
+            if (more && !more->taken && (last || !more->late)) {
+                ahead.next = more->ranges, ahead.last = more->ranges + more->count;
+                more->taken = true;
+            }
             ahead.from = begin(0, 2 * last, last ? 0 : to), ahead.other = begin(1, 2 * last, last ? 0 : to);
-            const int bytes = (last ? chunk : std::min(chunk, inputs - to)) * input_bytes();
-            const int share = ahead.set_share(bytes, (to - from) / kLineInputs<T>, passes);
+            // The steps of a pass that prefetch a block.
+            const int steps = (to - from) / kLineInputs<T> / kPassBlocks;
+            ahead.stride = ((last ? chunk : std::min(chunk, inputs - to)) * input_bytes() / steps + passes - 1) / passes;
             bool is_first = true;
             for_each_pass<kRowTile<T>, kRowsPerPass<T>>(first, count, [&](int m, auto number) {
                 const char* const begins[2] = {ahead.from, ahead.other};
                 run_pass<decltype(number)::value>(first + m, is_first, from, to, sums + m, ahead);
                 is_first = false;
-                ahead.from = begins[0] + share;
-                ahead.other = begins[1] + share;
+                ahead.from = begins[0] + steps * ahead.stride;
+                ahead.other = begins[1] + steps * ahead.stride;
             });
         }
     }
 
   private:
     template <int kRows>
-    void run_pass(int m, bool is_first, int from, int to, RowSums* sums, ChunkPrefetch& ahead) {
+    void run_pass(int m, bool is_first, int from, int to, RowSums* sums, ListedPrefetch& ahead) {
         if constexpr (sizeof(T) == sizeof(bf16))
             if (weights_.packed()) {
                 if (is_first) return unpack_chunk<kRows>(rows_, m, weights_.upper_bytes, packed_, unpacked_, from, to, sums, ahead);

@@ -36,9 +36,9 @@ void direct_passes(
         constexpr int kRows = decltype(number)::value;
         constexpr bool kFitsPair = kPassBlocks == 2 || 2 * kRows <= kAccumulators;
         if constexpr (kFitsPair)
-            if (count > kAloneRows) return gemv<kRows, 2>(rows, first + m, weights, {block, last}, sums + m, 0);
+            if (count > kAloneRows) return gemv_from_memory<kRows, 2>(rows, first + m, weights, {block, last}, sums + m, 0);
         if constexpr (!kFitsPair || kRows <= kAloneRows)
-            for (int n = 0; n < blocks; n++) gemv<kRows, 1>(rows, first + m, weights, {block + n}, sums + m, n);
+            for (int n = 0; n < blocks; n++) gemv_from_memory<kRows, 1>(rows, first + m, weights, {block + n}, sums + m, n);
     });
 }
 
@@ -49,6 +49,39 @@ inline void direct_passes_packed(
 ) {
     for_each_pass<kRowTile<bf16>, kRowsPerPass<bf16>>(first, count, [&](int m, auto number) {
         for (int n = 0; n < blocks; n++) packed_gemv<decltype(number)::value>(rows, first + m, weights, block + n, sums + m, n);
+    });
+}
+#endif
+
+#if defined(TRITONLM_UNPACKS) && !defined(__AVX512F__)
+// For few registers: the blocks are unpacked, and then multiplied where they lie in the second-level cache. Unpacked lines and the
+// sums of several rows do not fit the registers at once. Each pass prefetches its share of the packed blocks that follow.
+inline void unpacked_passes(
+    const Rows<bf16>& rows, int first, int count, const PackedWeights<bf16>& weights, int block, int blocks, RowSums* sums
+) {
+    thread_local AlignedVector<bf16> unpacked;
+    const int inputs = rows.inputs();
+    const size_t block_weights = (size_t)inputs * kVecSize;
+    unpacked.resize(std::max(unpacked.size(), 2 * block_weights));
+    const bf16* begin[2];
+    const char* next[2];
+    for (int n = 0; n < 2; n++) {
+        bf16* const to = unpacked.data() + std::min(n, blocks - 1) * block_weights;
+        PackedBlock packed(weights, inputs, block + std::min(n, blocks - 1));
+        for (int k = 0; n < blocks && k < inputs; k += kTileInputs) packed.unpack(k, weights.upper_bytes, to + k * kVecSize);
+        begin[n] = to;
+        next[n] = reinterpret_cast<const char*>(packed.tile(2 * inputs));
+    }
+    const int passes = (first % kRowsPerPass<bf16> + count + kRowsPerPass<bf16> - 1) / kRowsPerPass<bf16>;
+    const int steps = inputs / kLineInputs<bf16>, stride = (kPackedTileBytes / (kTileInputs / kLineInputs<bf16>) + passes - 1) / passes;
+    for_each_pass<kRowTile<bf16>, kRowsPerPass<bf16>>(first, count, [&](int m, auto number) {
+        constexpr int kRows = decltype(number)::value;
+        if constexpr (2 * kRows <= kAccumulators)
+            gemv<kRows, 2, bf16>(rows, first + m, begin, StreamPrefetch<2>{{next[0], next[1]}, stride}, sums + m, 0);
+        else
+            for (int n = 0; n < blocks; n++)
+                gemv<kRows, 1, bf16>(rows, first + m, {begin[n]}, StreamPrefetch<1>{{next[n]}, stride}, sums + m, n);
+        for (const char*& lines : next) lines += steps * stride;
     });
 }
 #endif
@@ -65,10 +98,14 @@ __attribute__((noinline)) void multiply_blocks(
         if (amx_available()) return amx_passes<false>(rows, first, count, weights, block, sums);
     }
 #endif
-    // With few registers, products take longer than memory, and a chunk pays only where it saves unpacking.
-    const bool chunked = kPassBlocks == 2 || weights.packed();
-    if (chunked && first % kRowTile<T> % kRowsPerPass<T> + count > kRowsPerPass<T>)
-        return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums, more);
+    const bool several = first % kRowTile<T> % kRowsPerPass<T> + count > kRowsPerPass<T>;
+    // With few registers, products take longer than memory.
+    if constexpr (kPassBlocks == 2)
+        if (several) return ChunkedPasses<T>(rows, weights, block, blocks).run(first, count, sums, more);
+#if defined(TRITONLM_UNPACKS) && !defined(__AVX512F__)
+    if constexpr (sizeof(T) == sizeof(bf16))
+        if (several && weights.packed()) return unpacked_passes(rows, first, count, weights, block, blocks, sums);
+#endif
 #ifdef TRITONLM_UNPACKS
     if constexpr (sizeof(T) == sizeof(bf16))
         if (weights.packed()) return direct_passes_packed(rows, first, count, weights, block, blocks, sums);

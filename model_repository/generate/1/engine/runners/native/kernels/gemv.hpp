@@ -112,37 +112,45 @@ constexpr int kUnaidedRows = kAccumulators == 16 || sizeof(T) == sizeof(float) ?
 
 // For a pass over one or two blocks of outputs, whose weights begin at blocks[n]: a line in each at every step, and from input `turn`
 // on a line of the next blocks.
-template <int kBlocks>
-BlockPrefetch<kBlocks> prefetch_blocks(const char* const (&blocks)[kBlocks], int turn) {
+template <int kBlocks, typename T>
+BlockPrefetch<kBlocks> prefetch_blocks(const T* const (&blocks)[kBlocks], int turn) {
     constexpr int kLine = kCacheLine;
-    const char* const from = blocks[0] + kPassAhead;
+    const char* const from = reinterpret_cast<const char*>(blocks[0]) + kPassAhead;
     if (kBlocks == 1) return {{from, from + kLine, 2 * kLine}, -1, 0};
-    const size_t block_bytes = blocks[kBlocks - 1] - blocks[0];
-    return {{from, blocks[kBlocks - 1] + kPassAhead, kLine}, turn, block_bytes};
+    const size_t block_bytes = (blocks[kBlocks - 1] - blocks[0]) * sizeof(T);
+    return {{from, from + block_bytes, kLine}, turn, block_bytes};
 }
 
-// sums[i][to_block + n] = row first + i times block blocks[n], of weights that are not packed.
-template <int kRows, int kBlocks, typename T>
+// sums[i][to_block + n] = row first + i times a block of weights that are not packed and begin at weights[n].
+template <int kRows, int kBlocks, typename T, typename Ahead>
 __attribute__((noinline)) void gemv(
-    const Rows<T>& rows, int first, const PackedWeights<T>& weights, const int (&blocks)[kBlocks], RowSums* to, int to_block
+    const Rows<T>& rows, int first, const T* const (&weights)[kBlocks], Ahead ahead, RowSums* to, int to_block
 ) {
     Accumulators<RowType<T>, kRows, kBlocks> sums;
     sums.clear();
     const int inputs = rows.inputs(), tile = rows.tile();
     const RowType<T>* numbers = rows.at(first);
-    const char* begin[kBlocks];
-    for (int n = 0; n < kBlocks; n++) begin[n] = reinterpret_cast<const char*>(weights.block(blocks[n], inputs));
-    [[maybe_unused]] const int turn = inputs - kPassAhead / (int)kCacheLine * kLineInputs<T>;
-    constexpr bool kPrefetches = kRows > kUnaidedRows<T>;
-    std::conditional_t<kPrefetches, BlockPrefetch<kBlocks>, NoPrefetch> ahead;
-    if constexpr (kPrefetches) ahead = prefetch_blocks(begin, turn);
     for (int k = 0; k < inputs; k += kTileInputs) {
         ahead.begin_tile(k);
         const T* tiles[kBlocks];
-        for (int n = 0; n < kBlocks; n++) tiles[n] = reinterpret_cast<const T*>(begin[n]) + (size_t)k * kVecSize;
+        for (int n = 0; n < kBlocks; n++) tiles[n] = weights[n] + (size_t)k * kVecSize;
         accumulate_tile(sums, numbers + (size_t)k * tile, tile, tiles, ahead);
     }
     sums.save(to, to_block);
+}
+
+// The same for blocks that lie in memory.
+template <int kRows, int kBlocks, typename T>
+void gemv_from_memory(
+    const Rows<T>& rows, int first, const PackedWeights<T>& weights, const int (&blocks)[kBlocks], RowSums* to, int to_block
+) {
+    const int inputs = rows.inputs();
+    const T* from[kBlocks];
+    for (int n = 0; n < kBlocks; n++) from[n] = weights.block(blocks[n], inputs);
+    if constexpr (kRows > kUnaidedRows<T>) {
+        const int turn = inputs - kPassAhead / (int)kCacheLine * kLineInputs<T>;
+        gemv<kRows, kBlocks, T>(rows, first, from, prefetch_blocks<kBlocks, T>(from, turn), to, to_block);
+    } else gemv<kRows, kBlocks, T>(rows, first, from, NoPrefetch(), to, to_block);
 }
 
 #ifdef TRITONLM_UNPACKS

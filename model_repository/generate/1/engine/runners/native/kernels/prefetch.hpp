@@ -20,30 +20,6 @@ struct NoPrefetch {
     __attribute__((always_inline)) void begin_tile(int) {}
 };
 
-// Ranges of memory that a pass prefetches beside weights, two lines at each step: what is read when its sums are complete, and
-// then what the next operation begins with.
-struct PrefetchList {
-    struct Range {
-        const char *from, *end;
-    };
-    static constexpr int kMost = 512;
-    Range ranges[kMost];
-    int count = 0;
-    // Whether only the last passes prefetch them: the others' rows and weights would displace what is read early. And whether
-    // passes have prefetched them.
-    bool late = false, taken = false;
-
-    PrefetchList() {}
-    // A copy has none: each thread's are its own.
-    PrefetchList(const PrefetchList&) {}
-
-    void clear() { count = 0, late = taken = false; }
-    void add(const char* from, size_t bytes) {
-        if (count && ranges[count - 1].end == from) ranges[count - 1].end += bytes;
-        else if (count < kMost) ranges[count++] = {from, from + bytes};
-    }
-};
-
 // Two streams of bytes. Each step prefetches kLines lines into a cache of level kLevel, of one stream and then of the other; a stream
 // advances by `stride` bytes at a time.
 template <int kLines, int kLevel>
@@ -57,6 +33,21 @@ struct SpreadPrefetch {
             const char* const next = from + stride;
             from = other;
             other = next;
+        }
+    }
+    __attribute__((always_inline)) void begin_tile(int) {}
+};
+
+// A stream for each of kStreams blocks of outputs: each step prefetches a line of each, and advances by `stride` bytes.
+template <int kStreams>
+struct StreamPrefetch {
+    const char* from[kStreams];
+    int stride;
+
+    __attribute__((always_inline)) void operator()() {
+        for (const char*& line : from) {
+            __builtin_prefetch(line, 0, 2);
+            line += stride;
         }
     }
     __attribute__((always_inline)) void begin_tile(int) {}
@@ -101,61 +92,35 @@ struct AheadPrefetch {
     }
 };
 
-// A stream for each of kStreams blocks: each step prefetches a line of each.
-template <int kStreams>
-struct StreamPrefetch {
-    const char* from[kStreams];
-    int stride;
+// Ranges of memory that a pass prefetches beside weights, two lines at each step: what is read when its sums are complete, and
+// then what the next operation begins with.
+struct PrefetchList {
+    struct Range {
+        const char *from, *end;
+    };
+    static constexpr int kMost = 512;
+    Range ranges[kMost];
+    int count = 0;
+    // Whether only the last passes prefetch them: the others' rows and weights would displace what is read early. And whether
+    // passes have prefetched them.
+    bool late = false, taken = false;
 
-    __attribute__((always_inline)) void operator()() {
-        for (const char*& line : from) {
-            __builtin_prefetch(line, 0, 2);
-            line += stride;
-        }
+    PrefetchList() {}
+    // A copy has none: each thread's are its own.
+    PrefetchList(const PrefetchList&) {}
+
+    void clear() { count = 0, late = taken = false; }
+    void add(const char* from, size_t bytes) {
+        if (count && ranges[count - 1].end == from) ranges[count - 1].end += bytes;
+        else if (count < kMost) ranges[count++] = {from, from + bytes};
     }
 };
 
-// What the passes over a chunk of two blocks prefetch of its next one, each its share of two streams. With few registers a pass
-// multiplies a block at a time, and where its step has few products, nothing else is prefetched.
-struct ChunkStreams {
-    const char *from, *other;
-    int stride;
-
-    template <int kBlocks>
-    StreamPrefetch<kBlocks> begin(int block) const {
-        if constexpr (kBlocks == 2) return {{from, other}, stride};
-        else return {{block ? other : from}, stride};
-    }
-    template <typename Prefetch>
-    void end(const Prefetch&) {}
-    void take(PrefetchList&) {}
-    // Of the bytes of each stream, those that a pass of this many steps prefetches, one of several passes.
-    int set_share(int bytes, int steps, int passes) {
-        stride = (bytes / steps + passes - 1) / passes;
-        return steps * stride;
-    }
-};
-
-// The same, and lists besides.
 struct ListedPrefetch : SpreadPrefetch<1, 1> {
     static constexpr int kListedLines = 2;
     PrefetchList::Range range;
     const PrefetchList::Range *next, *last;
 
-    // A copy, which stays in registers: GCC stores what a reference points to at each step.
-    template <int>
-    ListedPrefetch begin(int) const { return *this; }
-    void end(const ListedPrefetch& after) { *this = after; }
-    int set_share(int bytes, int steps, int passes) {
-        // A step prefetches a line of one stream.
-        stride = (2 * bytes / steps + passes - 1) / passes;
-        return steps / 2 * stride;
-    }
-    // What is prefetched beside weights.
-    void take(PrefetchList& list) {
-        next = list.ranges, last = list.ranges + list.count;
-        list.taken = true;
-    }
     __attribute__((always_inline)) void operator()() {
         SpreadPrefetch<1, 1>::operator()();
         for (int i = 0; i < kListedLines; i++) {
