@@ -63,7 +63,8 @@ def test_a_refusal_holds_the_missing_bytes_and_dead_processes_are_removed(tmp_pa
         ledger.reserve("cpu", 45)
     assert refused.value.missing == 15
     # The refusal changes nothing.
-    assert json.loads(file.read_text())[str(beside.pid)] == {"cpu": 70}
+    entries = {key.partition("-")[0]: entry for key, entry in json.loads(file.read_text()).items()}
+    assert entries[str(beside.pid)] == {"cpu": 70}
     third, message = other(file, 1)
     assert message == "1"
     for process in (beside, third):
@@ -76,6 +77,18 @@ def test_a_refusal_holds_the_missing_bytes_and_dead_processes_are_removed(tmp_pa
     ledger.close()
     assert not file.exists()
     fourth.communicate(timeout=20)
+
+
+def test_a_process_that_got_the_id_of_a_dead_one_does_not_hold_its_memory(tmp_path: Path) -> None:
+    file = tmp_path / "ledger"
+    beside, message = other(file, 70)
+    assert message == "reserved"
+    ((key, entry),) = json.loads(file.read_text()).items()
+    pid, _, start = key.partition("-")
+    # As in a container that was killed and started again: its processes have the ids of the last time.
+    file.write_text(json.dumps({f"{pid}-{int(start) - 1}": entry}))
+    MemoryLedger(100, file).reserve("cpu", 100)
+    beside.communicate(timeout=20)
 
 
 def test_concurrent_processes_never_reserve_more_than_the_budget(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The shared memory budget of all engines of one Triton: each engine reserves memory before it allocates it.
 
 The engines are separate processes, so the ledger is a locked file, named after the Triton process that started them.
-The entry of a process that has died is removed by the next access. `EngineMemory` is the part of one engine: its
+The entry of a process that has died is removed by the next access. A process id counts with its start: a container that
+is started again gives its processes the ids of the last time. `EngineMemory` is the part of one engine: its
 current memory, its maximum, and what it has reserved. This module knows bytes and devices, and not what they hold.
 """
 
@@ -29,7 +30,7 @@ _EXTENT_BYTES = 64 << 20
 _REFUSED_SECONDS = 0.25
 # The time between two measurements of the memory in use.
 _MEASURED_SECONDS = 1.0
-# The reserved bytes by process id and device.
+# The reserved bytes by process and device.
 Entries = dict[str, dict[str, int]]
 
 
@@ -40,7 +41,9 @@ class MemoryLedger:
         self.budget = budget
         # The part of the process's entries that belongs to this object. Several engines may share process and device.
         self._reserved: dict[str, int] = {}
-        self._file = file or Path(tempfile.gettempdir()) / f"tritonlm-memory-{os.getuid()}-{os.getppid()}.json"
+        self._process = _process_key(os.getpid())
+        triton = _process_key(os.getppid())
+        self._file = file or Path(tempfile.gettempdir()) / f"tritonlm-memory-{os.getuid()}-{triton}.json"
 
     def reserve(self, device: str, needed: int, *, in_use: bool = False) -> None:
         """Reserve this many bytes in place of the previous reservation; NoRoom holds how many bytes are missing.
@@ -52,13 +55,12 @@ class MemoryLedger:
         if not in_use:
             self.check(device, needed)
         with self._open() as entries:
-            pid = str(os.getpid())
-            own = entries.get(pid, {})
+            own = entries.get(self._process, {})
             other_engines = max(0, own.get(device, 0) - self._reserved.get(device, 0))
-            taken = other_engines + sum(entry.get(device, 0) for key, entry in entries.items() if key != pid)
+            taken = other_engines + sum(entry.get(device, 0) for key, entry in entries.items() if key != self._process)
             if taken + needed > self.budget and not in_use:
                 raise NoRoom.for_sizes(needed, taken, self.budget)
-            entries[pid] = {**own, device: other_engines + needed}
+            entries[self._process] = {**own, device: other_engines + needed}
             self._reserved[device] = needed
 
     def check(self, device: str, needed: int) -> None:
@@ -77,7 +79,7 @@ class MemoryLedger:
         """Remove the ledger if this is its only process. Otherwise the entry stays until the process ends."""
         if self.budget:
             with self._open() as entries:
-                if entries.keys() <= {str(os.getpid())}:
+                if entries.keys() <= {self._process}:
                     entries.clear()
 
     @contextlib.contextmanager
@@ -85,7 +87,7 @@ class MemoryLedger:
         """The entries of living processes, to be changed. After an error the file stays as it was."""
         with self._locked() as file:
             written: Entries = json.loads(file.read() or "{}")
-            entries = {pid: entry for pid, entry in written.items() if _is_alive(pid)}
+            entries = {process: entry for process, entry in written.items() if _is_alive(process)}
             yield entries
             file.seek(0)
             file.truncate()
@@ -260,13 +262,19 @@ def full_context_slots(blocks: int, context_blocks: int, slots: int) -> int:
     return min(slots, blocks // context_blocks)
 
 
-def _is_alive(pid: str) -> bool:
+def _process_key(pid: int | str) -> str:
+    """The process's id and start; empty if it has ended."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
+        return ""
+    state, *others = text.rpartition(")")[2].split()
     # A zombie process holds no memory any more.
-    return state not in "ZX"
+    return "" if state in "ZX" else f"{pid}-{others[18]}"
+
+
+def _is_alive(process: str) -> bool:
+    return _process_key(process.partition("-")[0]) == process
 
 
 def resident_memory() -> int:
