@@ -199,7 +199,7 @@ def test_two_engines_share_a_budget_below_two_whole_pools(
     process, block = 2 << 20, 4 * 2 * 2 * 64 * 4
     monkeypatch.setattr(interface, "resident_memory", lambda: process)
     monkeypatch.setattr(memory, "_EXTENT_BYTES", 8 * block)
-    monkeypatch.setattr(memory.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     whole, least = 8 * 64 * block, 64 * block
     budget = 2 * process + 2 * least + 300 * block
     assert 2 * (process + whole) > budget, "whole pools would not fit"

@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from typing import IO
 
 from tritonlm.contract import CheckpointError, NoRoom
 from tritonlm.contract.file_edits import take_lock
+from tritonlm.contract.process_files import process_file
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 # A KV cache grows by this much at a time, because a reservation locks a file and checks the other processes.
@@ -42,8 +42,7 @@ class MemoryLedger:
         # The part of the process's entries that belongs to this object. Several engines may share process and device.
         self._reserved: dict[str, int] = {}
         self._process = _process_key(os.getpid())
-        triton = _process_key(os.getppid())
-        self._file = file or Path(tempfile.gettempdir()) / f"tritonlm-memory-{os.getuid()}-{triton}.json"
+        self._file = file or process_file("memory", _process_key(os.getppid()), "ledger.json")
 
     def reserve(self, device: str, needed: int, *, in_use: bool = False) -> None:
         """Reserve this many bytes in place of the previous reservation; NoRoom holds how many bytes are missing.
@@ -268,9 +267,9 @@ def _process_key(pid: int | str) -> str:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
-    state, *others = text.rpartition(")")[2].split()
-    # A zombie process holds no memory any more.
-    return "" if state in "ZX" else f"{pid}-{others[18]}"
+    # Fields 3 and 22 of proc_pid_stat(5). A zombie process holds no memory any more.
+    state, *_, start = text.rpartition(")")[2].split()[:20]
+    return "" if state in "ZX" else f"{pid}-{start}"
 
 
 def _is_alive(process: str) -> bool:
