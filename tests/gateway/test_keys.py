@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from limits import RateLimitItem
 from limits.aio.strategies import MovingWindowRateLimiter
 from tritonlm.access.exposure import is_loopback
 from tritonlm.access.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
-from tritonlm.contract import RateLimited
+from tritonlm.cli import app
+from tritonlm.contract import RateLimited, file_edits
 from tritonlm.gateway.quota import Caller, Quota
 from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
 from tritonlm.gateway.serve import check_settings
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError
+from typer.testing import CliRunner
 
 from .conftest import Gateway, running_gateway
 
@@ -212,6 +215,36 @@ def test_invalid_names_and_unknown_scopes_are_refused(tmp_path: Path) -> None:
     # A revoked key's name can be used again; the old secret stays invalid.
     file.create("x", ["admin"], NONE)
     assert [(key.name, key.scopes, key.revoked) for key in file.read()] == [("x", ("admin",), None)]
+
+
+def test_a_key_that_is_revoked_while_another_is_created_stays_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys.json"
+    KeyFile(path).create("old", ["infer"], NONE)
+    revoking = threading.Thread(target=KeyFile(path).revoke, args=["old"])
+
+    def secret_after_the_other_edit(length: int) -> str:
+        """A new key's secret is made between reading and writing. The other edit ends now, or waits for this one."""
+        revoking.start()
+        revoking.join(1.0)
+        return "s" * length
+
+    monkeypatch.setattr("tritonlm.access.keys.secrets.token_urlsafe", secret_after_the_other_edit)
+    KeyFile(path).create("new", ["infer"], NONE)
+    revoking.join()
+    assert {key.name: key.revoked is not None for key in KeyFile(path).read()} == {"old": True, "new": False}
+
+
+def test_an_edit_waits_for_another_one_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_edits, "LOCK_SECONDS", 0.0)
+    path = tmp_path / "keys.json"
+    with file_edits.locked(path):
+        result = CliRunner().invoke(app, ["keys", "create", "x", "--keys", str(path)])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: another process has been editing")
+    assert KeyFile(path).read() == []
 
 
 def test_an_invalid_key_file_is_reported(tmp_path: Path) -> None:

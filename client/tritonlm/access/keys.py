@@ -1,30 +1,33 @@
 """API keys: a file of names, hashes, scopes and limits. The keys themselves are not stored.
 
 A key is a random secret of 256 bits, so one round of SHA-256 protects it as well as a slow hash protects a password.
-The file is replaced atomically, and readers reload it when it changes. This module knows no HTTP.
+Writers hold a lock and replace the file as a whole, and readers reload it when it changes. This module knows no HTTP.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
-import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from tritonlm.contract import CheckpointError
+from tritonlm.contract.file_edits import locked, replace_text
 
 Scope = Literal["infer", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = ("infer", "admin", "metrics")
 INFER, ADMIN, METRICS = SCOPES
 _PREFIX = "tlm_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OWNER_ONLY = 0o600
 # How often a reader checks whether the file has changed.
 _CHECK_SECONDS = 1.0
 
@@ -77,40 +80,39 @@ class KeyFile:
 
     def create(self, name: str, scopes: Iterable[str], limits: Limits) -> str:
         """Add a key and return its secret, which is not stored."""
-        keys, key_scopes = self.read(), tuple(dict.fromkeys(scopes)) or (INFER,)
+        key_scopes = tuple(dict.fromkeys(scopes)) or (INFER,)
         if not _NAME.fullmatch(name):
             raise KeysError("a key's name has 1 to 64 letters, digits, dots, dashes and underscores")
         if unknown := [scope for scope in key_scopes if scope not in SCOPES]:
             raise KeysError(f"there is no scope {unknown[0]!r}; there are {', '.join(SCOPES)}")
-        if any(key.name == name and key.revoked is None for key in keys):
-            raise KeysError(f"there is a key {name!r} already; revoke it first, or take another name")
-        secret = _PREFIX + secrets.token_urlsafe(32)
-        created = int(time.time())
-        new_key = Key(name=name, sha256=digest(secret), scopes=key_scopes, limits=limits, created=created)  # type: ignore[arg-type]
-        # A new key replaces a revoked one of the same name.
-        self._write([*(key for key in keys if key.name != name), new_key])
+        with self._editing() as keys:
+            if any(key.name == name and key.revoked is None for key in keys):
+                raise KeysError(f"there is a key {name!r} already; revoke it first, or take another name")
+            secret = _PREFIX + secrets.token_urlsafe(32)
+            created = int(time.time())
+            new_key = Key(name=name, sha256=digest(secret), scopes=key_scopes, limits=limits, created=created)  # type: ignore[arg-type]
+            # A new key replaces a revoked one of the same name.
+            keys[:] = [*(key for key in keys if key.name != name), new_key]
         return secret
 
     def revoke(self, name: str) -> None:
-        keys = self.read()
-        if not any(key.name == name and key.revoked is None for key in keys):
-            raise KeysError(f"there is no key {name!r}; tritonlm keys list shows them")
-        now = int(time.time())
-        self._write([key.model_copy(update={"revoked": now}) if key.name == name else key for key in keys])
+        with self._editing() as keys:
+            if not any(key.name == name and key.revoked is None for key in keys):
+                raise KeysError(f"there is no key {name!r}; tritonlm keys list shows them")
+            now = int(time.time())
+            keys[:] = [key.model_copy(update={"revoked": now}) if key.name == name else key for key in keys]
 
-    def _write(self, keys: list[Key]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content: dict[str, Any] = {"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]}
-        # mkstemp creates a file that only its owner can read.
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}-")
+    @contextlib.contextmanager
+    def _editing(self) -> Iterator[list[Key]]:
+        """The keys, to be edited in place; written back as a whole unless an error is raised."""
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=2)
-                file.write("\n")
-            os.replace(temporary, self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            with locked(self.path):
+                keys = self.read()
+                yield keys
+                content: dict[str, Any] = {"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]}
+                replace_text(self.path, json.dumps(content, indent=2) + "\n", _OWNER_ONLY)
+        except CheckpointError as error:
+            raise KeysError(error.message) from None
 
 
 class KeyRing:

@@ -46,10 +46,11 @@ def take_lock(lock: IO[str], path: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write the file; it keeps its mode. All may read a new one: a server may run as another user."""
+def replace_text(file: Path, text: str, mode: int | None = None) -> None:
+    """Write the file. Without `mode` it keeps its own, and all may read a new one: a server may run as another user."""
     file = file.resolve()
-    mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else _READABLE_BY_ALL
+    if mode is None:
+        mode = stat.S_IMODE(file.stat().st_mode) if file.exists() else _READABLE_BY_ALL
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as output:
