@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,19 @@ class ModelNames:
             names = " or ".join(f"{lm}{SEPARATOR}{name}" for lm in bases)
             raise InvalidRequest(f"several models have an adapter {name!r}; name it as {names}", "model")
         return ServedModel(name, bases[0], name) if bases else ServedModel(name, name)
+
+    def bases(self, name: str, base: str | None = None) -> list[str]:
+        """The LMs that have an adapter of this name; with `base` at most that one."""
+        return [lm for lm, adapters in self.adapters().items() if name in adapters and base in (None, lm)]
+
+    def owner(self, name: str, models: Container[str] = (), base: str = "") -> str:
+        """Whose a name is beside an adapter of `base`, for an error; empty: nobody's. `models`: the LMs there are.
+
+        A name stands for one model: a request may send it alone.
+        """
+        if others := [lm for lm in self.bases(name) if lm != base]:
+            return f"an adapter of {others[0]}"
+        return "a language model" if name in models else ""
 
     def adapters(self) -> Adapters:
         """The adapters of all LMs. Those of a file that cannot be read stay as they were."""

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,14 +14,14 @@ from rich.table import Table
 
 from tritonlm.checkpoints.adapter_files import adapter_folder
 from tritonlm.client.model_names import ModelNames
-from tritonlm.contract import CheckpointError, InvalidRequest, TritonLMError
+from tritonlm.contract import InvalidRequest
 from tritonlm.contract.adapters_file import AdapterEntry, adapters_file, add_adapter, check_name, remove_adapter
-from tritonlm.serving import ServingError, paths, terminal
+from tritonlm.serving import ServingError, paths
 from tritonlm.serving.downloads import shown_progress
 from tritonlm.serving.model_selection import BUNDLED
 from tritonlm.serving.registry import NAME, read_registry
 
-from .common import MISUSED, AsJson, console, exit_code, print_json
+from .common import AsJson, console, errors_printed, print_json
 from .merge import merge
 
 app = typer.Typer(
@@ -54,7 +52,7 @@ def add(
     folder: Folder = None,
 ) -> None:
     """Add an adapter to a language model; the engine loads it at its first request."""
-    with _errors_printed():
+    with errors_printed():
         check_name(name)
         _refuse_taken(name, base, folder or paths.adapters())
         with shown_progress(path) as progress:
@@ -70,7 +68,7 @@ def add(
 @app.command("list")
 def list_adapters(folder: Folder = None, as_json: AsJson = False) -> None:
     """List the adapters of all language models."""
-    with _errors_printed():
+    with errors_printed():
         known = ModelNames(folder or paths.adapters()).adapters()
     rows = [(name, lm, entry) for lm, adapters in known.items() for name, entry in adapters.items()]
     if as_json:
@@ -89,9 +87,8 @@ def remove(
     folder: Folder = None,
 ) -> None:
     """Remove an adapter and keep its folder. Requests that run end with it."""
-    with _errors_printed():
-        known = ModelNames(folder or paths.adapters()).adapters()
-        bases = [lm for lm, adapters in known.items() if name in adapters and base in (None, lm)]
+    with errors_printed():
+        bases = ModelNames(folder or paths.adapters()).bases(name, base)
         if not bases:
             of = f"adapter {name} of {base}" if base else f"adapter {name}"
             raise ServingError(f"there is no {of}; tritonlm adapters list shows them")
@@ -107,22 +104,9 @@ def _refuse_taken(name: str, base: str, folder: Path) -> None:
         raise ServingError(f"--base must be the name of a language model (got {base!r})")
     registry = paths.registry()
     models = [*BUNDLED, *(entry.name for entry in read_registry(registry))] if registry.is_file() else [*BUNDLED]
-    others = [lm for lm, adapters in ModelNames(folder).adapters().items() if name in adapters and lm != base]
-    if name in models or name == base or others:
-        owner = f"an adapter of {others[0]}" if others else "a language model"
+    if owner := ModelNames(folder).owner(name, [*models, base], base):
         raise ServingError(f"{name} is {owner} already; choose another name")
 
 
 def _file(folder: Path | None, base: str) -> Path:
     return adapters_file((folder or paths.adapters()).resolve(), base)
-
-
-@contextlib.contextmanager
-def _errors_printed() -> Iterator[None]:
-    """An error is printed as one line and sets the exit code."""
-    try:
-        yield
-    except (TritonLMError, ServingError, OSError) as error:
-        terminal.print_error(error)
-        misused = isinstance(error, (ServingError, CheckpointError))
-        raise typer.Exit(MISUSED if misused else exit_code(error)) from None

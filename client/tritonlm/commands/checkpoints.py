@@ -10,11 +10,12 @@ import typer
 
 from tritonlm.checkpoints.reference import parse
 from tritonlm.checkpoints.resolve import folder_of
-from tritonlm.contract import Checkpoint, CheckpointError
-from tritonlm.serving import ServingError, terminal
+from tritonlm.contract import Checkpoint
+from tritonlm.serving import terminal
 from tritonlm.serving.downloads import downloaded
 
-from .common import FAILED, AsJson, console, print_json
+from . import common
+from .common import AsJson, console, print_json
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="a folder, a GGUF file, or a model of the Hub: ORG/NAME, ORG/NAME:Q4_K_M")
@@ -36,12 +37,10 @@ def pull(model: Model, as_json: AsJson = False) -> None:
 
 @contextlib.contextmanager
 def errors_printed() -> Iterator[None]:
-    """An error is printed as one line and sets the exit code."""
+    """As in `common`, for commands that download: an unusable model is no misuse, and an interrupt loses nothing."""
     try:
-        yield
-    except (ServingError, CheckpointError, OSError) as error:
-        terminal.print_error(error)
-        raise typer.Exit(FAILED) from None
+        with common.errors_printed(misused=()):
+            yield
     except KeyboardInterrupt:
         terminal.say("interrupted; the same command continues the download")
         raise typer.Exit(130) from None

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tritonlm.contract import AdapterNotFound, InvalidRequest, ModelNotFound, TritonLMError, Unavailable
+from tritonlm.access.keys import KeysError
+from tritonlm.contract import (
+    AdapterNotFound,
+    CheckpointError,
+    InvalidRequest,
+    ModelNotFound,
+    TritonLMError,
+    Unavailable,
+)
 from tritonlm.serving import ServingError, paths, terminal
 
 # Its import takes a quarter of a command's start, and half of the commands need no client.
@@ -51,6 +59,18 @@ def connected(triton: list[str] | None) -> Iterator[Client]:
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def errors_printed(
+    misused: tuple[type[Exception], ...] = (ServingError, CheckpointError, KeysError),
+) -> Iterator[None]:
+    """An error is printed as one line and sets the exit code: MISUSED for those of `misused`, else `exit_code`."""
+    try:
+        yield
+    except (TritonLMError, ServingError, KeysError, OSError) as error:
+        terminal.print_error(error)
+        raise typer.Exit(MISUSED if isinstance(error, misused) else exit_code(error)) from None
 
 
 def addresses(triton: list[str] | None) -> list[str]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from tritonlm.access.keys import INFER, Key, KeyFile, KeysError, Limits
-from tritonlm.serving import paths, terminal
+from tritonlm.access.keys import INFER, Key, KeyFile, Limits
+from tritonlm.serving import paths
 
-from .common import MISUSED, AsJson, console, err_console, print_json
+from .common import AsJson, console, err_console, errors_printed, print_json
 
 app = typer.Typer(
     help="Create, list and revoke API keys of the gateway.",
@@ -30,15 +28,6 @@ File = Annotated[
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the owner's name, as logs and usage show it")]
 
 
-@contextlib.contextmanager
-def _errors_printed() -> Iterator[None]:
-    try:
-        yield
-    except (KeysError, OSError) as error:
-        terminal.print_error(error)
-        raise typer.Exit(MISUSED) from None
-
-
 @app.command()
 def create(
     name: Name,
@@ -52,7 +41,7 @@ def create(
     limits = Limits(
         requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, running_requests=running_requests
     )
-    with _errors_printed():
+    with errors_printed():
         secret = _file(keys).create(name, scope or [INFER], limits)
     err_console.print(f"the key of {name}; it is not shown again:")
     print(secret)
@@ -61,7 +50,7 @@ def create(
 @app.command("list")
 def list_keys(keys: File = None, as_json: AsJson = False) -> None:
     """List the keys: names, scopes, limits, never the keys themselves."""
-    with _errors_printed():
+    with errors_printed():
         entries = _file(keys).read()
     if as_json:
         print_json([key.model_dump(mode="json", exclude={"sha256"}) for key in entries])
@@ -75,7 +64,7 @@ def list_keys(keys: File = None, as_json: AsJson = False) -> None:
 @app.command()
 def revoke(name: Name, keys: File = None) -> None:
     """Revoke a key. Running gateways apply this within a second."""
-    with _errors_printed():
+    with errors_printed():
         _file(keys).revoke(name)
     console.print(f"the key of {name} is revoked")
 

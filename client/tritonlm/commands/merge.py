@@ -56,10 +56,10 @@ def merge(
 
 def _adapter(text: str, base: str, folder: Path) -> Path:
     """The folder of an adapter's files. A name comes first: that of an adapter of the base, else of any model."""
-    known = ModelNames(folder).adapters() if re.fullmatch(NAME, text) else {}
-    bases = [lm for lm, adapters in known.items() if text in adapters]
+    names = ModelNames(folder)
+    bases = names.bases(text) if re.fullmatch(NAME, text) else []
     if base in bases or len(bases) == 1:
-        return Path(known[base if base in bases else bases[0]][text].path)
+        return Path(names.adapters()[base if base in bases else bases[0]][text].path)
     if len(bases) > 1:
         raise ServingError(f"{' and '.join(bases)} have an adapter {text}; name one of them with --base")
     with shown_progress(text) as progress:

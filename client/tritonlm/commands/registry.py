@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,13 +11,13 @@ import typer
 from tritonlm.checkpoints.reference import Source, parse
 from tritonlm.checkpoints.resolve import folder_of
 from tritonlm.client.model_names import ModelNames
-from tritonlm.contract import Checkpoint, CheckpointError
-from tritonlm.serving import ServingError, paths, terminal
+from tritonlm.contract import Checkpoint
+from tritonlm.serving import ServingError, paths
 from tritonlm.serving.downloads import downloaded
 from tritonlm.serving.entries import sync_registry, write_entry
 from tritonlm.serving.registry import add_entry, entry_of, remove_entry
 
-from .common import FAILED, MISUSED, adapters_folder, console
+from .common import adapters_folder, console, errors_printed
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the language model's name in every API")]
 File = Annotated[
@@ -67,7 +65,7 @@ def add(
         "queue_seconds": queue_seconds, "idle_unload_seconds": idle_unload_seconds,
         "tool_format": tool_format,
     }  # fmt: skip
-    with _errors_printed():
+    with errors_printed():
         _refuse_adapter(name)
         source = parse(model)
         entry = entry_of(_at_revision(source, revision), name, preload=preload, **settings)
@@ -89,7 +87,7 @@ def add(
 
 def remove(name: Name, registry: File = None) -> None:
     """Remove a language model from the registry and keep its checkpoint. Unload it first if it is loaded."""
-    with _errors_printed():
+    with errors_printed():
         file = registry or paths.registry()
         remove_entry(file, name)
         sync_registry(file)
@@ -98,9 +96,8 @@ def remove(name: Name, registry: File = None) -> None:
 
 def _refuse_adapter(name: str) -> None:
     """A name stands for one model: that of an adapter alone would name this one."""
-    for lm, adapters in ModelNames(adapters_folder()).adapters().items():
-        if name in adapters:
-            raise ServingError(f"{name} is an adapter of {lm} already; choose another name")
+    if owner := ModelNames(adapters_folder()).owner(name):
+        raise ServingError(f"{name} is {owner} already; choose another name")
 
 
 def _at_revision(source: Source, revision: str | None) -> Source:
@@ -109,13 +106,3 @@ def _at_revision(source: Source, revision: str | None) -> Source:
     if isinstance(source, Path):
         raise ServingError(f"--revision is for a model of the Hub; {source} is on this machine")
     return replace(source, revision=revision)
-
-
-@contextlib.contextmanager
-def _errors_printed() -> Iterator[None]:
-    """An error is printed as one line and sets the exit code."""
-    try:
-        yield
-    except (ServingError, CheckpointError, OSError) as error:
-        terminal.print_error(error)
-        raise typer.Exit(FAILED if isinstance(error, OSError) else MISUSED) from None

@@ -61,9 +61,7 @@ class AdapterService:
         models = {model.id: model for model in (await self._client.models.list()).data}
         if base not in models:
             raise ModelNotFound(f"{BASE}: the model {base!r} does not exist", BASE)
-        others = [lm for lm, adapters in self._client.names.adapters().items() if name in adapters and lm != base]
-        if name in models or others:
-            owner = f"an adapter of {others[0]}" if others else "a language model"
+        if owner := self._client.names.owner(name, models, base):
             raise InvalidRequest(f"{NAME}: {name!r} is {owner} already; choose another name", NAME)
         return models[base].state == "ready"
 
@@ -88,10 +86,9 @@ class AdapterService:
     async def remove(self, name: str, base: str | None) -> None:
         """Remove it from the list; its folder stays, and requests that run end with it."""
         check_name(name, NAME)
-        known = self._client.names.adapters()
-        bases = [lm for lm, adapters in known.items() if name in adapters and base in (None, lm)]
+        bases = self._client.names.bases(name, base)
         if not bases:
-            names = [name for adapters in known.values() for name in adapters]
+            names = [name for adapters in self._client.names.adapters().values() for name in adapters]
             raise AdapterNotFound.of(name, base or "this server", names)
         if len(bases) > 1:
             raise InvalidRequest(f"{BASE}: {', '.join(bases)} have an adapter {name!r}; name one of them", BASE)

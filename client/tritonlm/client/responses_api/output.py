@@ -118,9 +118,7 @@ class _CallItem:
     def __init__(self, begin: Callable[[Json], Emit], name: str, call_id: str, is_custom: bool) -> None:
         self._custom = is_custom
         self._parts: list[str] = []
-        prefix, kind, field = (
-            ("ctc", "custom_tool_call", "input") if is_custom else ("fc", "function_call", "arguments")
-        )
+        prefix, kind, field = _CUSTOM if is_custom else _FUNCTION
         self._item: Json = {
             "type": kind, "id": f"{prefix}_{secrets.token_hex(12)}", "call_id": call_id, "name": name, field: "",
             "status": IN_PROGRESS,
