@@ -21,7 +21,7 @@ from tritonlm.contract.imports import without_collections, without_modules
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, paths, read_settings, terminal
 from tritonlm.serving.placeholder import PlaceholderListener
-from tritonlm.serving.ports import check_port
+from tritonlm.serving.ports import check_port, reachable_host
 from tritonlm.serving.settings import env_name, option_name, read_settings_of
 
 # The other commands: a module of `tritonlm.commands`, and the command function or Typer group in it.
@@ -157,7 +157,7 @@ def serve(
     options["checkpoint"] = [*(options.pop("models") or []), *(checkpoint or [])]
     try:
         settings = read_settings(options)
-        check_gateway(settings)
+        url = gateway_url(settings)
     except ServingError as error:
         terminal.print_error(error)
         raise typer.Exit(2) from None
@@ -168,20 +168,24 @@ def serve(
                 # After the port is open.
                 from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415
 
-            serve_until_stopped(settings, placeholder)
+            serve_until_stopped(settings, url, placeholder)
     except (ServingError, TritonLMError, OSError) as error:
         terminal.print_error(error)
         raise typer.Exit(1) from None
 
 
-def check_gateway(settings: Settings) -> None:
-    """Refuse what the gateway, a child process, would refuse: its settings, and an open address without a key."""
+def gateway_url(settings: Settings) -> str:
+    """Where the gateway, a child process, will listen; empty without one.
+
+    Refuses what it would refuse: its settings, and an open address without a key.
+    """
     if not settings.gateway:
-        return
+        return ""
     own = read_settings_of(GatewaySettings, {"host": settings.host, "port": settings.port})
     secret = own.api_key.get_secret_value() if own.api_key else None
     if problem := exposure_problem(own.host, own.keys or paths.keys(), secret, own.allow_anonymous):
         raise ServingError(problem)
+    return f"{'https' if own.tls_certificate else 'http'}://{reachable_host(own.host)}:{own.port}"
 
 
 @app.command("gateway")
@@ -253,9 +257,9 @@ def run_gateway(
         if not settings.listening_fd:
             check_port(settings.host, settings.port, "the gateway", "port")
         serve_gateway(settings)
-    except ServingError as error:
+    except (ServingError, OSError) as error:
         terminal.print_error(error)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if isinstance(error, ServingError) else 1) from None
 
 
 if __name__ == "__main__":

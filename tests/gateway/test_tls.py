@@ -1,12 +1,19 @@
-"""TLS: https to the gateway and TLS to Triton, with a certificate that the test creates."""
+"""TLS: https to the gateway, also to that of `tritonlm serve`, and TLS to Triton; the test creates the certificate."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.server
+import os
+import socket
 import ssl
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import httpx
@@ -15,11 +22,16 @@ import uvicorn
 from fakes.fake_transport import LM, FakeTransport
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonlm import AsyncClient
+from tritonlm.cli import app as command_line
 from tritonlm.gateway.app import create_app
 from tritonlm.gateway.protocol import BoundedProtocol
 from tritonlm.gateway.settings import GatewaySettings
+from tritonlm.serving import supervisor
+from typer.testing import CliRunner
 
 from .conftest import WAIT_SECONDS, wait_until_started
+
+HEALTH_CHECK = Path(__file__).parents[2] / "docker" / "healthcheck"
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +93,91 @@ def test_triton_over_tls(certificate: tuple[Path, Path]) -> None:
         return live[0], live[1], live[2]
 
     assert asyncio.run(asyncio.wait_for(ask(), 60)) == (True, False, False)
+
+
+def test_serve_starts_a_gateway_with_https(
+    certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real gateway, the child of a supervisor whose Triton is a fake."""
+    path, key = certificate
+    ports = dict(zip(("port", "http-port", "grpc-port", "metrics-port"), map(str, free_ports(4)), strict=True))
+    statuses: list[int] = []
+
+    class Monitor:
+        watchdog = None
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self) -> None:
+            trusted = ssl.create_default_context(cafile=path)
+            url = f"https://127.0.0.1:{ports['port']}/health/live"
+            statuses.append(httpx.get(url, verify=trusted, trust_env=False, timeout=WAIT_SECONDS).status_code)
+            raise supervisor.StopRequested
+
+    triton = SimpleNamespace(log=None, stop=lambda: None)
+    monkeypatch.setattr(supervisor, "prepare", lambda *_: triton)
+    monkeypatch.setattr(supervisor, "start", lambda *_: {"abacus": {}})
+    monkeypatch.setattr(supervisor, "Monitor", Monitor)
+    monkeypatch.setattr(supervisor, "drain", lambda *_: None)
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path / "cache")
+    options = [word for name, port in ports.items() for word in (f"--{name}", port)]
+    environment = {"TRITONLM_TLS_CERTIFICATE": str(path), "TRITONLM_TLS_KEY": str(key)}
+    result = CliRunner().invoke(command_line, ["serve", "--load", "abacus", *options], env=environment)
+    assert (result.exit_code, statuses) == (0, [200]), result.output
+    url = f"https://127.0.0.1:{ports['port']}"
+    for text in (f"API      {url}/v1", f"try it   {url}/playground", f"curl {url}/v1/completions"):
+        assert text in result.stdout
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def test_files_that_are_no_certificate_are_refused_in_one_line(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    _, key = certificate
+    (tmp_path / "text.pem").write_text("hello")
+    options = ["--port", str(free_ports(1)[0]), "--tls-certificate", str(tmp_path / "text.pem"), "--tls-key", str(key)]
+    ran = subprocess.run(
+        [sys.executable, "-m", "tritonlm", "gateway", *options], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"error: --tls-certificate {tmp_path / 'text.pem'}, --tls-key {key}: not a certificate")
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_the_health_check_of_a_container_follows_the_gateway_to_https(
+    certificate: tuple[Path, Path], with_tls: bool
+) -> None:
+    path, key = certificate
+    with ready_server(certificate if with_tls else None) as port:
+        environment = {**os.environ, "TRITONLM_PORT": str(port)}
+        if with_tls:
+            environment |= {"TRITONLM_TLS_CERTIFICATE": str(path), "TRITONLM_TLS_KEY": str(key)}
+        subprocess.run(["sh", str(HEALTH_CHECK)], env=environment, check=True, timeout=60)
+    assert subprocess.run(["sh", str(HEALTH_CHECK)], env=environment, check=False, timeout=60).returncode == 1
+
+
+@contextlib.contextmanager
+def ready_server(certificate: tuple[Path, Path] | None) -> Iterator[int]:
+    class Ready(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()

@@ -8,6 +8,8 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +17,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from tritonlm.serving import ServingError, supervisor
+from tritonlm.serving import ServingError, Settings, supervisor
 from tritonlm.serving import backoff as backoff_module
 from tritonlm.serving import child as child_module
 from tritonlm.serving.backoff import RestartBackoff
 from tritonlm.serving.child import Child
 from tritonlm.serving.control import TritonControl
+from tritonlm.serving.repository import LanguageModel
 from tritonlm.serving.restart_counts import RestartCounts, read_restart_counts
 
 
@@ -51,6 +54,14 @@ def test_the_first_restarts_are_immediate_and_later_delays_double(clock: Clock) 
     assert delays == [0.0] * RestartBackoff.IMMEDIATE_ATTEMPTS + [1.0, 2.0, 4.0, 8.0]
     clock.sleep(16.0 + RestartBackoff.HEALTHY_SECONDS + 1)
     assert backoff.delay == 0.0, "a healthy period resets the backoff"
+
+
+def test_the_delay_stays_at_its_maximum_after_any_number_of_attempts(clock: Clock) -> None:
+    backoff = RestartBackoff()
+    for _ in range(2000):
+        clock.sleep(backoff.delay)
+        backoff.record_attempt()
+    assert backoff.delay == 30.0
 
 
 def test_the_backoff_is_exhausted_after_too_many_attempts_in_a_row(clock: Clock) -> None:
@@ -227,3 +238,132 @@ def test_a_failed_load_in_a_healthy_triton_is_not_retried(tmp_path: Path) -> Non
         with pytest.raises(ServingError, match="no tokenizer"):
             supervisor.start(child, control, load_all)
     assert len(attempts) == 1
+
+
+class LocalTriton:
+    """A process that has died; `each_look` is called whenever the monitor has looked at everything."""
+
+    name, process_id, log = "Triton", os.getpid(), None
+
+    def __init__(self, each_look: Callable[[], None]) -> None:
+        self.running, self.restarts, self.rotate_log = False, 0, each_look
+
+    def is_running(self) -> bool:
+        return self.running
+
+    def restart(self) -> None:
+        self.running, self.restarts = True, self.restarts + 1
+
+    def crash_error(self) -> ServingError:
+        return ServingError("Triton ended")
+
+
+class LoadingControl:
+    """Loads models; those of `failing` as often as it says do not load."""
+
+    def __init__(self, failing: dict[str, int]) -> None:
+        self.failing, self.attempts, self.loaded = failing, Counter[str](), set[str]()
+
+    def is_live(self) -> bool:
+        return True
+
+    def can_generate(self, model: str) -> bool:
+        return True
+
+    def command(self, *_: object) -> dict[str, object]:
+        return {}
+
+    def loaded_parts(self) -> list[str]:
+        return []
+
+    def begin_load(self, model: str) -> bool:
+        self.attempts[model] += 1
+        if self.attempts[model] > self.failing.get(model, 0):
+            self.loaded.add(model)
+        return model in self.loaded
+
+    def is_loaded(self, model: str) -> bool:
+        if model not in self.loaded:
+            raise ServingError(f"{model} does not load: no memory")
+        return True
+
+    def load(self, model: str, check: Callable[[], None]) -> None:
+        self.begin_load(model)
+        self.is_loaded(model)
+
+
+MODELS = ["first", "second", "third"]
+
+
+def monitor(triton: Any, control: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the monitor of a Triton with MODELS until it is stopped."""
+    monkeypatch.setattr(supervisor, "_MONITOR_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr("tritonlm.serving.paths.cache", lambda: tmp_path)
+    models = [LanguageModel(name, f"{name}-generate", ()) for name in MODELS]
+    with contextlib.suppress(supervisor.StopRequested):
+        supervisor.Monitor(Settings(), models, triton, control, None).run()
+
+
+def test_a_model_that_does_not_load_after_a_restart_leaves_the_others_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, loaded = LoadingControl({"first": 3}), []
+
+    def each_look() -> None:
+        loaded.append(set(control.loaded))
+        if len(loaded) == 20:
+            raise supervisor.StopRequested
+
+    triton = LocalTriton(each_look)
+    monitor(triton, control, tmp_path, monkeypatch)
+    assert {"second", "third"} <= loaded[0]
+    assert loaded[-1] == set(MODELS)
+    assert (triton.restarts, control.attempts) == (1, {"first": 4, "second": 1, "third": 1})
+
+
+def test_a_model_that_never_loads_is_given_up(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control, end = LoadingControl({"second": 10_000}), clock.now + 500
+
+    def each_look() -> None:
+        clock.sleep(1.0)
+        if clock.now >= end:
+            raise supervisor.StopRequested
+
+    monitor(LocalTriton(each_look), control, tmp_path, monkeypatch)
+    assert control.attempts["second"] == 1 + RestartBackoff.MAX_ATTEMPTS
+    assert capsys.readouterr().err.count("second does not load and is not tried again; tritonlm load second") == 1
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_triton_that_breaks_while_it_loads_again_is_asked_for_no_further_model(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has ended is restarted. One that recovers loads its models, as after a failed load."""
+    loads: list[str] = []
+    looks = Counter[str]()
+
+    class Control(LoadingControl):
+        def load(self, model: str, check: Callable[[], None]) -> None:
+            loads.append(model)
+            if len(loads) == 1:
+                triton.running = not ends
+                raise httpx.ReadError("connection lost")
+            super().load(model, check)
+
+        def is_loaded(self, model: str) -> bool:
+            if not triton.running:
+                raise httpx.ConnectError("connection refused")
+            return super().is_loaded(model)
+
+    def each_look() -> None:
+        looks["all"] += 1
+        if looks["all"] == 20:
+            raise supervisor.StopRequested
+
+    control, triton = Control({}), LocalTriton(each_look)
+    monitor(triton, control, tmp_path, monkeypatch)
+    assert (triton.restarts, loads) == ((2, ["first", *MODELS]) if ends else (1, ["first"]))
+    assert control.attempts == dict.fromkeys(MODELS, 1)

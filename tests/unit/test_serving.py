@@ -13,12 +13,14 @@ import pytest
 from fakes.checkpoints import write_checkpoint
 from tritonlm.access import control_secret as secret
 from tritonlm.cli import app
+from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError, Settings, preflight
 from tritonlm.serving.backend import PYTHON, Installation, assemble, find_installation, missing_libraries
 from tritonlm.serving.control import one_line
 from tritonlm.serving.paths import model_repository
 from tritonlm.serving.ports import check_port, reachable_host
 from tritonlm.serving.repository import find_language_model
+from tritonlm.serving.settings import env_name, option_name
 from tritonlm.serving.triton import triton_command, triton_environment
 from typer.testing import CliRunner
 
@@ -238,6 +240,43 @@ def test_an_open_address_without_a_key_is_refused_before_any_process_starts(
     assert serve(TRITONLM_ALLOW_ANONYMOUS="true") == (0, "")
     assert serve(TRITONLM_API_KEY="a long secret") == (0, "")
     assert serve(TRITONLM_MAX_RUNNING="none")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "path", "problem"),
+    [
+        ("tls_certificate", "nowhere.pem", "must be a file that can be read, got"),
+        ("tls_certificate", "folder", "must be a file that can be read, got"),
+        ("tls_key", "nowhere.pem", "must be a file that can be read, got"),
+        ("tls_key", "file", "needs --tls-certificate (TRITONLM_TLS_CERTIFICATE)"),
+        ("triton_authorities", "nowhere.pem", "must be a file that can be read, got"),
+        ("batch_folder", "file", "must be a folder that can be written, got"),
+        ("batch_folder", "file/batches", "must be a folder that can be written, got"),
+    ],
+)
+def test_what_the_gateway_cannot_use_is_refused_before_any_process_starts(
+    field: str, path: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tritonlm.serving.supervisor.serve", lambda *_: None)
+    monkeypatch.setattr("tritonlm.gateway.serve.asyncio.run", lambda served: served.close())
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    value = str(tmp_path / path)
+    for words, environment in (
+        (["gateway", option_name(field), value], {}),
+        (["gateway"], {env_name(field): value}),
+        (["serve"], {env_name(field): value}),
+    ):
+        result = CliRunner().invoke(app, [*words, "--port", str(free_port())], env=environment)
+        assert result.exit_code == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"error: {option_name(field)} ({env_name(field)})")
+        assert problem in line
+
+
+def test_a_folder_for_batches_that_does_not_exist_yet_is_accepted(tmp_path: Path) -> None:
+    assert GatewaySettings(batch_folder=tmp_path / "new" / "batches").batch_folder == tmp_path / "new" / "batches"
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_bad_option_ends_the_command_with_code_2() -> None:

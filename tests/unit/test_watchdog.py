@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
+from tritonlm.serving import ServingError
 from tritonlm.serving import watchdog as watchdog_module
 from tritonlm.serving.control import PingResult
 from tritonlm.serving.restart_counts import RestartCounts
@@ -116,3 +118,30 @@ def test_a_stopped_process_is_restarted_at_the_first_failed_ping(
         time.sleep(0.01)
     monkeypatch.setattr(watchdog_module, "_HANG_PINGS", 1000)
     assert seconds_until_restart(process, PingResult(replied=False), 10.0, tmp_path, monkeypatch) is not None
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError])
+def test_a_triton_that_dies_during_a_retried_load_is_left_to_the_supervisor(
+    error: type[httpx.TransportError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DyingTriton(Control):
+        loads = 0
+
+        def loaded_parts(self) -> list[str]:
+            return [] if self.restarted else [PART]
+
+        def is_loaded(self, part: str) -> bool:
+            raise ServingError(f"{part} does not load")
+
+        def begin_load(self, part: str) -> bool:
+            self.loads += 1
+            if self.loads > 1:
+                raise error("Triton is gone")
+            return False
+
+    monkeypatch.setattr(watchdog_module, "_processes_of", lambda triton: {})
+    control: Any = DyingTriton(PingResult(replied=True))
+    watchdog = Watchdog(control, 60.0, RestartCounts(tmp_path / "restarts.json"))
+    for _ in range(3):
+        watchdog.check(0)
+    assert control.loads == 3, "the restart, and a retry at each check"

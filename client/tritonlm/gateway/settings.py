@@ -5,10 +5,11 @@ Each setting is a command-line option, an environment variable and a row of docs
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from tritonlm.serving.settings import ENV_PREFIX, ObservabilitySettings
@@ -129,3 +130,26 @@ class GatewaySettings(ObservabilitySettings):
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("tls_certificate", "tls_key", "triton_authorities")
+    @classmethod
+    def _can_be_read(cls, file: Path | None) -> Path | None:
+        if file is not None and (not os.access(file, os.R_OK) or file.is_dir()):
+            raise ValueError("must be a file that can be read")
+        return file
+
+    @field_validator("batch_folder")
+    @classmethod
+    def _can_be_written(cls, folder: Path | None) -> Path | None:
+        """The folder, or the nearest one above it, in which it will be created."""
+        if folder is not None:
+            existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+            if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+                raise ValueError("must be a folder that can be written")
+        return folder
+
+    @model_validator(mode="after")
+    def _key_has_a_certificate(self) -> GatewaySettings:
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("--tls-key (TRITONLM_TLS_KEY) needs --tls-certificate (TRITONLM_TLS_CERTIFICATE)")
+        return self

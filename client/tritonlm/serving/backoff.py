@@ -15,7 +15,8 @@ class RestartBackoff:
     """
 
     IMMEDIATE_ATTEMPTS, MAX_ATTEMPTS, HEALTHY_SECONDS = 6, 12, 15.0
-    _MAX_DELAY = 30.0
+    # The doublings until the maximum: after a thousand a float overflows.
+    _MAX_DELAY, _MAX_DOUBLINGS = 30.0, 5
 
     def __init__(self) -> None:
         self._attempts = 0
@@ -43,4 +44,4 @@ class RestartBackoff:
     def _delay_after(self, attempts: int) -> float:
         if attempts < self.IMMEDIATE_ATTEMPTS:
             return 0.0
-        return min(2.0 ** (attempts - self.IMMEDIATE_ATTEMPTS), self._MAX_DELAY)
+        return min(2.0 ** min(attempts - self.IMMEDIATE_ATTEMPTS, self._MAX_DOUBLINGS), self._MAX_DELAY)

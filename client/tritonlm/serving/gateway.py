@@ -28,7 +28,8 @@ _EXIT_SECONDS = 5.0
 class LocalGateway(Child):
     yields_to_engine = True
 
-    def __init__(self, settings: Settings, default_model: str, placeholder: PlaceholderListener) -> None:
+    def __init__(self, settings: Settings, url: str, default_model: str, placeholder: PlaceholderListener) -> None:
+        """`url`: where it will listen; with https when its own settings have a certificate."""
         triton = f"{reachable_host(settings.triton_host)}:{settings.grpc_port}"
         command = [
             *(sys.executable, "-m", "tritonlm", "gateway"),
@@ -46,8 +47,7 @@ class LocalGateway(Child):
         to_file = settings.logs_to_files and not on_terminal
         log = paths.cache() / "logs" / f"gateway-{settings.port}.log" if to_file else None
         super().__init__("the gateway", command, os.environ, log, _EXIT_SECONDS)
-        self.url = f"http://{reachable_host(settings.host)}:{settings.port}"
-        self._placeholder, self._base_command = placeholder, command
+        self.url, self._placeholder, self._base_command = url, placeholder, command
 
     def start(self, again: bool = False) -> None:
         socket_fds, ready_fd = self._placeholder.socket_fds, self._placeholder.ready_fd
@@ -67,7 +67,8 @@ class LocalGateway(Child):
 
     def wait_until_live(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
-        with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as http:
+        # The certificate is not verified: this process itself opened the port, and it need not name this address.
+        with httpx.Client(base_url=self.url, timeout=5, trust_env=False, verify=False) as http:
             while not _is_live(http):
                 if not self.is_running():
                     raise self.crash_error()

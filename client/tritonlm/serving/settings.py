@@ -227,7 +227,8 @@ def read_settings_of(settings_type: type[SettingsType], options: dict[str, objec
         if not problem["loc"]:
             raise ServingError(message) from None
         field = _field_of(settings_type, str(problem["loc"][0]))
-        raise ServingError(f"{option_name(field)} ({env_name(field)}): {message}, got {problem['input']!r}") from None
+        value = str(problem["input"]) if isinstance(problem["input"], Path) else problem["input"]
+        raise ServingError(f"{option_name(field)} ({env_name(field)}): {message}, got {value!r}") from None
 
 
 def _field_of(settings_type: type[BaseSettings], name: str) -> str:

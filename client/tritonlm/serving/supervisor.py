@@ -32,7 +32,7 @@ from .repository import LanguageModel, compile_code
 from .restart_counts import RestartCounts, restart_counts_file
 from .settings import Settings
 from .triton import LocalTriton, triton_environment
-from .watchdog import Watchdog
+from .watchdog import Watchdog, retry_failed_load
 
 _START_ATTEMPTS = 3
 _START_SECONDS = 60.0
@@ -48,7 +48,7 @@ class StopRequested(BaseException):
     """Raised by a stop signal. Not an Exception (like KeyboardInterrupt), so that no handler catches it by accident."""
 
 
-def serve(settings: Settings, placeholder: PlaceholderListener | None) -> None:
+def serve(settings: Settings, gateway_url: str, placeholder: PlaceholderListener | None) -> None:
     """Serve until a stop signal; ServingError says why serving could not start or continue.
 
     The gateway runs only when there is a placeholder listener, whose sockets it takes over.
@@ -62,7 +62,7 @@ def serve(settings: Settings, placeholder: PlaceholderListener | None) -> None:
         children: list[Child] = []
         with stopping(children), TritonControl(settings.triton_host, settings.http_port) as control:
             # The gateway starts first: it reports more about what is not ready than the placeholder listener does.
-            gateway = LocalGateway(settings, selection.default, placeholder) if placeholder else None
+            gateway = LocalGateway(settings, gateway_url, selection.default, placeholder) if placeholder else None
             if gateway:
                 children.append(gateway)
                 gateway.start()
@@ -76,7 +76,7 @@ def serve(settings: Settings, placeholder: PlaceholderListener | None) -> None:
             if gateway:
                 gateway.wait_until_live()
             chats = [model.name for model in models if model.has_chats]
-            print(terminal.banner(settings, reports, chats, triton.log), flush=True)
+            print(terminal.banner(settings, gateway_url, reports, chats, triton.log), flush=True)
             monitor = Monitor(settings, models, triton, control, gateway)
             try:
                 monitor.run()
@@ -190,6 +190,8 @@ class Monitor:
         self._restart_counts = RestartCounts(restart_counts_file(settings.http_port))
         self.watchdog = Watchdog(control, settings.load_seconds, self._restart_counts)
         self._backoffs: dict[str, RestartBackoff] = {}
+        # The models that a restarted Triton has not loaded yet.
+        self._unloaded: dict[str, RestartBackoff] = {}
 
     def run(self) -> NoReturn:
         while True:
@@ -202,6 +204,7 @@ class Monitor:
             elif self.watchdog.triton_hangs:
                 self._restart_triton("does not answer")
             self.watchdog.check(self._triton.process_id)
+            self._retry_loads()
             for child in (self._triton, self._gateway):
                 if child is not None:
                     child.rotate_log()
@@ -210,13 +213,36 @@ class Monitor:
     def _restart_triton(self, problem: str) -> None:
         self._restart(self._triton, problem)
         self.watchdog.reset()
+        self._unloaded = {model.name: RestartBackoff() for model in self._models}
         try:
             wait_until_live(self._triton, self._control)
             for model in self._models:
-                load(model, self._triton, self._control, self._settings.load_seconds)
+                self._load(model)
         except ServingError as error:
             # Triton may have died again: the next iteration restarts it until the backoff is exhausted.
             terminal.print_error(error)
+
+    def _load(self, model: LanguageModel) -> None:
+        """Load a model after a restart; raises only when Triton itself fails, so that the other models are loaded."""
+        try:
+            load(model, self._triton, self._control, self._settings.load_seconds)
+            del self._unloaded[model.name]
+        except ServingError as error:
+            if isinstance(error, TritonUnresponsive) or not self._triton.is_running():
+                raise
+            terminal.print_error(error)
+
+    def _retry_loads(self) -> None:
+        """Start failed loads again, without waiting for them: a slow load must not keep other processes dead."""
+        # When the connection to Triton fails, the watchdog finds out why.
+        with contextlib.suppress(httpx.HTTPError):
+            for name, backoff in list(self._unloaded.items()):
+                if retry_failed_load(self._control, name, backoff):
+                    terminal.say(f"{name} is loaded again")
+                    del self._unloaded[name]
+                elif backoff.is_exhausted:
+                    terminal.say(f"{name} does not load and is not tried again; tritonlm load {name} loads it")
+                    del self._unloaded[name]
 
     def _restart(self, child: Child, problem: str) -> None:
         backoff = self._backoffs.setdefault(child.name, RestartBackoff())

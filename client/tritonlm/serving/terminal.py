@@ -65,10 +65,16 @@ def print_error(error: Exception) -> None:
         say("\n".join(f"  {line}" for line in error.detail.splitlines()))
 
 
-def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], chats: Sequence[str], log: Path | None) -> str:
+def banner(
+    settings: Settings,
+    gateway_url: str,
+    reports: Mapping[str, Mapping[str, Any]],
+    chats: Sequence[str],
+    log: Path | None,
+) -> str:
     """The served models and addresses, with two commands to copy; `reports` holds each LM's engine status.
 
-    `chats` are the models that have a chat template.
+    `gateway_url` is empty without a gateway; `chats` are the models that have a chat template.
     """
     triton = reachable_host(settings.triton_host)
     lines = ["", "tritonlm is serving"]
@@ -82,12 +88,11 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], chats: 
             f"    full-context slots that fit: {report.get('full_context_slots', '?')}; memory "
             f"{_size(report.get('memory_bytes'))} now, up to {_size(report.get('memory_reserved_bytes'))}"
         )
-    gateway = f"{reachable_host(settings.host)}:{settings.port}"
-    if settings.gateway:
+    if gateway_url:
         lines += [
-            f"  API      http://{gateway}/v1",
-            f"  try it   http://{gateway}/playground",
-            f"  docs     http://{gateway}/docs",
+            f"  API      {gateway_url}/v1",
+            f"  try it   {gateway_url}/playground",
+            f"  docs     {gateway_url}/docs",
         ]
     lines += [
         f"  Triton   http://{triton}:{settings.http_port}, gRPC {triton}:{settings.grpc_port}, "
@@ -97,7 +102,7 @@ def banner(settings: Settings, reports: Mapping[str, Mapping[str, Any]], chats: 
         "Try it (Ctrl-C stops the server):",
     ]
     names = list(reports)
-    lines += _gateway_examples(names, chats, settings) if settings.gateway else _triton_examples(names, settings)
+    lines += _gateway_examples(names, chats, gateway_url) if gateway_url else _triton_examples(names, settings)
     return "\n".join(lines) + "\n"
 
 
@@ -105,8 +110,8 @@ def _size(count: int | None) -> str:
     return "?" if count is None else f"{count / 2**20:,.0f} MiB"
 
 
-def _gateway_examples(names: Sequence[str], chats: Sequence[str], settings: Settings) -> Iterator[str]:
-    url = f"{reachable_host(settings.host)}:{settings.port}/v1"
+def _gateway_examples(names: Sequence[str], chats: Sequence[str], gateway_url: str) -> Iterator[str]:
+    url = f"{gateway_url.removeprefix('http://')}/v1"
     text = {"model": names[0], "prompt": _prompt_for(names[0]), "max_tokens": 20, "temperature": 0}
     yield f"  curl {url}/completions -d '{json.dumps(text)}'"
     if chats:

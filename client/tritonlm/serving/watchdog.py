@@ -142,20 +142,6 @@ class Watchdog:
         except (ServingError, httpx.HTTPError) as error:
             terminal.say(f"{name} could not be restarted: {error}")
 
-    def _retry_failed_load(self, name: str) -> None:
-        """Start the load of a restarting part again when it has failed."""
-        try:
-            self._control.is_loaded(name)
-        except ServingError as error:
-            backoff = self._parts[name].backoff
-            if not backoff.delay:
-                terminal.say(f"{error}; trying again")
-                backoff.record_attempt()
-                with contextlib.suppress(ServingError):
-                    self._control.begin_load(name)
-        except httpx.HTTPError:
-            return
-
     def _update_restarting(self, loaded: list[str]) -> None:
         """Log the parts that are loaded again and those that have timed out."""
         for name, since in list(self._restarting.items()):
@@ -167,7 +153,22 @@ class Watchdog:
                 terminal.say(f"{name} is not ready {seconds:.0f} s after its restart; see Triton's log")
                 del self._restarting[name]
             elif name not in loaded:
-                self._retry_failed_load(name)
+                # The connection to Triton failed: the next check handles that.
+                with contextlib.suppress(httpx.HTTPError):
+                    retry_failed_load(self._control, name, self._parts[name].backoff)
+
+
+def retry_failed_load(control: TritonControl, name: str, backoff: RestartBackoff) -> bool:
+    """Whether a model is loaded; its load is started again when it has failed and the backoff allows that."""
+    try:
+        return control.is_loaded(name)
+    except ServingError as error:
+        if not backoff.delay:
+            terminal.say(f"{error}; trying again")
+            backoff.record_attempt()
+            with contextlib.suppress(ServingError):
+                control.begin_load(name)
+    return False
 
 
 def _processes_of(triton: int) -> dict[str, psutil.Process]:
