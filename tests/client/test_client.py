@@ -166,6 +166,21 @@ def test_a_triton_that_does_not_answer_is_avoided_for_a_while() -> None:
     run(ask())
 
 
+def test_a_triton_that_has_not_loaded_a_model_is_not_avoided() -> None:
+    async def ask() -> None:
+        transports = [FakeTransport("a:1"), FakeTransport("b:1")]
+        transports[0].loaded = False
+        async with AsyncClient(transports=transports) as client:
+            for _ in transports:
+                assert (await client.status(LM))["slots"]
+            transports[0].loaded = True
+            for _ in transports:
+                await client.completions.create(LM, "a")
+        assert [len(transport.calls) for transport in transports] == [1, 1]
+
+    run(ask())
+
+
 def test_retries_are_limited_and_other_errors_are_not_retried() -> None:
     async def ask(trouble: list[TritonLMError]) -> int:
         transport = FakeTransport()

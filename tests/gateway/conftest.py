@@ -50,7 +50,8 @@ def gateway() -> Iterator[Gateway]:
 @contextlib.contextmanager
 def running_gateway(transport: FakeTransport | None = None, **settings: Any) -> Iterator[Gateway]:
     transport = transport or FakeTransport()
-    gateway_settings = GatewaySettings(cors_allow_origins=["http://page.example"], ping_seconds=0.2, **settings)
+    defaults: dict[str, Any] = {"cors_allow_origins": ["http://page.example"], "ping_seconds": 0.2}
+    gateway_settings = GatewaySettings(**defaults | settings)
     app = create_app(AsyncClient(transports=[transport], max_retries=0, observer=MetricsObserver()), gateway_settings)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, http=BoundedProtocol))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -103,12 +103,40 @@ def test_prompt_tokens_are_limited_except_for_a_single_request() -> None:
     asyncio.run(fill())
 
 
+def test_prompt_tokens_count_as_they_arrive() -> None:
+    queue = AdmissionQueue(1, 1, 60, max_tokens=100)
+    with queue.arriving("a", tokens=90) as count:
+        assert (queue.tokens, queue.total) == (0, 0), "nothing has arrived yet"
+        for arrived in (30, 60):
+            count(arrived)
+            assert queue.tokens == arrived
+        with pytest.raises(QueueFull, match="prompt tokens"), queue.arriving("b", tokens=50):
+            pass
+        with queue.arriving("c") as count_other:
+            count_other(30)
+            with pytest.raises(QueueFull, match="prompt tokens"):
+                count_other(50)
+        assert queue.tokens == 60
+    assert queue.tokens == 0
+    with queue.arriving("a") as count:
+        # Alone, as long as it likes.
+        count(500)
+        queue.close()
+        with pytest.raises(Draining):
+            count(600)
+    assert queue.tokens == 0
+
+
 def test_requests_with_too_many_prompt_tokens_together_are_refused() -> None:
     with running_gateway(FakeTransport(pause=0.2), max_prompt_tokens=100) as gateway, ThreadPoolExecutor(2) as pool:
         first = pool.submit(gateway.post, "/v1/completions", **BODY)
         gateway.wait_until(lambda: bool(gateway.transport.running))
         refused = gateway.post("/v1/completions", **{**BODY, "prompt": "a" * 400})
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        # A body without a length counts, too.
+        chunks = (part.encode() for part in json.dumps({**BODY, "prompt": "a" * 400}).partition(" "))
+        headers = {"content-type": "application/json"}
+        assert gateway.http.post("/v1/completions", content=chunks, headers=headers).status_code == 429
         assert first.result().status_code == 200
         assert gateway.post("/v1/completions", **{**BODY, "prompt": "a" * 400}).status_code == 200
 
@@ -178,7 +206,7 @@ def test_a_stalled_reader_is_disconnected_and_does_not_block_others() -> None:
             connection = socket.create_connection((host, int(port)))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.sendall(
-                f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
             )
             stalled.append(connection)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from tritonlm.contract import InvalidRequest, NotLoaded
 from tritonlm.gateway.admission import AdmissionQueue
+from tritonlm.gateway.batches import runner as runner_module
 from tritonlm.gateway.batches.runner import BatchRunner
 from tritonlm.gateway.batches.store import ACTIVE, Batch, BatchStore
+from tritonlm.serving import backoff
 
 from .batch_calls import COMPLETIONS, answers, line, run, sdk_of, stored_batch, upload, wait
 from .conftest import WAIT_SECONDS, running_gateway
@@ -86,6 +89,54 @@ def test_requests_of_a_batch_that_failed_do_not_go_on_beside_its_next_run(tmp_pa
         await runner.close()
 
     asyncio.run(check())
+
+
+def test_a_batch_that_fails_waits_longer_before_each_of_its_next_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Polled(BatchStore):
+        polls = 0
+
+        def active(self) -> list[Batch]:
+            self.polls += 1
+            return super().active()
+
+    store = Polled(tmp_path, 1, 2**20)
+    batch = stored_batch(store, [line(1)])
+    output, answered, now = store.output(batch, "output"), 0, 1000.0
+    # The answer cannot be written.
+    output.mkdir()
+    monkeypatch.setattr(runner_module, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(backoff, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal answered
+        answered += 1
+        await JSONResponse({})(scope, receive, send)
+
+    async def answers_after_polls() -> int:
+        seen = store.polls
+        while store.polls < seen + 100:
+            await asyncio.sleep(0.001)
+        return answered
+
+    async def check() -> None:
+        nonlocal now
+        runner = BatchRunner(store, app, AdmissionQueue(9, 9, 1.0), lambda _: True, 2)
+        runner.start()
+        for number, seconds in enumerate((1, 2, 4, 8), 1):
+            assert await answers_after_polls() == number
+            now += seconds - 0.5
+            assert await answers_after_polls() == number, "it waits longer"
+            now += 0.5
+        output.rmdir()
+        now += 100
+        while store.batch("", batch.id).status in ACTIVE:
+            await asyncio.sleep(0.01)
+        await runner.close()
+
+    asyncio.run(asyncio.wait_for(check(), 3 * WAIT_SECONDS))
+    assert store.batch("", batch.id).status == "completed"
 
 
 def test_a_cancel_while_the_last_answers_are_saved_loses_none(tmp_path: Path) -> None:

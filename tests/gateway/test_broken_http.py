@@ -1,7 +1,9 @@
-"""Malformed HTTP, endless heads and silent connections: the gateway responds or closes, and keeps serving."""
+"""Malformed HTTP, endless heads, silent connections and bodies: the gateway responds or closes, and keeps serving."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -10,11 +12,14 @@ import pytest
 from fakes.fake_transport import LM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
 from tritonlm.gateway import protocol
+from tritonlm.gateway.middleware import RequestMiddleware
 
 from .conftest import WAIT_SECONDS, Gateway, running_gateway
 
-GOOD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+GOOD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 BODY = b'{"model": "fake", "prompt": "a"}'
 
 
@@ -53,7 +58,8 @@ def is_serving(gateway: Gateway) -> bool:
         GOOD + b"Content-Length: banana\r\n\r\n" + BODY, GOOD + b"Content-Length: -5\r\n\r\n" + BODY,
         GOOD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", GOOD + b"Transfer-Encoding: gzip\r\n\r\n" + BODY,
         GOOD + b"Content-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        GOOD + b"Bad Header: x\r\n\r\n", GOOD + b"X: a\x00b\r\n\r\n", b"GET /%00%ff%zz HTTP/1.1\r\nHost: x\r\n\r\n",
+        GOOD + b"Bad Header: x\r\n\r\n", GOOD + b"X: a\x00b\r\n\r\n",
+        b"GET /%00%ff%zz HTTP/1.1\r\nHost: localhost\r\n\r\n",
         GOOD + b"Content-Length: 1000\r\n\r\n{", GOOD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )  # fmt: skip
@@ -94,3 +100,63 @@ def test_a_silent_connection_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) 
         time.sleep(0.1)
         gateway.transport.pause = 0.0
         assert is_serving(gateway)
+
+
+@pytest.mark.parametrize("path", [b"/v1/completions", b"/v1/messages", b"/api/load_model"])
+def test_a_body_that_does_not_arrive_is_refused(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    head = GOOD.replace(b"/v1/completions", path) + b"Content-Length: 100\r\n\r\n"
+    with running_gateway() as gateway:
+        for begun in (b"", b'{"model": '):
+            response = exchange(gateway, head + begun, end=False)
+            assert response.startswith(b"HTTP/1.1 408")
+            error = json.loads(response.partition(b"\r\n\r\n")[2])["error"]
+            assert error["message"] == "the body did not arrive in time"
+        assert is_serving(gateway)
+
+
+def test_a_request_holds_no_slot_before_its_body_is_in() -> None:
+    with running_gateway(max_running=1, max_requests=1) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=WAIT_SECONDS) as silent:
+            silent.sendall(GOOD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+            # The gateway waits for the body now.
+            assert silent.recv(100).startswith(b"HTTP/1.1 100")
+            assert is_serving(gateway)
+            silent.sendall(BODY)
+            assert silent.recv(100).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(("parts", "status"), [(1000, 408), (3, 200)])
+def test_a_body_in_small_parts_is_limited_in_time_as_a_whole_and_the_wait_after_it_is_not(
+    parts: int, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.4)
+
+    async def receive_all() -> int:
+        sent = 0
+
+        async def receive() -> Message:
+            nonlocal sent
+            sent += 1
+            if sent > parts:
+                await asyncio.sleep(1.0)
+                return {"type": "http.disconnect"}
+            await asyncio.sleep(0.01)
+            return {"type": "http.request", "body": b"a", "more_body": sent < parts}
+
+        async def app(_: object, limited: Receive, __: object) -> None:
+            while (await limited())["type"] != "http.disconnect":
+                pass
+
+        async def send(_: Message) -> None:
+            raise AssertionError("nothing is sent")
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/files", "headers": []}
+        try:
+            await RequestMiddleware(app, 2000, 2000)(scope, receive, send)
+        except HTTPException as error:
+            return error.status_code
+        return 200
+
+    assert asyncio.run(asyncio.wait_for(receive_all(), WAIT_SECONDS)) == status

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.fake_transport import LM
+from fakes.fake_transport import LM, FakeTransport
+from tritonlm.client.transport import RepositoryModel
 from tritonlm.contract import (
     ContextLengthExceeded,
     Draining,
@@ -271,6 +272,21 @@ def test_health_reports_the_models_that_answer(gateway: Gateway) -> None:
     assert gateway.http.get("/health/live").status_code == 200
 
 
+def test_health_and_queue_show_a_loaded_model_if_the_default_model_is_unloaded() -> None:
+    class WithUnloaded(FakeTransport):
+        async def models(self) -> list[RepositoryModel]:
+            return [RepositoryModel("another", False), *await super().models()]
+
+    with running_gateway(WithUnloaded(), default_model="another") as gateway:
+        for path in ("/health", "/health/ready"):
+            report = gateway.http.get(path)
+            assert (report.status_code, report.json()["ready"], report.json()["model"]) == (200, True, LM)
+        state = gateway.http.get("/queue")
+        assert (state.status_code, state.json()["slots"]) == (200, 64)
+        gateway.transport.loaded = False
+        assert gateway.http.get("/queue").json()["error"]["code"] == "not_loaded"
+
+
 def test_documentation_needs_no_network(gateway: Gateway) -> None:
     page = gateway.http.get("/docs").text
     assert "swagger-ui-bundle.js" in page
@@ -313,7 +329,7 @@ def test_a_request_is_cancelled_when_its_caller_disconnects(gateway: Gateway, st
     body = json.dumps({"model": LM, "prompt": "a", "n": 3, "stream": stream, "max_tokens": 60}).encode()
     host, port = gateway.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as raw:
-        head = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
         raw.sendall("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
         if stream:
             raw.recv(100)

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from fakes.checkpoints import write_checkpoint
+from fakes.fake_repository import FakeModel, FakeRepository
 from fakes.fake_transport import ABOUT_LM, LM
-from tritonlm.serving.registry import read_registry
+from tritonlm.serving.registry import add_entry, make_entry, read_registry
 
 from .conftest import Gateway, running_gateway
 
@@ -200,3 +201,40 @@ def test_load_model_registers_a_folder_that_the_server_does_not_know(tmp_path: P
         assert "another model is registered as mine" in taken.json()["error"]["message"]
         for nowhere in ("/no/where", "no where", "a\0b", "x" * 5000, "y" * 300, "../" * 100 + "nowhere"):
             assert gateway.post("/api/load_model", model_path=nowhere).status_code in (400, 404)
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> Path:
+    """A registry with `mine`, a folder, and `small`, a file whose name has a space and a plus."""
+    registry = tmp_path / "models.yaml"
+    for folder in ("runs", "others"):
+        (write_checkpoint(tmp_path / folder / "mine") / "model.safetensors").write_bytes(b"")
+    file = tmp_path / "my lm+.gguf"
+    file.write_bytes(b"GGUF")
+    add_entry(registry, make_entry(name="mine", path=tmp_path / "runs" / "mine"))
+    add_entry(registry, make_entry(name="small", path=file))
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("runs/mine", "mine"), ("elsewhere/mine", "mine"), ("my lm+.gguf", "small")]
+)
+def test_load_model_loads_the_model_that_a_path_names(registered: Path, path: str, name: str) -> None:
+    transport = FakeRepository({"mine": FakeModel(1), "small": FakeModel(1)}, 10)
+    with running_gateway(transport, registry=registered) as gateway:
+        answer = gateway.post("/api/load_model", model_path=str(registered.parent / path))
+        assert answer.status_code == 200, answer.text
+    assert transport.loads_of == {name: 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("{}/others/mine", "another model is registered as mine"), ("org/mine:Q4_K_M", "org/mine")],
+)
+def test_load_model_loads_no_other_model_of_a_similar_name(registered: Path, path: str, message: str) -> None:
+    transport = FakeRepository({"mine": FakeModel(1), "small": FakeModel(1)}, 10)
+    with running_gateway(transport, registry=registered) as gateway:
+        answer = gateway.post("/api/load_model", model_path=path.format(registered.parent))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model_path")
+    assert message in answer.json()["error"]["message"]
+    assert not transport.loads_of

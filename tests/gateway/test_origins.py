@@ -1,4 +1,7 @@
-"""Web pages: those of the allowed origins may call with any SDK, others cause nothing, and the playground may call."""
+"""Web pages: those of the allowed origins may call with any SDK, others cause nothing, and the playground may call.
+
+A page whose host resolves to this machine is none of the gateway's own, unless a key is needed anyway.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 import pytest
 from fakes.fake_transport import LM
 
-from .conftest import Gateway
+from .conftest import Gateway, running_gateway
 
 ALLOWED, OTHER = "http://page.example", "https://other.example"
 # Of the SDKs for JavaScript.
@@ -69,9 +72,9 @@ def test_a_page_of_another_port_or_without_a_host_is_of_another_origin(gateway: 
 @pytest.mark.parametrize(
     "headers",
     [
-        {"host": "chat.example", "origin": "https://chat.example"},
+        {"host": "page.example", "origin": "https://page.example"},
         {"host": "127.0.0.1:8080", "origin": "https://chat.example", "sec-fetch-site": "same-origin"},
-        {"host": "chat.example", "origin": "null", "sec-fetch-site": "same-origin"},
+        {"host": "localhost:8080", "origin": "null", "sec-fetch-site": "same-origin"},
         {"origin": ALLOWED, "sec-fetch-site": "cross-site"},
         {},
     ],
@@ -80,3 +83,47 @@ def test_a_page_of_another_port_or_without_a_host_is_of_another_origin(gateway: 
 def test_own_and_allowed_pages_and_programs_may_call(gateway: Gateway, headers: dict[str, str]) -> None:
     body = {"model": LM, "prompt": "a", "max_tokens": 1}
     assert gateway.http.post("/v1/completions", json=body, headers=headers).status_code == 200
+
+
+REBOUND = "evil.example:8080"
+KEY = "a-secret-key"
+
+
+@pytest.mark.parametrize(
+    "host", [REBOUND, "127.0.0.1.evil.example", "localhost.evil.example", "[::1", "page.example.evil"]
+)
+def test_a_host_that_anybody_may_name_is_refused_without_a_key(gateway: Gateway, host: str) -> None:
+    headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+    body = {"model": LM, "prompt": "a"}
+    for response in (
+        gateway.http.get("/v1/models", headers={"host": host}),
+        gateway.http.get("/health/ready", headers={"host": host}),
+        gateway.http.post("/v1/completions", json=body, headers=headers),
+        gateway.http.post(f"/api/models/{LM}/unload", headers=headers),
+    ):
+        error = response.json()["error"]
+        assert (response.status_code, error["type"], error["code"]) == (403, "permission_error", "host_not_allowed")
+        assert host in error["message"]
+        assert "tritonlm keys create" in error["message"]
+        assert "--cors-allow-origins" in error["message"]
+    assert gateway.transport.loaded
+    assert not gateway.transport.calls
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:1", "[::1]:8080", "192.0.2.7", "localhost", "LOCALHOST.:8080", "chat.localhost:80", "page.example", ""],
+)
+def test_addresses_localhost_and_allowed_hosts_are_served_without_a_key(gateway: Gateway, host: str) -> None:
+    assert gateway.http.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"host": "0.0.0.0", "allow_anonymous": True}, {"api_key": KEY}, {"cors_allow_origins": ["*"]}],
+    ids=["beyond this machine", "key", "all origins"],
+)
+def test_any_host_is_served_where_anybody_may_call_or_a_key_is_needed(settings: dict[str, Any]) -> None:
+    with running_gateway(**settings) as gateway:
+        headers = {"host": REBOUND, "authorization": f"Bearer {KEY}"}
+        assert gateway.http.get("/v1/models", headers=headers).status_code == 200

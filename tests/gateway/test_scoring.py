@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
-from fakes.fake_transport import ABOUT_LM, LM
+from fakes.fake_transport import ABOUT_LM, LM, FakeTransport
+from tritonlm.client import sequences
+from tritonlm.client.transport import Call
+from tritonlm.client.types import Piece
 from tritonlm.contract import InvalidRequest
 from tritonlm.gateway.scoring.decisions import read_questions
 
-from .conftest import Gateway
+from .conftest import Gateway, running_gateway
 
 RED_OR_BLUE: Any = {
     "type": "choice", "name": "color", "instructions": "Which color?",
@@ -70,6 +74,28 @@ def test_documents_are_ranked_by_the_likelihood_of_the_query(gateway: Gateway) -
     assert answer["results"][0]["relevance_score"] == pytest.approx(math.exp(max(means)))
     best = gateway.post("/v1/rerank", model=LM, query="fox", documents=documents, top_n=1, return_documents=False)
     assert best.json()["results"] == [{**answer["results"][0], "document": None}]
+
+
+def test_the_time_limit_is_that_of_the_whole_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(FakeTransport):
+        """Each text takes a second of the clock."""
+
+        seconds = 0.0
+
+        async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+            self.seconds += 1
+            async for piece in super().generate(call):
+                yield piece
+
+    transport = Slow()
+    clock = SimpleNamespace(monotonic=lambda: transport.seconds, time=lambda: 0.0)
+    monkeypatch.setattr(sequences, "time", clock)
+    with running_gateway(transport, request_seconds=50) as gateway:
+        answer = gateway.post("/v1/rerank", model=LM, query="fox", documents=[f"d{n}" for n in range(100)])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    assert answer.headers["x-should-retry"] == "false"
+    # Parts of 32, each with what the earlier ones have left.
+    assert [call.timeout for call in transport.calls[::32]] == pytest.approx([50, 18], abs=1)
 
 
 def test_decisions_have_a_probability_for_each_option(sdk: openai.OpenAI) -> None:

@@ -55,7 +55,7 @@ def leave(url: str, body: dict[str, object], stream: bool, when: Callable[[], No
     """Send a request and drop the connection when `when` returns."""
     host, port = url.removeprefix("http://").split(":")
     content = json.dumps({**body, "stream": stream}).encode()
-    head = ["POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     with socket.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall("\r\n".join([*head, f"Content-Length: {len(content)}", "", ""]).encode() + content)
         when()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar, overload
 
 from tritonlm.client.chat_parsing.profile import ChatProfile
@@ -17,7 +18,7 @@ from tritonlm.client.embeddings import build_embeddings, read_inputs
 from tritonlm.client.model_names import ModelNames
 from tritonlm.client.parsing import M, ParsedChatCompletion, parse_answers, response_format_of
 from tritonlm.client.results import CompletionBuilder
-from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan, in_parts, read_parameters
+from tritonlm.client.sequences import Plan, PromptArgument, chat_plan, completion_plan, in_timed_parts, read_parameters
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.transport import Call, PromptEmbedding
 from tritonlm.client.types import ChatCompletion, ChatCompletionChunk, Completion, CompletionUsage, Embeddings, Piece
@@ -165,11 +166,10 @@ class EmbeddingCalls:
         served = self._client.names.resolve(model)
         parameters = read_parameters(served.parameters({"adapter": adapter})).to_mapping()
         root = f"embd-{request_id or ''}-{secrets.token_hex(4)}"
-        calls = [
-            Call(served.lm, f"{root}-{index}", prompt, parameters, timeout=timeout or self._client._timeout)
-            for index, prompt in enumerate(prompts)
-        ]
-        embeddings = [embedding for part in in_parts(calls) for embedding in await self._embed_together(part)]
+        calls = [Call(served.lm, f"{root}-{index}", prompt, parameters) for index, prompt in enumerate(prompts)]
+        embeddings: list[PromptEmbedding] = []
+        for part, seconds in in_timed_parts(calls, timeout or self._client._timeout):
+            embeddings += await self._embed_together([replace(call, timeout=seconds) for call in part])
         return build_embeddings(model, embeddings, encoding)
 
     async def _embed_together(self, calls: Sequence[Call]) -> list[PromptEmbedding]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tritonlm.client.sequences import in_parts
+from tritonlm.client.sequences import in_timed_parts
 from tritonlm.client.types import CachedTokens, Completion, CompletionUsage
 from tritonlm.contract import InvalidRequest
 
@@ -46,20 +46,20 @@ class Likelihoods:
 
 
 async def log_likelihoods(
-    client: AsyncClient, model: str, continuations: Sequence[Continuation], **arguments: Any
+    client: AsyncClient, model: str, continuations: Sequence[Continuation], *, timeout: float, **arguments: Any
 ) -> Likelihoods:
-    """`arguments`: of the completions, such as `priority`, `timeout` and `request_id`."""
+    """`timeout` is for all of them together. `arguments`: of the completions, such as `priority` and `request_id`."""
     for continuation in continuations:
         if not continuation.prefix or not continuation.tokens:
             raise InvalidRequest("a text without tokens has no likelihood; send text before it and in it", "prompt")
     logprobs: list[list[float]] = []
     prompt = cached = 0
-    for part in in_parts(continuations):
+    for part, seconds in in_timed_parts(continuations, timeout):
         # The beginning that they share is computed once: the engine has it in its prefix cache for the others.
         start = min(len(each.prefix) for each in part)
         prompts = [[*each.prefix, *each.tokens] for each in part]
         completion = await client.completions.create(
-            model, prompts, echo=True, logprobs=0, logprobs_start=start, max_tokens=0, **arguments
+            model, prompts, echo=True, logprobs=0, logprobs_start=start, max_tokens=0, timeout=seconds, **arguments
         )
         assert isinstance(completion, Completion)
         assert completion.usage is not None

@@ -15,7 +15,7 @@ from typing import TypeVar
 from tritonlm.client.load_balancer import LoadBalancer
 from tritonlm.client.resume import Attempts
 from tritonlm.client.transport import Call, Transport
-from tritonlm.contract import Draining, TritonLMError, Unavailable
+from tritonlm.contract import Draining, NotLoaded, TritonLMError, Unavailable
 
 T = TypeVar("T")
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0
@@ -49,12 +49,15 @@ class Retries:
 
     async def on_any(self, query: Callable[[Transport], Awaitable[T]]) -> T:
         """Run a short query on the first Triton that answers it."""
+        transport: Transport | None = None
         for attempt in itertools.count():
-            transport = self.balancer.pick()
+            transport = self.balancer.pick(failed=transport)
             try:
                 return await query(transport)
-            except Unavailable:
-                self.balancer.mark_failed(transport)
+            except Unavailable as error:
+                # A Triton that has not loaded this model is healthy.
+                if not isinstance(error, NotLoaded):
+                    self.balancer.mark_failed(transport)
                 if attempt >= self._max_retries:
                     raise
             await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _MAX_PAUSE_SECONDS))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tritonlm.client.model_names import ServedModel
 from tritonlm.client.transport import Call, Prompt
 from tritonlm.client.types import CachedTokens, CompletionUsage, Piece
-from tritonlm.contract import InvalidRequest, SamplingParameters
+from tritonlm.contract import InvalidRequest, SamplingParameters, TimedOut
 
 T = TypeVar("T")
 # The limit of sequences per call: each occupies a slot of the engine.
@@ -225,6 +225,16 @@ def in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """A long list in the parts that are computed one after the other."""
     for first in range(0, len(items), _MAX_TOGETHER):
         yield items[first : first + _MAX_TOGETHER]
+
+
+def in_timed_parts(items: Sequence[T], timeout: float) -> Iterator[tuple[Sequence[T], float]]:
+    """The same, each part with what is left of the time for all of them when its turn comes."""
+    deadline = time.monotonic() + timeout
+    for part in in_parts(items):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOut.of_request()
+        yield part, left
 
 
 def read_stream(stream: bool | None, options: Mapping[str, Any] | None) -> tuple[bool, bool]:

@@ -1,7 +1,7 @@
 """Access control: checks the bearer key and its scope, the caller's quota, and the admission queue.
 
 A plain ASGI middleware around all routes, so that no route is left out. The rules themselves are in `scopes`, `quota`
-and `admission`.
+and `admission`. A request for a model enters the queue when its body is in, so that a silent caller holds no slot.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tritonlm.access.keys import KeyRing, Limits
@@ -17,7 +18,7 @@ from tritonlm.contract import InsufficientScope, InvalidKey, TritonLMError
 from . import metrics
 from .admission import AdmissionQueue
 from .batches.calls import INTERNAL_CALLER
-from .errors import response_of
+from .errors import http_response, response_of
 from .middleware import context_of
 from .quota import Caller, Quota
 from .scopes import is_inference, is_public, scope_of
@@ -50,6 +51,10 @@ class AccessMiddleware:
         except TritonLMError as error:
             await response_of(error, scope["path"])(scope, receive, send)
             return
+        except HTTPException as error:
+            # Of the body: it is too large, or does not arrive.
+            await http_response(error, scope["method"], scope["path"])(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
     def _identify(self, scope: Scope) -> Caller:
@@ -74,28 +79,61 @@ class AccessMiddleware:
         return Caller(key.name, self._default_limits.model_copy(update=key_limits))
 
     async def _run_inference(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, served, tokens = await self._quota.acquire(caller), False, _estimate_tokens(scope)
-        started = time.monotonic()
+        headers, served = await self._quota.acquire(caller), False
         try:
+            body = await self._read_body(caller, scope, receive)
+            if body is None:
+                context_of(scope).client_left = True
+                return
+            tokens, started = _tokens_of(len(body)), time.monotonic()
             await self._admission.enter(caller.name, caller.has_key, tokens)
             metrics.record_wait(time.monotonic() - started)
             served = True
             try:
-                await self._app(scope, receive, _with_headers(send, headers))
+                await self._app(scope, _with_body(receive, body), _with_headers(send, headers))
             finally:
                 self._admission.leave(caller.name, tokens)
         finally:
             await self._quota.release(caller, context_of(scope).usage, served)
+
+    async def _read_body(self, caller: Caller, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None if the caller disconnects before. The middleware around this one limits its size and its
+        time."""
+        body, is_whole = bytearray(), False
+        with self._admission.arriving(caller.name, caller.has_key, _announced_tokens(scope)) as count:
+            while not is_whole:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return None
+                body += message.get("body", b"")
+                count(_tokens_of(len(body)))
+                is_whole = not message.get("more_body", False)
+        return bytes(body)
 
 
 def _is_public(scope: Scope) -> bool:
     return is_public(scope["path"], Headers(scope=scope).get("accept", ""))
 
 
-def _estimate_tokens(scope: Scope) -> int:
-    """An estimate from the body's length, since the body has not been read yet."""
+def _tokens_of(length: int) -> int:
+    """An estimate from the body's length, since the body has not been parsed yet."""
+    return length // _BYTES_PER_TOKEN
+
+
+def _announced_tokens(scope: Scope) -> int:
+    """0 if the body is sent in chunks."""
     length = Headers(scope=scope).get("content-length", "")
-    return int(length) // _BYTES_PER_TOKEN if length.isdecimal() else 0
+    return _tokens_of(int(length)) if length.isdecimal() else 0
+
+
+def _with_body(receive: Receive, body: bytes) -> Receive:
+    """`receive` with the body that was read from it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_with_body() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return receive_with_body
 
 
 def _with_headers(send: Send, headers: dict[str, str]) -> Send:

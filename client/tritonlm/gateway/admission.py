@@ -8,9 +8,11 @@ know what requests are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Iterator
 
 from tritonlm.contract import Draining, QueueFull, QueueTimeout
 
@@ -44,6 +46,29 @@ class AdmissionQueue:
     def close(self) -> None:
         """Refuse new requests; those that wait still run."""
         self.closed = True
+
+    @contextlib.contextmanager
+    def arriving(self, caller: str, is_known: bool = True, tokens: int = 0) -> Iterator[Callable[[int], None]]:
+        """While a request's body arrives. Yields a function that takes the prompt tokens so far.
+
+        Only those that have arrived are counted, and not the request itself: a caller that sends no body keeps nobody
+        out. `tokens` are those that the caller announces; too many are refused at once.
+        """
+        counted = 0
+
+        def count(arrived: int) -> None:
+            nonlocal counted
+            self.tokens -= counted
+            counted = 0
+            self._check(caller, is_known, arrived)
+            self.tokens += arrived
+            counted = arrived
+
+        self._check(caller, is_known, tokens)
+        try:
+            yield count
+        finally:
+            self.tokens -= counted
 
     async def enter(self, caller: str, is_known: bool = True, tokens: int = 0) -> None:
         """Wait for a slot. A caller that is known by its address only may stand for many, so it has no share limit."""
@@ -97,8 +122,8 @@ class AdmissionQueue:
         caller_total = self.running[caller] + len(self._waiting.get(caller, ()))
         if total >= self.max_requests:
             reason = f"{total} requests already run or wait"
-        elif total and self.tokens + tokens > self._max_tokens:
-            reason = f"requests with {self.tokens} prompt tokens already run or wait"
+        elif self.tokens and self.tokens + tokens > self._max_tokens:
+            reason = f"requests with {self.tokens} prompt tokens already run, wait or arrive"
         elif is_known and caller_total >= max(1, self.max_requests * _MAX_CALLER_SHARE):
             reason = f"{caller_total} of your requests already run or wait"
         else:

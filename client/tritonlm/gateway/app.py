@@ -126,7 +126,7 @@ def _add_middleware(app: FastAPI, services: Services, ring: KeyRing, tracing: Tr
         admission=services.admission,
     )
     app.add_middleware(InternalErrorMiddleware)
-    origins.install(app, settings.cors_allow_origins)
+    origins.install(app, settings, ring)
     app.add_middleware(
         RequestMiddleware,
         max_body_bytes=settings.max_body_bytes,

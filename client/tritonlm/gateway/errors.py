@@ -56,6 +56,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         (401, "no key, or a wrong one"),
         (403, "the key lacks the scope, or a page of another origin called"),
         (404, "no such model"),
+        (408, "the body did not arrive in time"),
         (413, "the body is too large"),
         (429, "too many requests, or the queue is full; see Retry-After"),
         (500, "the engine or the gateway failed"),
@@ -120,6 +121,16 @@ def cross_site_response(path: str, origin: str) -> JSONResponse:
     return _response(path, error_body(message, "permission_error", code="origin_not_allowed"), 403)
 
 
+def wrong_host_response(path: str, host: str) -> JSONResponse:
+    """The response to a request that any web page may have sent."""
+    message = (
+        f"the header Host is {shown(host)}, which is no name of this server, and without a key any web page could have "
+        "sent this request; create a key with tritonlm keys create NAME, or add that host's origin, such as "
+        "http://HOST:PORT, to TRITONLM_CORS_ALLOW_ORIGINS (tritonlm gateway: --cors-allow-origins)"
+    )
+    return _response(path, error_body(message, "permission_error", code="host_not_allowed"), 403)
+
+
 def install(app: FastAPI) -> None:
     app.add_exception_handler(TritonLMError, _handle_contract_error)
     app.add_exception_handler(RequestValidationError, _handle_invalid_body)
@@ -149,10 +160,11 @@ def _invalid_request(request: Request, message: str, param: str | None) -> JSONR
 
 async def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    messages = {
-        404: f"unknown URL ({request.method} {request.url.path}); /docs lists the URLs",
-        405: f"{request.url.path} does not accept {request.method}",
-    }
+    return http_response(error, request.method, request.url.path)
+
+
+def http_response(error: HTTPException, method: str, path: str) -> JSONResponse:
+    messages = {404: f"unknown URL ({method} {path}); /docs lists the URLs", 405: f"{path} does not accept {method}"}
     message = messages.get(error.status_code, str(error.detail))
     kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-    return _response(request.url.path, error_body(message, kind), error.status_code, error.headers)
+    return _response(path, error_body(message, kind), error.status_code, error.headers)

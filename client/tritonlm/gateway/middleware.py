@@ -1,10 +1,11 @@
-"""Middleware for every request: its id, the limit on its body, its log line, its metrics and its trace span.
+"""Middleware for every request: its id, the limits on its body, its log line, its metrics and its trace span.
 
 Plain ASGI, so that streams are not buffered. It knows no routes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tritonlm.client.types import CompletionUsage
 from tritonlm.observability.tracing import TRACEPARENT, Tracing, current, traceparent_of
 
-from . import metrics
+from . import metrics, protocol
 from .errors import internal_response
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ REQUEST_ID = "x-request-id"
 REQUEST_IDS = (REQUEST_ID, "request-id")
 # The route whose body is a file, and what the form around the file may take.
 UPLOAD_PATH, _FORM_BYTES = "/v1/files", 64 * 1024
+# What a caller has to send of a body in a second, on average: less than any line offers.
+_MIN_BYTES_PER_SECOND = 16 * 1024
 # OpenAI's libraries send the number of their earlier attempts.
 _RETRY_COUNT = "x-stainless-retry-count"
 # GET requests for health and metrics are too frequent to trace.
@@ -131,12 +134,25 @@ class InternalErrorMiddleware:
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
-    """`receive`, with an error when the body exceeds the limit."""
-    total = 0
+    """`receive`, with an error when the body exceeds the limit, or does not arrive in time: each part has as long as a
+    head, and a small body has this time as a whole."""
+    total, waited, is_whole = 0, 0.0, False
 
     async def limited_receive() -> Message:
-        nonlocal total
-        message = await receive()
+        nonlocal total, waited, is_whole
+        if is_whole:
+            # It waits for the caller's disconnect.
+            return await receive()
+        seconds = protocol.HEAD_SECONDS
+        began = time.monotonic()
+        try:
+            left = min(seconds, seconds + total / _MIN_BYTES_PER_SECOND - waited)
+            message = await asyncio.wait_for(receive(), left)
+        except (TimeoutError, asyncio.TimeoutError):
+            # The connection is of no use: the rest of the body may still come.
+            raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+        waited += time.monotonic() - began
+        is_whole = not message.get("more_body", False)
         total += len(message.get("body", b""))
         if total > limit:
             raise HTTPException(413, f"the body is larger than {limit} bytes")

@@ -18,6 +18,7 @@ from typing import IO, Any
 from starlette.types import ASGIApp
 
 from tritonlm.access.keys import Limits
+from tritonlm.serving.backoff import RestartBackoff
 
 from ..admission import AdmissionQueue
 from ..quota import Caller
@@ -40,6 +41,13 @@ _NO_PRIORITY = ("/v1/embeddings",)
 OUTPUT, ERRORS = "output", "errors"
 
 
+class _BatchBackoff(RestartBackoff):
+    """Every repetition waits, since it computes answers that may be lost again. However long it ran before it failed:
+    only a run without a failure ends the backoff."""
+
+    IMMEDIATE_ATTEMPTS, HEALTHY_SECONDS = 1, float("inf")
+
+
 class BatchRunner:
     def __init__(
         self,
@@ -55,6 +63,8 @@ class BatchRunner:
         self._slots = asyncio.Semaphore(max_requests)
         self._runs: dict[str, _BatchRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        # Of batches whose last run failed.
+        self._backoffs: dict[str, _BatchBackoff] = {}
         self._poll_task: asyncio.Task[None] | None = None
         self._lock: IO[bytes] | None = None
 
@@ -102,10 +112,13 @@ class BatchRunner:
         if (running := self._runs.get(batch.id)) is not None:
             if batch.status == store.CANCELLING:
                 running.cancelled.set()
-        elif self._count_served() < _MAX_BATCHES_AT_ONCE and not self._admission.closed:
+        elif self._is_due(batch) and self._count_served() < _MAX_BATCHES_AT_ONCE and not self._admission.closed:
             run = self._runs[batch.id] = _BatchRun(self._store, batch, self._max_requests, self._call)
             task = self._tasks[batch.id] = asyncio.get_running_loop().create_task(self._run(batch.id, run))
             task.add_done_callback(lambda _: self._forget(batch.id))
+
+    def _is_due(self, batch: Batch) -> bool:
+        return batch.id not in self._backoffs or not self._backoffs[batch.id].delay
 
     def _count_served(self) -> int:
         """Without those that wait for a model, perhaps until they expire."""
@@ -118,8 +131,11 @@ class BatchRunner:
         try:
             await run.run()
         except Exception:
-            # It is tried again at the next look.
-            _log.exception("the batch %s failed", batch_id)
+            backoff = self._backoffs.setdefault(batch_id, _BatchBackoff())
+            backoff.record_attempt()
+            _log.exception("the batch %s failed and is run again in %.0f s", batch_id, backoff.delay)
+        else:
+            self._backoffs.pop(batch_id, None)
 
     async def _call(self, batch: Batch, line: lines.Line, run: _BatchRun) -> dict[str, Any] | None:
         """The answer's line; None if the gateway stops, or the batch expires or is cancelled."""

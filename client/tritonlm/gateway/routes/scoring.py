@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from tritonlm.client.async_client import AsyncClient
 from tritonlm.client.likelihood import Continuation, Likelihoods, log_likelihoods
+from tritonlm.client.sequences import in_parts
 from tritonlm.contract import InvalidRequest
 
 from ..errors import RESPONSES
@@ -36,7 +37,6 @@ from ..services import Services, ServicesParameter
 from .openai import common_arguments
 
 router = APIRouter(prefix="/v1", tags=["scoring"], responses=RESPONSES)
-_MAX_TOGETHER = 32
 # A document is relevant as far as it makes the query likely.
 _PASSAGE, _QUERY = "Passage: {}\nQuestion:", " {}"
 
@@ -158,8 +158,7 @@ async def _tokenize(
 ) -> dict[str, list[int]]:
     """The token ids of each text, some of them at once."""
     unique, ids = list(dict.fromkeys(texts)), []
-    for first in range(0, len(unique), _MAX_TOGETHER):
-        part = unique[first : first + _MAX_TOGETHER]
+    for part in in_parts(unique):
         calls = (client.tokenize(model, text, add_special_tokens=add_special_tokens) for text in part)
         ids += await asyncio.gather(*calls)
     return dict(zip(unique, ids, strict=True))

@@ -20,7 +20,7 @@ from ..errors import RESPONSES, RETRY_AFTER_SECONDS
 from ..schemas import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from ..scopes import redirects_to_playground
 from ..services import ServicesParameter
-from .older.common import default_model
+from .older.common import default_model, shown_model
 
 router = APIRouter(tags=["tools"])
 _ENDPOINTS = {
@@ -120,7 +120,7 @@ async def ready(services: ServicesParameter) -> Response:
     closed = services.admission.closed
     if closed:
         health = health.model_copy(update={"ready": False})
-    model = await default_model(services) if health.ready else None
+    model = shown_model(services, health.models) if health.ready else None
     status = await services.client.status(model) if model else None
     report = HealthReport(
         status="ok" if health.ready else "unavailable",

@@ -18,9 +18,9 @@ from tritonlm.jobs.store import RUNNING
 from tritonlm.training.plan import LoraOptions
 
 from ...middleware import RequestContext
-from ...registration import register
+from ...registration import known_name, register
 from ...responses import ResponseFormat
-from ...services import ServicesParameter
+from ...services import Services, ServicesParameter
 from ..openai import complete_text
 from .common import MaxTokens, Temperature, TopK, default_model
 
@@ -134,15 +134,19 @@ async def load_model(body: LoadRequest, services: ServicesParameter) -> Message:
     """Load a language model by its name; one that this server does not know is registered first."""
     if (body.model_path is None) == (body.model_type is None):
         raise InvalidRequest("send exactly one of model_path and model_type", "model_path")
-    name = (body.model_type or body.model_path or "").rstrip("/").rpartition("/")[2]
-    try:
-        await services.loader.load(name)
-    except ModelNotFound:
-        if body.model_path is None:
-            raise
-        registered = await asyncio.to_thread(register, body.model_path, services.settings.registry)
-        await services.loader.load(registered)
+    if body.model_path is None:
+        await services.loader.load((body.model_type or "").rstrip("/").rpartition("/")[2])
+    else:
+        await _load_path(body.model_path, services)
     return Message(message="Model loaded successfully")
+
+
+async def _load_path(model: str, services: Services) -> None:
+    registry = services.settings.registry
+    try:
+        await services.loader.load(await asyncio.to_thread(known_name, model, registry))
+    except ModelNotFound:
+        await services.loader.load(await asyncio.to_thread(register, model, registry))
 
 
 @router.post("/api/generate", responses={200: {"model": Generated}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import Field
@@ -27,3 +28,9 @@ async def default_model(services: Services) -> str:
     if not names:
         raise Unavailable("no language model is loaded; name one in the field model", "model")
     return names[0]
+
+
+def shown_model(services: Services, loaded: Collection[str]) -> str:
+    """The model whose state is shown: the default model if it is one of the loaded ones, else the first of them."""
+    default = services.settings.default_model
+    return default if default and services.client.names.resolve(default).lm in loaded else next(iter(loaded))

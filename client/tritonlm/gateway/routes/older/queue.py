@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field
 from tritonlm.client.models import slots_of
 from tritonlm.client.request_fields import Model
 from tritonlm.client.types import Completion
-from tritonlm.contract import ModelNotFound
+from tritonlm.contract import ModelNotFound, NotLoaded
 
 from ...schemas import CompletionRequest
 from ...services import ServicesParameter
 from ..openai import STREAMED, complete_text
-from .common import default_model
+from .common import default_model, shown_model
 
 router = APIRouter()
 
@@ -70,9 +70,12 @@ async def complete(body: QueueCompletionRequest, request: Request, services: Ser
 
 @router.get("/queue")
 async def queue(services: ServicesParameter) -> QueueState:
-    """The running and waiting requests of the default model, and the last thousand requests by status."""
-    status = await services.client.status(await default_model(services))
+    """The running and waiting requests of the default model, or of the first one if that is not loaded, and the last
+    thousand requests by status."""
     reports = await services.client.models.reports()
+    if not reports:
+        raise NotLoaded("no language model is loaded; load one with POST /api/models/NAME/load")
+    status = await services.client.status(shown_model(services, reports))
     return QueueState(
         queue_size=status["waiting"],
         running=status["running"],
