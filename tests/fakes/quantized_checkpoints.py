@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 GROUP = 32
-# Names are those of Llama.
-LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+# Names are those of Llama, and of mixtures like it.
+LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)(\.experts\.\d+)?\.\w+_proj\.weight")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 Tensors = dict[str, torch.Tensor]
 
@@ -187,23 +187,24 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
-def quantize_checkpoint(folder: Path, name: str, seed: int = 0) -> Tensors:
+def quantize_checkpoint(folder: Path, name: str, seed: int = 0, ignore: str = "") -> Tensors:
     """Store the linear layers of a Llama checkpoint in this format; return all tensors as the plain numbers that they
-    stand for.
+    stand for. `ignore`: a pattern of modules that stay as they are, for compressed-tensors.
     """
     chosen, random = FORMATS[name], np.random.default_rng(seed)
     stored: Tensors = {}
     plain: Tensors = {}
     for tensor_name, tensor in load_file(folder / "model.safetensors").items():
-        if not LINEAR.fullmatch(tensor_name):
+        module = tensor_name.removesuffix(".weight")
+        if not LINEAR.fullmatch(tensor_name) or (ignore and re.fullmatch(ignore, module)):
             stored[tensor_name] = plain[tensor_name] = tensor
             continue
         one = chosen.store(tensor.float(), random)
-        module = tensor_name.removesuffix(".weight")
         stored |= {module + suffix: part.contiguous() for suffix, part in one.tensors.items()}
         plain[tensor_name] = one.weight.float()
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
-    change_config(folder, quantization_config=chosen.config)
+    left_out = {"ignore": [f"re:{ignore}"]} if ignore else {}
+    change_config(folder, quantization_config={**chosen.config, **left_out})
     return plain
 
 

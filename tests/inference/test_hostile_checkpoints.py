@@ -92,6 +92,16 @@ def test_absurd_sizes_are_refused_before_they_cost_anything(folder: Path, values
     assert resident_memory() - before < 500 * 2**20
 
 
+@pytest.mark.parametrize("values", [{"intermediate_size": 10**10}, {"num_attention_heads": 10**10, "head_dim": 64}])
+def test_kernels_build_no_list_of_an_absurd_size(tmp_path: Path, values: dict[str, int]) -> None:
+    folder = save_model("llama", tmp_path / "lm")
+    change(folder, **values)
+    before = resident_memory()
+    with pytest.raises(CheckpointError, match=r"is [\d,]+, above the limit of 1,000,000; is the file damaged\?"):
+        open_native(folder, CONFIG)
+    assert resident_memory() - before < 500 * 2**20
+
+
 def test_truncated_weights_are_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from engine.runners.native import build, isa_variants
+
+KERNELS = Path(build.__file__).parent / "kernels"
 
 
 def test_engines_that_start_at_once_compile_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -27,6 +30,14 @@ def test_the_folder_of_prebuilt_libraries_has_an_alias(name: str) -> None:
     assert isa_variants.libraries_folder({name: "/opt/native"}) == Path("/opt/native")
     assert isa_variants.libraries_folder({"TRITONLM_NATIVE_LIBRARIES": "/new", name: "/new"}) == Path("/new")
     assert isa_variants.libraries_folder({}) is None
+
+
+@pytest.mark.parametrize("processor", ["sandybridge", "ivybridge", "bdver2"])
+def test_kernels_compile_for_processors_before_avx2(processor: str) -> None:
+    """They have AVX, some of them F16C and FMA too."""
+    command = ["g++", "-std=c++17", f"-march={processor}", "-fsyntax-only", str(KERNELS / "kernels.cpp")]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr
 
 
 BF16 = {"avx512f", "avx512_bf16"}

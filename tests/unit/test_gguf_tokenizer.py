@@ -276,6 +276,7 @@ _TINY: dict[str, Any] = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "
         ({"model": "bert"}, "is 'bert'; supported are gpt2, llama"), ({"model": None}, "is 'None'"),
         ({"pre": "new-model"}, "pre-tokenizer 'new-model'; supported are"), ({"tokens": None}, "no list of strings"),
         ({"tokens": [1, 2, 3]}, "no list of strings"), ({"tokens": []}, "has no tokens"),
+        ({"tokens": ["a", "b", "ab" * 3000]}, "has a token of 6,000 characters, more than 4,096"),
         ({"merges": ["a c"]}, "merge 'a c' of what are no tokens"), ({"merges": ["ab"]}, "merge 'ab'"),
         ({"merges": None}, "no list of strings tokenizer.ggml.merges"),
         ({"token_type": [1]}, "for each of its 3 tokens"),

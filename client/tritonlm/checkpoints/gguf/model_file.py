@@ -14,8 +14,9 @@ from tritonlm.contract.errors import CheckpointError
 from .header import Header, TensorInfo, read_header
 from .split_files import part_files
 
-# More than any model has.
-_MAX_SIZE, _MAX_LAYERS = 100_000_000, 1000
+# More than any model has: of layers, of tokens (these cost nothing by themselves), and of anything else.
+_MAX_LAYERS, _MAX_TOKENS, _MAX_SIZE = 1000, 100_000_000, 1_000_000
+_TOKENS = ("context_length", "original_context_length", "sliding_window")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ModelFile:
         if isinstance(value, list) and value and all(entry == value[0] for entry in value):
             value = value[0]
         value = default if value is None else value
-        limit = _MAX_LAYERS if name == "block_count" else _MAX_SIZE
+        limit = _limit_of(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
             raise self.error(
                 f"its {self.architecture}.{name} is {str(value)[:60]}, not a positive integer up to {limit:,}"
@@ -108,3 +109,9 @@ def _read_part(part: Path, file: Path) -> Header:
     if part != file and not part.is_file():
         raise CheckpointError(f"{file} is one part of several, and {part.name} is missing next to it")
     return read_header(part)
+
+
+def _limit_of(name: str) -> int:
+    if name == "block_count":
+        return _MAX_LAYERS
+    return _MAX_TOKENS if name.rpartition(".")[2] in _TOKENS else _MAX_SIZE

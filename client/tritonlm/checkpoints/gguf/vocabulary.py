@@ -12,6 +12,8 @@ from tritonlm.contract.errors import CheckpointError
 from .model_file import ModelFile
 
 _PREFIX = "tokenizer.ggml."
+# More than any token has. What a tokenizer does with its tokens grows with the square of their lengths.
+_MAX_TOKEN_LENGTH = 4096
 # Tokens that end a text or a turn, whatever eos_token_id says.
 _ENDS = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
@@ -89,6 +91,9 @@ def vocabulary_of(file: ModelFile) -> Vocabulary:
     tokens = vocabulary.strings("tokens")
     if not tokens:
         raise vocabulary.error("has no tokens")
+    longest = max(map(len, tokens))
+    if longest > _MAX_TOKEN_LENGTH:
+        raise vocabulary.error(f"has a token of {longest:,} characters, more than {_MAX_TOKEN_LENGTH:,}")
     vocabulary = Vocabulary(file, tokens, [Kind.NORMAL] * len(tokens))
     kinds: list[float] = list(vocabulary.kinds)
     if vocabulary.value("token_type") is not None:

@@ -30,6 +30,8 @@ ACTIVATIONS = {
     "gelu_fast": Activation.GELU_TANH, "gelu_pytorch_tanh": Activation.GELU_TANH, "relu": Activation.RELU,
     "relu2": Activation.RELU_SQUARED,
 }  # fmt: skip
+# More than any model has.
+_MAX_SIZE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Shape:
             raise Unsupported("its query heads are not a multiple of its KV heads")
         if not 0 < self.head_dim <= HEAD_DIMS[-1]:
             raise Unsupported(f"its head size is not 1 to {HEAD_DIMS[-1]}")
+        check_size("the width of its heads", self.num_heads * self.head_dim)
+
+
+def check_size(name: str, size: int) -> None:
+    """Refuse a damaged file's size before lists of that length are built."""
+    if size > _MAX_SIZE:
+        raise Unsupported(f"{name} is {size:,}, above the limit of {_MAX_SIZE:,}; is the file damaged?")
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,7 @@ class Program:
         self, source: Linear, inner: int, to: Buffer = Buffer.RESIDUAL, *, scale: float = 1.0, row_scaled: bool = False
     ) -> None:
         """The last matrix of an MLP; it is added to the residual stream, or stored in a branch."""
+        check_size("its MLP's width", inner)
         weights = self._linear(source, self.shape.hidden_size, inner, padded_range(inner))
         self._append_matmul(Buffer.INNER, to, weights, scale=scale, row_scaled=row_scaled)
 
@@ -201,6 +211,7 @@ class Program:
     ) -> None:  # fmt: skip
         """A mixture of experts."""
         count, hidden = source.count, self.shape.hidden_size
+        check_size("its number of experts", count)
         if not 0 < top_k <= count:
             raise Unsupported(f"it chooses {top_k} of {count} experts")
         pointers: list[int | None] = [None] * 5

@@ -180,7 +180,6 @@ inline void load_grouped_output(const GroupedBlock& block, int lane, int inputs,
     GroupedChunk chunk;
     for (int begin = 0; begin < inputs; begin += kSuperInputs) {
         chunk.unpack(block, begin, std::min(kSuperInputs, padded_inputs(form, inputs) - begin));
-        load_scales(form, block.data, begin, std::min(kSuperInputs, padded_inputs(form, inputs) - begin), chunk.scales);
         for (int k = 0; k < std::min(kSuperInputs, inputs - begin); k++) {
             const int code = (int8_t)chunk.bytes[(k / kStepInputs * kVecSize + lane) * kStepInputs + k % kStepInputs];
             const float scale = chunk.scales.scale[k / form.group][lane], minimum = chunk.scales.minimum[k / form.group][lane];

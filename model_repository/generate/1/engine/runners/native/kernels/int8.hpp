@@ -146,7 +146,7 @@ __attribute__((noinline)) inline void simd_int8_blocks(
     });
 }
 
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#ifdef TRITONLM_BYTE_TILES
 // The exact sums of one group of a row's inputs, for two blocks of outputs.
 typedef int32_t GroupSums[2][kVecSize];
 
@@ -194,7 +194,7 @@ __attribute__((noinline)) void amx_int8_blocks(
 inline void multiply_int8_blocks(
     const Int8Rows& rows, int first, int count, const int8_t* weights, int inputs, int blocks, RowSums* totals
 ) {
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#ifdef TRITONLM_BYTE_TILES
     if (amx_available() && blocks == 2) return amx_int8_blocks<true>(rows, first, count, weights, inputs, totals);
     if (amx_available()) return amx_int8_blocks<false>(rows, first, count, weights, inputs, totals);
 #endif

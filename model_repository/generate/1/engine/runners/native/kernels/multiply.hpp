@@ -62,10 +62,11 @@ class Multiplier {
         const Rows<T>& rows, const std::vector<ExpertRows>& used, const Weights* weights, MatmulQueues& queues, OutputOf output_of
     ) {
         const int pairs = (weights->outputs / kVecSize + 1) / 2;
-        // All experts' weights have one form, or are in groups that may differ.
-        if (weights->form != WeightForm::kFull) queues.quantize.for_each((int)used.size(), [&](int i) {
-            for (int row = used[i].first; row < used[i].first + used[i].count; row++)
-                quantize(rows, row, weights->form, kGroupedTile);
+        // The experts' weights may differ in form: a file may leave some of them as they were.
+        queues.quantize.for_each((int)used.size(), [&](int i) {
+            const WeightForm form = weights[used[i].expert].form;
+            if (form == WeightForm::kFull) return;
+            for (int row = used[i].first; row < used[i].first + used[i].count; row++) quantize(rows, row, form, kGroupedTile);
         });
         queues.items.for_each_redundant((int)used.size() * pairs, [&](int i, Claim& claim) {
             const ExpertRows part = used[i / pairs];

@@ -11,7 +11,8 @@
 
 #include "aligned_vector.hpp"
 
-#ifdef __AVX2__
+// F16C and FMA, which some processors have without AVX2, use AVX's registers.
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
