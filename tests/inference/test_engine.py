@@ -179,6 +179,23 @@ def test_priority_goes_before_arrival(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resume_token_ids", [5, VOCABULARY]),
+        ("resume_token_ids", [2**70]),
+        ("stop_token_ids", [VOCABULARY]),
+        ("stop_token_ids", [2**70]),
+        ("logit_bias", {str(VOCABULARY): 1.0}),
+    ],
+)
+def test_ids_outside_the_vocabulary_are_refused_by_name(engine: Engine, name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} must be from 0 to {VOCABULARY - 1}") as refused:
+        submit(engine, [5], **{name: value})
+    assert refused.value.param == name
+    assert engine.reports.status()["waiting"] == 0
+
+
+@pytest.mark.parametrize(
     ("prompt", "parameters", "error"),
     [
         ([], {}, InvalidRequest),
@@ -217,6 +234,19 @@ def test_a_failed_step_fails_its_requests_and_not_later_ones(engine: Engine, mon
     again = submit(engine, [5, 6, 7])
     run(engine)
     assert again.token_ids == expected.token_ids
+
+
+def test_a_request_leaves_the_counts_before_its_adapter_is_released(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[tuple[int, int]] = []
+    intake = engine._intake
+    monkeypatch.setattr(
+        intake._preparation, "release", lambda _: counts.append((engine.in_flight, len(intake._requests)))
+    )
+    submit(engine, [5, 6, 7])
+    run(engine)
+    assert counts == [(0, 0)]
 
 
 def test_draining_refuses_new_requests_and_completes_running_ones(engine: Engine) -> None:

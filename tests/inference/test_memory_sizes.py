@@ -115,8 +115,8 @@ def test_the_default_is_limited_by_a_share_of_the_free_memory(free: dict[str, in
 def test_an_explicit_size_is_allocated_or_refused(free: dict[str, int]) -> None:
     # Beyond the share that limits the default.
     assert size(LLAMA_1B, 32768, kv_cache_tokens=500_000)["tokens"] == 500_000
-    # A size below one context limits the context length.
-    assert size(LLAMA_1B, 32768, kv_cache_tokens=1000) == {"tokens": 1008, "MiB": 32, "context": 1008, "least": 1008}
+    # A size below one context limits the context length, to the number that `tokenize` reads, too.
+    assert size(LLAMA_1B, 32768, kv_cache_tokens=1000) == {"tokens": 1008, "MiB": 32, "context": 1000, "least": 1008}
     free["bytes"] = GIB
     with pytest.raises(CheckpointError, match=r"40000 tokens need 1250 MiB, 1024 MiB may be used; lower kv_cache"):
         size(LLAMA_1B, 32768, kv_cache_tokens=40_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from engine.adapters.loaded import LoadedAdapter
 from engine.config import EngineConfig
 from engine.memory import EngineMemory, MemoryLedger, PoolSize
 from fakes.adapter_store import BYTES, SECONDS, Adapters, Make, stores
-from tritonlm.contract import NoRoom
+from tritonlm.contract import NoRoom, file_edits
 from tritonlm.contract.adapters_file import remove_adapter
 
 
@@ -98,3 +99,25 @@ def test_an_adapter_that_is_removed_leaves_the_ledger(make: Make, budget: Memory
     assert adapters.store.limit == EngineConfig().adapter_memory
     remove_adapter(adapters.file, "b")
     assert adapters.store.limit == adapters.store.nbytes == BYTES
+
+
+def test_an_adapter_is_released_while_another_process_holds_the_lock(
+    make: Make, budget: MemoryLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = make()
+    memory = within(budget, adapters)
+    adapters.write("a", "b")
+    used = adapters.acquire("a")
+    remove_adapter(adapters.file, "a")
+    adapters.use("b")
+    monkeypatch.setattr(file_edits, "LOCK_SECONDS", 0.0)
+    with (tmp_path / "ledger").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        adapters.store.release(used)
+    assert (adapters.store.count, memory.claimed) == (1, 1000 + 2 * BYTES)
+    # What is loaded is entered by the next change.
+    adapters.write("c")
+    adapters.use("c")
+    remove_adapter(adapters.file, "c")
+    adapters.use("b")
+    assert (adapters.store.count, memory.claimed) == (1, 1000 + BYTES)

@@ -17,6 +17,7 @@ from fakes.fake_pb_utils import InferenceRequest, InferenceResponse, MetricFamil
 from fakes.models import load_module, start_model
 from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract import (
+    Checkpoint,
     Chunk,
     ContextLengthExceeded,
     GenerationRequest,
@@ -203,7 +204,12 @@ def test_invalid_input_fails_alone(model: Any, case: str) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "parameters", "kind"),
-    [([99999], {}, InvalidRequest), ([-1], {}, InvalidRequest), ([5], {"max_tokens": 512}, ContextLengthExceeded)],
+    [
+        ([99999], {}, InvalidRequest),
+        ([-1], {}, InvalidRequest),
+        ([5], {"resume_token_ids": [2**70]}, InvalidRequest),
+        ([5], {"max_tokens": 512}, ContextLengthExceeded),
+    ],
 )
 def test_a_request_beyond_the_checkpoints_limits_is_refused(
     model: Any, prompt: list[int], parameters: dict[str, Any], kind: type[TritonLMError]
@@ -213,6 +219,19 @@ def test_a_request_beyond_the_checkpoints_limits_is_refused(
     assert type(bad.sender.error()) is kind
     (response,) = bad.sender.wait()
     assert response.error().code() == TritonError.INVALID_ARG  # type: ignore[union-attr]
+
+
+def test_a_chat_fills_a_kv_cache_that_is_smaller_than_the_context(checkpoint: Path) -> None:
+    settings = {"kv_cache_tokens": "50", "block_tokens": "16"}
+    limits = load_module("tokenize", "limits").Limits.of(Checkpoint(checkpoint), settings, {})
+    parameters = limits.complete(SamplingParameters(temperature=0, ignore_eos=True), 2, is_chat=True)
+    model = start_model("generate", checkpoint, device="cpu", **settings)
+    try:
+        request = make_request([5, 6], **parameters.to_mapping())
+        model.execute([request])
+        assert request.sender.chunks()[-1].usage.completion == 48
+    finally:
+        model.finalize()
 
 
 def test_the_queue_is_limited(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

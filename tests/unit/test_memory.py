@@ -194,6 +194,21 @@ def test_memory_in_use_is_reserved_even_beyond_the_budget(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("small_extents")
+def test_a_step_goes_on_while_another_process_holds_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine(tmp_path / "ledger", 1000, 200)
+    engine.load()
+    monkeypatch.setattr(file_edits, "LOCK_SECONDS", 0.0)
+    with (tmp_path / "ledger").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        engine.bytes = 350
+        engine.memory.update(touched=10)
+        assert engine.memory.claimed == 310
+    engine.bytes = 360
+    engine.memory.update(touched=10)
+    assert engine.memory.claimed == 370
+
+
+@pytest.mark.usefixtures("small_extents")
 def test_adapters_are_reserved_beside_weights_and_cache(tmp_path: Path) -> None:
     first, second = (FakeEngine(tmp_path / "ledger", 1000, 200) for _ in range(2))
     first.load()

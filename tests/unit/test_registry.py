@@ -158,7 +158,9 @@ def test_duplicate_and_unknown_names_are_errors(tmp_path: Path) -> None:
 def test_an_entry_is_written_as_an_ensemble_and_its_parts(tmp_path: Path, checkpoint: Path) -> None:
     repository = tmp_path / "models"
     write_entry(
-        Entry(name="mine", path=checkpoint, max_context_tokens=32, dtype="float32"), repository, model_repository()
+        Entry(name="mine", path=checkpoint, max_context_tokens=32, kv_cache_tokens=64, dtype="float32"),
+        repository,
+        model_repository(),
     )
     model = find_language_model("mine", [repository])
     assert model.generate == "mine-generate"
@@ -167,9 +169,11 @@ def test_an_entry_is_written_as_an_ensemble_and_its_parts(tmp_path: Path, checkp
     assert steps == ["mine-tokenize", "mine-generate", "mine-detokenize"]
     parameters = config_of(repository / "mine-generate").parameters
     assert {name: parameters[name].string_value for name in parameters} == {
-        "checkpoint": "../mine/1", "max_context_tokens": "32", "dtype": "float32"
+        "checkpoint": "../mine/1", "max_context_tokens": "32", "kv_cache_tokens": "64", "dtype": "float32"
     }  # fmt: skip
-    assert config_of(repository / "mine-tokenize").parameters["max_context_tokens"].string_value == "32"
+    shared = config_of(repository / "mine-tokenize").parameters
+    assert shared["max_context_tokens"].string_value == "32"
+    assert shared["kv_cache_tokens"].string_value == "64"
     assert (repository / "mine-generate" / "1").resolve() == model_repository().resolve() / "generate" / "1"
     remove_models("mine", repository)
     assert list(repository.iterdir()) == []

@@ -22,7 +22,7 @@ from transformers.generation import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from tritonlm.contract import InvalidRequest, SamplingParameters
+from tritonlm.contract import SamplingParameters
 from tritonlm.contract.chunk import TokenLogprob
 
 VOCABULARY = 61  # odd, so that the rows of a batch have different alignments
@@ -233,18 +233,6 @@ def test_end_tokens_are_banned_before_min_tokens(temperature: float) -> None:
         seen.append(only(sample(logits, [one])).token_id)
         one.append(seen[-1])
     assert seen == [20, 20, 17]
-
-
-@pytest.mark.parametrize(("parameters", "name"), [
-    ({"logit_bias": {VOCABULARY: 1.0}}, "logit_bias"),
-    ({"stop_token_ids": (VOCABULARY,)}, "stop_token_ids"),
-])  # fmt: skip
-def test_ids_outside_the_vocabulary_are_refused_by_name(parameters: dict[str, Any], name: str) -> None:
-    with pytest.raises(InvalidRequest, match=name) as refused:
-        state(**parameters)
-    assert refused.value.param == name
-    with pytest.raises(InvalidRequest, match="resume_token_ids"):
-        SamplingState(SamplingParameters(), 0, VOCABULARY, [1], [VOCABULARY])
 
 
 def mixed_states(count: int) -> list[SamplingState]:

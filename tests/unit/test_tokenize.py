@@ -212,24 +212,30 @@ class TestLimits:
         error = refused(start(settings={"max_context_tokens": "10"}), {"max_tokens": 1}, input_ids=[1] * 10)
         assert "maximum context length is 10 tokens" in error.message
 
-    def test_settings_never_raise_the_context_and_the_config_wins(self) -> None:
+    def test_a_small_kv_cache_limits_the_default_of_a_chat(self, start: Start) -> None:
+        model = start(settings={"kv_cache_tokens": "40"}, chat_template="{{ messages[0].content }}")
+        ids, request = accepted(model, messages='[{"role": "user", "content": "the fox"}]')
+        assert request.parameters.max_tokens == 40 - len(ids)
+
+    @pytest.mark.parametrize("setting", ["max_context_tokens", "kv_cache_tokens"])
+    def test_settings_never_raise_the_context_and_the_config_wins(self, setting: str) -> None:
         limits = load_module("tokenize", "limits")
         checkpoint = Checkpoint(Path("nowhere"))
         checkpoint.__dict__.update(vocab_size=10, context_length=64)
 
         def limit(config: str, environment: dict[str, str]) -> int:
-            settings = {"max_context_tokens": config} if config else {}
+            settings = {setting: config} if config else {}
             result: int = limits.Limits.of(checkpoint, settings, environment).context
             return result
 
-        variable = "TRITONLM_MAX_CONTEXT_TOKENS"
+        variable = f"TRITONLM_{setting.upper()}"
         assert limit("0", {}) == 64
         assert limit("1000", {}) == 64
         assert limit("20", {variable: "30"}) == 20
         assert limit("", {variable: "30"}) == 30
         assert limit("20", {variable: ""}) == 20
         for bad in ("-1", "many", "1.5", "²"):
-            with pytest.raises(CheckpointError, match="max_context_tokens"):
+            with pytest.raises(CheckpointError, match=setting):
                 limit(bad, {})
             with pytest.raises(CheckpointError, match=variable):
                 limit("", {variable: bad})

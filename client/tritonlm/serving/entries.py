@@ -90,7 +90,11 @@ def _config(entry: Entry, file: Path, part: str) -> str:
         return text
     parameters = entry.engine_parameters() if part == "generate" else {}
     # Both `tokenize` and `generate` read these.
-    shared = {"max_context_tokens": entry.max_context_tokens, tool_formats.SETTING: entry.tool_format}
+    shared = {
+        "max_context_tokens": entry.max_context_tokens,
+        "kv_cache_tokens": entry.kv_cache_tokens,
+        tool_formats.SETTING: entry.tool_format,
+    }
     parameters |= {name: str(value) for name, value in shared.items() if value is not None}
     lines = [
         f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}\n' for name, value in parameters.items()

@@ -19,8 +19,8 @@ from tritonlm.contract import (
 )
 
 DEFAULT_MAX_TOKENS = 16
-CONTEXT_SETTING = "max_context_tokens"
-CONTEXT_VARIABLE = "TRITONLM_MAX_CONTEXT_TOKENS"
+# The engine's settings that may lower the context: a sequence must fit into the KV cache, too.
+CONTEXT_SETTINGS = ("max_context_tokens", "kv_cache_tokens")
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,8 @@ class Limits:
         cls, checkpoint: Checkpoint, settings: Mapping[str, str], environment: Mapping[str, str] = os.environ
     ) -> Limits:
         """The checkpoint's own limits. The model's config or the environment may lower the context."""
-        maximum = _max_context(settings, environment)
-        context = min(maximum, checkpoint.context_length) if maximum else checkpoint.context_length
-        return cls(checkpoint.vocab_size, context)
+        limits = [limit for name in CONTEXT_SETTINGS if (limit := _configured(name, settings, environment))]
+        return cls(checkpoint.vocab_size, min([checkpoint.context_length, *limits]))
 
     def check_vocabulary(self, ids: Iterable[int], param: str) -> None:
         for token_id in ids:
@@ -75,11 +74,12 @@ class Limits:
         return max_tokens
 
 
-def _max_context(settings: Mapping[str, str], environment: Mapping[str, str]) -> int:
-    """The configured limit of the context; 0: the checkpoint's own."""
-    source, text = f"config.pbtxt parameter {CONTEXT_SETTING}", settings.get(CONTEXT_SETTING)
+def _configured(name: str, settings: Mapping[str, str], environment: Mapping[str, str]) -> int:
+    """The value of a setting; 0: it sets no limit."""
+    source, text = f"config.pbtxt parameter {name}", settings.get(name)
     if not text:
-        source, text = CONTEXT_VARIABLE, environment.get(CONTEXT_VARIABLE) or "0"
+        source = f"TRITONLM_{name.upper()}"
+        text = environment.get(source) or "0"
     if not (text.isascii() and text.isdecimal()):
         raise CheckpointError(f"{source} must be a number of at least 0 (got {text!r})")
     return int(text)

@@ -79,8 +79,8 @@ class EngineConfig:
     max_seconds: float = _number(600.0, "how long a request may take in total", lowest=1)
     kv_cache_tokens: int = _number(
         0,
-        "tokens in the KV cache; 0: the likely use, which is up to 2,048 per slot, at least one full context and at "
-        "most kv_memory_share",
+        "tokens in the KV cache, which limit the context length, too; 0: the likely use, which is up to 2,048 per "
+        "slot, at least one full context and at most kv_memory_share",
     )
     kv_memory_share: float = _number(
         0.5, "the largest share of the free memory for a KV cache of default size", lowest=0.01, highest=1.0

@@ -153,10 +153,11 @@ class Intake:
 
     def leave(self, request: Request) -> None:
         """Forget a request that has ended."""
-        self._preparation.release(request.adapter)
         with self._changed:
             self._requests.pop(request.number, None)
             self._admission.leave()
+        # After the counts, which would never be right again if this failed.
+        self._preparation.release(request.adapter)
 
     def _run_command(self, command: Command) -> dict[str, Any]:
         if command.name == CANCEL:
@@ -175,13 +176,12 @@ class Intake:
         return self._reports.status()
 
     def _check_limits(self, request: Request) -> None:
-        params, context, vocab_size = request.parameters, self._runner.context_length, self._runner.vocab_size
+        params, context = request.parameters, self._runner.context_length
         if request.embeds and not self._config.enable_embeddings:
             raise NotOffered("embeddings are off; start the server with TRITONLM_ENABLE_EMBEDDINGS=true")
         if not request.prompt_ids:
             raise InvalidRequest("prompt_ids must hold at least one token id", "prompt_ids")
-        if max(request.prompt_ids) >= vocab_size or min(request.prompt_ids) < 0:
-            raise InvalidRequest(f"prompt_ids must be from 0 to {vocab_size - 1}", "prompt_ids")
+        self._check_vocabulary(request)
         if params.max_tokens is None or params.seed is None:
             raise InvalidRequest("request must name max_tokens and seed", "request")
         if len(request.prompt_ids) + params.max_tokens > context:
@@ -189,6 +189,17 @@ class Intake:
         self._preparation.check(request)
         if params.resume_token_ids and len(params.resume_token_ids) >= params.max_tokens:
             raise InvalidRequest("resume_token_ids must be fewer than max_tokens", "resume_token_ids")
+
+    def _check_vocabulary(self, request: Request) -> None:
+        params, last = request.parameters, self._runner.vocab_size - 1
+        for name, ids in (
+            ("prompt_ids", request.prompt_ids),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+            ("resume_token_ids", params.resume_token_ids),
+        ):
+            if ids and not 0 <= min(ids) <= max(ids) <= last:
+                raise InvalidRequest(f"{name} must be from 0 to {last}", name)
 
     def _check_suspect(self, request: Request) -> None:
         """Refuse a request that has killed two processes. Isolate a request that was in a step of a dead process."""

@@ -249,7 +249,8 @@ class EngineMemory:
             base = self._measure_usage() - pool_blocks * self._size.block_bytes - self._adapters
             if base > self._base:
                 self._base = base
-                with contextlib.suppress(OSError):
+                # Memory in use is refused only while another process holds the ledger's lock: CheckpointError.
+                with contextlib.suppress(CheckpointError, OSError):
                     self._ledger.reserve(self._device, self._needed(self.usable + 1), in_use=True)
 
     def close(self) -> None:

@@ -289,8 +289,11 @@ class AdapterStore:
         return True
 
     def _enter(self) -> None:
-        """Enter what is loaded, which is never refused, in the memory ledger."""
-        with contextlib.suppress(OSError):
+        """Enter what is loaded, which is never refused, in the memory ledger.
+
+        While another process holds the ledger's lock (CheckpointError), it is left to the next change.
+        """
+        with contextlib.suppress(CheckpointError, OSError):
             self._runner.memory.reserve_adapters(self._nbytes() + self._loading)
 
     def _has_room(self, source: AdapterSource, needed: int) -> bool:

@@ -137,8 +137,16 @@ class GraphRunner(ReferenceRunner):
             compute()
         _log.info("recorded %d step shapes as CUDA graphs in %.1f s", len(record), time.perf_counter() - began)
 
-    @torch.inference_mode()
     def forward(self, plan: Sequence[Slice]) -> ForwardOutput:
+        computed = self._forward(plan)
+        # Nothing reads the output of such a step. Without a wait the host would launch a whole prompt at once: no step
+        # would have a measured time, and nothing could come between them.
+        if self.device.type == "cuda" and not any(piece.samples for piece in plan):
+            torch.cuda.current_stream(self.device).synchronize()
+        return computed
+
+    @torch.inference_mode()
+    def _forward(self, plan: Sequence[Slice]) -> ForwardOutput:
         # Recordings hold the base alone.
         if wants_adapters(plan):
             return super().forward(plan)

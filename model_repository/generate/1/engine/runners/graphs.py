@@ -51,16 +51,34 @@ class HostBuffers:
     def __init__(self, size: int, device: torch.device) -> None:
         self.device_buffer = torch.zeros(size, dtype=torch.int32, device=device)
         # Two alternating host buffers: the copy of the previous step may still be in progress.
-        pinned = device.type == "cuda"
-        self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+        self._host = [_HostBuffer(size, device) for _ in range(2)]
 
     def next(self) -> npt.NDArray[np.int32]:
-        """The buffer of the next step, to be filled."""
+        """The buffer of the next step, to be filled. It waits until the last copy of this buffer has ended."""
         self._host.reverse()
-        return self._host[0].numpy()
+        return self._host[0].free()
 
     def send(self) -> None:
-        self.device_buffer.copy_(self._host[0], non_blocking=True)
+        self._host[0].copy_to(self.device_buffer)
+
+
+class _HostBuffer:
+    """A buffer that may be filled again when its copy to the device has ended, which no step needs to wait for."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        self._values = torch.zeros(size, dtype=torch.int32, pin_memory=on_gpu)
+        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def free(self) -> npt.NDArray[np.int32]:
+        if self._copied:
+            self._copied.synchronize()
+        return self._values.numpy()
+
+    def copy_to(self, buffer: torch.Tensor) -> None:
+        buffer.copy_(self._values, non_blocking=True)
+        if self._copied:
+            self._copied.record(torch.cuda.current_stream(buffer.device))
 
 
 class BlockTables:

@@ -183,7 +183,8 @@ def cache_size(
     block_bytes = config.block_tokens * token_bytes
     # Plus the padding block.
     blocks = -(-min(tokens, limit // token_bytes) // config.block_tokens) + 1
-    context = min(context, (blocks - 1) * config.block_tokens)
+    # Not rounded up to blocks: `tokenize` reads the same number, and knows no blocks.
+    context = min(context, explicit or context)
     least = -(-context // config.block_tokens) + 1
     if budget_left is not None and not explicit:
         # At least one full context. If the budget is too small for that, the memory ledger raises the error.

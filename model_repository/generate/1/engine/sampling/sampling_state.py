@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from tritonlm.contract.errors import InvalidRequest
 from tritonlm.contract.parameters import SamplingParameters
 
 from .logit_filters import SamplingSettings
@@ -29,13 +28,7 @@ class SamplingState:
         end_ids: Iterable[int] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, ids in (
-            ("logit_bias", parameters.logit_bias),
-            ("stop_token_ids", parameters.stop_token_ids),
-            ("resume_token_ids", generated_ids),
-        ):
-            _check_ids(name, ids, vocab_size)
-        assert max(prompt_ids, default=0) < vocab_size, "Intake.submit has checked the prompt's ids"
+        """All ids but the `end_ids` are in the vocabulary: `Intake.submit` has checked them."""
         self.parameters = parameters
         self.seed = seed
         self.position = len(generated_ids)
@@ -118,9 +111,3 @@ class SamplingState:
         if self._bans(offset):
             logits = logits.index_fill(0, self._banned, -torch.inf)
         return logits
-
-
-def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
-    invalid = next((i for i in ids if not 0 <= i < vocab_size), None)
-    if invalid is not None:
-        raise InvalidRequest(f"{name}: token id {invalid} is outside the vocabulary (0 … {vocab_size - 1})", name)
