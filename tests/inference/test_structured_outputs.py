@@ -8,6 +8,7 @@ import json
 import queue
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 from engine.constraints import grammars
 from engine.constraints.compiler import Compiled, ConstraintCompiler
 from engine.constraints.constraint import Constraint
+from engine.constraints.mask_worker import MaskWorker
 from engine.engine import Engine
+from engine.monitoring.metrics import DRAFT_TOKENS
 from engine.output import step_output
 from engine.runners.native.runner import NativeRunner
 from evaluations.realistic_schemas import generate
@@ -372,6 +375,73 @@ def test_special_tokens_are_named_in_a_grammar(served: tuple[Engine, Tokenizer])
     )
     run(engine)
     assert tokenizer.decode(output.token_ids, skip_special_tokens=False) == "a<|endoftext|>b"
+
+
+@pytest.mark.parametrize(
+    "sent", [{"grammar": 'start: /[ab]/ <[498]> "b"'}, {"choice": ["a[PAD]b"]}], ids=["id", "text"]
+)
+@pytest.mark.parametrize("runner", ["auto", "reference"])
+def test_a_forced_token_beyond_the_embedding_fails_its_request_alone(
+    folder: Path, tmp_path: Path, sent: dict[str, Any], runner: str
+) -> None:
+    """Such as a token that was added to the tokenizer, while the model's embedding kept its size."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_tokens(["[PAD]"])
+    assert tokenizer.token_to_id("[PAD]") == Checkpoint(tmp_path).vocab_size == 498
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    engine, _ = make_text_engine(tmp_path, runner=runner)
+    output = submit(engine, PROMPT, structured_outputs=sent)
+    beside = submit(engine, PROMPT, max_tokens=9, ignore_eos=True)
+    run(engine)
+    assert isinstance(output.error, InvalidRequest)
+    assert "no token of this model's vocabulary continues the grammar" in output.error.message
+    assert len(beside.token_ids) == 9
+
+
+def test_the_end_that_stands_in_for_a_missing_one_is_never_sampled(folder: Path) -> None:
+    """A checkpoint without an end of text gets one for the library, beyond its embedding. A grammar may name it."""
+    vocab_size = Checkpoint(folder).vocab_size
+    compiler, worker = ConstraintCompiler(folder / "tokenizer.json", vocab_size, ()), MaskWorker(vocab_size)
+    constraint = compiled(compiler, {"grammar": f'start: "a" <[{vocab_size}]> "b"'})
+    assert isinstance(constraint, Constraint)
+    constraint.advance(65)
+    masks = worker.begin([(constraint, ())]).result()
+    compiler.close()
+    worker.close()
+    assert constraint.forced_token() is None
+    assert not masks.words.any()
+    assert isinstance(masks.errors[0], InvalidRequest)
+
+
+def test_a_text_is_resumed_after_an_end_that_its_grammar_names(served: tuple[Engine, Tokenizer]) -> None:
+    engine, tokenizer = served
+    sent = {"grammar": 'start: "a" <|endoftext|> "b"'}
+    resumed = tokenizer.encode("a<|endoftext|>").ids
+    goes_on = submit(engine, PROMPT, structured_outputs=sent, max_tokens=9, ignore_eos=True, resume_token_ids=resumed)
+    ended = submit(engine, PROMPT, structured_outputs=sent, max_tokens=9, resume_token_ids=resumed)
+    run(engine)
+    assert tokenizer.decode(goes_on.token_ids, skip_special_tokens=False) == "b"
+    assert (ended.final.finish_reason, ended.token_ids) == ("stop", [])
+
+
+@pytest.mark.parametrize("sampled", ["1", "2"])
+def test_a_draft_token_without_a_continuation_changes_nothing(sampled: str) -> None:
+    """The prompt proposes a 1, after which the vocabulary has no token for the grammar."""
+    results = []
+    for drafts in (0, 4):
+        engine, tokenizer = make_text_engine(ROOT / "model_repository" / "abacus" / "1", speculative_tokens=drafts)
+        engine._speculation_gate = None
+        biases = {str(tokenizer.token_to_id(sampled)): 100.0}
+        output = submit(
+            engine, tokenizer.encode("731+7").ids, structured_outputs={"regex": "3(1fox|2)"}, logit_bias=biases
+        )
+        run(engine)
+        assert bool(engine.metric_values().get(DRAFT_TOKENS)) == bool(drafts)
+        last = output.items[-1]
+        results.append(str(last) if isinstance(last, InvalidRequest) else tokenizer.decode(output.token_ids))
+    assert results[0] == results[1]
+    assert results[0] == "32" if sampled == "2" else "no token of this model's vocabulary" in results[0]
 
 
 def test_a_vocabulary_without_the_needed_tokens_is_an_error() -> None:

@@ -12,7 +12,8 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ _THREADS = 2
 _KEPT = 64
 
 Compiled = Constraint | TritonLMError
+Done = Callable[[Compiled], None]
 
 
 class ConstraintCompiler:
@@ -39,43 +41,51 @@ class ConstraintCompiler:
         self._tokenizer_file, self._vocab_size = tokenizer_file, vocab_size
         self._end_ids = sorted(token_id for token_id in end_ids if token_id < vocab_size)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="grammar")
-        self._kept: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self._lock, self._table_lock = threading.Lock(), threading.Lock()
+        # Both are guarded by the lock. No future is kept: it would keep its callbacks, and with them requests.
+        self._kept: OrderedDict[str, LLMatcher | TritonLMError] = OrderedDict()
+        self._waiting: dict[str, list[Done]] = {}
         self._table: TokenTable | NotOffered | None = None
 
-    def compile(self, structured_outputs: Mapping[str, Any], done: Callable[[Compiled], None]) -> None:
+    def compile(self, structured_outputs: Mapping[str, Any], done: Done) -> None:
         """Call `done` with a constraint before its first token, or with the error that refuses the grammar.
 
         It is called on a thread of the compiler, or at once on the caller's if the grammar is compiled already.
         """
-        self._compiled(structured_outputs).add_done_callback(lambda matcher: done(self._result(matcher)))
+        # The order of a schema's properties is that of the text, so it belongs to the key.
+        key = json.dumps(structured_outputs)
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key].append(done)
+                return
+            kept = self._kept.get(key)
+            if kept is None:
+                future = self._pool.submit(self._compile, structured_outputs)
+                self._waiting[key] = [done]
+            else:
+                self._kept.move_to_end(key)
+        if kept is None:
+            future.add_done_callback(partial(self._finish, key))
+        else:
+            done(self._result(kept))
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _compiled(self, structured_outputs: Mapping[str, Any]) -> Future[LLMatcher]:
-        # The order of a schema's properties is that of the text, so it belongs to the key.
-        key = json.dumps(structured_outputs)
+    def _finish(self, key: str, future: Future[LLMatcher]) -> None:
+        """Keep what was compiled, or why the grammar is refused, and pass it to all that wait for it."""
+        result = _outcome(future)
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-            future = self._kept[key] = self._pool.submit(self._compile, key, structured_outputs)
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            return future
+            waiting = self._waiting.pop(key)
+            # Other failures, such as a lack of memory, may pass: the next request tries again.
+            if not isinstance(result, BaseException) or isinstance(result, TritonLMError):
+                self._kept[key] = result
+                if len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+        for done in waiting:
+            done(self._result(result))
 
-    def _compile(self, key: str, structured_outputs: Mapping[str, Any]) -> LLMatcher:
-        try:
-            return self._compile_once(structured_outputs)
-        except TritonLMError:
-            raise
-        except BaseException:  # such as a lack of memory, which may pass: the next request tries again
-            with self._lock:
-                self._kept.pop(key, None)
-            raise
-
-    def _compile_once(self, structured_outputs: Mapping[str, Any]) -> LLMatcher:
+    def _compile(self, structured_outputs: Mapping[str, Any]) -> LLMatcher:
         from .grammars import compile_grammar  # noqa: PLC0415
 
         with self._table_lock:
@@ -86,14 +96,24 @@ class ConstraintCompiler:
             raise self._table
         return compile_grammar(structured_outputs, self._table.tokenizer)
 
-    def _result(self, matcher: Future[LLMatcher]) -> Compiled:
-        try:
-            copy = matcher.result().deep_copy()
-            assert isinstance(self._table, TokenTable)
-            return Constraint(copy, self._table.end_ids, self._table.mask_words, can_end=bool(self._end_ids))
-        except TritonLMError as error:
+    def _result(self, result: LLMatcher | BaseException) -> Compiled:
+        if isinstance(result, TritonLMError):
             # A new one for each request: errors carry the headers of their response.
-            return type(error)(error.message, error.param)
+            return type(result)(result.message, result.param)
+        try:
+            if isinstance(result, BaseException):
+                raise result
+            assert isinstance(self._table, TokenTable)
+            return Constraint(
+                result.deep_copy(), self._table.end_ids, self._table.mask_words, self._vocab_size,
+                can_end=bool(self._end_ids),
+            )  # fmt: skip
         except BaseException as error:  # a library's failure, or a compiler that is closed
             _log.exception("a grammar could not be compiled", exc_info=error)
             return EngineFailure(f"the grammar could not be compiled ({type(error).__name__}); send the request again")
+
+
+def _outcome(future: Future[LLMatcher]) -> LLMatcher | BaseException:
+    if future.cancelled():
+        return CancelledError()
+    return future.exception() or future.result()

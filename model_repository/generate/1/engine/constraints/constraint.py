@@ -21,9 +21,14 @@ Words = npt.NDArray[np.int32]
 
 
 class Constraint:
-    def __init__(self, matcher: LLMatcher, end_ids: Collection[int], mask_words: int, *, can_end: bool = True) -> None:
-        """`matcher` before its first token, for this sequence alone. `end_ids` end a text, if anything `can_end` it."""
-        self._matcher = matcher
+    def __init__(
+        self, matcher: LLMatcher, end_ids: Collection[int], mask_words: int, vocab_size: int, *, can_end: bool = True
+    ) -> None:
+        """`matcher` before its first token, for this sequence alone. `end_ids` end a text, if anything `can_end` it.
+
+        `vocab_size` is that of the logits: a tokenizer may know tokens beyond it, and so may a grammar.
+        """
+        self._matcher, self._vocab_size = matcher, vocab_size
         self._ends, self._can_end = sorted(end_ids), can_end
         # The length of its masks.
         self.mask_words = mask_words
@@ -39,7 +44,7 @@ class Constraint:
         self._banned = self._ends if parameters.ignore_eos or not self._can_end else ()
         self._banned_early, self._min_tokens = (*self._ends, *stops), parameters.min_tokens
         for index, token_id in enumerate(parameters.resume_token_ids):
-            if token_id in self._ends or token_id in stops:
+            if token_id in stops or (token_id in self._ends and not parameters.ignore_eos):
                 return
             if not self._matcher.consume_token(token_id):
                 raise InvalidRequest(
@@ -59,12 +64,17 @@ class Constraint:
         return bool(self._matcher.is_stopped())
 
     def forced_token(self) -> int | None:
-        """The next token, if the grammar allows no other one."""
+        """The next token, if the grammar allows no other one.
+
+        None as well if the model has no such token. Then the mask is empty, and `limit` refuses to go on.
+        """
         if self.complete:
             return None
         # The first of these tokens is the only one that the mask allows; the others belong to later masks.
         tokens = self._matcher.compute_ff_tokens()[:1]
-        return tokens[0] if tokens and self._matcher.validate_tokens(tokens) else None
+        if not tokens or tokens[0] >= self._vocab_size or not self._matcher.validate_tokens(tokens):
+            return None
+        return tokens[0]
 
     def accepted(self, draft_tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first on, the grammar allows next."""
@@ -97,7 +107,8 @@ class Constraint:
         if rest.any() or matcher.is_accepting():
             return bool(rest.any())
         # An end stands for what the tokenizer does not know, unless the grammar names it.
-        if not any(matcher.deep_copy().consume_token(token_id) for token_id in self._ends):
+        ends = [token_id for token_id in self._ends if token_id < self._vocab_size]
+        if not any(matcher.deep_copy().consume_token(token_id) for token_id in ends):
             raise InvalidRequest(f"{NAME}: no token of this model's vocabulary continues the grammar", NAME)
         return True
 

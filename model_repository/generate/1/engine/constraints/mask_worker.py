@@ -33,8 +33,8 @@ class StepMasks:
     first_rows: dict[Constraint, int]
     # Rows after which nothing but the end may come.
     ends: set[int] = field(default_factory=set)
-    # The errors of constraints that cannot go on.
-    errors: dict[Constraint, TritonLMError] = field(default_factory=dict)
+    # The errors of rows that cannot go on. That of a row after draft tokens counts only if they are accepted.
+    errors: dict[int, TritonLMError] = field(default_factory=dict)
 
 
 class _Row(NamedTuple):
@@ -79,7 +79,7 @@ class MaskWorker:
                 if not row.constraint.limit(row.matcher, masks.words[index], row.offset):
                     masks.ends.add(index)
             except TritonLMError as error:
-                masks.errors.setdefault(row.constraint, error)
+                masks.errors[index] = error
         return masks
 
     def _clear_beyond_vocabulary(self, words: Words) -> None:

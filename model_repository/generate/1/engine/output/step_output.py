@@ -161,9 +161,10 @@ class StepOutputProcessor:
         """Whether the request's constraint allows a token here. If it does not, the request ends."""
         if request.constraint is None or request.output.finish_reason:
             return True
-        if error := masks.errors.get(request.constraint):
+        row = masks.first_rows[request.constraint] + position
+        if error := masks.errors.get(row):
             self._end(request, error)
-        elif masks.first_rows[request.constraint] + position in masks.ends:
+        elif row in masks.ends:
             request.output.finish_reason = STOP
             self._finish(request)
         else:
