@@ -11,7 +11,7 @@ from fakes.fake_transport import LM, FakeTransport
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonlm import AsyncClient
-from tritonlm.client import resume
+from tritonlm.client import load_balancer, resume
 from tritonlm.client.load_balancer import LoadBalancer
 from tritonlm.client.resume import Attempts
 from tritonlm.client.stream import AsyncStream
@@ -195,6 +195,18 @@ def test_the_triton_with_the_fewest_calls_is_picked_and_a_failed_one_is_avoided(
     assert balancer.pick().url == "fake:0", "if all are in backoff, the one whose backoff ends first"
     balancer.mark_healthy(transports[1])
     assert balancer.pick().url == "fake:1"
+
+
+def test_a_triton_may_fail_for_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power of floats overflows after a thousand failures."""
+    now = 0.0
+    monkeypatch.setattr(load_balancer, "time", SimpleNamespace(monotonic=lambda: now))
+    transport = FakeTransport("fake:0")
+    balancer = LoadBalancer([transport])
+    for _ in range(1100):
+        balancer.mark_failed(transport)
+        now += 3600.0
+    assert balancer.pick() is transport
 
 
 def test_a_call_does_not_return_to_the_triton_that_just_failed_it() -> None:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from tritonlm.client.backoff import doubled
 from tritonlm.client.transport import Call, Transport
 
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 15.0
@@ -72,7 +73,7 @@ class LoadBalancer:
         if (until := self._backoff_until.get(transport.url, 0.0)) > now:
             self._backoff_until[transport.url] = max(until, now + _FIRST_BACKOFF_SECONDS)
             return
-        backoff = min(_FIRST_BACKOFF_SECONDS * 2.0 ** self._failures[transport.url], _MAX_BACKOFF_SECONDS)
+        backoff = doubled(_FIRST_BACKOFF_SECONDS, self._failures[transport.url], _MAX_BACKOFF_SECONDS)
         self._failures[transport.url] += 1
         self._backoff_until[transport.url] = now + backoff
 

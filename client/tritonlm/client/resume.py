@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from tritonlm.client.backoff import doubled
 from tritonlm.client.transport import Call
 from tritonlm.client.types import Piece
 from tritonlm.contract import (
@@ -104,4 +105,4 @@ class Attempts:
 
     def _pause(self, limit: float) -> float:
         self._pauses += 1
-        return min(_FIRST_PAUSE_SECONDS * 2.0 ** (self._pauses - 1), limit)
+        return doubled(_FIRST_PAUSE_SECONDS, self._pauses - 1, limit)

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from tritonlm.client.backoff import doubled
 from tritonlm.client.load_balancer import LoadBalancer
 from tritonlm.client.resume import Attempts
 from tritonlm.client.transport import Call, Transport
@@ -60,7 +61,7 @@ class Retries:
                     self.balancer.mark_failed(transport)
                 if attempt >= self._max_retries:
                     raise
-            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2.0**attempt, _MAX_PAUSE_SECONDS))
+            await asyncio.sleep(doubled(_FIRST_PAUSE_SECONDS, attempt, _MAX_PAUSE_SECONDS))
         raise AssertionError("unreachable")
 
     def pause_after(self, error: TritonLMError, transport: Transport, attempts: Attempts) -> float:
