@@ -12,8 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from tritonlm.client.backoff import doubled
 from tritonlm.client.transport import Call, Transport
+from tritonlm.contract.backoff import doubled
 
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 15.0
 _RECENT_SECONDS = 60.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from tritonlm.client.backoff import doubled
 from tritonlm.client.transport import Call
 from tritonlm.client.types import Piece
 from tritonlm.contract import (
@@ -22,6 +21,7 @@ from tritonlm.contract import (
     TritonLMError,
     Unavailable,
 )
+from tritonlm.contract.backoff import doubled
 
 # Nothing was computed before these errors, so a retry is safe.
 _RETRYABLE = (Unavailable, Draining, QueueFull)

@@ -12,11 +12,11 @@ import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from tritonlm.client.backoff import doubled
 from tritonlm.client.load_balancer import LoadBalancer
 from tritonlm.client.resume import Attempts
 from tritonlm.client.transport import Call, Transport
 from tritonlm.contract import Draining, NotLoaded, TritonLMError, Unavailable
+from tritonlm.contract.backoff import doubled
 
 T = TypeVar("T")
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 2.0

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 
+from tritonlm.contract.backoff import doubled
+
 
 class RestartBackoff:
     """The first restarts in a row are immediate; each later one waits twice as long, up to a maximum number.
@@ -15,8 +17,7 @@ class RestartBackoff:
     """
 
     IMMEDIATE_ATTEMPTS, MAX_ATTEMPTS, HEALTHY_SECONDS = 6, 12, 15.0
-    # The doublings until the maximum: after a thousand a float overflows.
-    _MAX_DELAY, _MAX_DOUBLINGS = 30.0, 5
+    _MAX_DELAY = 30.0
 
     def __init__(self) -> None:
         self._attempts = 0
@@ -44,4 +45,4 @@ class RestartBackoff:
     def _delay_after(self, attempts: int) -> float:
         if attempts < self.IMMEDIATE_ATTEMPTS:
             return 0.0
-        return min(2.0 ** min(attempts - self.IMMEDIATE_ATTEMPTS, self._MAX_DOUBLINGS), self._MAX_DELAY)
+        return doubled(1.0, attempts - self.IMMEDIATE_ATTEMPTS, self._MAX_DELAY)
