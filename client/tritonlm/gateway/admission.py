@@ -122,7 +122,7 @@ class AdmissionQueue:
         caller_total = self.running[caller] + len(self._waiting.get(caller, ()))
         if total >= self.max_requests:
             reason = f"{total} requests already run or wait"
-        elif self.tokens and self.tokens + tokens > self._max_tokens:
+        elif (total or self.tokens) and self.tokens + tokens > self._max_tokens:
             reason = f"requests with {self.tokens} prompt tokens already run, wait or arrive"
         elif is_known and caller_total >= max(1, self.max_requests * _MAX_CALLER_SHARE):
             reason = f"{caller_total} of your requests already run or wait"
