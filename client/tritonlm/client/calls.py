@@ -1,6 +1,7 @@
 """OpenAI's calls: `completions`, `chat.completions`, `embeddings`.
 
-Each turns its arguments into a plan (`sequences`), has the client run it, and builds OpenAI's objects (`results`).
+Each turns its arguments into a plan (`sequences`), has the client run it, and builds OpenAI's objects (`results`). It
+does not know which Triton runs the plan, nor in how many attempts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The language models of all of a client's Tritons: list, describe, load, replace and unload them.
 
-Calls to a loaded model are made by `async_client`.
+Calls to a loaded model are made by `async_client`. Which models should stay loaded, the caller decides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds the gateway's ASGI application from settings and a client."""
+"""Builds the gateway's ASGI application from settings and a client. It does not know where that listens (`serve`)."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from tritonlm.access.exposure import is_loopback
 from tritonlm.access.keys import KeyRing
 
 from .errors import cross_site_response, wrong_host_response
+from .http_responses import IGNORED_HEADER
 from .middleware import REQUEST_IDS
-from .responses import IGNORED_HEADER
 from .settings import GatewaySettings
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

@@ -1,7 +1,7 @@
 """Runs the gateway in this process until a signal, then drains it.
 
 After the first signal it is not ready and refuses new requests while it still listens. It ends when the last running
-request has ended, after the drain time, or at a second signal.
+request has ended, after the drain time, or at a second signal. This module knows sockets and signals, no routes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The objects that the routes of one gateway share, and the FastAPI dependency that passes them to a handler."""
+"""The objects that the routes of one gateway share, and the FastAPI dependency that passes them to a handler.
+
+It names them; `app` makes them from the settings.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Logs and traces of this package's processes."""
+"""Logs and traces of this package's processes. It does not know what they report."""

@@ -1,7 +1,8 @@
 """Selects the language models of a server: the bundled ones, the registry's, and checkpoints named at the start.
 
 `select_models` only reads. `download_models` downloads what the Hub's cache lacks. `write_models` writes the model
-repositories that Triton reads and the adapters files that engines follow, which a running server may use too.
+repositories that Triton reads and the adapters files that engines follow, which a running server may use too. None
+contacts Triton.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The transport interface between client and Triton, and the types that cross it.
 
-`grpc_transport` implements it with tritonclient; tests use a fake.
+`grpc_transport` implements it with tritonclient; tests use a fake. A transport knows one Triton, and neither retries
+nor OpenAI's objects.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from tritonlm.contract.tensors import TensorSpec
 from tritonlm.observability.tracing import TRACEPARENT
 
 from . import Call, Prompt, PromptEmbedding, RepositoryModel
+from .grpc_stream import GrpcStream, grpc_errors, single_request
 from .repository import Repository
-from .responses import Responses, grpc_errors, single_request
 from .watch import Watch, WatchedCall
 from .wire import Outputs, infer_request, piece_of
 
@@ -76,7 +76,7 @@ class GrpcTransport:
         inputs = {**_prompt(call.prompt), tensors.STREAM: call.stream, tensors.EXCLUDE_INPUT: True}
         inputs[tensors.SAMPLING_PARAMETERS] = json.dumps({**call.parameters, "timeout": call.timeout, "as_piece": True})
         request = infer_request(call.model, inputs, [tensors.PIECE], call.request_id, call.traceparent)
-        stream = Responses(
+        stream = GrpcStream(
             self._stub.ModelStreamInfer(
                 single_request(request),
                 timeout=call.timeout + _GRACE_SECONDS,
@@ -121,7 +121,7 @@ class GrpcTransport:
             call.request_id,
             call.traceparent,
         )
-        stream = Responses(self._stub.ModelStreamInfer(single_request(request), timeout=call.timeout + _GRACE_SECONDS))
+        stream = GrpcStream(self._stub.ModelStreamInfer(single_request(request), timeout=call.timeout + _GRACE_SECONDS))
         ended, watched = False, WatchedCall(call.request_id, stream.fail)
         self._watch(call.model).add(watched)
         try:
@@ -169,7 +169,7 @@ class GrpcTransport:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _abandon(self, call: Call, stream: Responses, seconds: float = _ABANDON_SECONDS) -> None:
+    async def _abandon(self, call: Call, stream: GrpcStream, seconds: float = _ABANDON_SECONDS) -> None:
         """Send cancels until the stream has ended: the first one may reach the engine before the request does."""
         drained = asyncio.ensure_future(stream.drain())
         clock = asyncio.get_running_loop().time

@@ -16,7 +16,7 @@ from tritonlm.contract import ModelNotFound, NotLoaded, tensors
 from tritonlm.contract.parts import part_of
 
 from . import RepositoryModel
-from .responses import grpc_errors
+from .grpc_stream import grpc_errors
 
 _REQUEST_SECONDS = 5.0
 _UNLOAD_SECONDS, _POLL_SECONDS = 10.0, 0.02

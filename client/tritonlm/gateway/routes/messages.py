@@ -18,7 +18,7 @@ from tritonlm.contract import TritonLMError
 
 from ..chat_calls import count_tokens, with_names
 from ..errors import RESPONSES, AnthropicErrorBody, anthropic_body, body_of
-from ..responses import ResponseFormat, named_events, respond
+from ..http_responses import ResponseFormat, named_events, respond
 from ..services import ServicesParameter
 from .openai import STREAMED, common_arguments
 

@@ -13,7 +13,7 @@ from tritonlm.client.types import Model
 from tritonlm.contract import ModelNotFound
 
 from ..errors import RESPONSES
-from ..responses import json_response
+from ..http_responses import json_response
 from ..services import ServicesParameter
 
 router = APIRouter(tags=["models"])

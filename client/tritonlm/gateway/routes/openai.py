@@ -13,8 +13,8 @@ from tritonlm.client.types import ChatCompletion, Completion, Embeddings, Model,
 
 from ..chat_calls import with_names
 from ..errors import RESPONSES
+from ..http_responses import OPENAI, ResponseFormat, json_response, respond
 from ..middleware import context_of
-from ..responses import OPENAI, ResponseFormat, json_response, respond
 from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from ..services import Services, ServicesParameter
 

@@ -18,9 +18,9 @@ from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered
 
 from ..chat_calls import count_tokens, with_names
 from ..errors import RESPONSES, body_of
+from ..http_responses import ResponseFormat, named_events, respond
 from ..middleware import context_of
 from ..response_store import ResponseStore
-from ..responses import ResponseFormat, named_events, respond
 from ..services import Services, ServicesParameter
 from .openai import STREAMED, common_arguments
 

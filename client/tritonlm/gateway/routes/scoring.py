@@ -17,8 +17,8 @@ from tritonlm.client.sequences import in_parts
 from tritonlm.contract import InvalidRequest
 
 from ..errors import RESPONSES
+from ..http_responses import ResponseFormat, respond
 from ..middleware import RequestContext
-from ..responses import ResponseFormat, respond
 from ..scoring.decisions import Question, messages_of, plain_prompt, read_questions
 from ..scoring.schemas import (
     DecisionAnswers,

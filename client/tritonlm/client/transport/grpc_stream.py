@@ -17,7 +17,7 @@ async def single_request(request: Any) -> AsyncIterator[Any]:
     yield request
 
 
-class Responses:
+class GrpcStream:
     """The responses of one stream. If a reader is cancelled while it waits, the stream stays open and can be drained.
 
     Cancelling the read itself would cancel the gRPC call, and Triton would pass the cancellation on to `detokenize`.
