@@ -191,8 +191,8 @@ class Engine:
     def _sync_step(self, began: float) -> list[Slice]:
         plan = self.scheduler.plan()
         if plan:
-            self._step_output.begin(plan)
-            self._step_output.process(plan, self.runner.forward(plan), began)
+            masks = self._step_output.begin(plan)
+            self._step_output.process(plan, self.runner.forward(plan), began, masks)
         return plan
 
     def _release_chunks(self) -> None:

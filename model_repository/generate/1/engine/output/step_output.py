@@ -29,11 +29,10 @@ _FORCED_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class ChosenTokens:
-    """The next tokens of these requests, on their way to the host, and the masks that they were chosen with."""
+    """The next tokens of these requests, on their way to the host."""
 
     requests: list[Request]
     tokens: HostTokens
-    masks: StepMasks | None
 
     def read(self) -> dict[Request, Sampled | None]:
         return dict(zip(self.requests, self.tokens.read(), strict=True))
@@ -51,44 +50,39 @@ class StepOutputProcessor:
         """`end` removes a request and delivers its last item."""
         self._runner, self._scheduler, self._metrics, self._end = runner, scheduler, metrics, end
         self._mask_worker = masks
-        # The masks of the current step, being computed.
-        self._masks: Future[StepMasks] | None = None
 
-    def begin(self, plan: Sequence[Slice]) -> None:
-        """Start the computation of the plan's token masks, before the step itself."""
+    def begin(self, plan: Sequence[Slice]) -> Future[StepMasks] | None:
+        """Start the computation of the plan's token masks, before the step itself. None: it needs none."""
         constrained = [
             (piece.request.constraint, piece.draft_tokens)
             for piece in plan
             if piece.samples and piece.request.constraint
         ]
-        self._masks = self._mask_worker.begin(constrained) if constrained else None
+        return self._mask_worker.begin(constrained) if constrained else None
 
     def choose(
-        self, plan: Sequence[Slice], rows: Sequence[int], computed: ForwardOutput, offset: int = 0
-    ) -> ChosenTokens:
+        self, plan: Sequence[Slice], rows: Sequence[int], computed: ForwardOutput, masks: Future[StepMasks] | None,
+        offset: int = 0,
+    ) -> ChosenTokens:  # fmt: skip
         """Choose the next tokens of these slices of the plan, each of which has one row of logits.
 
         With an `offset` of 1 the token before is chosen, and not yet appended; then no request has a constraint. The
         host does not wait for the tokens.
         """
-        masks = self._take_masks()
+        step_masks = masks.result() if masks else None
         requests = [plan[row].request for row in rows]
         tokens = choose_tokens(
             computed.logits, [request.sampling for request in requests], computed.argmax, self._runner.sample_tokens,
-            self._runner.score, rows, _token_masks(requests, masks, 0) if masks else None, offset,
+            self._runner.score, rows, _token_masks(requests, step_masks, 0) if step_masks else None, offset,
         )  # fmt: skip
         for row, request in enumerate(requests):
             request.sampling.count(tokens.ids[row : row + 1])
-        return ChosenTokens(requests, tokens.start_copy(), masks)
-
-    def _take_masks(self) -> StepMasks | None:
-        """The masks that `begin` has begun, once."""
-        masks, self._masks = self._masks, None
-        return masks.result() if masks else None
+        return ChosenTokens(requests, tokens.start_copy())
 
     def process(
-        self, plan: Sequence[Slice], computed: ForwardOutput, began: float, chosen: ChosenTokens | None = None
-    ) -> None:
+        self, plan: Sequence[Slice], computed: ForwardOutput, began: float, masks: Future[StepMasks] | None,
+        chosen: ChosenTokens | None = None,
+    ) -> None:  # fmt: skip
         """Pool or score prompts, sample next tokens, and end the sequences that are complete.
 
         `chosen` holds the next tokens, where they are chosen already; then no logits are read.
@@ -113,15 +107,18 @@ class StepOutputProcessor:
             elif piece.samples:
                 request.output.finish_prompt()
                 sampling.append((piece, row - 1 - len(piece.draft_tokens)))
-        self._sample(sampling, computed, chosen)
+        self._sample(sampling, computed, masks, chosen)
 
-    def _sample(self, sampling: list[tuple[Slice, int]], computed: ForwardOutput, chosen: ChosenTokens | None) -> None:
+    def _sample(
+        self, sampling: list[tuple[Slice, int]], computed: ForwardOutput, masks: Future[StepMasks] | None,
+        chosen: ChosenTokens | None,
+    ) -> None:  # fmt: skip
         """`sampling` holds slices and their first logit rows.
 
         Pass n samples the n-th token of each slice. A slice stays for the next pass while its draft token is accepted.
         """
         position, argmax = 0, computed.argmax
-        step_masks = chosen.masks if chosen else self._take_masks()
+        step_masks = masks.result() if masks else None
         tokens = chosen.read() if chosen else {}
         self._metrics.count(DRAFT_TOKENS, sum(len(piece.draft_tokens) for piece, _ in sampling))
         continuing: list[Request] = []
@@ -135,9 +132,9 @@ class StepOutputProcessor:
                 states = [piece.request.sampling for piece, _ in sampling]
                 argmax = argmax or Argmax.of(computed.logits)
                 requests = [piece.request for piece, _ in sampling]
-                masks = _token_masks(requests, step_masks, position) if step_masks else None
+                token_masks = _token_masks(requests, step_masks, position) if step_masks else None
                 sampled = sample(
-                    computed.logits, states, argmax, self._runner.sample_tokens, self._runner.score, rows, masks
+                    computed.logits, states, argmax, self._runner.sample_tokens, self._runner.score, rows, token_masks
                 )
             accepted = []
             for (piece, row), token in zip(sampling, sampled, strict=True):

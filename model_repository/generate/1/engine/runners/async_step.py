@@ -13,11 +13,13 @@ what they cost.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 
+from ..constraints.mask_worker import StepMasks
 from ..output.step_output import ChosenTokens, StepOutputProcessor
 from ..sampling.transfer import row_index
 from ..scheduling.scheduler import Scheduler, Slice
@@ -38,6 +40,8 @@ class LaunchedStep:
     plan: list[Slice]
     computed: ForwardOutput
     began: float
+    # None: no request needs one, or they depend on tokens that are not read yet.
+    masks: Future[StepMasks] | None = None
     # Its next tokens. None before the tokens that its masks depend on are read, or where the step output samples them.
     chosen: ChosenTokens | None = None
 
@@ -67,10 +71,10 @@ class AsyncStep:
         plan = self._scheduler.plan()
         if not plan:
             return None
-        self._step_output.begin(plan)
-        step = LaunchedStep(plan, self._runner.forward(plan), began)
+        masks = self._step_output.begin(plan)
+        step = LaunchedStep(plan, self._runner.forward(plan), began, masks)
         if all(_is_single(piece) and piece.samples and piece.request.parameters.max_tokens for piece in plan):
-            step.chosen = self._step_output.choose(plan, range(len(plan)), step.computed)
+            step.chosen = self._step_output.choose(plan, range(len(plan)), step.computed, masks)
         return step
 
     def _launch_next(self, current: LaunchedStep, began: float) -> LaunchedStep | None:
@@ -85,19 +89,19 @@ class AsyncStep:
         ids = ids if len(rows) == len(ids) else ids[row_index(rows, ids.device)]
         following = LaunchedStep(plan, self._runner.forward_async(plan, ids), began)
         if not any(piece.request.constraint for piece in plan):
-            following.chosen = self._step_output.choose(plan, range(len(plan)), following.computed, offset=1)
+            following.chosen = self._step_output.choose(plan, range(len(plan)), following.computed, None, offset=1)
         return following
 
     def _choose_with_masks(self, step: LaunchedStep) -> None:
         """Choose the tokens of a launched step, now that those before are appended."""
         rows = [row for row in self._scheduler.still_running(step.plan) if step.plan[row].samples]
-        self._step_output.begin([step.plan[row] for row in rows])
-        step.chosen = self._step_output.choose(step.plan, rows, step.computed)
+        step.masks = self._step_output.begin([step.plan[row] for row in rows])
+        step.chosen = self._step_output.choose(step.plan, rows, step.computed, step.masks)
 
     def _complete(self, step: LaunchedStep) -> None:
         # Some requests may have ended or been removed since the launch.
         plan = [step.plan[row] for row in self._scheduler.still_running(step.plan)] if step.chosen else step.plan
-        self._step_output.process(plan, step.computed, step.began, step.chosen)
+        self._step_output.process(plan, step.computed, step.began, step.masks, step.chosen)
 
 
 def _is_single(piece: Slice) -> bool:
