@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -27,14 +26,13 @@ from ..runners.interface import Runner
 from .folders import AdapterFolders, AdapterSource
 from .loaded import LoadedAdapter
 from .peft_files import read_adapter, stored_numbers
+from .put_aside import PutAside
 
 _log = logging.getLogger("tritonlm.engine")
 
 AdapterReport = dict[str, str | int]
 Acquired = LoadedAdapter | TritonLMError
 Done = Callable[[Acquired], None]
-# Loads of others may overtake one that has been put aside for so long.
-_OVERTAKEN_SECONDS = 5.0
 
 
 @dataclass(eq=False)
@@ -46,19 +44,9 @@ class _Entry:
     references: int = 0
 
 
-@dataclass(eq=False)
-class _Aside:
-    """A source for which there was no room."""
-
-    since: float
-    needed: int
-    # Whether it waits for the thread, to be tried again.
-    queued: bool = False
-
-
 class AdapterStore:
     def __init__(self, runner: Runner, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._runner, self._config, self._clock = runner, config, clock
+        self._runner, self._config = runner, config
         self._folders = AdapterFolders(Path(config.adapters_file))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapters")
         # Guards everything below.
@@ -68,8 +56,8 @@ class AdapterStore:
         # These, and replaced or removed ones that requests still use.
         self._entries: dict[LoadedAdapter, _Entry] = {}
         self._waiting: dict[AdapterSource, list[Done]] = {}
-        # Those of them that are put aside, the first one first.
-        self._aside: dict[AdapterSource, _Aside] = {}
+        # Those of them for which there was no room.
+        self._aside = PutAside(config.queue_seconds, clock)
         self._closed = False
         # The bytes of one that is being loaded.
         self._loading = 0
@@ -116,7 +104,7 @@ class AdapterStore:
         """Refuse what waits, and stop the thread."""
         with self._lock:
             self._closed = True
-            self._retry(list(self._aside))
+            self._retry(lambda *_: True)
         self._thread.shutdown(wait=False)
 
     def report(self) -> list[AdapterReport]:
@@ -158,13 +146,11 @@ class AdapterStore:
 
     def _retry_fitting(self) -> None:
         """Try those again that have room by now, such as the next one when another was loaded or has failed."""
-        self._retry([source for source, aside in self._aside.items() if self._has_room(source, aside.needed)])
+        self._retry(self._has_room)
 
-    def _retry(self, sources: list[AdapterSource]) -> None:
-        for source in sources:
-            if not self._aside[source].queued:
-                self._aside[source].queued = True
-                self._thread.submit(self._run, source)
+    def _retry(self, has_room: Callable[[AdapterSource, int], bool]) -> None:
+        for source in self._aside.retry(has_room):
+            self._thread.submit(self._run, source)
 
     # The loading thread.
 
@@ -184,7 +170,7 @@ class AdapterStore:
             self._loading = 0
             self._enter()
             waiting = self._waiting.pop(source)
-            self._aside.pop(source, None)
+            self._aside.remove(source)
             if entry:
                 # It may have been removed from the file since.
                 self._entries[entry.loaded] = entry
@@ -251,7 +237,8 @@ class AdapterStore:
         """Evict unused adapters until one of this size fits; if that does not suffice, put the source aside."""
         self._check_open()
         if not self._has_room(source, needed):
-            return self._put_aside(source, needed)
+            self._aside.put(source, needed)
+            return False
         unused = self._unused()
         while not self._fits(len(self._entries), needed):
             self._drop([unused.pop(0)])
@@ -259,7 +246,8 @@ class AdapterStore:
             if unused:
                 self._drop([unused.pop(0)])
             elif self._entries:
-                return self._put_aside(source, needed)
+                self._aside.put(source, needed)
+                return False
             else:
                 raise NoRoom(
                     f"adapter {source.name!r} does not fit into the memory budget beside its LM and others; raise "
@@ -271,11 +259,6 @@ class AdapterStore:
     def _check_open(self) -> None:
         if self._closed:
             raise Draining("this model has been stopped")
-
-    def _put_aside(self, source: AdapterSource, needed: int) -> bool:
-        aside = self._aside.setdefault(source, _Aside(self._clock(), needed))
-        aside.needed, aside.queued = needed, False
-        return False
 
     def _reserve(self, needed: int) -> bool:
         """Enter one of this size, which is loaded next, in the memory ledger; False: the budget has no room for it."""
@@ -300,15 +283,7 @@ class AdapterStore:
         """Whether one of this size fits beside those in use, and takes it from none that has waited longer."""
         unused = self._unused()
         fits = self._fits(len(self._entries) - len(unused), needed - sum(entry.nbytes for entry in unused))
-        return fits and not self._gives_way(source)
-
-    def _gives_way(self, source: AdapterSource) -> bool:
-        now = self._clock()
-        since = self._aside[source].since if source in self._aside else now
-        # After queue_seconds the other's first requests have been refused: it must not hold everybody up for ever.
-        longest = self._config.queue_seconds or math.inf
-        waits = [aside.since for aside in self._aside.values() if aside.since < since]
-        return any(_OVERTAKEN_SECONDS <= now - begun < longest for begun in waits)
+        return fits and not self._aside.gives_way(source)
 
     def _unused(self) -> list[_Entry]:
         return [entry for entry in self._current.values() if not entry.references]
