@@ -10,7 +10,7 @@ It knows tensors and shapes, and not requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,9 +135,7 @@ class PromptGraphs:
         return recording
 
     def _inputs(self, tokens: int) -> PromptInputs:
-        largest = self._largest
-        shape = PromptShape(tokens, largest.sequences, largest.blocks, largest.height)
-        return PromptInputs(shape, self._block_tokens, self._device)
+        return PromptInputs(replace(self._largest, tokens=tokens), self._block_tokens, self._device)
 
     def _tokens(self, count: int) -> int:
         return rows_of_shape(max(count, _LEAST_TOKENS))

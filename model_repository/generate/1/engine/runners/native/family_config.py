@@ -11,10 +11,17 @@ from typing import Any
 from tritonlm.contract import Checkpoint
 
 from .rope import Rope, rope_of
+from .structures import Activation
 from .unsupported import Unsupported
 
 # The values of layer_types.
 FULL, SLIDING = "full_attention", "sliding_attention"
+# As transformers names them.
+_ACTIVATIONS = {
+    "silu": Activation.SILU, "swish": Activation.SILU, "gelu": Activation.GELU_ERF, "gelu_new": Activation.GELU_TANH,
+    "gelu_fast": Activation.GELU_TANH, "gelu_pytorch_tanh": Activation.GELU_TANH, "relu": Activation.RELU,
+    "relu2": Activation.RELU_SQUARED,
+}  # fmt: skip
 
 
 class FamilyConfig:
@@ -59,6 +66,14 @@ class FamilyConfig:
         """What a family computes only one way: config.json must say this, null or nothing."""
         if self.values.get(name) not in (None, value):
             raise Unsupported(f"its {name} is {self.values[name]!r}")
+
+    def activation(self, name: str, default: str, aliases: dict[str, str] | None = None) -> Activation:
+        """`aliases` are names that mean another one in a family's files."""
+        activation = self.text(name, default)
+        activation = (aliases or {}).get(activation, activation)
+        if activation not in _ACTIVATIONS:
+            raise Unsupported(f"its activation is {activation}")
+        return _ACTIVATIONS[activation]
 
     def head_dim(self, hidden_size: int, heads: int) -> int:
         return self.size("head_dim", hidden_size // heads)

@@ -17,13 +17,11 @@ import numpy.typing as npt
 import torch
 from tritonlm.contract.gguf_tensors import BLOCKS
 
-from .quantized import BlockType, Quantized
+from .quantized import MXFP4_TABLE, BlockType, Quantized
 
 Bytes = npt.NDArray[np.uint8]
 Halves = npt.NDArray[np.float16]
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-# Twice E2M1's numbers.
-_MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 @dataclass(frozen=True)
@@ -190,6 +188,6 @@ _TYPES: dict[str, _Type] = {
     "Q6_K": _Type(6, _q6_k_codes, _q6_k_scales, None),
     "IQ4_NL": _Type(4, lambda b: _nibbles(b[..., 2:]), _halves, table=_IQ4_VALUES),
     "IQ4_XS": _Type(4, lambda b: _nibbles(_in_runs(b, 8, 136, 16)), _iq4_xs_scales, table=_IQ4_VALUES),
-    "MXFP4": _Type(4, lambda b: _nibbles(b[..., 1:]), _mxfp4_scales, table=_MXFP4_VALUES),
+    "MXFP4": _Type(4, lambda b: _nibbles(b[..., 1:]), _mxfp4_scales, table=MXFP4_TABLE),
 }
 TYPES = frozenset(_TYPES)

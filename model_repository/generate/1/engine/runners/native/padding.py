@@ -30,9 +30,14 @@ def padded_range(size: int) -> Sequence[int]:
     return [*range(size), *[PADDING] * (padded(size) - size)]
 
 
+def is_identity(index: Sequence[int], size: int) -> bool:
+    """Whether these are all of so many, in order."""
+    return list(index) == list(range(size))
+
+
 def take(tensor: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
     """tensor[index], with zeros where the index is PADDING."""
-    if list(index) == list(range(len(tensor))):
+    if is_identity(index, len(tensor)):
         return tensor
     with_zeros = torch.cat([tensor, tensor.new_zeros(1, *tensor.shape[1:])])
     return with_zeros[torch.tensor([len(tensor) if i == PADDING else i for i in index])]

@@ -16,7 +16,7 @@ import torch
 
 from . import structures
 from .linear import Experts, Linear, Qkv, Reader, gate_and_up, numbers, take_rows
-from .padding import HEAD_DIMS, INPUTS, HeadLayout, padded, padded_range, take
+from .padding import HEAD_DIMS, INPUTS, HeadLayout, is_identity, padded, padded_range, take
 from .placement import Placements
 from .quantized import Quantized
 from .rope import PADDING, Rope
@@ -24,12 +24,6 @@ from .structures import OPERATIONS, Activation, Buffer, NormKind, Weights
 from .unsupported import Unsupported
 from .weights import WeightPacker
 
-# As transformers names them.
-ACTIVATIONS = {
-    "silu": Activation.SILU, "swish": Activation.SILU, "gelu": Activation.GELU_ERF, "gelu_new": Activation.GELU_TANH,
-    "gelu_fast": Activation.GELU_TANH, "gelu_pytorch_tanh": Activation.GELU_TANH, "relu": Activation.RELU,
-    "relu2": Activation.RELU_SQUARED,
-}  # fmt: skip
 # More than any model has.
 _MAX_SIZE = 1_000_000
 
@@ -76,12 +70,6 @@ class Projection:
 
     source: Linear
     width: int
-
-
-def activation_of(name: str) -> Activation:
-    if name not in ACTIVATIONS:
-        raise Unsupported(f"its activation is {name}")
-    return ACTIVATIONS[name]
 
 
 class Program:
@@ -274,7 +262,7 @@ class Program:
             return Weights(inputs=len(columns), outputs=outputs)
         self.placements.place_linear(len(self._ops), (source,), self._prefix, outputs, columns, inputs)
         matrix = self._reader.linear(source, self._prefix, outputs, inputs)
-        if isinstance(matrix.weight, Quantized) and list(columns) == list(range(inputs)):
+        if isinstance(matrix.weight, Quantized) and is_identity(columns, inputs):
             return self._weights.linear(*matrix)
         return self._weights.linear(take(numbers(matrix.weight).t(), columns).t(), matrix.bias)
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
+from .padding import is_identity
 from .rope import PADDING
 
 # Inputs for which scales in two levels have a common step.
 SUPER_GROUP = 256
 # kVecSize in simd.hpp: the outputs that the kernels multiply together.
 BLOCK_OUTPUTS = 16
+# Twice the sixteen numbers of MXFP4 (E2M1), which makes them whole.
+MXFP4_TABLE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Quantized:
 
     def rows(self, index: Sequence[int]) -> Quantized:
         """These outputs, and outputs of zeros where the index is PADDING."""
-        if list(index) == list(range(len(self.codes))):
+        if is_identity(index, len(self.codes)):
             return self
         chosen = torch.tensor(index)
         exists = chosen != PADDING

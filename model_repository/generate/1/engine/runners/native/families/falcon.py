@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..alibi import alibi_slopes
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import Buffer, NormKind
 from ..unsupported import Unsupported
 from ..weights import WeightPacker
@@ -27,7 +27,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     kv_heads = 1 if has_one_kv_head else config.size("num_kv_heads", heads)
     shape = Shape(width, layers, heads, kv_heads, head_dim)
     style = NormStyle(NormKind.LAYER, config.number("layer_norm_epsilon", 1e-5))
-    activation = activation_of(config.text("activation", "gelu"))
+    activation = config.activation("activation", "gelu")
     has_alibi = config.flag("alibi", False)
     # transformers rounds slopes times positions to bfloat16, whatever the dtype; here they are exact.
     slopes = alibi_slopes(heads) * head_dim**-0.5 if has_alibi else None

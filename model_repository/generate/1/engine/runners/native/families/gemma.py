@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..weights import WeightPacker
 
@@ -18,9 +18,8 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     config.expect("use_bidirectional_attention", False)
     shape = Shape(width, layers, heads, config.size("num_key_value_heads"), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6), offset=1.0)
-    name = config.text("hidden_act", "gelu_pytorch_tanh")
     # The first files say "gelu" and mean its approximation.
-    activation = activation_of("gelu_pytorch_tanh" if name == "gelu" else name)
+    activation = config.activation("hidden_act", "gelu_pytorch_tanh", aliases={"gelu": "gelu_pytorch_tanh"})
 
     program = Program(shape, config.vocab_size, [config.rope(head_dim)], weights)
     program.embed("embed_tokens.weight", scale=width**0.5)

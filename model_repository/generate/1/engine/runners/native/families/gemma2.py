@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..family_config import FULL, SLIDING, FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NO_NORM, NormStyle, Program, Shape, activation_of
+from ..program import NO_NORM, NormStyle, Program, Shape
 from ..rope import Rope
 from ..structures import Buffer, NormKind
 from ..weights import WeightPacker
@@ -24,7 +24,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     shape = Shape(width, layers, heads, config.size("num_key_value_heads"), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6), offset=1.0)
     head_style = NO_NORM if second else style
-    activation = activation_of(config.text("hidden_activation", "gelu_pytorch_tanh"))
+    activation = config.activation("hidden_activation", "gelu_pytorch_tanh")
     pattern = 2 if second else config.size("sliding_window_pattern", 6)
     types = config.layer_types(layers, [SLIDING if (layer + 1) % pattern else FULL for layer in range(layers)])
     windows = config.windows(layers, types, config.optional("sliding_window", 4096))

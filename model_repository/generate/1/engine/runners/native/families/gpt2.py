@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Columns, Qkv
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..weights import WeightPacker
 
@@ -21,7 +21,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     config.expect("tie_word_embeddings", True)
     shape = Shape(width, config.size("n_layer", 12), heads, heads, width // heads)
     style = NormStyle(NormKind.LAYER, config.number("layer_norm_epsilon", 1e-5))
-    activation = activation_of(config.text("activation_function", "gelu_new"))
+    activation = config.activation("activation_function", "gelu_new")
 
     program = Program(shape, config.vocab_size, weights=weights)
     program.embed("wte.weight", positions="wpe.weight", context=config.context)

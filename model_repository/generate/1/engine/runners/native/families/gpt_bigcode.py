@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..weights import WeightPacker
 
@@ -18,7 +18,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     config.expect("add_cross_attention", False)
     shape = Shape(width, layers, heads, kv_heads, width // heads)
     style = NormStyle(NormKind.LAYER, config.number("layer_norm_epsilon", 1e-5))
-    activation = activation_of(config.text("activation_function", "gelu_pytorch_tanh"))
+    activation = config.activation("activation_function", "gelu_pytorch_tanh")
     scale = None if config.flag("scale_attn_weights", True) else 1.0
 
     program = Program(shape, config.vocab_size, weights=weights)

@@ -6,7 +6,7 @@ from itertools import chain
 
 from ..family_config import FULL, SLIDING, FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..unsupported import Unsupported
 from ..weights import WeightPacker
@@ -21,7 +21,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     inner = config.size("intermediate_size", 4 * width)
     shape = Shape(width, layers, heads, heads, width // heads)
     style = NormStyle(NormKind.LAYER, config.number("layer_norm_epsilon", 1e-5))
-    activation = activation_of(config.text("activation_function", "gelu_new"))
+    activation = config.activation("activation_function", "gelu_new")
     windows = config.windows(layers, _layer_types(config), config.size("window_size", 256))
 
     program = Program(shape, config.vocab_size, weights=weights)

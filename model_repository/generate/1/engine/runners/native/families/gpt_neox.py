@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import Buffer, NormKind
 from ..weights import WeightPacker
 
@@ -18,7 +18,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     inner, head_dim = config.size("intermediate_size"), width // heads
     shape = Shape(width, layers, heads, heads, head_dim)
     style = NormStyle(NormKind.LAYER, config.number("layer_norm_eps", 1e-5))
-    activation = activation_of(config.text("hidden_act", "gelu"))
+    activation = config.activation("hidden_act", "gelu")
     is_parallel = config.flag("use_parallel_residual", True)
     rope = config.rope(head_dim, theta_name="rotary_emb_base", partial=config.number("rotary_pct", 0.25))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..weights import WeightPacker
 
@@ -18,7 +18,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     config.expect("tie_word_embeddings", False)
     shape = Shape(width, layers, heads, heads, head_dim)
     style = NormStyle(NormKind.LAYER, config.number("layer_norm_epsilon", 1e-5))
-    activation = activation_of(config.text("activation_function", "gelu_new"))
+    activation = config.activation("activation_function", "gelu_new")
     rope = config.rope(head_dim, partial=config.size("rotary_dim", 64) / head_dim, interleaved=True)
 
     program = Program(shape, config.vocab_size, [rope], weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Experts, Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..weights import WeightPacker
 
@@ -18,7 +18,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     count, top_k = config.size("num_local_experts"), config.size("num_experts_per_tok")
     shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-5))
-    activation = activation_of(config.text("hidden_act", "silu"))
+    activation = config.activation("hidden_act", "silu")
     window = int(config.number("sliding_window", 0))
 
     program = Program(shape, config.vocab_size, [config.rope(head_dim, theta=1e6)], weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NO_NORM, NormStyle, Program, Shape, activation_of
+from ..program import NO_NORM, NormStyle, Program, Shape
 from ..structures import Buffer, NormKind
 from ..weights import WeightPacker
 
@@ -17,7 +17,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     inner, head_dim = config.size("intermediate_size"), config.head_dim(width, heads)
     shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-5))
-    activation = activation_of(config.text("hidden_act", "silu"))
+    activation = config.activation("hidden_act", "silu")
 
     program = Program(shape, config.vocab_size, [config.rope(head_dim)], weights)
     program.embed("embed_tokens.weight")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Experts, Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import Buffer, NormKind
 from ..weights import WeightPacker
 
@@ -23,7 +23,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     config.expect("sliding_window", None)
     shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-5))
-    activation = activation_of(config.text("hidden_act", "silu"))
+    activation = config.activation("hidden_act", "silu")
 
     program = Program(shape, config.vocab_size, [config.rope(head_dim)], weights)
     program.embed("embed_tokens.weight")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Columns, Qkv, Rows
-from ..program import NO_NORM, NormStyle, Program, Projection, Shape, activation_of
+from ..program import NO_NORM, NormStyle, Program, Projection, Shape
 from ..structures import Buffer, NormKind
 from ..weights import WeightPacker
 
@@ -18,7 +18,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     inner, narrow = config.size("ffn_dim"), config.size("word_embed_proj_dim", width)
     shape = Shape(width, layers, heads, heads, width // heads)
     style = NormStyle(NormKind.LAYER, 1e-5)
-    activation = activation_of(config.text("activation_function", "relu"))
+    activation = config.activation("activation_function", "relu")
     is_first = config.flag("do_layer_norm_before", True)
     has_last = is_first and not config.flag("_remove_final_layer_norm", False)
     has_weights = config.flag("layer_norm_elementwise_affine", True)

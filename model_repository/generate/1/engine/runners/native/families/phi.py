@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NO_NORM, NormStyle, Program, Shape, activation_of
+from ..program import NO_NORM, NormStyle, Program, Shape
 from ..structures import NormKind
 from ..weights import WeightPacker
 
@@ -19,7 +19,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
     style = NormStyle(NormKind.LAYER, config.number("layer_norm_eps", 1e-5))
     head_style = style if config.flag("qk_layernorm", False) else NO_NORM
-    activation = activation_of(config.text("hidden_act", "gelu_new"))
+    activation = config.activation("hidden_act", "gelu_new")
 
     program = Program(shape, config.vocab_size, [config.rope(head_dim, partial=0.5)], weights)
     program.embed("embed_tokens.weight")

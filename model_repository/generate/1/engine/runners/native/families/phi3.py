@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..family_config import FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..weights import WeightPacker
 
@@ -21,7 +21,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     inner, head_dim = config.size("intermediate_size"), config.head_dim(width, heads)
     shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-5))
-    activation, window = activation_of(config.text("hidden_act", "silu")), config.optional("sliding_window")
+    activation, window = config.activation("hidden_act", "silu"), config.optional("sliding_window")
     original = config.size("original_max_position_embeddings", 4096)
     rope = config.rope(head_dim, partial=1.0, original=original, aliases=_ROPE_TYPES)
 

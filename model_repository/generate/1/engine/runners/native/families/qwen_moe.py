@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FULL, SLIDING, FamilyConfig
 from ..linear import Experts, Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..unsupported import Unsupported
 from ..weights import WeightPacker
@@ -21,7 +21,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     renormalize, head_dim = config.flag("norm_topk_prob", False), config.head_dim(width, heads)
     shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6))
-    activation = activation_of(config.text("hidden_act", "silu"))
+    activation = config.activation("hidden_act", "silu")
     is_second, experts = config.model_type == "qwen2_moe", Experts("mlp.experts", count)
     norms = () if is_second else ("self_attn.q_norm", "self_attn.k_norm", style)
     gate = "mlp.shared_expert_gate.weight" if is_second else ""

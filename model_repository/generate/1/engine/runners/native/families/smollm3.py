@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..family_config import FULL, SLIDING, FamilyConfig
 from ..linear import Qkv, Rows
-from ..program import NormStyle, Program, Shape, activation_of
+from ..program import NormStyle, Program, Shape
 from ..structures import NormKind
 from ..unsupported import Unsupported
 from ..weights import WeightPacker
@@ -18,7 +18,7 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     inner, head_dim = config.size("intermediate_size"), config.head_dim(width, heads)
     shape = Shape(width, layers, heads, config.size("num_key_value_heads"), head_dim)
     style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6))
-    activation = activation_of(config.text("hidden_act", "silu"))
+    activation = config.activation("hidden_act", "silu")
     rotates = _rotating_layers(config, layers)
     slides = config.flag("use_sliding_window", False)
     types = [SLIDING if slides and not rotates[layer] else FULL for layer in range(layers)]

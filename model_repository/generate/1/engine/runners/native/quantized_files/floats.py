@@ -12,12 +12,10 @@ from __future__ import annotations
 import torch
 from tritonlm.contract.quantization import Layout
 
-from ..quantized import Quantized
+from ..quantized import MXFP4_TABLE, Quantized
 from .integers import Parts
 
-# Twice the sixteen values of MXFP4, which makes them whole.
-_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-# Of a scale that is an exponent, less 1 because values are doubled.
+# Of a scale that is an exponent.
 _BIAS = 127
 
 
@@ -39,6 +37,7 @@ def read_mxfp4(part: Parts) -> Quantized:
     """(outputs, inputs) of one expert."""
     blocks = part("blocks")
     codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(1).view(torch.int8)
+    # Half of the scale, since the table holds twice the numbers.
     exponents = part("scales").int() - (_BIAS + 1)
     scales = torch.ldexp(torch.ones(exponents.shape), exponents)
-    return Quantized(codes, scales, None, 4, lowest=0, table=_DOUBLED)
+    return Quantized(codes, scales, None, 4, lowest=0, table=MXFP4_TABLE)
