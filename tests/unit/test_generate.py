@@ -6,6 +6,7 @@ import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,29 @@ class TestTwoDevices:
         late = [make_request([5]), make_request([5])]
         model.execute(late)
         assert all("being unloaded" in request.sender.error().message for request in late)
+
+
+def test_an_ended_request_is_freed_without_a_collection(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, kept = model._engine.submit, []
+
+    def watched(request: Any) -> None:
+        kept.append(weakref.ref(request))
+        submit(request)
+
+    monkeypatch.setattr(model._engine, "submit", watched)
+    gc.disable()
+    try:
+        # The last one may still be in the hands of a thread; the third is refused.
+        for prompt in ([5, 6], [5], [5] * 5000, [5]):
+            request = make_request(prompt, stream=True)
+            model.execute([request])
+            request.sender.wait()
+        deadline = time.monotonic() + WAIT_SECONDS
+        while any(reference() for reference in kept[:-1]) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert [reference() for reference in kept[:-1]] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_collections_leave_out_what_the_import_of_torch_made() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,8 @@ class TritonPythonModel:
                 sender.send(message, flags=FINAL if last else 0)
             finally:
                 # After the send, so that the caller does not wait for the log.
-                if last:
-                    self._request_log.write(request, item, traceparent)
+                if last and (ended := reference()):
+                    self._request_log.write(ended, item, traceparent)
 
         now = time.monotonic()
         seconds = min(generation.parameters.timeout or self._config.max_seconds, self._config.max_seconds)
@@ -175,6 +176,8 @@ class TritonPythonModel:
             queue_deadline=now + queue_seconds,
             deadline=now + seconds,
         )
+        # Weak: otherwise `deliver` and the request keep each other, and the sender, until a garbage collection.
+        reference = weakref.ref(request)
         return request
 
 
