@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .harness import Collected, make_text_engine, run, submit
-from .test_structured_outputs import CONSTRAINTS, PROMPT
+from .structured_outputs import CONSTRAINTS, PROMPT
 
 SCHEMAS = [{"json": schema} for schema, refused in generate(24, seed=11) if not refused]
 FORMS = [*CONSTRAINTS.values(), *SCHEMAS]

@@ -17,6 +17,8 @@ from engine.constraints.constraint import Constraint
 from fakes.tiny_lm import make_checkpoint
 from tritonlm.contract import Checkpoint, EngineFailure, InvalidRequest
 
+from .structured_outputs import compiled
+
 GRAMMAR = {"regex": "[0-9]+"}
 
 
@@ -28,12 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def compiler(folder: Path) -> ConstraintCompiler:
     return ConstraintCompiler(folder / "tokenizer.json", Checkpoint(folder).vocab_size, {0})
-
-
-def compiled(compiler: ConstraintCompiler, structured_outputs: dict[str, Any]) -> Compiled:
-    results: queue.Queue[Compiled] = queue.Queue()
-    compiler.compile(structured_outputs, results.put)
-    return results.get(timeout=60)
 
 
 def failing_once(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, failure: Exception) -> None:
