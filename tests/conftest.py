@@ -34,8 +34,8 @@ _SPREAD = ("test_schema",)
 _PROFILE = "without_deadline"
 # New objects before a garbage collection. With Python's 700 a worker, which keeps many, collects all the time.
 _NEW_OBJECTS = 20_000
-# SDKs that take seconds to import and few tests use: a worker imports them for the first test that does.
-_LATE = ("anthropic", "openai")
+# They take seconds to import and few tests use them: a worker imports them for the first test that does.
+_LATE = ("anthropic", "openai", "peft")
 # They name other certificates than those that httpx brings.
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 

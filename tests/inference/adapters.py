@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from tritonlm.contract.adapters_file import AdapterEntry, add_adapter
 
@@ -17,8 +17,8 @@ ALL = "all-linear"
 def write_adapter(base: Path, folder: Path, seed: int = 1, **settings: Any) -> Path:
     """Save an adapter whose matrices A and B are both random. Its effect on the logits is large."""
     torch.manual_seed(seed)
-    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **settings})
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM", **settings})
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
     for name, matrix in model.named_parameters():
         if ".lora_" in name:
             torch.nn.init.normal_(matrix, std=0.5 / (matrix.shape[1] if ".lora_A." in name else 1) ** 0.5)
@@ -36,7 +36,7 @@ class PeftReference:
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        self._model = PeftModel.from_pretrained(model, adapter).eval() if adapter else model
+        self._model = peft.PeftModel.from_pretrained(model, adapter).eval() if adapter else model
 
     @torch.inference_mode()
     def logprobs(self, ids: Sequence[int]) -> torch.Tensor:

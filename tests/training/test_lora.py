@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from fakes.checkpoints import TEXT
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from tritonlm.cli import app
@@ -232,7 +232,7 @@ class TestMerge:
             logits, expected = merged(ids).logits, adapted.eval()(ids).logits
             assert not torch.allclose(logits, AutoModelForCausalLM.from_pretrained(base)(ids).logits, atol=1e-3)
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-        by_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
+        by_peft = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
         for name, weight in by_peft.state_dict().items():
             assert torch.equal(merged.state_dict()[name], weight), name
         assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == CHATML
