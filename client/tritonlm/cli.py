@@ -157,35 +157,40 @@ def serve(
     options["checkpoint"] = [*(options.pop("models") or []), *(checkpoint or [])]
     try:
         settings = read_settings(options)
-        url = gateway_url(settings)
+        own = settings_of_gateway(settings)
     except ServingError as error:
         terminal.print_error(error)
         raise typer.Exit(2) from None
     try:
-        with PlaceholderListener(settings.host, settings.port) if settings.gateway else nullcontext() as placeholder:
+        with PlaceholderListener(own.host, own.port, own.tls_context()) if own else nullcontext() as placeholder:
             # httpx's command line takes more than half of its import.
             with without_collections(), without_modules("httpx._main"):
                 # After the port is open.
                 from tritonlm.serving.supervisor import serve as serve_until_stopped  # noqa: PLC0415
 
-            serve_until_stopped(settings, url, placeholder)
+            serve_until_stopped(settings, url_of(own) if own else "", placeholder)
     except (ServingError, TritonLMError, OSError) as error:
         terminal.print_error(error)
         raise typer.Exit(1) from None
 
 
-def gateway_url(settings: Settings) -> str:
-    """Where the gateway, a child process, will listen; empty without one.
+def settings_of_gateway(settings: Settings) -> GatewaySettings | None:
+    """Those of the gateway that will be a child process; None without one.
 
     Refuses what it would refuse: its settings, and an open address without a key.
     """
     if not settings.gateway:
-        return ""
+        return None
     own = read_settings_of(GatewaySettings, {"host": settings.host, "port": settings.port})
     secret = own.api_key.get_secret_value() if own.api_key else None
     if problem := exposure_problem(own.host, own.keys or paths.keys(), secret, own.allow_anonymous):
         raise ServingError(problem)
-    return f"{'https' if own.tls_certificate else 'http'}://{reachable_host(own.host)}:{own.port}"
+    return own
+
+
+def url_of(gateway: GatewaySettings) -> str:
+    """Where it will listen."""
+    return f"{'https' if gateway.tls_certificate else 'http'}://{reachable_host(gateway.host)}:{gateway.port}"
 
 
 @app.command("gateway")

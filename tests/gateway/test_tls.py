@@ -27,6 +27,7 @@ from tritonlm.gateway.app import create_app
 from tritonlm.gateway.protocol import BoundedProtocol
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import supervisor
+from tritonlm.serving.placeholder import PlaceholderListener
 from typer.testing import CliRunner
 
 from .conftest import WAIT_SECONDS, wait_until_started
@@ -70,6 +71,22 @@ def test_https(certificate: tuple[Path, Path]) -> None:
     finally:
         server.should_exit = True
         thread.join(WAIT_SECONDS)
+
+
+def test_a_starting_server_says_so_over_https(certificate: tuple[Path, Path]) -> None:
+    """Until the gateway listens; connections that send nothing, or plain http, hold up no other one."""
+    path, key = certificate
+    settings = GatewaySettings(tls_certificate=path, tls_key=key)
+    (port,) = free_ports(1)
+    trusted = ssl.create_default_context(cafile=path)
+    with PlaceholderListener("127.0.0.1", port, settings.tls_context()), socket.create_connection(("127.0.0.1", port)):
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False, timeout=WAIT_SECONDS)
+        with httpx.Client(verify=trusted, trust_env=False, timeout=WAIT_SECONDS) as http:
+            body = {"prompt": "a" * 100_000}
+            answers = [http.post(f"https://127.0.0.1:{port}/v1/completions", json=body) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert "starting" in answers[0].json()["error"]["message"]
 
 
 def test_triton_over_tls(certificate: tuple[Path, Path]) -> None:
@@ -138,16 +155,27 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def test_files_that_are_no_certificate_are_refused_in_one_line(certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    _, key = certificate
-    (tmp_path / "text.pem").write_text("hello")
-    options = ["--port", str(free_ports(1)[0]), "--tls-certificate", str(tmp_path / "text.pem"), "--tls-key", str(key)]
-    ran = subprocess.run(
-        [sys.executable, "-m", "tritonlm", "gateway", *options], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ran.returncode == 2
-    (line,) = ran.stderr.splitlines()
-    assert line.startswith(f"error: --tls-certificate {tmp_path / 'text.pem'}, --tls-key {key}: not a certificate")
+@pytest.mark.parametrize("command", ["gateway", "serve"])
+def test_files_that_are_no_certificate_are_refused_in_one_line(
+    certificate: tuple[Path, Path], tmp_path: Path, command: str
+) -> None:
+    """Before any process starts."""
+    path, key = certificate
+    text, encrypted = tmp_path / "text.pem", tmp_path / "encrypted.pem"
+    text.write_text("hello")
+    subprocess.run(
+        ["openssl", "rsa", "-aes256", "-passout", "pass:secret", "-in", str(key), "-out", str(encrypted)],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    for own_certificate, own_key in ((text, key), (path, encrypted)):
+        environment = {"TRITONLM_TLS_CERTIFICATE": str(own_certificate), "TRITONLM_TLS_KEY": str(own_key)}
+        ran = subprocess.run(
+            [sys.executable, "-m", "tritonlm", command, "--port", str(free_ports(1)[0])],
+            env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert ran.returncode == 2
+        (line,) = ran.stderr.splitlines()
+        assert line.startswith(f"error: --tls-certificate {own_certificate}, --tls-key {own_key}: not a certificate")
 
 
 @pytest.mark.parametrize("with_tls", [False, True])

@@ -83,7 +83,7 @@ async def _serve(settings: GatewaySettings) -> None:
 
 
 def _uvicorn_config(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -99,13 +99,6 @@ def _uvicorn_config(app: FastAPI, settings: GatewaySettings) -> uvicorn.Config:
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    try:
-        config.load()
-    except OSError as error:
-        # An unreadable file is refused with the settings: this is what ssl finds in the files.
-        files = f"--tls-certificate {settings.tls_certificate}, --tls-key {settings.tls_key}"
-        raise ServingError(f"{files}: not a certificate with its private key in PEM format ({error})") from None
-    return config
 
 
 def _open_socket(descriptor: int) -> socket.socket:

@@ -6,6 +6,7 @@ Each setting is a command-line option, an environment variable and a row of docs
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +92,7 @@ class GatewaySettings(ObservabilitySettings):
     tls_certificate: Path | None = Field(
         None, description="File with the certificate chain for https; unset: plain http."
     )
-    tls_key: Path | None = Field(None, description="File with the certificate's private key.")
+    tls_key: Path | None = Field(None, description="File with the certificate's private key, without a password.")
     keys: Path | None = Field(
         None, description="Key file, as written by tritonlm keys; default: keys.json beside the registry."
     )
@@ -149,7 +150,21 @@ class GatewaySettings(ObservabilitySettings):
         return folder
 
     @model_validator(mode="after")
-    def _key_has_a_certificate(self) -> GatewaySettings:
+    def _has_a_certificate_with_its_key(self) -> GatewaySettings:
         if self.tls_key is not None and self.tls_certificate is None:
             raise ValueError("--tls-key (TRITONLM_TLS_KEY) needs --tls-certificate (TRITONLM_TLS_CERTIFICATE)")
+        self.tls_context()
         return self
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """With what a server encrypts; None without a certificate."""
+        if self.tls_certificate is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            # Without a password ssl asks for one on the terminal where the key is encrypted.
+            context.load_cert_chain(self.tls_certificate, self.tls_key, password=lambda: "")
+        except OSError as error:
+            files = f"--tls-certificate {self.tls_certificate}, --tls-key {self.tls_key}"
+            raise ValueError(f"{files}: not a certificate with its private key in PEM format ({error})") from None
+        return context

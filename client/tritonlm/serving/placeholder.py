@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import socket
@@ -31,7 +32,9 @@ _RESPONSE_BODY = json.dumps(
 class PlaceholderListener:
     """A context manager: the port is open inside it. On exit this process closes its copies of the sockets."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """`tls`: with what the gateway will encrypt, if it does."""
+        self._tls = tls
         self._sockets = listen(host, port, "the gateway", "port")
         # A pipe: the gateway closes the write end when it listens, or the kernel does when the gateway dies.
         self._ready_read, self._ready_write = os.pipe()
@@ -68,7 +71,7 @@ class PlaceholderListener:
             sock.close()
 
     def _serve(self) -> None:
-        servers = [_PlaceholderServer(sock) for sock in self._sockets]
+        servers = [_PlaceholderServer(sock, self._tls) for sock in self._sockets]
         with selectors.DefaultSelector() as selector:
             selector.register(self._ready_read, selectors.EVENT_READ)
             for server in servers:
@@ -87,11 +90,11 @@ class _PlaceholderServer(ThreadingHTTPServer):
     # Do not block when the gateway has accepted the connection in the meantime.
     timeout = 0
 
-    def __init__(self, sock: socket) -> None:
+    def __init__(self, sock: socket, tls: ssl.SSLContext | None) -> None:
         super().__init__(sock.getsockname(), _UnavailableHandler, bind_and_activate=False)
         self.socket.close()
         sock.setblocking(False)
-        self.socket = sock
+        self.socket, self._tls = sock, tls
         self._connections = threading.BoundedSemaphore(_MAX_CONNECTIONS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -105,6 +108,15 @@ class _PlaceholderServer(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._connections.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self._tls is None:
+            super().finish_request(request, client_address)
+            return
+        # In the connection's own thread: a client that sends nothing holds up no other one.
+        request.settimeout(_CONNECTION_SECONDS)
+        with self._tls.wrap_socket(request, server_side=True) as encrypted:
+            super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore clients that disconnect before they have the response."""
