@@ -109,7 +109,7 @@ def test_a_large_model_is_limited_by_memory(tmp_path: Path) -> None:
     checkpoint = Checkpoint(folder)
     tensors = tensors_of(checkpoint)
     assert report.numbers_read(checkpoint, tensors) == 64_000 + 10**8 + 2 * 6_400_000
-    engine = {"runner": "native", "bits_per_weight": 16, "read_bytes_per_second": 30e9}
+    engine = {"runner": "native", "read_bits_per_weight": 16, "read_bytes_per_second": 30e9}
     speed = report.speed(engine, checkpoint, tensors)
     assert speed is not None
     assert speed["tokens_per_second"] == pytest.approx(30e9 / (2 * 112_864_000))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from engine.config import EngineConfig
+from engine.inspection import inspect
 from engine.runners.native import weights
 from engine.runners.native.large_pages import LargePages
 from engine.runners.native.runner import NativeRunner
@@ -21,6 +22,7 @@ from fakes.tiny_lm import make_checkpoint
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tritonlm.contract import Checkpoint
 from tritonlm.contract.load_progress import LoadProgress
 
 from .isa_variants import FLOAT_VARIANTS, library_of
@@ -105,6 +107,17 @@ def test_the_environment_decides_the_form(
     monkeypatch.setenv(weights.BF16_BITS, bits)
     packer = packer_of(folder, torch.bfloat16, "all")
     assert bool(packer.linear(torch.randn(BLOCK_OUTPUTS, INPUTS)).outlier_offsets) == packed
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "read"), [("12", "bfloat16", 12), ("16", "bfloat16", 16), ("12", "float32", 32)]
+)
+def test_the_inspection_counts_what_a_step_reads(
+    bits: str, dtype: str, read: int, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv(weights.BF16_BITS, bits)
+    facts = inspect(Checkpoint(folder), EngineConfig(dtype=dtype, device="cpu"))
+    assert (facts["runner"], facts["read_bits_per_weight"]) == ("native", read)
 
 
 def test_the_faster_form_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

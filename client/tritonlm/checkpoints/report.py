@@ -63,7 +63,7 @@ def speed(engine: Mapping[str, Any], checkpoint: Checkpoint, tensors: Sequence[T
     bandwidth, read = engine["read_bytes_per_second"], numbers_read(checkpoint, tensors)
     if not bandwidth or read * _INT8_BITS // 8 < _CACHE_BYTES:
         return None
-    by_format = {"": engine["bits_per_weight"], "_int8": _INT8_BITS}
+    by_format = {"": engine["read_bits_per_weight"], "_int8": _INT8_BITS}
     limits = {f"tokens_per_second{suffix}": bandwidth / (read * bits / 8) for suffix, bits in by_format.items()}
     # Only the kernels compute with int8 weights.
     return limits if engine["runner"] == "native" else {"tokens_per_second": limits["tokens_per_second"]}

@@ -3,8 +3,8 @@
     echo '{"NAME": ["TYPE", [SHAPE]]}' | python -m engine.inspection FOLDER
 
 It reads the tensors of weights that are not in the folder, or `{}`. It prints JSON: the runner with the reason, the
-number type, the KV cache's bytes per token, what this process takes, and how fast this machine reads memory. The
-settings come from the environment, as the engine's do.
+number type, the KV cache's bytes per token, what a step reads of a weight, what this process takes, and how fast this
+machine reads memory. The settings come from the environment, as the engine's do.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from .memory import resident_memory
 from .runners.interface import choose_devices, choose_dtype, weights_in_memory
 from .runners.kv_cache import LIKELY_TOKENS, LayerShape, free_memory, stored_dtype
 from .runners.native import families
+from .runners.native.build import kernels
+from .runners.native.weights import bf16_packing_pays
 from .runners.select import GRAPHS, NATIVE, REFERENCE, why_not_native
 
 # Larger than any cache of a processor; a smaller one where memory is short.
 _READ_BYTES, _READ_SECONDS = 256 << 20, 0.5
 # 4 bits, and a scale of 16 bits for 32 weights.
-_INT4_BITS = 4.5
+_INT4_BITS, _PACKED_BITS = 4.5, 12
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
@@ -59,13 +61,15 @@ def inspect(checkpoint: Checkpoint, config: EngineConfig) -> dict[str, Any]:
     device = choose_devices(config.device)[0]
     dtype = choose_dtype(config.dtype, checkpoint, device)
     reason = why_not_native(checkpoint, config, device, dtype)
+    bits = _bits_per_weight(checkpoint, config, dtype, is_native=not reason)
     hugging_face = REFERENCE if device.type == "cpu" else GRAPHS
     return {
         "runner": NATIVE if not reason else config.runner if config.runner in (REFERENCE, GRAPHS) else hugging_face,
         "reason": reason,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "bits_per_weight": _bits_per_weight(checkpoint, config, dtype, is_native=not reason),
+        "bits_per_weight": bits,
+        "read_bits_per_weight": _PACKED_BITS if not reason and _are_packed(dtype, bits) else bits,
         "kv_dtype": str(stored_dtype(config, dtype)).removeprefix("torch."),
         "kv_bytes_per_token": _kv_bytes(checkpoint, config, stored_dtype(config, dtype), is_native=not reason),
         "likely_tokens": LIKELY_TOKENS,
@@ -82,6 +86,12 @@ def _bits_per_weight(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.
     if is_native and (count := checkpoint.quantized_count()):
         return 8 * weights_in_memory(checkpoint, config.weights, dtype) / count
     return 8 * dtype.itemsize
+
+
+def _are_packed(dtype: torch.dtype, bits: float) -> bool:
+    """Whether the kernels keep these weights as lossless 12-bit bfloat16. Some matrices may have too many outliers."""
+    library = kernels() if dtype == torch.bfloat16 and bits == 8 * dtype.itemsize else None
+    return library is not None and bf16_packing_pays(library)
 
 
 def _kv_bytes(checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, is_native: bool) -> int:
