@@ -108,6 +108,7 @@ def test_blocks_become_the_messages_of_a_chat(gateway: Gateway, sdk: anthropic.A
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tool_choice": {"type": ["any"]}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": "no"}}, "disable_parallel_tool_use"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0]: unknown field 'name'"),
         ({"messages": [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}]}, "messages[0].content[0]"),
         ({"messages": [*HELLO, ANSWERED, {"role": "user", "content": [{**RESULT, "is_error": 1}]}]}, "is_error"),

@@ -171,6 +171,8 @@ def test_questions_about_a_chat_use_the_chat_template(gateway: Gateway, sdk: ope
          "questions[0].choices"),
         ("decisions", {"input": "a", "questions": [{**RED_OR_BLUE, "choices": [{"value": 1}] * 2}]},
          "questions[0].choices[0].value"),
+        ("decisions", {"input": "a", "questions": [{**TRUE, "instructions": [{"type": "input_image"}]}]},
+         "questions[0].instructions"),
         ("decisions", {"input": [{"role": "user", "content": [{"type": "input_image"}]}], "questions": [TRUE]},
          "input[0].content[0]"),
     ],
