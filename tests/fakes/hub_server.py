@@ -20,6 +20,8 @@ from urllib.parse import unquote
 
 COMMIT = "c" * 40
 _LARGE = (".safetensors", ".gguf", ".bin")
+# A server that is told to stop looks as often; half a second by default, in each test.
+_POLL_SECONDS = 0.02
 
 
 @dataclass
@@ -58,7 +60,7 @@ def hub_server(**repositories: Path) -> Iterator[HubServer]:
 @contextlib.contextmanager
 def _serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

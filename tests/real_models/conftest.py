@@ -36,7 +36,7 @@ def no_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def served_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    options = ("--checkpoint", f"{LM}={smollm2}", "--dtype", "float32", "--device", "cpu", "--kv-cache-tokens", "8192")
+    options = ("--checkpoint", f"{LM}={smollm2}", "--device", "cpu", "--kv-cache-tokens", "8192")
     with serving(model_repository(), tmp_path_factory.mktemp("served"), *options) as serve:
         yield serve
 
