@@ -34,8 +34,10 @@ WORKLOADS = {
     "W3": Workload("W3", 8, 32, 16, 32, shared_tokens=512),
     PREFILL: Workload(PREFILL, 1, 8, 512, 1),
 }  # fmt: skip
+# Measured when they are named: not every model has the context, and servers start with room for it in place of slots.
+LONG_WORKLOADS = {"long-1": Workload("long-1", 1, 4, 4000, 64), "long-4": Workload("long-4", 4, 4, 4000, 64)}
 # For models whose tokens take up to ten times as long as those of GPT-2 124M.
-_FEWER_REQUESTS = {"W1-1": 2, "W1-8": 8, "W1-32": 32, "W2": 8, "W3": 16, PREFILL: 4}
+_FEWER_REQUESTS = {"W1-1": 2, "W1-8": 8, "W1-32": 32, "W2": 8, "W3": 16, PREFILL: 4, "long-1": 2}
 # A GGUF file of more bytes is a large model's.
 _LARGE_FILE = 300_000_000
 # The parts of a configuration that say where a text ends.
@@ -62,7 +64,7 @@ class Model:
         fewer = _FEWER_REQUESTS if self.is_large else {}
         return [
             dataclasses.replace(work, requests=min(fewer.get(work.name, work.requests), requests or work.requests))
-            for work in (WORKLOADS[name] for name in names)
+            for work in ((WORKLOADS | LONG_WORKLOADS)[name] for name in names)
         ]
 
 

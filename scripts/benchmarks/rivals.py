@@ -52,6 +52,17 @@ def launch(name: str, folder: Path, dtype: str, port: int, kind: Kind) -> Launch
     return dataclasses.replace(start, environment={**kind.rival_environment, **start.environment})
 
 
+def options_for(name: str, tokens: int, concurrency: int) -> list[str]:
+    """The options of a server for requests of so many tokens each; none where its own are enough."""
+    if tokens <= _CONTEXT:
+        return []
+    # llama.cpp divides its context by the slots, and a slot's is a multiple of 256.
+    context = (tokens // 256 + 1) * 256
+    if name == "llama.cpp":
+        return ["-c", str(context * concurrency), "-np", str(concurrency)]
+    return ["--max-model-len", str(context)] if name == "vllm" else []
+
+
 def _start(name: str, folder: Path, dtype: str, address: Sequence[str], kind: Kind) -> Launch:
     if name == "vllm":
         return _vllm(folder, dtype, address)

@@ -5,10 +5,12 @@
 
 W1: 32 prompt tokens, 128 output tokens, concurrency 1, 8 and 32. W2: 512 prompt, 64 output tokens, concurrency 8. W3: a
 shared prefix of 512 tokens plus 16 own prompt tokens, 32 output tokens, concurrency 8. prefill: prompts of 512 tokens,
-one by one. Both servers run on this machine; llama.cpp can read the same GGUF file. Each workload runs on one server
-and then on the other, because the speed of a shared machine drifts from minute to minute; the machine's limits are
-measured before and after, and the processor use of the idle server is reported. Run nothing else meanwhile. A rival is
-installed, or built, when it is first named.
+one by one. long-1, long-4: 4,000 prompt, 64 output tokens, concurrency 1 and 4; measured when `--only` names them, in a
+run of their own, because servers reserve memory for a few long requests in place of many short ones. Both servers run
+on this machine; llama.cpp can read the same GGUF file. Each workload runs on one server and then on the other, because
+the speed of a shared machine drifts from minute to minute; the machine's limits are measured before and after, and the
+processor use of the idle server is reported. Run nothing else meanwhile. A rival is installed, or built, when it is
+first named.
 TRITONLM_NATIVE_FLAGS (-mno-amx-bf16, -mno-avx512bf16, -mno-avx512f) restricts both servers to another kind of
 processor. `--write` puts the figures into docs/performance.md, into the table of this model and kind.
 """
@@ -29,7 +31,7 @@ import processor
 import rivals
 import serving_report
 import torch
-from checkpoints import MODELS, PREFILL, WORKLOADS, Model
+from checkpoints import LONG_WORKLOADS, MODELS, PREFILL, WORKLOADS, Model
 from engine_side import stored_bytes, weight_bytes
 from load import Measurement, Workload, prompts_of
 from machine_limits import Limits
@@ -64,10 +66,13 @@ def run_round(
     """Run every workload on one server and then on the other; the order alternates with the seed."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rounds = [Round() for _ in servers]
+    tokens = max(work.shared_tokens + work.prompt_tokens + work.max_tokens for work in workloads)
+    concurrency = max(work.concurrency for work in workloads)
     with contextlib.ExitStack() as stack:
         processes = []
         for server, result in zip(servers, rounds, strict=True):
-            process = stack.enter_context(running(server, folder, dtype))
+            options = rivals.options_for(server, tokens, concurrency)
+            process = stack.enter_context(running(server, folder, dtype, options))
             _measure(process, Workload("first token", 1, 1, 8, 1), tokenizer, seed)
             result.start_seconds = time.monotonic() - process.started_at
             _measure(process, Workload("warm-up", 1, 1, 8, 8), tokenizer, seed)
@@ -107,7 +112,7 @@ def summary(rounds: Sequence[Round], cost: Cost, bytes_per_weight: float, cached
         "waiting, %": 100 * statistics.mean(result.idle_cpu_share for result in rounds),
     }
     for name in rounds[0].measurements:
-        work = WORKLOADS[name]
+        work = (WORKLOADS | LONG_WORKLOADS)[name]
         shares = [
             share_of_limit(work, result.measurements[name], result.limits[name], cost, bytes_per_weight, cached_bytes)
             for result in rounds
@@ -162,13 +167,13 @@ def main() -> None:
         "--checkpoint", type=Path, metavar="PATH", help="in place of --model: a Hugging Face checkpoint, or a GGUF file"
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", INT8], default="bfloat16")
-    parser.add_argument("--only", nargs="+", choices=sorted(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--only", nargs="+", choices=sorted(WORKLOADS | LONG_WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--requests", type=int, help="at most this many requests for each workload: a smoke test")
     parser.add_argument("--rounds", "--turns", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="put the figures into docs/performance.md")
     options = parser.parse_args()
-    if options.write and options.requests:
-        parser.error("--write is for full workloads: leave out --requests")
+    if options.write and (options.requests or set(options.only) & set(LONG_WORKLOADS)):
+        parser.error("--write is for the page's workloads in full: leave out --requests and long prompts")
     if options.checkpoint and checkpoints.is_gguf(options.checkpoint):
         if options.against != "llama.cpp":
             parser.error(f"a GGUF file is compared with llama.cpp only, not with {options.against}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import processor
-from checkpoints import MODELS, WORKLOADS, Model
+from checkpoints import LONG_WORKLOADS, MODELS, WORKLOADS, Model
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "performance.md"
@@ -62,7 +62,7 @@ class Result:
 
     @property
     def workloads(self) -> list[str]:
-        return [name for name in WORKLOADS if name in self.ours and name in self.theirs]
+        return [name for name in WORKLOADS | LONG_WORKLOADS if name in self.ours and name in self.theirs]
 
     def ratio(self, workload: str) -> float:
         return _row(self.ours, workload)[_SPEED] / _row(self.theirs, workload)[_SPEED]

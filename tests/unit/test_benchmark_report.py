@@ -17,6 +17,7 @@ sys.path.append(str(BENCHMARKS))
 import checkpoints  # noqa: E402
 import processor  # noqa: E402
 import reads  # noqa: E402
+import rivals  # noqa: E402
 import serving_report  # noqa: E402
 
 AMX = {"amx_bf16", "avx512_bf16", "avx512f", "avx2"}
@@ -192,3 +193,16 @@ def test_large_models_get_fewer_requests() -> None:
     assert [work.requests for work in checkpoints.MODELS["gpt2"].workloads(names, 2)] == [2, 2]
     assert checkpoints.WORKLOADS["prefill"].counted_tokens == 512
     assert checkpoints.WORKLOADS["W3"].counted_tokens == 32
+
+
+def test_servers_have_room_for_the_requests_of_long_workloads() -> None:
+    assert rivals.options_for("llama.cpp", 1024, 32) == []
+    assert rivals.options_for("llama.cpp", 4064, 4) == ["-c", "16384", "-np", "4"]
+    assert rivals.options_for("vllm", 4064, 4) == ["--max-model-len", "4096"]
+    assert rivals.options_for("tritonlm", 4064, 4) == []
+    model = checkpoints.MODELS["llama-1b"]
+    assert [(work.name, work.requests) for work in model.workloads(["long-1", "long-4"])] == [
+        ("long-1", 2),
+        ("long-4", 4),
+    ]
+    assert "long-1" not in [work.name for work in model.workloads()]
