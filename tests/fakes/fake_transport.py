@@ -44,6 +44,8 @@ ABOUT_LM = {
 class FakeTransport:
     def __init__(self, url: str = "fake:1", pause: float = 0.0) -> None:
         self.url, self.pause = url, pause
+        # Nothing is generated before a test sets it back: it then waits for what it waits for on a slow machine, too.
+        self.is_held = False
         self.calls: list[Call] = []
         self.running: set[str] = set()
         self.cancelled: list[str] = []
@@ -85,6 +87,8 @@ class FakeTransport:
             made_pieces = scripted(call, self.answers.pop(0)) if self.answers else pieces_of(call)
             for number, made in enumerate(made_pieces):
                 await asyncio.sleep(self.pause)
+                while self.is_held:
+                    await asyncio.sleep(0.005)
                 piece = cancelled(made) if call.request_id in self.cancelled else made
                 if self.breaks_after and self.breaks_after[0] == number:
                     ended = True

@@ -128,7 +128,9 @@ def test_prompt_tokens_count_as_they_arrive() -> None:
 
 
 def test_requests_with_too_many_prompt_tokens_together_are_refused() -> None:
-    with running_gateway(FakeTransport(pause=0.2), max_prompt_tokens=100) as gateway, ThreadPoolExecutor(2) as pool:
+    transport = FakeTransport()
+    transport.is_held = True
+    with running_gateway(transport, max_prompt_tokens=100) as gateway, ThreadPoolExecutor(2) as pool:
         first = pool.submit(gateway.post, "/v1/completions", **BODY)
         gateway.wait_until(lambda: bool(gateway.transport.running))
         refused = gateway.post("/v1/completions", **{**BODY, "prompt": "a" * 400})
@@ -137,6 +139,7 @@ def test_requests_with_too_many_prompt_tokens_together_are_refused() -> None:
         chunks = (part.encode() for part in json.dumps({**BODY, "prompt": "a" * 400}).partition(" "))
         headers = {"content-type": "application/json"}
         assert gateway.http.post("/v1/completions", content=chunks, headers=headers).status_code == 429
+        transport.is_held = False
         assert first.result().status_code == 200
         assert gateway.post("/v1/completions", **{**BODY, "prompt": "a" * 400}).status_code == 200
 
@@ -186,13 +189,18 @@ def test_a_closed_queue_refuses_new_requests() -> None:
 
 
 def test_requests_above_the_limit_are_refused_before_triton_is_called() -> None:
-    with running_gateway(FakeTransport(pause=0.2), max_requests=4) as gateway, ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda _: gateway.post("/v1/completions", **BODY), range(12)))
-        refused = [answer for answer in answers if answer.status_code == 429]
-        assert len(refused) == 8
+    transport = FakeTransport()
+    transport.is_held = True
+    with running_gateway(transport, max_requests=4) as gateway, ThreadPoolExecutor(12) as pool:
+        answers = [pool.submit(gateway.post, "/v1/completions", **BODY) for _ in range(12)]
+        gateway.wait_until(lambda: sum(answer.done() for answer in answers) == 8)
+        refused = [answer.result() for answer in answers if answer.done()]
+        transport.is_held = False
+        assert {answer.result().status_code for answer in answers if answer.result() not in refused} == {200}
+        assert {answer.status_code for answer in refused} == {429}
         assert {answer.json()["error"]["code"] for answer in refused} == {"queue_full"}
         assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
-        assert len(gateway.transport.calls) == 4
+        assert len(transport.calls) == 4
         # Listing models is not limited.
         assert gateway.http.get("/v1/models").status_code == 200
 
