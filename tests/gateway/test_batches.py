@@ -219,4 +219,9 @@ def test_lines_are_checked_and_progress_is_read(tmp_path: Path) -> None:
     file = tmp_path / "f"
     file.write_text(json.dumps(line(1)) + "\n\n" + json.dumps(line(2)))
     assert check_file(file, COMPLETIONS) == (2, [])
+    # In the runner's stack Python reads fewer levels than here: such a batch would fail and be run again for ever.
+    nested = [json.dumps(line(1, x=1)).replace('"x": 1', f'"x": {"[" * depth}{"]" * depth}') for depth in (498, 600)]
+    file.write_text("\n".join([*nested, json.dumps("[" * 600)]).replace("c1", "c2", 1))
+    mistakes = [(error["line"], "levels deep" in error["message"]) for error in check_file(file, COMPLETIONS)[1]]
+    assert mistakes == [(2, True), (3, False)]
     assert read_progress(tmp_path / "none").done == set()

@@ -183,6 +183,18 @@ def test_a_body_that_is_not_a_json_object_is_refused(gateway: Gateway, content: 
     assert error_of(response)["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b'{"model": "\xff"}', b"[" * 10_000, b'{"seed": ' + b"9" * 5000 + b"}"],
+    ids=["not UTF-8", "deep", "thousands of digits"],
+)
+def test_a_body_that_cannot_be_read_is_refused_like_one_that_is_no_json(gateway: Gateway, content: bytes) -> None:
+    gateway.http.headers["content-type"] = "application/json"
+    errors = [error_of(gateway.http.post("/v1/completions", content=body)) for body in (b"{", content)]
+    assert [(error["type"], error["code"]) for error in errors] == [("invalid_request_error", "invalid_value")] * 2
+    assert all("JSON" in error["message"] for error in errors)
+
+
 def test_curls_content_type_is_accepted_except_from_a_browser_page(gateway: Gateway) -> None:
     content = json.dumps({"model": LM, "prompt": "a"})
     headers = {"content-type": "application/x-www-form-urlencoded"}

@@ -150,6 +150,16 @@ def test_fields_without_an_effect_are_accepted(gateway: Gateway) -> None:
     assert gateway.transport.calls[-1].parameters["priority"] == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_names_with_control_characters_do_not_break_the_header(gateway: Gateway, stream: bool) -> None:
+    block = {"type": "text", "text": "T", "a\x00b\x7f\u0085c": 1}
+    answer = gateway.post(
+        "/v1/messages", model=LM, max_tokens=3, stream=stream, messages=[{"role": "user", "content": [block]}]
+    )
+    assert answer.status_code == 200
+    assert answer.headers["x-tritonlm-ignored"] == "a b ?c of text blocks has no effect"
+
+
 def test_fields_of_blocks_without_an_effect_are_named_once(gateway: Gateway) -> None:
     document = {"type": "document", "context": "From a letter.", "source": {"type": "text", "data": "D"}}
     text = {"type": "text", "text": "T", "citations": None, "cache_control": {"type": "ephemeral"}}

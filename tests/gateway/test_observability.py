@@ -70,6 +70,20 @@ def test_errors_retries_and_repairs_are_counted(tmp_path: Path) -> None:
     assert after["tritonlm_repairs_total part=fable-generate"] == 1
 
 
+def test_a_request_that_is_refused_before_its_route_is_counted_there() -> None:
+    with running_gateway(api_key="a-secret-key") as gateway:
+        gateway.http.post("/v1/completions", json={"model": LM})
+        gateway.http.get("/v1/models/a/b")
+        gateway.http.get("/nowhere")
+        preflight = {"origin": "http://page.example", "access-control-request-method": "POST"}
+        gateway.http.options("/v1/embeddings", headers=preflight)
+        gateway.http.headers["authorization"] = "Bearer a-secret-key"
+        counted = metrics(gateway)
+    routes = ["/v1/completions", "/v1/models/{name:model_name}", "other"]
+    assert all(counted[f"tritonlm_requests_total model= route={route} status=401"] >= 1 for route in routes)
+    assert "tritonlm_requests_total model= route=/v1/embeddings status=200" not in counted
+
+
 def test_an_unreadable_restart_count_is_empty(tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text("[1", encoding="utf-8")

@@ -150,6 +150,11 @@ def test_a_requests_state_is_available_by_its_id(gateway: Gateway) -> None:
     assert (model["kv_blocks"], model["kv_blocks_used"]) == (128, 3)
 
 
+def test_a_requests_id_may_hold_slashes(gateway: Gateway) -> None:
+    gateway.http.post("/v1/completions", json={"model": LM, "prompt": "a"}, headers={"x-request-id": "team/7"})
+    assert gateway.http.get("/requests/cmpl-team/7").json()["status"] == "completed"
+
+
 def test_without_a_model_the_answer_is_503() -> None:
     with running_gateway(load_on_demand=False) as gateway:
         check_refusals_without_a_model(gateway)

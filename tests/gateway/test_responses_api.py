@@ -205,12 +205,23 @@ def test_a_stored_response_is_continued_read_and_deleted(storing: Gateway) -> No
         assert [m["content"] for m in messages[::2]] == ["One", "Two", "Three"]
         assert messages[1]["content"] == first.output_text
         assert sdk.responses.retrieve(first.id).output_text == first.output_text
+        with pytest.raises(openai.BadRequestError, match="stream"):
+            sdk.responses.retrieve(first.id, stream=True)
         assert [item.content for item in sdk.responses.input_items.list(second_id)] == ["Two"]  # type: ignore[union-attr]
         sdk.responses.delete(first.id)
         with pytest.raises(openai.NotFoundError):
             sdk.responses.retrieve(first.id)
         with pytest.raises(openai.BadRequestError, match="previous_response_id"):
             sdk.responses.create(model=LM, input="Four", previous_response_id=second_id)
+
+
+def test_input_items_are_read_page_by_page_also_if_their_ids_are_null(storing: Gateway) -> None:
+    sent = [{"role": "user", "content": str(number), "id": None} for number in range(5)]
+    response = storing.post("/v1/responses", model=LM, input=sent, max_output_tokens=1).json()
+    with sdk_of(storing) as sdk:
+        pages = sdk.responses.input_items.list(response["id"], order="asc", limit=2)
+        read: list[Any] = list(pages)
+    assert [(item.id, item.content) for item in read] == [(f"item_{number}", str(number)) for number in range(5)]
 
 
 def test_a_failed_or_abandoned_response_is_not_stored(tmp_path: Path) -> None:

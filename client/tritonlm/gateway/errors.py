@@ -28,6 +28,8 @@ _ANTHROPIC_TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
     429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
+# FastAPI's words for what Python's json module does not read, though it may be JSON.
+_UNREADABLE = "There was an error parsing the body"
 _INTERNAL = "internal error; the gateway's log has the details"
 
 
@@ -160,6 +162,9 @@ def _invalid_request(request: Request, message: str, param: str | None) -> JSONR
 
 async def _handle_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.detail == _UNREADABLE:
+        message = "the body cannot be read: it must be JSON in UTF-8, not nested hundreds of levels deep"
+        return _invalid_request(request, message, None)
     return http_response(error, request.method, request.url.path)
 
 

@@ -28,6 +28,7 @@ from .services import services_of
 _LINE_ENDS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 IGNORED_HEADER = "x-tritonlm-ignored"
 _MAX_HEADER = 1000
+_CONTROL_CHARACTERS = dict.fromkeys((*range(32), 127), " ")
 # Tasks that close a stream after the request's own task was cancelled; the set keeps a reference to them.
 _closing: set[asyncio.Task[None]] = set()
 
@@ -113,7 +114,8 @@ def _ignored(result: Any, response_format: ResponseFormat) -> dict[str, str]:
     """The header that names what of the request was left out, for callers that do not read the body. It is bounded."""
     warnings = (*response_format.warnings, *(getattr(result, "warnings", None) or ()))
     text = "; ".join(warnings).encode("ascii", "replace").decode()[:_MAX_HEADER]
-    return {IGNORED_HEADER: text.replace("\n", " ").replace("\r", " ")} if text else {}
+    # Names in it come from the caller, and uvicorn closes the connection at a control character.
+    return {IGNORED_HEADER: text.translate(_CONTROL_CHARACTERS)} if text else {}
 
 
 def json_response(result: Result) -> Response:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tritonlm.client.types import CompletionUsage
@@ -174,7 +175,12 @@ def _accept_curl_json(scope: Scope) -> None:
 
 def _route_of(scope: Scope) -> str:
     """The route's pattern. The path itself is the caller's text and must not become a metrics label."""
-    return getattr(scope.get("route"), "path", "other")
+    route = scope.get("route")
+    # A request that was refused before the routes has none yet. A preflight is no request for its route.
+    if route is None and scope["method"] != "OPTIONS" and "app" in scope:
+        route = next((known for known in scope["app"].routes if known.matches(scope)[0] is not Match.NONE), None)
+    # Starlette's `{name:path}` is OpenAPI's `{name}`.
+    return str(getattr(route, "path", "other")).replace(":path}", "}")
 
 
 def _finish(scope: Scope, context: RequestContext, status: int) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 MAX_REQUESTS = 50_000
 _MAX_ERRORS = 100
 _MAX_ID = 512
+# Python's json module reads fewer levels the deeper it is called: what it reads here must be readable and writable when
+# the request is sent, too.
+_MAX_DEPTH = 500
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def _problem(text: bytes, endpoint: str, seen: set[str]) -> tuple[str | None, st
         fields = json.loads(text)
     except (ValueError, RecursionError):
         return None, "the line is not valid JSON"
+    if text.count(b"[") + text.count(b"{") > _MAX_DEPTH and _is_too_deep(fields):
+        return None, f"the line is nested more than {_MAX_DEPTH} levels deep"
     if not isinstance(fields, dict):
         return None, "the line must be an object with custom_id, method, url and body"
     custom_id, body = fields.get("custom_id"), fields.get("body")
@@ -93,6 +98,15 @@ def _problem(text: bytes, endpoint: str, seen: set[str]) -> tuple[str | None, st
     if isinstance(custom_id, str) and is_named:
         seen.add(custom_id)
     return next(((param, message) for is_wrong, param, message in checks if is_wrong), None)
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested beyond the limit; without recursion, which Python limits."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        parts = (part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer))
+        level = [part for part in parts if isinstance(part, (dict, list))]
+    return bool(level)
 
 
 def read_progress(*files: Path) -> Progress:

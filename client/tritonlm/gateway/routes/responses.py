@@ -70,8 +70,13 @@ async def count(body: InputTokensRequest, request: Request, services: ServicesPa
 
 
 @router.get("/{response_id}")
-async def retrieve(response_id: str, request: Request, services: ServicesParameter) -> ResponseObject:
+async def retrieve(
+    response_id: str, request: Request, services: ServicesParameter, stream: bool | None = None
+) -> ResponseObject:
     """A stored response; 501 where this server stores none."""
+    if stream:
+        # OpenAI's library reads events then, and would find none in the object.
+        raise InvalidRequest("stream: a stored response has no events; leave stream out", "stream")
     stored = await asyncio.to_thread(_store(services).get, context_of(request.scope).caller, response_id)
     return ResponseObject.model_validate(stored.response)
 
@@ -94,7 +99,8 @@ async def input_items(
 ) -> ItemList:
     """The items that a stored response answered, the newest first."""
     stored = await asyncio.to_thread(_store(services).get, context_of(request.scope).caller, response_id)
-    items = [{"id": f"item_{index}", **item} for index, item in enumerate(stored.items)]
+    # Null is "not sent", as everywhere: a reader asks for the next page by the last item's id.
+    items = [{**item, "id": item.get("id") or f"item_{index}"} for index, item in enumerate(stored.items)]
     items = items if order == "asc" else items[::-1]
     ids = [item["id"] for item in items]
     if after is not None and after not in ids:

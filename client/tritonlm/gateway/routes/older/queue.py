@@ -105,7 +105,8 @@ def _model_queue(model: str, reports: list[dict[str, Any]]) -> ModelQueue:
     )
 
 
-@router.get("/requests/{request_id}")
+# A caller's own id may hold slashes.
+@router.get("/requests/{request_id:path}")
 async def progress(request_id: str, services: ServicesParameter) -> RequestState:
     """The state of a request: status, times, position in the queue, tokens so far."""
     entry = services.history.get(request_id)
