@@ -260,13 +260,15 @@ def test_requests_that_wait_for_an_adapter_are_cancelled_and_end_in_time(
     running = submit(engine, PROMPT, adapter="one", max_tokens=20)
     step(engine)
     cancelled, late = submit(engine, PROMPT, adapter="two", request_id="cancelled"), Collected()
+    # It would end without a step.
+    echoed = submit(engine, PROMPT, adapter="two", request_id="cancelled", echo=True, max_tokens=0)
     params = SamplingParameters.from_mapping({"max_tokens": 1, "seed": 0, "adapter": "two"})
     engine.submit(Request("", PROMPT, GenerationRequest(params), late.deliver, queue_deadline=0.0))
     patient = submit(engine, PROMPT, adapter="two")
-    assert engine.cancel("cancelled") == 1
+    assert engine.cancel("cancelled") == 2
     engine.try_step()
     engine.deliver_now()
-    assert cancelled.final.finish_reason == "cancelled"
+    assert cancelled.final.finish_reason == echoed.final.finish_reason == "cancelled"
     assert isinstance(late.error, QueueTimeout)
     assert running.ends[-1:] != [True]
     while engine.try_step():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from fakes.adapter_store import BYTES, SECONDS, Make, Weights, stores
 from fakes.peft_folders import tensors
 from safetensors.torch import save
 from tritonlm.contract import CheckpointError, Draining, EngineFailure
-from tritonlm.contract.adapters_file import remove_adapter
+from tritonlm.contract.adapters_file import AdapterEntry, add_adapter, remove_adapter
 from tritonlm.contract.errors import AdapterNotFound
 
 
@@ -234,6 +237,14 @@ def test_a_broken_adapters_file_is_refused_and_read_again(make: Make) -> None:
     adapters.use("a")
 
 
+def test_a_path_that_no_system_has_is_refused(make: Make) -> None:
+    adapters = make()
+    add_adapter(adapters.file, "a", AdapterEntry(f"{adapters.folder}/nul\0"))
+    refusal = adapters.refusal("a")
+    assert isinstance(refusal, CheckpointError)
+    assert "does not exist" in refusal.message
+
+
 @pytest.mark.parametrize("failure", [CheckpointError("layer x is unknown"), RuntimeError("out of memory")])
 def test_a_runners_failure_refuses_the_request_and_not_the_next_one(make: Make, failure: Exception) -> None:
     adapters = make()
@@ -244,6 +255,36 @@ def test_a_runners_failure_refuses_the_request_and_not_the_next_one(make: Make, 
     adapters.runner.failure = None
     adapters.use("a")
     assert adapters.store.count == 1
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["refused", "served by the one before"])
+def test_a_failed_load_keeps_none_of_its_requests(make: Make, loaded: bool) -> None:
+    adapters = make()
+    adapters.write("a")
+    if loaded:
+        adapters.use("a")
+    (adapters.folder / "a" / WEIGHTS).write_bytes(b"broken")
+    acquired: queue.Queue[Acquired] = queue.Queue()
+
+    class Caller:
+        """What waits for an adapter, such as a request with its prompt."""
+
+        def put(self, adapter: Acquired) -> None:
+            acquired.put(adapter)
+
+    caller = Caller()
+    dead = weakref.ref(caller)
+    gc.disable()
+    try:
+        adapters.store.acquire("a", caller.put)
+        assert isinstance(acquired.get(timeout=SECONDS), LoadedAdapter if loaded else CheckpointError)
+        del caller
+        deadline = time.monotonic() + 2
+        while dead() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert dead() is None
+    finally:
+        gc.enable()
 
 
 def test_a_stopped_store_refuses_what_waits(make: Make) -> None:

@@ -348,15 +348,16 @@ def test_an_ended_request_is_freed_without_a_collection(model: Any, monkeypatch:
     monkeypatch.setattr(model._engine, "submit", watched)
     gc.disable()
     try:
-        # The last one may still be in the hands of a thread; the third is refused.
-        for prompt in ([5, 6], [5], [5] * 5000, [5]):
-            request = make_request(prompt, stream=True)
+        # The last one may still be in the hands of a thread. The third is refused at once, the fourth by its grammar.
+        refused = {"structured_outputs": {"regex": "("}}
+        for prompt, parameters in (([5, 6], {}), ([5], {}), ([5] * 5000, {}), ([5], refused), ([5], {})):
+            request = make_request(prompt, stream=True, **parameters)
             model.execute([request])
             request.sender.wait()
         deadline = time.monotonic() + WAIT_SECONDS
         while any(reference() for reference in kept[:-1]) and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert [reference() for reference in kept[:-1]] == [None] * 3
+        assert [reference() for reference in kept[:-1]] == [None] * 4
     finally:
         gc.enable()
 

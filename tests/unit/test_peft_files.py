@@ -52,6 +52,13 @@ def test_matrices_are_read_with_their_scaling(
     assert adapter.count == sum(tensor.numel() for tensor in stored.values())
 
 
+def test_a_folder_that_cannot_be_looked_at_is_refused_by_name(tmp_path: Path) -> None:
+    """As one below a folder of another user is; but root, who may run this, reads those."""
+    folder = tmp_path / ("x" * 300)
+    with pytest.raises(CheckpointError, match=f"{folder}.* cannot be read: File name too long"):
+        read_adapter("a", folder, 256)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_floating_point_type_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     stored = {name: tensor.to(dtype) for name, tensor in tensors().items()}

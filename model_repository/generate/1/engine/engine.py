@@ -220,7 +220,8 @@ class Engine:
             message = f"the engine could not take this request in ({type(error).__name__})"
             self._deliver(request, EngineFailure(message), last=True)
         else:
-            if request.output.finish_reason:
+            # A cancelled one may lack the adapter or the grammar that it names: `process_inbox` ends it.
+            if request.output.finish_reason and not request.cancelled:
                 self._deliver(request, request.output.finish(request.output.finish_reason), last=True)
             else:
                 self.scheduler.add(request)

@@ -74,11 +74,13 @@ class Request:
         self.scored_tokens = max(0, min(self.parameters.logprobs_start, len(self.prompt_ids)) - 1)
 
     def drop_state(self) -> None:
-        """Break the reference cycle with `output`, so that its memory does not wait for the garbage collector.
+        """Break the reference cycles, so that its memory does not wait for the garbage collector.
 
-        Nor does that of an adapter, which may be evicted now.
+        They go through `output`, and through the traceback of a `refusal`. Nor does the memory of an adapter wait,
+        which may be evicted now.
         """
-        self.output = self.sampling = self.prompt_lookup = self.constraint = self.adapter = None
+        self.output = self.sampling = self.prompt_lookup = None
+        self.constraint = self.adapter = self.refusal = None
 
     @property
     def parameters(self) -> SamplingParameters:

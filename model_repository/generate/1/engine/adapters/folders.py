@@ -56,6 +56,6 @@ class AdapterFolders:
 def _stat(file: Path) -> _Stat:
     try:
         stat = file.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a zero byte
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -51,9 +51,9 @@ def stored_numbers(folder: Path) -> int:
 
 
 def _read(folder: Path, name: str) -> bytes:
-    if not folder.is_dir():
-        raise CheckpointError(f"adapter folder {folder} does not exist")
     try:
+        if not folder.is_dir():
+            raise CheckpointError(f"adapter folder {folder} does not exist")
         return (folder / name).read_bytes()
     except FileNotFoundError:
         pickled = name == WEIGHTS and any((folder / other).exists() for other in _PICKLED)

@@ -161,7 +161,7 @@ class AdapterStore:
             if entry is None:
                 return
         except TritonLMError as failure:
-            entry, error = self._fall_back(source, failure), failure
+            entry, error = self._fall_back(source, failure), _copy(failure)
         except BaseException as failure:  # whatever a damaged file may cause in a library
             _log.exception("adapter %s cannot be loaded", source.name)
             error = EngineFailure(f"adapter {source.name!r} cannot be loaded ({type(failure).__name__})", "adapter")
@@ -181,8 +181,7 @@ class AdapterStore:
                 done(entry.loaded)
             else:
                 assert error
-                # A new one for each request: errors carry the headers of their response.
-                done(type(error)(error.message, error.param))
+                done(_copy(error))
 
     def _load(self, source: AdapterSource) -> _Entry | None:
         """None: there is no room until a request ends, and the source is put aside."""
@@ -300,3 +299,9 @@ class AdapterStore:
                 self._entries.pop(entry.loaded, None)
         if entries:
             self._enter()
+
+
+def _copy(error: TritonLMError) -> TritonLMError:
+    """One for each request, as errors carry the headers of their response; and without a traceback, whose frames would
+    keep the requests until a garbage collection."""
+    return type(error)(error.message, error.param)
