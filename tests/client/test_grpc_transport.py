@@ -11,6 +11,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonlm.client.transport import Call, Prompt
+from tritonlm.client.transport.grpc_stream import grpc_errors
 from tritonlm.client.transport.grpc_transport import GrpcTransport
 from tritonlm.contract import Unavailable
 from tritonlm.contract.tensors import CHUNK, PROMPT_IDS, REPORT, TEXT_INPUT
@@ -69,6 +70,20 @@ def test_leaving_while_waiting_cancels_the_request_and_drains_the_stream() -> No
     service = asyncio.run(asyncio.wait_for(leave(), 20))
     assert service.cancels >= 3
     assert not service.was_cut
+
+
+@pytest.mark.parametrize(
+    "details", ["errors resolving nowhere:8001: [Domain name not found]", "DNS resolution failed for nowhere:8001"]
+)
+def test_a_name_that_does_not_resolve_is_no_broken_connection(details: str) -> None:
+    """A mistyped address would be waited for like a Triton that is being restarted."""
+    metadata = grpc.aio.Metadata()
+    with (
+        pytest.raises(Unavailable, match="nowhere:8001: its name does not resolve") as error,
+        grpc_errors("nowhere:8001"),
+    ):
+        raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, details)
+    assert type(error.value) is Unavailable
 
 
 def test_a_host_that_does_not_answer_times_out() -> None:

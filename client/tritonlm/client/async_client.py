@@ -27,6 +27,7 @@ from tritonlm.client.transport import Call, Prompt, PromptEmbedding, Transport
 from tritonlm.client.types import CompletionUsage, Health, Piece
 from tritonlm.contract import InvalidRequest, ModelNotFound, NotLoaded, TritonLMError
 from tritonlm.contract.control import ABOUT, CANCEL, FIND, STATUS, Command
+from tritonlm.contract.structured_outputs import check_unicode
 from tritonlm.contract.tensors import INPUT_IDS, TEXT_INPUT
 
 T = TypeVar("T")
@@ -91,6 +92,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """Cancel the running calls: an engine does not learn from Triton that its caller is gone."""
+        await asyncio.gather(*map(self.cancel, list(self._running)), return_exceptions=True)
         await asyncio.gather(*(transport.close() for transport in self._transports))
 
     async def generate(
@@ -146,6 +149,7 @@ class AsyncClient:
 
     async def tokenize(self, model: str, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A text's token ids. The text may be longer than the context."""
+        check_unicode("text", text)
         lm, prompt = self.names.resolve(model).lm, Prompt(text=text)
         return await self._retries.on_any(lambda transport: transport.tokenize(lm, prompt, add_special_tokens))
 

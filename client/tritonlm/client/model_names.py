@@ -16,6 +16,7 @@ from typing import Any
 from tritonlm.contract import CheckpointError, InvalidRequest
 from tritonlm.contract.adapters_file import SUFFIX, TRIAL, AdapterEntry, check_name, read_adapters
 from tritonlm.contract.errors import shown
+from tritonlm.contract.structured_outputs import check_unicode
 
 _log = logging.getLogger("tritonlm.client")
 SEPARATOR = ":"
@@ -58,6 +59,7 @@ class ModelNames:
     def resolve(self, name: Any) -> ServedModel:
         if not isinstance(name, str) or not name:
             raise InvalidRequest("model must name a language model; models.list() lists them", "model")
+        check_unicode("model", name)
         lm, separator, adapter = name.partition(SEPARATOR)
         if separator:
             return ServedModel(name, lm, check_name(adapter, "the adapter in model"))

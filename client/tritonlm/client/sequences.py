@@ -15,6 +15,7 @@ from tritonlm.client.model_names import ServedModel
 from tritonlm.client.transport import Call, Prompt
 from tritonlm.client.types import CachedTokens, CompletionUsage, Piece
 from tritonlm.contract import InvalidRequest, SamplingParameters, TimedOut
+from tritonlm.contract.structured_outputs import check_unicode
 
 T = TypeVar("T")
 # The limit of sequences per call: each occupies a slot of the engine.
@@ -200,12 +201,13 @@ def read_prompts(prompt: Any, param: str = "prompt") -> list[Prompt]:
         return bool(value) and isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
 
     if isinstance(prompt, str):
+        check_unicode(param, prompt)
         return [Prompt(text=prompt)]
     if is_ids(prompt):
         return [Prompt(input_ids=_ids(prompt, param))]
     if isinstance(prompt, (list, tuple)) and prompt:
         if all(isinstance(item, str) for item in prompt):
-            return [Prompt(text=item) for item in prompt]
+            return [read_prompts(item, param)[0] for item in prompt]
         if all(is_ids(item) for item in prompt):
             return [Prompt(input_ids=_ids(item, param)) for item in prompt]
     raise InvalidRequest(
@@ -284,6 +286,7 @@ def _count(name: str, value: Any, default: int) -> int:
 def check_text(name: str, value: Any) -> None:
     if value is not None and not (isinstance(value, str) and len(value) <= 256):
         raise InvalidRequest(f"{name} must be a string of at most 256 characters", name)
+    check_unicode(name, value or "")
 
 
 def usage_of(plan: Plan, last: Mapping[int, Piece]) -> CompletionUsage:

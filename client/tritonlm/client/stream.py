@@ -66,12 +66,11 @@ class MergedSources:
         """The number of a source and its next piece; None after the last piece."""
         while self._running:
             if len(self._sources) == 1 and not self._early:
-                try:
-                    return 0, await self._sources[0].__anext__()
-                except StopAsyncIteration:
-                    self._running = 0
-                    return None
+                return await self._next_of_one()
             number, item = self._early.popleft() if self._early else await self._queue.get()
+            if not self._running:
+                # Another task has closed the stream meanwhile.
+                return None
             if isinstance(item, Piece):
                 return number, item
             if item is not None:
@@ -80,14 +79,30 @@ class MergedSources:
             self._running -= 1
         return None
 
+    async def _next_of_one(self) -> tuple[int, Piece] | None:
+        (source,) = self._sources
+        try:
+            piece = await source.__anext__()
+        except StopAsyncIteration:
+            self._running = 0
+            return None
+        if not self._running:
+            # Another task has closed the stream meanwhile. It could not close a source that was being read.
+            await source.aclose()
+            return None
+        return 0, piece
+
     async def close(self) -> None:
         self._running = 0
+        # A task that waits for a piece learns of it: the queue is empty then.
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait((0, None))
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         for source in self._sources:
-            # A source that never started has nothing to close.
+            # A source that never started has nothing to close; one that another task reads is closed by that task.
             with contextlib.suppress(RuntimeError):
                 await source.aclose()
 

@@ -5,14 +5,12 @@ Every call runs the same code; this module only waits for the result.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tritonlm.client.async_client import DEFAULT_URL, REPAIR_SECONDS, AsyncClient
+from tritonlm.client.background_loop import BackgroundLoop
 from tritonlm.client.event_stream import AsyncEventStream
 from tritonlm.client.messages_api.types import MessageEvent, MessageObject, TokenCount
 from tritonlm.client.models import EngineReports
@@ -38,33 +36,10 @@ R = TypeVar("R")
 _CLOSE_SECONDS = 40.0
 
 
-class _Loop:
-    """An event loop on a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tritonlm-client", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result(seconds)
-        except (KeyboardInterrupt, concurrent.futures.TimeoutError):
-            # Nobody waits for the result any more.
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSE_SECONDS)
-        self._loop.close()
-
-
 class Stream(Generic[T]):
     """The result of `create(stream=True)`: an iterator. Use it as a context manager if you may leave it early."""
 
-    def __init__(self, loop: _Loop, stream: AsyncStream[T] | AsyncEventStream[T, Any]) -> None:
+    def __init__(self, loop: BackgroundLoop, stream: AsyncStream[T] | AsyncEventStream[T, Any]) -> None:
         self._loop, self._stream = loop, stream
         self.request_id = stream.request_id
 
@@ -91,13 +66,15 @@ class Stream(Generic[T]):
         self.close()
 
     def close(self) -> None:
-        self._loop.run(self._stream.close())
+        # The client's own end has cancelled it.
+        if not self._loop.is_closed:
+            self._loop.run(self._stream.close())
 
 
 class EventStream(Stream[T], Generic[T, R]):
     """The same with the events of another API; `final` is the result as without a stream."""
 
-    def __init__(self, loop: _Loop, stream: AsyncEventStream[T, R]) -> None:
+    def __init__(self, loop: BackgroundLoop, stream: AsyncEventStream[T, R]) -> None:
         super().__init__(loop, stream)
         self._events = stream
 
@@ -125,7 +102,7 @@ class Client:
         adapters_folder: Path | None = None,
     ) -> None:
         """As for AsyncClient."""
-        self._loop = _Loop()
+        self._loop = BackgroundLoop()
 
         async def make() -> AsyncClient:
             return AsyncClient(
@@ -158,6 +135,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Cancel what runs, also for other threads. May be called repeatedly."""
+        if self._loop.is_closed:
+            return
         try:
             self._loop.run(self._client.close(), _CLOSE_SECONDS)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ import grpc
 
 from tritonlm.contract import Broken, TimedOut, TritonLMError, Unavailable
 from tritonlm.contract.errors import from_wire
+
+# In the words of several releases of gRPC.
+_UNRESOLVED = re.compile(r"errors resolving|dns resolution failed", re.IGNORECASE)
 
 
 async def single_request(request: Any) -> AsyncIterator[Any]:
@@ -75,6 +79,8 @@ def grpc_errors(url: str) -> Iterator[None]:
             raise TimedOut(f"Triton at {url} does not answer in time") from None
         if code == grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
             raise Unavailable(f"no Triton answers at {url}") from None
+        if code == grpc.StatusCode.UNAVAILABLE and _UNRESOLVED.search(details):
+            raise Unavailable(f"no Triton answers at {url}: its name does not resolve") from None
         if code == grpc.StatusCode.CANCELLED:
             raise Unavailable(f"the connection to Triton at {url} was closed") from None
         parsed = from_wire(details)

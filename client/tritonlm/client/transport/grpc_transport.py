@@ -62,6 +62,7 @@ class GrpcTransport:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._repository = Repository(self._stub, url)
         self._background: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self._watches: dict[str, Watch] = {}
 
     async def close(self) -> None:
@@ -70,6 +71,7 @@ class GrpcTransport:
             watch.close()
         if self._background:
             await asyncio.wait(self._background, timeout=_ABANDON_SECONDS)
+        self._is_closed = True
         await self._channel.close()
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
@@ -165,6 +167,10 @@ class GrpcTransport:
         return report
 
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._is_closed:
+            # The channel's end has ended its streams, and takes no cancel.
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
