@@ -283,6 +283,7 @@ _TINY: dict[str, Any] = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "
         ({"token_type": ["1"] * 3}, "for each of its 3 tokens"), ({"token_type": [1.5] * 3}, "no kinds in"),
         ({"model": ["gpt2"]}, "supported are gpt2, llama"), ({"bos_token_id": 3}, "no token 3"),
         ({"eos_token_id": -1}, "no token -1"), ({"eos_token_id": "a"}, "no token a"),
+        ({"bos_token_id": True}, "no token True"),
         ({"model": "llama", "scores": [0.0]}, "for each of its 3 tokens"),
         ({"tokens": ["a", "b", "ab", "c"]}, "embedding 3 rows"),
     ],
@@ -292,3 +293,11 @@ def test_what_is_wrong_with_a_tokenizer_is_said(tmp_path: Path, changes: dict[st
     with pytest.raises(CheckpointError, match=expected) as caught:
         written(tmp_path, metadata, vocab_size=3)
     assert str(caught.value).startswith("/models/model.gguf cannot be used: its tokenizer ")
+
+
+def test_tokens_of_many_pairs_are_refused_before_the_pairs_are_listed(tmp_path: Path) -> None:
+    """Of such tokens each splits everywhere: a file of one megabyte would give gigabytes of merges."""
+    tokens = ["a" * length for length in range(1, 1000)]
+    metadata = {"model": "llama", "tokens": tokens, "scores": [-float(number) for number in range(len(tokens))]}
+    with pytest.raises(CheckpointError, match="squares of their lengths are 332,833,500 together"):
+        written(tmp_path, metadata)

@@ -50,12 +50,17 @@ def prepare(file: Path) -> Path:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
+        raise CheckpointError(
+            f"{target} cannot be written: {error.strerror or error}; set XDG_CACHE_HOME to another folder"
+        ) from error
     return target
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm" / "gguf"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm" / "gguf"
+    except RuntimeError:
+        raise CheckpointError("this user has no home folder; set HOME or XDG_CACHE_HOME, for prepared files") from None
 
 
 def _key(files: list[Path]) -> str:

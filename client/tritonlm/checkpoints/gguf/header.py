@@ -70,6 +70,11 @@ class Header:
     tensors: dict[str, TensorInfo]
 
 
+def printable(value: Any, limit: int = 60) -> str:
+    """A text of the file for a message: short, and without line ends and other control characters."""
+    return repr(str(value)[:limit])[1:-1]
+
+
 def read_header(file: Path) -> Header:
     """The file's header; raises CheckpointError, in one sentence, if it is damaged or not supported."""
     try:
@@ -91,8 +96,8 @@ class _Parser:
         for _ in range(key_count):
             key = self._string("a key", _MAX_KEY_BYTES)
             if key in metadata:
-                raise self._error(f"has the key {key!r} twice")
-            metadata[key] = self._value(f"the value of {key}", self._number("<u4", "a type"))
+                raise self._error(f"has the key {key[:60]!r} twice")
+            metadata[key] = self._value(f"the value of {printable(key)}", self._number("<u4", "a type"))
             if key == "general.alignment":
                 self._check_alignment(metadata[key])
         alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
@@ -182,7 +187,7 @@ class _Parser:
     def _check_alignment(self, alignment: Any) -> None:
         is_power = isinstance(alignment, int) and 0 < alignment <= _MAX_ALIGNMENT and not alignment & (alignment - 1)
         if not is_power or isinstance(alignment, bool):
-            raise self._error(f"has the alignment {str(alignment)[:40]}, no power of two up to {_MAX_ALIGNMENT:,}")
+            raise self._error(f"has the alignment {printable(alignment, 40)}, no power of two up to {_MAX_ALIGNMENT:,}")
 
     def _scalar(self, kind: int, what: str) -> str:
         if kind not in _SCALARS:

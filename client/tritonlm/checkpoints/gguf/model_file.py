@@ -11,7 +11,7 @@ import numpy as np
 
 from tritonlm.contract.errors import CheckpointError
 
-from .header import Header, TensorInfo, read_header
+from .header import Header, TensorInfo, printable, read_header
 from .split_files import part_files
 
 # More than any model has: of layers, of tokens (these cost nothing by themselves), and of anything else.
@@ -50,7 +50,7 @@ class ModelFile:
         limit = _limit_of(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
             raise self.error(
-                f"its {self.architecture}.{name} is {str(value)[:60]}, not a positive integer up to {limit:,}"
+                f"its {self.architecture}.{name} is {printable(value)}, not a positive integer up to {limit:,}"
             )
         return value
 
@@ -58,7 +58,7 @@ class ModelFile:
         value = self.value(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise self.error(f"its {self.architecture}.{name} is {str(value)[:60]}, not a number")
+            raise self.error(f"its {self.architecture}.{name} is {printable(value)}, not a number")
         return float(value)
 
     def optional(self, name: str) -> float | None:
@@ -79,7 +79,7 @@ class ModelFile:
     def floats(self, tensor: TensorInfo) -> list[float]:
         """The values of a small float32 tensor."""
         if tensor.type != "F32" or len(tensor.shape) != 1:
-            raise self.error(f"its tensor {tensor.name} is not a vector of type F32")
+            raise self.error(f"its tensor {printable(tensor.name)} is not a vector of type F32")
         values = np.fromfile(tensor.file, "<f4", count=tensor.shape[0], offset=tensor.offset)
         return [float(str(value)) for value in values]
 
@@ -91,7 +91,7 @@ def open_model(file: Path) -> ModelFile:
     first = headers[0]
     declared = first.metadata.get("split.count", 1)
     if isinstance(declared, int) and declared not in (0, len(files)):
-        raise CheckpointError(f"{first.file} is one of {declared} parts, and its name does not say which")
+        raise CheckpointError(f"{first.file} is one of {declared:,} parts, and its name does not say which")
     tensors: dict[str, TensorInfo] = {}
     for number, header in enumerate(headers):
         if len(files) > 1 and header.metadata.get("split.no") != number:
@@ -101,7 +101,8 @@ def open_model(file: Path) -> ModelFile:
         tensors |= header.tensors
     expected = first.metadata.get("split.tensors.count")
     if len(files) > 1 and expected != len(tensors):
-        raise CheckpointError(f"{first.file} and its other parts have {len(tensors)} tensors, not {expected}")
+        count = f"{len(tensors)} tensors, not {printable(expected)}"
+        raise CheckpointError(f"{first.file} and its other parts have {count}")
     return ModelFile(first.file, first.metadata, tensors)
 
 

@@ -17,12 +17,12 @@ def rope_parameters(file: ModelFile, default_theta: float = 10000.0) -> dict[str
     factor = file.optional("rope.scaling.factor") or file.optional("rope.scale_linear") or 1.0
     if any(name in file.tensors for name in (_FREQS, _LONG, _SHORT)):
         if kind not in ("", "none", "longrope", "llama3"):
-            raise file.error(f"it has factors of RoPE's frequencies, and {kind} scaling too")
+            raise file.error(f"it has factors of RoPE's frequencies, and {kind[:40]!r} scaling too")
         return parameters | _factors(file)
     if kind == "yarn":
         return parameters | _yarn(file, factor)
     if kind not in ("", "none", "linear"):
-        raise file.error(f"its RoPE has the unknown scaling {kind!r}")
+        raise file.error(f"its RoPE has the unknown scaling {kind[:40]!r}")
     if factor == 1.0 or kind == "none":
         return parameters
     return parameters | {"rope_type": "linear", "factor": factor}

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .header import printable
 from .model_file import ModelFile
 from .pre_tokenizers import PRE_TOKENIZERS
 from .vocabulary import Kind, Vocabulary, vocabulary_of
 
 Specification = dict[str, Any]
 _SPACE = "▁"
+# Gemma's 262,144 tokens have ten million. A token of n characters has up to n - 1 pairs, each as long as itself.
+_MAX_PAIR_CHARACTERS = 100_000_000
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 # The added tokens of Phi 3 after which white space counts.
 _PHI3_KEEPS_SPACE = frozenset(("<unk>", "<s>", "<|endoftext|>"))
@@ -25,7 +28,7 @@ def write_tokenizer(folder: Path, file: ModelFile, vocab_size: int) -> None:
         raise vocabulary.error(f"has {len(vocabulary.tokens):,} tokens, its embedding {vocab_size:,} rows")
     model = vocabulary.value("model")
     if not isinstance(model, str) or model not in _MODELS:
-        raise vocabulary.error(f"is {str(model)[:40]!r}; supported are {', '.join(_MODELS)}")
+        raise vocabulary.error(f"is '{printable(model, 40)}'; supported are {', '.join(_MODELS)}")
     specification, adds_bos = _MODELS[model](vocabulary)
     adds_bos = vocabulary.flag("add_bos_token", adds_bos)
     specification["post_processor"] = _template(vocabulary, adds_bos, vocabulary.flag("add_eos_token", False))
@@ -94,6 +97,12 @@ def _sentence_pieces(vocabulary: Vocabulary) -> tuple[Specification, bool]:
 def _merges(vocabulary: Vocabulary, is_gemma: bool) -> list[str]:
     """The pairs of tokens that are a token together, the highest score first. Files that were converted from Hugging
     Face's format, and Gemma's, have the tokens in the order of the merges instead, and one score for all."""
+    characters = sum(len(token) ** 2 for token in vocabulary.tokens)
+    if characters > _MAX_PAIR_CHARACTERS:
+        raise vocabulary.error(
+            f"has tokens too long for their number: the squares of their lengths are {characters:,} together, "
+            f"more than {_MAX_PAIR_CHARACTERS:,}"
+        )
     ids, scores = vocabulary.ids(), vocabulary.numbers("scores")
     # Gemma's user-defined tokens are also the results of merges.
     kinds = (Kind.NORMAL, Kind.USER_DEFINED) if is_gemma else (Kind.NORMAL,)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tritonlm.contract.errors import CheckpointError
 
+from .header import printable
 from .model_file import ModelFile
 
 _PREFIX = "tokenizer.ggml."
@@ -56,8 +57,8 @@ class Vocabulary:
         # 0xFFFFFFFF is none.
         if number is None or number == 0xFFFFFFFF:
             return None
-        if not isinstance(number, int) or not 0 <= number < len(self.tokens):
-            raise self.error(f"has no token {str(number)[:40]}, which is its {name}_token_id")
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.tokens):
+            raise self.error(f"has no token {printable(number, 40)}, which is its {name}_token_id")
         return number
 
     def flag(self, name: str, default: bool) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tritonlm.contract.gguf_tensors import StoredTensor
 
-from ..header import TensorInfo
+from ..header import TensorInfo, printable
 from ..model_file import ModelFile
 from . import gemma, gpt, llama, qwen
 from .architecture import Architecture, Config, Names
@@ -26,7 +26,7 @@ _IGNORED_IN_LAYERS = (".attn_rot_embd.weight", ".attn_rot_embd", ".rope_freqs.we
 def architecture_of(file: ModelFile) -> Architecture:
     if file.architecture not in ARCHITECTURES:
         supported = ", ".join(sorted(ARCHITECTURES))
-        raise file.error(f"its architecture is {file.architecture!r}; supported are {supported}")
+        raise file.error(f"its architecture is {file.architecture[:40]!r}; supported are {supported}")
     return ARCHITECTURES[file.architecture]
 
 
@@ -45,7 +45,7 @@ def tensors_of(file: ModelFile, file_names: Mapping[Path, str]) -> dict[str, Sto
             continue
         for name, stored in _pieces(file, architecture, further, tensor, file_names[tensor.file]):
             if name in tensors:
-                raise file.error(f"its tensor {tensor.name} gives {name}, as another one does")
+                raise file.error(f"its tensor {printable(tensor.name)} gives {name}, as another one does")
             tensors[name] = stored
     return tensors
 
@@ -58,9 +58,9 @@ def _pieces(
     names = architecture.layer_names if is_in_layer else architecture.names
     entry = None if match is None else further.get(match["name"], names.get(match["name"]))
     if match is None or entry is None:
-        raise file.error(f"its tensor {tensor.name} is none of the architecture {file.architecture}")
+        raise file.error(f"its tensor {printable(tensor.name)} is none of the architecture {file.architecture}")
     if is_in_layer and int(match["layer"]) >= file.size("block_count"):
-        raise file.error(f"its tensor {tensor.name} is in none of its {file.size('block_count')} layers")
+        raise file.error(f"its tensor {printable(tensor.name)} is in none of its {file.size('block_count')} layers")
     name, rule = entry if isinstance(entry, tuple) else (entry, plain)
     prefix = f"{architecture.layers}.{int(match['layer'])}." if is_in_layer else ""
     yield from rule(Source(file, tensor, file_name, prefix + name, match["suffix"]))

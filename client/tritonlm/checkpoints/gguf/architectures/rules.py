@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from tritonlm.contract.gguf_tensors import Rows, StoredTensor, byte_count
 
-from ..header import TensorInfo
+from ..header import TensorInfo, printable
 from ..model_file import ModelFile
 
 Piece = tuple[str, StoredTensor]
@@ -50,7 +50,7 @@ class Source:
         return StoredTensor(self.file_name, offset, tensor.type, (count, *tensor.shape[1:]))
 
     def error(self, text: str) -> Exception:
-        return self.model.error(f"its tensor {self.tensor.name} {text}")
+        return self.model.error(f"its tensor {printable(self.tensor.name)} {text}")
 
 
 Rule = Callable[[Source], Iterator[Piece]]
