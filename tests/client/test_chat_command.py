@@ -76,3 +76,14 @@ def test_the_options_are_checked(tmp_path: Path) -> None:
     assert (missing.exit_code, "--run-tools needs --tools" in missing.output) == (2, True)
     wrong = CliRunner().invoke(app, ["chat", "--tools", str(tmp_path / "no.py")])
     assert (wrong.exit_code, "is no Python file" in wrong.output) == (1, True)
+
+
+def test_a_mistyped_model_does_not_end_the_chat(
+    client: Client, transport: FakeTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transport.answers = [["Dry."]]
+    session = ChatSession(client, LM, None, None, runs=False)
+    assert session.run_command("/model nope")
+    assert "the model 'nope' does not exist" in capsys.readouterr().err
+    session.send("Rain?", {})
+    assert capsys.readouterr().out == "Dry.\n"

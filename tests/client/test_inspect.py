@@ -128,6 +128,7 @@ def test_a_large_model_is_limited_by_memory(tmp_path: Path) -> None:
          "transformers has no causal language model newest"),
         ({"model_type": "newest", "auto_map": {"AutoModel": "x.y"}}, "reference", "its model_type is none of",
          "transformers has no causal language model newest, and the code that it brings is never run"),
+        ({"architectures": 5}, "native", "", ""),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("in_this_process")

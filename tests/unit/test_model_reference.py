@@ -62,6 +62,7 @@ def test_a_link_to_a_file_keeps_its_name(folder: Path) -> None:
         ("/nowhere/at/all", "there is no folder or GGUF file /nowhere/at/all"),
         ("./org/name", "there is no folder or GGUF file ./org/name"),
         ("org/name/more", "there is no folder or GGUF file org/name/more"),
+        ("~nobody-of-this-name/lm", "there is no folder or GGUF file ~nobody-of-this-name/lm"),
         ("hf://", " is not a model of the Hugging Face Hub: ORG/NAME"),
         ("hf://../../etc", "../../etc is not a model of the Hugging Face Hub"),
     ],

@@ -307,6 +307,15 @@ def test_reachable_host(host: str, expected: str) -> None:
     assert reachable_host(host) == expected
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_triton_gets_an_ipv6_address_as_each_of_its_servers_writes_it(host: str, tmp_path: Path) -> None:
+    """HTTP's takes ::1 for a broadcast address, gRPC's for a host and a port."""
+    settings = Settings(model_repository=[tmp_path], triton_host=host)
+    command = triton_command(tmp_path / "tritonserver", tmp_path, settings, [tmp_path], "prefix-", "secret")
+    addresses = [f"--http-address=ipv6:{host}", f"--grpc-address=[{host}]", f"--metrics-address=ipv6:{host}"]
+    assert [flag for flag in command if "-address=" in flag] == addresses
+
+
 def test_a_triton_error_is_reduced_to_one_line() -> None:
     text = "failed to load, Internal: CheckpointError: no weights\n\nAt:\n  /a/secret/path.py(3): f\n"
     assert one_line(text) == "no weights"

@@ -54,7 +54,7 @@ Source = Path | HubModel
 
 def split_name(text: str) -> tuple[str, str]:
     """NAME and MODEL of `NAME=MODEL`; an empty name where there is none, and for an existing path."""
-    match = None if _exists(Path(text).expanduser()) else _NAMED.fullmatch(text)
+    match = None if _exists(expanded(text)) else _NAMED.fullmatch(text)
     return (match["name"], match["model"]) if match else ("", text)
 
 
@@ -71,12 +71,20 @@ def source_of(text: str, base: Path | None = None) -> Source:
     """The same for a reference that may name a path that does not exist; a relative path is relative to `base`."""
     if text.startswith(HUB):
         return _parse_hub(text.removeprefix(HUB))
-    path = (base or Path.cwd()) / Path(text).expanduser()
+    path = (base or Path.cwd()) / expanded(text)
     match = None if _exists(path) else _HUB_MODEL.fullmatch(text)
     # One word alone is rather a mistyped folder than one of the Hub's oldest models; these take hf://.
     if match and "/" in match["repo"] and not match["repo"].endswith(_GGUF):
         return replace(_hub_model(match), missing_path=str(path) if base else text)
     return absolute(path)
+
+
+def expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        # ~NAME without such a user, or ~ where HOME is not set and the user has no entry: a shell leaves it, too.
+        return Path(path)
 
 
 def _exists(path: Path) -> bool:
@@ -91,7 +99,7 @@ def _exists(path: Path) -> bool:
 
 def absolute(path: Path) -> Path:
     """Without links, but for that of a file itself: in the Hub's cache a file is a link to a blob that has no name."""
-    path = path.expanduser()
+    path = expanded(path)
     return path.parent.resolve() / path.name if path.is_file() else path.resolve()
 
 

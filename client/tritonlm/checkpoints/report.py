@@ -93,7 +93,8 @@ def problems(checkpoint: Checkpoint, weights: bool = True) -> list[str]:
     elif model_type is not None and known and model_type not in known:
         own_code = " and the code that it brings is never run" if config.get("auto_map") else ""
         found.append(f"transformers has no causal language model {model_type}" + ("," * bool(own_code) + own_code))
-    heads = [str(name) for name in config.get("architectures") or []]
+    names = config.get("architectures")
+    heads = [str(name) for name in names] if isinstance(names, list) else []
     if heads and all(_OTHER_HEAD.search(name) for name in heads):
         found.append(f"it does not generate text: its architecture is {', '.join(heads)}")
     return found

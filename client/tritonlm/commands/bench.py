@@ -18,7 +18,7 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.contract import TritonLMError
 from tritonlm.serving import terminal
 
-from .common import AsJson, Triton, addresses, console, err_console, exit_code, first_ready, print_json
+from .common import AsJson, Triton, adapters_folder, addresses, console, err_console, exit_code, first_ready, print_json
 from .text import ModelOption
 
 
@@ -61,7 +61,7 @@ async def _measure(
     urls: list[str], model: str | None, requests: int, concurrency: int, prompt_tokens: int, max_tokens: int
 ) -> dict[str, Any]:
     semaphore = asyncio.Semaphore(concurrency)
-    async with AsyncClient(urls) as client:
+    async with AsyncClient(urls, adapters_folder=adapters_folder()) as client:
         name = model or first_ready(await client.models.list())
         vocabulary = (await client.about(name))["vocab_size"]
 

@@ -11,7 +11,7 @@ import typer
 
 from tritonlm.client.sync import Client
 from tritonlm.client.types import ToolCallDelta
-from tritonlm.contract import InvalidRequest
+from tritonlm.contract import AdapterNotFound, InvalidRequest, ModelNotFound
 
 from .common import MISUSED, Triton, connected, err_console, model_or_first
 from .constraints import Choice, Grammar, Regex, Schema, read_constraint
@@ -68,7 +68,7 @@ def chat(
                 if constraint.concerns(error):
                     raise
                 # An invalid message, for example one that is too long, must not end the chat.
-                err_console.print(error.message, style="red", highlight=False)
+                err_console.print(error.message, style="red", highlight=False, markup=False)
 
 
 class ChatSession:
@@ -91,10 +91,17 @@ class ChatSession:
         elif name == "/system":
             self._system = rest or None
         elif name == "/model" and rest:
-            self._model = rest.strip()
+            self._change_model(rest.strip())
         else:
             err_console.print(_HELP, highlight=False)
         return True
+
+    def _change_model(self, name: str) -> None:
+        try:
+            self._model = self._client.models.retrieve(name).id
+        except (AdapterNotFound, InvalidRequest, ModelNotFound) as error:
+            # A mistyped name must not end the chat at its next message.
+            err_console.print(error.message, style="red", highlight=False, markup=False)
 
     def send(self, text: str, parameters: dict[str, Any]) -> None:
         messages = [*self._messages, {"role": "user", "content": text}]

@@ -42,5 +42,5 @@ def errors_printed() -> Iterator[None]:
         with common.errors_printed(misused=()):
             yield
     except KeyboardInterrupt:
-        terminal.say("interrupted; the same command continues the download")
+        terminal.say("interrupted; the same command continues a download where it stopped")
         raise typer.Exit(130) from None

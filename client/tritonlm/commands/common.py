@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from tritonlm.client.types import ModelList
 
 FAILED, MISUSED, UNREACHABLE = 1, 2, 3
-# rich uses colours and boxes on a terminal only.
-console = Console()
-err_console = Console(stderr=True)
+# rich uses colours and boxes on a terminal only. Without its markup: a name or a path may hold brackets.
+console = Console(markup=False)
+err_console = Console(stderr=True, markup=False)
 
 Triton = Annotated[
     list[str] | None,
@@ -76,7 +76,9 @@ def errors_printed(
 def addresses(triton: list[str] | None) -> list[str]:
     from tritonlm.client.async_client import DEFAULT_URL  # noqa: PLC0415
 
-    return [part for address in triton or [DEFAULT_URL] for part in address.split(",")]
+    # Of a variable that has spaces behind its commas, each word arrives as an address of its own.
+    parts = [part.strip() for address in triton or [] for part in address.split(",")]
+    return [part for part in parts if part] or [DEFAULT_URL]
 
 
 def adapters_folder() -> Path:

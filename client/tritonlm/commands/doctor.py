@@ -20,19 +20,20 @@ from tritonlm.serving.ports import check_port
 from tritonlm.serving.repository import LanguageModel
 from tritonlm.serving.triton import triton_environment
 
-from .common import FAILED, AsJson, console, print_json
+from .common import FAILED, AsJson, console, errors_printed, print_json
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Check what `tritonlm serve` needs; exit code 1 when something has to be fixed."""
-    settings = read_settings({})
+    with errors_printed():
+        settings = read_settings({})
     results = [_run(name, check) for name, check in _checks(settings).items()]
     if as_json:
         print_json([{"check": name, "ok": ok, "finding": finding} for name, ok, finding in results])
     else:
         for name, ok, finding in results:
-            console.print(f"[{'green' if ok else 'red'}]{'ok ' if ok else 'fix'}[/] {name}: ", end="")
-            console.print(finding, highlight=False, markup=False)
+            console.print("ok " if ok else "fix", style="green" if ok else "red", end="")
+            console.print(f" {name}: {finding}", highlight=False)
     if not all(ok for _, ok, _ in results):
         raise typer.Exit(FAILED)
 

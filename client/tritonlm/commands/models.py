@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from tritonlm.client.types import Model
@@ -86,14 +87,14 @@ def load(
     name = name or model_type or (model_path or "").rstrip("/").rpartition("/")[2]
     if not name:
         raise typer.BadParameter("name a language model; tritonlm list shows them")
-    with connected(triton) as client, err_console.status(f"loading {name} …"):
+    with connected(triton) as client, err_console.status(escape(f"loading {name} …")):
         model = client.models.load(name)
     print_json(model.to_dict()) if as_json else console.print(f"{name} is {model.state}")
 
 
 def unload(name: Name, triton: Triton = None, as_json: AsJson = False) -> None:
     """Unload a language model."""
-    with connected(triton) as client, err_console.status(f"unloading {name} …"):
+    with connected(triton) as client, err_console.status(escape(f"unloading {name} …")):
         client.models.retrieve(name)
         model = client.models.unload(name)
     print_json(model.to_dict()) if as_json else console.print(f"{name} is {model.state}")

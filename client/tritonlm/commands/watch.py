@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tritonlm.client.models import slots_of
 from tritonlm.client.sync import Client
@@ -41,7 +42,7 @@ def table(reports: dict[str, list[dict[str, Any]]]) -> Table:
     return result
 
 
-def _row(model: str, reports: list[dict[str, Any]]) -> list[str]:
+def _row(model: str, reports: list[dict[str, Any]]) -> list[str | Text]:
     def total(name: str) -> float:
         return float(sum(report[name] for report in reports))
 
@@ -51,7 +52,7 @@ def _row(model: str, reports: list[dict[str, Any]]) -> list[str]:
         model,
         str(len(reports)),
         f"{total('running'):.0f}",
-        f"[yellow]{waiting:.0f}[/yellow]" if waiting else "0",
+        Text(f"{waiting:.0f}", style="yellow" if waiting else ""),
         str(sum(map(slots_of, reports))),
         f"{total('tokens_per_second'):,.0f}",
         _bar(total("blocks_used") / max(total("blocks"), 1.0)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .errors import ServingError
+
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -20,7 +22,7 @@ def model_repository() -> Path:
 def cache() -> Path:
     if in_checkout():
         return _CHECKOUT / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonlm"
+    return _user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def registry() -> Path:
@@ -41,4 +43,11 @@ def adapters() -> Path:
 def _settings() -> Path:
     if in_checkout():
         return _CHECKOUT
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tritonlm"
+    return _user_folder("XDG_CONFIG_HOME", ".config")
+
+
+def _user_folder(variable: str, name: str) -> Path:
+    try:
+        return Path(os.environ.get(variable) or Path.home() / name) / "tritonlm"
+    except RuntimeError:
+        raise ServingError(f"this user has no home folder; set HOME or {variable} to one that can be written") from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tritonlm.checkpoints.reference import HubModel, Source, absolute, default_name, source_of
+from tritonlm.checkpoints.reference import HubModel, Source, absolute, default_name, expanded, source_of
 from tritonlm.contract import CheckpointError, devices, tool_formats
 from tritonlm.contract.file_edits import locked, replace_text
 from tritonlm.contract.parts import PARTS, part_of
@@ -139,7 +139,7 @@ def read_registry(file: Path) -> list[Entry]:
         if any(entry.name == other.name for other in entries):
             raise ServingError(f"{file}: two entries are named {entry.name}; rename one")
         if entry.path is not None:
-            entry = entry.model_copy(update={"path": absolute(file.parent / entry.path.expanduser())})
+            entry = entry.model_copy(update={"path": absolute(file.parent / expanded(entry.path))})
         entries.append(entry)
     return entries
 

@@ -78,7 +78,7 @@ def serve(settings: Settings, gateway_url: str, placeholder: PlaceholderListener
             if gateway:
                 gateway.wait_until_live()
             chats = [model.name for model in models if model.has_chats]
-            print(terminal.banner(settings, gateway_url, reports, chats, triton.log), flush=True)
+            terminal.show_banner(terminal.banner(settings, gateway_url, reports, chats, triton.log))
             monitor = Monitor(settings, models, triton, control, gateway)
             try:
                 monitor.run()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tritonlm.contract.load_progress import Loaded
 
@@ -24,7 +24,17 @@ _STORY_PROMPT = "Tell me a story about a fox and a lantern"
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    _write(text, sys.stderr)
+
+
+def show_banner(text: str) -> None:
+    _write(text, sys.stdout)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """A server goes on when nobody reads its messages any more, and when the disk of its log is full."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 @contextlib.contextmanager
@@ -35,9 +45,11 @@ def step(text: str) -> Iterator[Callable[[str], None]]:
     """
     if sys.stderr.isatty():
         from rich.console import Console  # noqa: PLC0415 (slow to import, and a server seldom has a terminal)
+        from rich.markup import escape  # noqa: PLC0415
 
-        with Console(stderr=True).status(f"{text} …") as status:
-            yield lambda update: status.update(f"{update} …")
+        # A path may hold brackets, which are no markup.
+        with Console(stderr=True).status(escape(f"{text} …")) as status:
+            yield lambda update: status.update(escape(f"{update} …"))
         return
     say(f"{text} …")
     printed_at = time.monotonic()

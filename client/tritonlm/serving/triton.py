@@ -77,7 +77,7 @@ def triton_command(
         "--disable-auto-complete-config",
         f"--backend-directory={backend}",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
-        *(f"--{protocol}-address={settings.triton_host}" for protocol in ("http", "grpc", "metrics")),
+        *_addresses(settings.triton_host),
         f"--http-port={settings.http_port}",
         f"--grpc-port={settings.grpc_port}",
         f"--metrics-port={settings.metrics_port}",
@@ -87,6 +87,12 @@ def triton_command(
         *_LOG_FLAGS[settings.log_level],
         *_trace_flags(settings.otlp_endpoint),
     ]
+
+
+def _addresses(host: str) -> list[str]:
+    """Triton's servers write an IPv6 address in two ways; HTTP's takes any other for a broadcast."""
+    http, grpc = (f"ipv6:{host}", f"[{host}]") if ":" in host else (host, host)
+    return [f"--http-address={http}", f"--grpc-address={grpc}", f"--metrics-address={http}"]
 
 
 def _trace_flags(endpoint: str | None) -> list[str]:
