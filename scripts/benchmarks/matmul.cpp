@@ -338,11 +338,12 @@ int main(int argc, char** argv) {
         time_bf16_peak(pool);
     if (forms.find('b') != std::string::npos) time_full<bf16>("bf16", pool, row_counts);
     if (forms.find('p') != std::string::npos) time_packed(pool, row_counts);
-    const bool has_groups = forms.find_first_of("4568") != std::string::npos;
+    const bool has_groups = forms.find_first_of("4k568") != std::string::npos;
     if (forms.find('i') != std::string::npos || has_groups) time_int8_peak(pool);
     if (forms.find('i') != std::string::npos) time_int8(pool, row_counts);
-    // As Q4_0, Q5_0, Q6_K and Q8_0 have them.
+    // As Q4_0, Q4_K, Q5_0, Q6_K and Q8_0 have them.
     if (forms.find('4') != std::string::npos) time_grouped("4-bit", {4, 32, 0, 0, 0, 8, 0, {}, 0, 0, 0}, pool, row_counts);
+    if (forms.find('k') != std::string::npos) time_grouped("4-bit-k", {4, 32, 1, 1, 0, 0, 0, {}, 0, 0, 0}, pool, row_counts);
     if (forms.find('5') != std::string::npos) time_grouped("5-bit", {5, 32, 0, 0, 0, 16, 0, {}, 0, 0, 0}, pool, row_counts);
     if (forms.find('6') != std::string::npos) time_grouped("6-bit", {6, 16, 1, 0, 0, 32, 0, {}, 0, 0, 0}, pool, row_counts);
     if (forms.find('8') != std::string::npos) time_grouped("8-bit", {8, 32, 0, 0, 0, 128, 0, {}, 0, 0, 0}, pool, row_counts);

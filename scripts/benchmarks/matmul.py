@@ -30,7 +30,9 @@ sys.path.insert(0, str(ROOT / "model_repository" / "generate" / "1"))
 from engine.runners.native import build  # noqa: E402
 
 # The letters that matmul.cpp takes.
-FORMS = {"float32": "f", "bf16": "b", "12-bit": "p", "int8": "i", **{f"{bits}-bit": str(bits) for bits in (4, 5, 6, 8)}}
+FORMS = {"float32": "f", "bf16": "b", "12-bit": "p", "int8": "i", "4-bit-k": "k"} | {
+    f"{bits}-bit": str(bits) for bits in (4, 5, 6, 8)
+}
 # The peak that a form is compared with.
 PEAKS = {**dict.fromkeys(FORMS, "int8"), "float32": "float32", "bf16": "bf16", "12-bit": "bf16"}
 
