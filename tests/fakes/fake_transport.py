@@ -44,8 +44,8 @@ ABOUT_LM = {
 class FakeTransport:
     def __init__(self, url: str = "fake:1", pause: float = 0.0) -> None:
         self.url, self.pause = url, pause
-        # Nothing is generated before a test sets it back: it then waits for what it waits for on a slow machine, too.
-        self.is_held = False
+        # Calls from this number on generate nothing before a test sets it back, however slow the machine is.
+        self.held_from: int | None = None
         self.calls: list[Call] = []
         self.running: set[str] = set()
         self.cancelled: list[str] = []
@@ -72,6 +72,7 @@ class FakeTransport:
         self.adapters_file: Path | None = None
 
     async def generate(self, call: Call) -> AsyncGenerator[Piece, None]:
+        number = len(self.calls)
         self.calls.append(call)
         self._find(call.model)
         self._find_adapter(call)
@@ -85,12 +86,12 @@ class FakeTransport:
         ended = False
         try:
             made_pieces = scripted(call, self.answers.pop(0)) if self.answers else pieces_of(call)
-            for number, made in enumerate(made_pieces):
+            for index, made in enumerate(made_pieces):
                 await asyncio.sleep(self.pause)
-                while self.is_held:
+                while self.held_from is not None and number >= self.held_from:
                     await asyncio.sleep(0.005)
                 piece = cancelled(made) if call.request_id in self.cancelled else made
-                if self.breaks_after and self.breaks_after[0] == number:
+                if self.breaks_after and self.breaks_after[0] == index:
                     ended = True
                     error = self.breaks_after[1]
                     self.breaks_after = self.breaks_again.pop(0) if self.breaks_again else None

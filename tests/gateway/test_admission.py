@@ -129,7 +129,7 @@ def test_prompt_tokens_count_as_they_arrive() -> None:
 
 def test_requests_with_too_many_prompt_tokens_together_are_refused() -> None:
     transport = FakeTransport()
-    transport.is_held = True
+    transport.held_from = 0
     with running_gateway(transport, max_prompt_tokens=100) as gateway, ThreadPoolExecutor(2) as pool:
         first = pool.submit(gateway.post, "/v1/completions", **BODY)
         gateway.wait_until(lambda: bool(gateway.transport.running))
@@ -139,7 +139,7 @@ def test_requests_with_too_many_prompt_tokens_together_are_refused() -> None:
         chunks = (part.encode() for part in json.dumps({**BODY, "prompt": "a" * 400}).partition(" "))
         headers = {"content-type": "application/json"}
         assert gateway.http.post("/v1/completions", content=chunks, headers=headers).status_code == 429
-        transport.is_held = False
+        transport.held_from = None
         assert first.result().status_code == 200
         assert gateway.post("/v1/completions", **{**BODY, "prompt": "a" * 400}).status_code == 200
 
@@ -190,12 +190,12 @@ def test_a_closed_queue_refuses_new_requests() -> None:
 
 def test_requests_above_the_limit_are_refused_before_triton_is_called() -> None:
     transport = FakeTransport()
-    transport.is_held = True
+    transport.held_from = 0
     with running_gateway(transport, max_requests=4) as gateway, ThreadPoolExecutor(12) as pool:
         answers = [pool.submit(gateway.post, "/v1/completions", **BODY) for _ in range(12)]
         gateway.wait_until(lambda: sum(answer.done() for answer in answers) == 8)
         refused = [answer.result() for answer in answers if answer.done()]
-        transport.is_held = False
+        transport.held_from = None
         assert {answer.result().status_code for answer in answers if answer.result() not in refused} == {200}
         assert {answer.status_code for answer in refused} == {429}
         assert {answer.json()["error"]["code"] for answer in refused} == {"queue_full"}

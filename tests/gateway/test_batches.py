@@ -147,7 +147,8 @@ def test_a_cancelled_batch_keeps_its_answers(tmp_path: Path) -> None:
 
 def test_a_batch_goes_on_after_a_stop(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"batch_folder": tmp_path / "b", "batch_requests": 2}
-    transport = FakeTransport(pause=0.05)
+    transport = FakeTransport()
+    transport.held_from = 6
     with running_gateway(transport, **settings) as gateway, sdk_of(gateway) as sdk:
         file_id = upload(sdk, [line(number, seed=1) for number in range(40)])
         batch = sdk.batches.create(input_file_id=file_id, endpoint=COMPLETIONS, completion_window="24h")
