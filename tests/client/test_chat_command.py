@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from fakes.chat_templates import QWEN
 from fakes.fake_transport import ABOUT_LM, LM, FakeTransport
 from tritonlm import Client
 from tritonlm.cli import app
+from tritonlm.commands import chat as chat_command
 from tritonlm.commands.chat import ChatSession
 from tritonlm.commands.tool_functions import ToolFunctions
+from tritonlm.contract import TimedOut
 from typer.testing import CliRunner
 
 CALL = '<tool_call>\n{"name": "rain", "arguments": {"city": "Bern"}}\n</tool_call>'
@@ -87,3 +90,14 @@ def test_a_mistyped_model_does_not_end_the_chat(
     assert "the model 'nope' does not exist" in capsys.readouterr().err
     session.send("Rain?", {})
     assert capsys.readouterr().out == "Dry.\n"
+
+
+def test_a_busy_server_does_not_end_the_chat(
+    client: Client, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_command, "connected", lambda _: contextlib.nullcontext(client))
+    transport.trouble = [TimedOut("time is up")]
+    transport.answers = [["Dry."]]
+    chat = CliRunner().invoke(app, ["chat", "--model", LM], input="Rain?\nRain?\n/exit\n")
+    assert chat.exit_code == 0, chat.output
+    assert [text in chat.output for text in ("time is up", "Dry.")] == [True] * 2

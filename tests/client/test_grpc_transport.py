@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -97,3 +98,19 @@ def test_a_host_that_does_not_answer_times_out() -> None:
             await transport.close()
 
     asyncio.run(asyncio.wait_for(call(), 20))
+
+
+def test_a_transport_may_be_made_before_its_event_loop() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        transport = GrpcTransport(f"127.0.0.1:{unused.getsockname()[1]}", 5.0)
+
+    async def ask() -> bool:
+        try:
+            return await transport.is_live()
+        finally:
+            await transport.close()
+
+    # A thread has no event loop of its own, as a program's main thread from Python 3.14 on.
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(asyncio.run, ask()).result() is False

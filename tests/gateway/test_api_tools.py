@@ -111,7 +111,7 @@ class TestResponses:
         assert [item.type for item in final.output] == ["reasoning", "message"]
         assert final.output[0].content[0].text == thought
         assert final.output_text == "Hello."
-        assert sent_chat(gateway)["chat_template_kwargs"] == {"reasoning_effort": "low"}
+        assert sent_chat(gateway)["reasoning_effort"] == "low"
         items: Any = [{"role": "user", "content": "Hi"}, *(item.to_dict() for item in final.output)]
         sdk.responses.create(model=LM, input=[*items, {"role": "user", "content": "Bye"}])
         assert sent_chat(gateway)[1] == {"role": "assistant", "content": "Hello.", "reasoning_content": thought}
@@ -174,7 +174,7 @@ class TestMessages:
         thought, text = message.content
         assert (thought.type, text.type) == ("thinking", "text")
         assert thought.thinking.strip() == "Hmm."  # type: ignore[union-attr]
-        assert sent_chat(gateway)["chat_template_kwargs"] == {"enable_thinking": True}
+        assert sent_chat(gateway)["reasoning_effort"] == "medium"
 
     def test_an_assistants_last_message_is_continued(self, gateway: Gateway, claude: anthropic.Anthropic) -> None:
         messages: Any = [*QUESTION, {"role": "assistant", "content": "It"}]

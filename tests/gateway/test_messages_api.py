@@ -104,6 +104,7 @@ def test_blocks_become_the_messages_of_a_chat(gateway: Gateway, sdk: anthropic.A
         ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]}, "tool_use_id"),
+        ({"messages": [*HELLO, ANSWERED]}, "messages must end with the results"),
         ({"system": [{"type": "image"}]}, "system[0]"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
@@ -133,6 +134,22 @@ def test_what_would_change_the_answer_is_refused_by_name(
     assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
     assert place in body["error"]["message"]
     assert gateway.transport.calls == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "effort"),
+    [
+        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "high"}}, "none"),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}, "high"),
+        ({"thinking": {"type": "adaptive"}}, "medium"), ({"output_config": {"effort": "max"}}, "max"),
+    ],
+)  # fmt: skip
+def test_thinking_and_the_effort_are_one_word_of_the_chat(
+    gateway: Gateway, fields: dict[str, Any], effort: str
+) -> None:
+    answer = gateway.post("/v1/messages", model=LM, max_tokens=3, messages=HELLO, **fields)
+    assert answer.status_code == 200, answer.text
+    assert json.loads(gateway.transport.calls[-1].prompt.messages or "")["reasoning_effort"] == effort
 
 
 def test_fields_without_an_effect_are_accepted(gateway: Gateway) -> None:

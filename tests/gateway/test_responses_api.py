@@ -16,6 +16,7 @@ from tritonlm.gateway.response_store import ResponseStore
 
 from .conftest import Gateway, running_gateway
 
+A_CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 MESSAGES = [
     {"role": "developer", "content": "Be brief."},
     {"role": "user", "content": [{"type": "input_text", "text": "Hello"}, {"type": "input_text", "text": "there"}]},
@@ -137,6 +138,8 @@ def test_a_failure_in_a_stream_is_a_failed_response(gateway: Gateway, sdk: opena
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        ({"input": [{**A_CALL, "arguments": "[]"}]}, "input[0].arguments"),
+        ({"input": [{"role": "user", "content": "x"}, {**A_CALL, "arguments": "{"}]}, "input[1].arguments"),
         ({"input": []}, "input"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0]"),
@@ -163,7 +166,8 @@ def test_fields_without_an_effect_are_accepted(gateway: Gateway) -> None:
         "/v1/responses", model=LM, input="a", store=False, parallel_tool_calls=True, truncation="disabled",
         include=["reasoning.encrypted_content"], prompt_cache_key="k", service_tier="flex", background=False,
         prompt_cache_options={"mode": "implicit"}, max_tool_calls=3, user="u", safety_identifier="s",
-        text={"verbosity": "low"}, reasoning={"effort": "low", "summary": "auto"}, tool_choice="auto",
+        text={"verbosity": "low", "format": {"type": "text", "name": None}}, tool_choice="auto",
+        reasoning={"effort": "low", "summary": "auto"},
         tools=[{"type": "web_search", "search_context_size": "low"}, {"type": "mcp", "server_label": "x"}],
     )  # fmt: skip
     assert answer.status_code == 200, answer.text

@@ -153,6 +153,7 @@ def test_hosted_tools_are_left_out_and_named(gateway: Gateway, sdk: openai.OpenA
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"separate_reasoning": "no"}, "separate_reasoning"), ({"chat_template_kwargs": 1}, "chat_template_kwargs"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
         ({"messages": [{"role": "user", "content": "x", "colour": "red"}]}, "messages[0]"),
     ],
 )  # fmt: skip
@@ -231,7 +232,7 @@ def test_a_chat_as_text(gateway: Gateway) -> None:
 
 def test_the_options_of_the_prompt_reach_the_template(gateway: Gateway) -> None:
     options = {
-        "documents": [{"text": "a"}], "chat_template_kwargs": {"enable_thinking": False},
+        "documents": [{"text": "a"}], "chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "none",
         "add_generation_prompt": False, "continue_final_message": True,
     }  # fmt: skip
     gateway.transport.answers = [["more"]]
@@ -239,3 +240,17 @@ def test_the_options_of_the_prompt_reach_the_template(gateway: Gateway) -> None:
     response = gateway.post("/v1/chat/completions", model=LM, messages=chat, **options)
     assert response.json()["choices"][0]["message"]["content"] == "more"
     assert sent_chat(gateway) == {"messages": chat, **options}
+
+
+@pytest.mark.parametrize(("template", "warnings"), [(QWEN, 0), (MISTRAL, 1)])
+def test_an_effort_that_the_template_does_not_take_is_named(gateway: Gateway, template: str, warnings: int) -> None:
+    use(gateway, template)
+    body = {"model": LM, "messages": CHAT, "reasoning_effort": "low"}
+    response = gateway.post("/v1/chat/completions", **body)
+    assert response.status_code == 200, response.text
+    named = response.json().get("warnings") or []
+    assert [warning.split()[0] for warning in named] == ["reasoning_effort"] * warnings
+    assert ("x-tritonlm-ignored" in response.headers) == bool(warnings)
+    assert sent_chat(gateway)["reasoning_effort"] == "low"
+    rendered = gateway.post("/apply-template", messages=CHAT, reasoning_effort="low")
+    assert rendered.status_code == 200, rendered.text

@@ -151,6 +151,22 @@ class TestOptions:
             chat_templates.HARMONY, HISTORY[:1], chat_template_kwargs={"reasoning_effort": "high"}
         )
 
+    @pytest.mark.parametrize(
+        ("effort", "ending"), [("none", "<think>\n\n</think>\n\n"), ("low", "assistant\n"), (None, "assistant\n")]
+    )
+    def test_the_effort_switches_reasoning(self, effort: str | None, ending: str) -> None:
+        assert render(chat_templates.QWEN, HISTORY[:1], reasoning_effort=effort).endswith(ending)
+
+    def test_the_effort_is_one_of_several_variables(self) -> None:
+        template = "{{ thinking is defined }} {{ thinking }} {{ reasoning_effort }} {{ enable_thinking }}"
+        assert render(template, HISTORY[:1], reasoning_effort="high") == "True True high True"
+        assert render(template, HISTORY[:1], reasoning_effort="none") == "True False  False"
+        own = {"reasoning_effort": "max"}
+        assert render(template, HISTORY[:1], reasoning_effort="low", chat_template_kwargs=own) == "True True max True"
+
+    def test_a_template_without_the_effort_s_variables_is_rendered(self) -> None:
+        assert render("{{ messages[0].content }}", HISTORY[:1], reasoning_effort="low") == "Weather?"
+
     def test_documents(self) -> None:
         template = "{% for document in documents %}{{ document.text }}{% endfor %}"
         assert render(template, HISTORY[:1], documents=[{"text": "a"}, {"text": "b"}]) == "ab"
@@ -168,6 +184,7 @@ class TestOptions:
             ({"chat_template_kwargs": {f"v{n}": 1 for n in range(33)}}, "chat_template_kwargs"),
             ({"documents": [{"text": "a"}]}, "documents"), ({"documents": ["a"]}, "documents"),
             ({"tools": {}}, "tools"), ({"add_generation_prompt": 1}, "add_generation_prompt"), ({"turns": 1}, "turns"),
+            ({"reasoning_effort": "huge"}, "reasoning_effort"), ({"reasoning_effort": 1}, "reasoning_effort"),
         ],
     )  # fmt: skip
     def test_what_the_template_would_ignore_is_refused(self, options: dict[str, Any], param: str) -> None:

@@ -100,7 +100,7 @@ class ChatCompletions:
         rendered = await self._client._render(served.lm, chat.prompt) if needs_prompt else ""
         answer = chat.answer(profile, rendered, constraint)
         plan = chat_plan(served, chat.prompt, further=answer.parameters, **arguments)
-        builder = ChatBuilder(plan, answer, chat.tools.warnings)
+        builder = ChatBuilder(plan, answer, chat.warnings(profile))
         try:
             if not plan.stream:
                 return builder.build(await self._client._complete(plan))

@@ -16,6 +16,7 @@ from tritonlm.client.chat_parsing.tools import Tools, read_tools
 from tritonlm.contract import InvalidRequest, TritonLMError
 from tritonlm.contract.json_schemas import place_of
 from tritonlm.contract.structured_outputs import JSON, JSON_OBJECT, NAME, OTHER_NAMES, with_sent_name
+from tritonlm.contract.tool_formats import EFFORT, EFFORTS
 
 # The engine's refusal of a part of a schema, by its name.
 _UNSUPPORTED = re.compile(r"(the format )?(.+?) is not supported")
@@ -31,12 +32,19 @@ class Chat:
     continues: bool
     separate_reasoning: bool
     hides_special_tokens: bool
+    reasoning_effort: str | None = None
 
     def check_constraint(self, structured_outputs: Mapping[str, Any], sent: Mapping[str, Any]) -> None:
         """Refuse a constraint that cannot be a part of the grammar of tool calls. `sent`: the caller's arguments."""
         if self.tools.active and structured_outputs and _content_schema(structured_outputs) is None:
             name = next(name for name in (NAME, *OTHER_NAMES) if sent.get(name) is not None)
             raise InvalidRequest(f"{name} and tools both constrain the answer; send one of them", name)
+
+    def warnings(self, profile: ChatProfile) -> list[str]:
+        """What of the request was left out, or has no effect."""
+        if self.reasoning_effort and not profile.takes_effort(self.reasoning_effort):
+            return [*self.tools.warnings, f"{EFFORT} has no effect: this model's chat template has no variable for it"]
+        return list(self.tools.warnings)
 
     def answer(self, profile: ChatProfile, rendered: str, structured_outputs: Mapping[str, Any]) -> Answer:
         return profile.answer(
@@ -58,7 +66,9 @@ def _content_schema(structured_outputs: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 # The arguments of `take_chat`, beside `messages`; all others belong to the plan of the sequences.
-CHAT_ARGUMENTS = ("tools", "tool_choice", "parallel_tool_calls", "documents", "chat_template_kwargs", *_FLAGS)
+CHAT_ARGUMENTS = (
+    "tools", "tool_choice", "parallel_tool_calls", "documents", "chat_template_kwargs", EFFORT, *_FLAGS,
+)  # fmt: skip
 
 
 def prompt_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,10 +84,13 @@ def take_chat(messages: Sequence[Mapping[str, Any]], arguments: dict[str, Any]) 
     for name in _FLAGS:
         if sent.get(name) is not None and not isinstance(sent[name], bool):
             raise InvalidRequest(f"{name} must be true or false", name)
+    effort = sent.get(EFFORT)
+    if effort is not None and effort not in EFFORTS:
+        raise InvalidRequest(f"{EFFORT} must be one of {', '.join(EFFORTS)}", EFFORT)
     tools = read_tools(sent.get("tools"), sent.get("tool_choice"), sent.get("parallel_tool_calls"))
     options = {
         name: sent[name]
-        for name in ("documents", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+        for name in ("documents", "chat_template_kwargs", EFFORT, "add_generation_prompt", "continue_final_message")
         if sent.get(name) is not None
     }
     if tools.shown:
@@ -93,6 +106,7 @@ def take_chat(messages: Sequence[Mapping[str, Any]], arguments: dict[str, Any]) 
         bool(sent.get("continue_final_message")),
         sent.get("separate_reasoning") is not False,
         arguments.get("skip_special_tokens") is not False,
+        effort,
     )
 
 

@@ -11,7 +11,7 @@ import typer
 
 from tritonlm.client.sync import Client
 from tritonlm.client.types import ToolCallDelta
-from tritonlm.contract import AdapterNotFound, InvalidRequest, ModelNotFound
+from tritonlm.contract import AdapterNotFound, InvalidRequest, ModelNotFound, QueueFull, QueueTimeout, TimedOut
 
 from .common import MISUSED, Triton, connected, err_console, model_or_first
 from .constraints import Choice, Grammar, Regex, Schema, read_constraint
@@ -64,10 +64,10 @@ def chat(
             try:
                 with constraint.named():
                     session.send(line, parameters)
-            except InvalidRequest as error:
-                if constraint.concerns(error):
+            except (InvalidRequest, QueueFull, QueueTimeout, TimedOut) as error:
+                if isinstance(error, InvalidRequest) and constraint.concerns(error):
                     raise
-                # An invalid message, for example one that is too long, must not end the chat.
+                # An invalid message, for example one that is too long, or a busy server must not end the chat.
                 err_console.print(error.message, style="red", highlight=False, markup=False)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import CheckpointError
 
@@ -43,6 +43,10 @@ _UNREAD = '"tool_name":'
 # Begin and end of reasoning, by the end's text in a chat template.
 _REASONING: tuple[tuple[str, str], ...] = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 _GEMMA4_REASONING = ("<|channel>", "<channel|>")
+# How much a model reasons, as OpenAI and Anthropic name it, least first.
+EFFORT = "reasoning_effort"
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS: tuple[str, ...] = get_args(Effort)
 # Tokens with a meaning in answers; those of a tokenizer among them are reported to the client.
 MARKERS = frozenset(
     {
@@ -99,6 +103,13 @@ def may_begin_in_reasoning(template: str | None, reasoning: tuple[str, str]) -> 
     begin, close = map(re.escape, reasoning)
     # An empty pair, which switches reasoning off, is closed.
     return re.search(begin, re.sub(rf"{begin}(?:\s|\\n)*{close}", "", end)) is not None
+
+
+def effort_variables(template: str | None, effort: str) -> dict[str, Any]:
+    """What of a chat template's variables says how much the model reasons, and whether; empty where it has none."""
+    thinks = effort != EFFORTS[0]
+    variables = {"enable_thinking": thinks, "thinking": thinks, **({EFFORT: effort} if thinks else {})}
+    return {name: value for name, value in variables.items() if re.search(rf"\b{name}\b", template or "")}
 
 
 def chat_tokens(added_tokens: Mapping[str, tuple[int, bool]], template: str | None, special: Mapping[str, str]) -> Any:

@@ -13,6 +13,7 @@ from tritonlm.client.chat_parsing.tools import HOSTED_TOOLS, MAX_TOOLS
 from tritonlm.client.request_fields import NULL, Body, Integer, Model, Refused, ShortText, sampling_fields
 from tritonlm.client.sequences import MAX_SEQUENCES
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
+from tritonlm.contract.tool_formats import Effort
 
 Count = Annotated[Integer | None, Field(ge=1, le=MAX_SEQUENCES)]
 TokenId = Annotated[Integer, Field(ge=0, lt=2**31)]
@@ -168,6 +169,9 @@ class ChatPrompt(Body):
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="further variables of the chat template, such as enable_thinking"
+    )
+    reasoning_effort: Effort | None = Field(
+        None, description="how much the model reasons, if its chat template takes it: none … max"
     )
     add_generation_prompt: bool | None = Field(None, description="whether the prompt begins the model's answer")
     continue_final_message: bool | None = Field(

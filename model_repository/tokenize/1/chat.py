@@ -18,7 +18,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tritonlm.contract import CheckpointError, InvalidRequest, NotOffered
-from tritonlm.contract.tool_formats import tool_format_of
+from tritonlm.contract.tool_formats import effort_variables, tool_format_of
 
 from .messages import PARAM, Chat, Message
 from .tool_text import with_tools_as_text, without_system
@@ -71,6 +71,7 @@ class ChatTemplate:
             return self._template.render(
                 **{
                     **self._special_tokens,
+                    **(effort_variables(self._source, chat.reasoning_effort) if chat.reasoning_effort else {}),
                     **chat.template_kwargs,
                     "messages": messages,
                     "add_generation_prompt": chat.add_generation_prompt,

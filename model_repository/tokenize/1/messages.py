@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.tool_formats import EFFORT, EFFORTS
 
 Message = dict[str, Any]
 
 PARAM = "messages"
 _CHAT_FIELDS = (
-    "messages", "tools", "documents", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+    "messages", "tools", "documents", "chat_template_kwargs", EFFORT, "add_generation_prompt", "continue_final_message",
 )  # fmt: skip
 # The fields beside role and content, and the role that may have them.
 _FIELDS_OF_ROLE = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_call_id": "tool", "name": "tool"}
@@ -34,6 +35,8 @@ class Chat:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    # Unlike `template_kwargs`, a template may lack its variables.
+    reasoning_effort: str | None = None
 
 
 def read_chat(text: str) -> Chat:
@@ -67,7 +70,16 @@ def read_chat(text: str) -> Chat:
         _kwargs(fields.get("chat_template_kwargs")),
         generation_prompt,
         continued,
+        _effort(fields.get(EFFORT)),
     )
+
+
+def _effort(value: Any) -> str | None:
+    if value is None:
+        return None
+    if value not in EFFORTS:
+        raise InvalidRequest(f"{EFFORT} must be one of {', '.join(EFFORTS)}", EFFORT)
+    return str(value)
 
 
 def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -96,7 +108,8 @@ def _kwargs(values: Any) -> dict[str, Any]:
             f"{name} must be an object of at most {MAX_KWARGS} variables and {MAX_KWARGS_CHARACTERS:,} characters", name
         )
     for key in values:
-        if key in (*_CHAT_FIELDS, "raise_exception", "strftime_now"):
+        # The effort is a field of the chat, and a template's variable.
+        if key in {*_CHAT_FIELDS, "raise_exception", "strftime_now"} - {EFFORT}:
             raise InvalidRequest(f"{name}.{key} is set by the server; leave it out", f"{name}.{key}")
     return dict(values)
 

@@ -75,6 +75,10 @@ class ChatProfile:
     def declares_response_template(self) -> bool:
         return self.response_template is not None and response_template.is_installed()
 
+    def takes_effort(self, effort: str) -> bool:
+        """Whether the chat template has a variable for how much the model reasons."""
+        return bool(tool_formats.effort_variables(self.template, effort))
+
     def needs_prompt(self, *, continues: bool) -> bool:
         """Whether the answer can only be read with the rendered prompt, because that may begin a part of it."""
         if self.response_template is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tritonlm.client.chat_tools import ChatTools, read_function, read_name
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.tool_formats import EFFORT
 
 from .blocks import read_conversation
 from .documented import THINKING
@@ -18,7 +19,10 @@ NAMES = {
     "stop": "stop_sequences",
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
+    EFFORT: "output_config.effort",
 }
+# Of `thinking` without an effort: what templates take by themselves.
+_THINKING_EFFORT = "medium"
 _NO_SUPPORT = ("inference_geo", "container", "diagnostics")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -41,12 +45,16 @@ def chat_call(sent: Mapping[str, Any]) -> ChatCall:
     arguments: dict[str, Any] = {
         "model": sent["model"],
         "messages": conversation.messages,
-        **{name: sent[name] for name in (*SAMPLING, "stream", "max_tokens") if name in sent},
+        **{name: sent[name] for name in (*SAMPLING, "stream", "max_tokens", "chat_template_kwargs") if name in sent},
         **tools.arguments(parallel),
         **_format(sent.get("output_config") or {}),
-        **_template_variables(sent),
+        **_effort(sent),
     }
     if conversation.messages[-1]["role"] == "assistant":
+        if "tool_calls" in conversation.messages[-1]:
+            raise InvalidRequest(
+                "messages must end with the results of its tool_use blocks, or with a text", "messages"
+            )
         # The answer goes on where this message ends.
         arguments |= {"continue_final_message": True, "add_generation_prompt": False}
     if sent.get("stop_sequences"):
@@ -96,17 +104,14 @@ def _format(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-def _template_variables(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """`thinking` and the effort as the variables of chat templates that switch reasoning."""
-    variables: dict[str, Any] = {}
+def _effort(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """`thinking` and `output_config.effort` as the chat's one word for both."""
+    effort = (sent.get("output_config") or {}).get("effort")
     if (thinking := sent.get("thinking")) is not None:
         if thinking.get("type") not in THINKING:
             raise InvalidRequest(f"thinking.type must be one of {', '.join(THINKING)}", "thinking.type")
-        variables["enable_thinking"] = thinking["type"] != "disabled"
-    if (effort := (sent.get("output_config") or {}).get("effort")) is not None:
-        variables["reasoning_effort"] = effort
-    variables |= sent.get("chat_template_kwargs") or {}
-    return {"chat_template_kwargs": variables} if variables else {}
+        effort = "none" if thinking["type"] == "disabled" else effort or _THINKING_EFFORT
+    return {} if effort is None else {EFFORT: effort}
 
 
 def _ineffective(sent: Mapping[str, Any]) -> list[str]:
@@ -114,7 +119,7 @@ def _ineffective(sent: Mapping[str, Any]) -> list[str]:
     if sent.get("thinking") is not None:
         warnings.append("thinking has an effect only if the chat template has a variable for it, without a budget")
     if (sent.get("output_config") or {}).get("effort") is not None:
-        warnings.append("output_config.effort has an effect only if the chat template has the variable")
+        warnings.append("output_config.effort has an effect only if the chat template has a variable for it")
     if sent.get("context_management"):
         warnings.append("context_management has no effect")
     if sent.get("mcp_servers"):

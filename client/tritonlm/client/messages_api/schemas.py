@@ -34,7 +34,7 @@ class CacheControl(Body):
 
 class OutputConfig(Body):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="the template's variable reasoning_effort"
+        None, description="how much the model reasons, if its chat template takes it"
     )
     format: dict[str, Any] | None = Field(None, description="{type: json_schema, schema}")
 

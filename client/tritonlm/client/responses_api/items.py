@@ -121,11 +121,22 @@ def _add_call(conversation: Conversation, item: Mapping[str, Any], where: str) -
     call_id, name = _text_field(item, "call_id", where), _text_field(item, "name", where)
     if item["type"] == "function_call":
         arguments = _text_field(item, "arguments", where)
+        _check_arguments(arguments, f"{where}.arguments")
     else:
         arguments = custom_arguments(_text_field(item, "input", where))
     call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
     _open_turn(conversation.messages).setdefault("tool_calls", []).append(call)
     conversation.call_ids.add(call_id)
+
+
+def _check_arguments(text: str, where: str) -> None:
+    """As templates need it: an error about the chat's messages would name a place that the caller has not sent."""
+    try:
+        is_object = isinstance(json.loads(text or "{}"), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise InvalidRequest(f"{where} must be a JSON object, as a string", where)
 
 
 def _add_output(conversation: Conversation, item: Mapping[str, Any], where: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tritonlm.contract import InvalidRequest
+from tritonlm.contract.tool_formats import EFFORT
 
 from .items import as_items, read_conversation
 from .schemas import LOGPROBS, SAMPLING
@@ -19,6 +20,7 @@ NAMES = {
     "messages": "input",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
+    EFFORT: "reasoning.effort",
 }
 _NO_SUPPORT = ("conversation", "prompt", "moderation", "context_management")
 
@@ -44,12 +46,13 @@ def chat_call(sent: Mapping[str, Any], history: Sequence[dict[str, Any]] = ()) -
         "model": sent["model"],
         "messages": conversation.messages,
         **{name: sent[name] for name in SAMPLING if name in sent},
-        **{name: sent[name] for name in ("stream", "user") if name in sent},
+        **{name: sent[name] for name in ("stream", "user", "chat_template_kwargs") if name in sent},
         **tools.arguments(sent.get("parallel_tool_calls")),
         **_text_format(sent.get("text") or {}),
         **_logprobs(sent),
-        **_template_variables(sent),
     }
+    if (effort := (sent.get("reasoning") or {}).get("effort")) is not None:
+        arguments[EFFORT] = effort
     if "max_output_tokens" in sent:
         arguments["max_tokens"] = sent["max_output_tokens"]
     if (tier := sent.get("service_tier")) in _PRIORITIES:
@@ -66,7 +69,8 @@ def check_stream_options(sent: Mapping[str, Any]) -> None:
 def _text_format(text: Mapping[str, Any]) -> dict[str, Any]:
     """`text.format` as the chat's `response_format`, which has the schema one level deeper."""
     value = text.get("format")
-    if value is None or value == {"type": "text"}:
+    value = {name: part for name, part in (value or {}).items() if part is not None}
+    if value in ({}, {"type": "text"}):
         return {}
     kind = value.get("type")
     if kind == "json_object":
@@ -75,7 +79,7 @@ def _text_format(text: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest("text.format.type must be text, json_object or json_schema", "text.format.type")
     if not isinstance(value.get("schema"), Mapping):
         raise InvalidRequest("text.format.schema must be a JSON schema", "text.format.schema")
-    inner = {name: part for name, part in value.items() if name != "type" and part is not None}
+    inner = {name: part for name, part in value.items() if name != "type"}
     return {"response_format": {"type": "json_schema", "json_schema": inner}}
 
 
@@ -87,23 +91,13 @@ def _logprobs(sent: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _template_variables(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """`reasoning.effort` as the variables of chat templates that switch reasoning."""
-    effort = (sent.get("reasoning") or {}).get("effort")
-    variables: dict[str, Any] = {}
-    if effort is not None:
-        variables = {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
-    variables |= sent.get("chat_template_kwargs") or {}
-    return {"chat_template_kwargs": variables} if variables else {}
-
-
 def _ineffective(sent: Mapping[str, Any]) -> list[str]:
     reasoning, text = sent.get("reasoning") or {}, sent.get("text") or {}
     warnings = []
     if text.get("verbosity") not in (None, "medium"):
         warnings.append("text.verbosity has no effect")
     if reasoning.get("effort") is not None:
-        warnings.append("reasoning.effort has an effect only if the chat template has the variable")
+        warnings.append("reasoning.effort has an effect only if the chat template has a variable for it")
     if reasoning.get("summary") or reasoning.get("generate_summary"):
         warnings.append("reasoning.summary has no effect: reasoning is returned in full")
     return warnings

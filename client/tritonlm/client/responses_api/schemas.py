@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 from tritonlm.client.chat_tools import MAX_TOOLS
 from tritonlm.client.request_fields import Body, Integer, Model, Refused, ShortText, sampling_fields
 from tritonlm.contract.parameters import MAX_TOKENS_LIMIT
+from tritonlm.contract.tool_formats import Effort
 
 MAX_ITEMS = 10_000
 # Validated by `items` and `tools`, whose errors name the place.
@@ -47,7 +48,7 @@ class TextConfig(Body):
 
 
 class ReasoningConfig(Body):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     context: Literal["auto", "current_turn", "all_turns"] | None = None
@@ -81,7 +82,9 @@ class _Base(Body):
     )
     tool_choice: Choice | None = Field(None, description="none, auto, required, or {type: function, name}")
     parallel_tool_calls: bool | None = Field(None, description="whether one answer may call several tools")
-    reasoning: ReasoningConfig | None = Field(None, description="effort is the template's variable reasoning_effort")
+    reasoning: ReasoningConfig | None = Field(
+        None, description="effort: how much the model reasons, if its chat template takes it"
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="further variables of the chat template, such as enable_thinking"
     )

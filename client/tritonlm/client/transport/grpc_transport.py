@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import grpc
@@ -51,19 +52,29 @@ class GrpcTransport:
     def __init__(self, url: str, connect_timeout: float, authorities: bytes | None = None) -> None:
         """grpcs://HOST:PORT uses TLS; `authorities` are the CA certificates (default: the system's)."""
         self.url = url
-        scheme, _, rest = url.rpartition("://")
-        self._connect_timeout = connect_timeout
-        # The time limit of one connection attempt; by default a host that does not answer blocks a call for 20 s.
-        options = [*_OPTIONS, ("grpc.min_reconnect_backoff_ms", round(connect_timeout * 1000))]
-        if scheme == "grpcs":
-            self._channel = grpc.aio.secure_channel(rest, grpc.ssl_channel_credentials(authorities), options=options)
-        else:
-            self._channel = grpc.aio.insecure_channel(rest, options=options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._repository = Repository(self._stub, url)
+        self._connect_timeout, self._authorities = connect_timeout, authorities
         self._background: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._watches: dict[str, Watch] = {}
+
+    # Made by the first call: a channel belongs to an event loop, and a client may be made before there is one.
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        scheme, _, rest = self.url.rpartition("://")
+        # The time limit of one connection attempt; by default a host that does not answer blocks a call for 20 s.
+        options = [*_OPTIONS, ("grpc.min_reconnect_backoff_ms", round(self._connect_timeout * 1000))]
+        if scheme == "grpcs":
+            credentials = grpc.ssl_channel_credentials(self._authorities)
+            return grpc.aio.secure_channel(rest, credentials, options=options)
+        return grpc.aio.insecure_channel(rest, options=options)
+
+    @cached_property
+    def _stub(self) -> Any:
+        return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    @cached_property
+    def _repository(self) -> Repository:
+        return Repository(self._stub, self.url)
 
     async def close(self) -> None:
         """Wait for the running cancels, then close the channel."""
