@@ -63,7 +63,7 @@ class SteppedEngine:
     """An engine whose steps run on this thread."""
 
     def __init__(self, runner: Runner, config: EngineConfig, decode: Callable[[list[int], bool], str]) -> None:
-        self.runner = runner
+        self.runner, self.config = runner, config
         self._engine = Engine(runner, config, decode, ())
 
     def metric_values(self) -> dict[str, float]:

@@ -96,6 +96,12 @@ class EngineConfig:
     speculative_tokens: int = _number(
         0, "speculative decoding by prompt lookup: most draft tokens per request and step; 0: off"
     )
+    multi_step_tokens: int = _number(
+        16,
+        "multi-step decoding: most tokens of each request that the kernels decode in one call, until a chunk is due or "
+        "a request comes in; 1: off",
+        lowest=1,
+    )
     enable_embeddings: bool = field(
         default=False, metadata={"meaning": "whether embeddings are offered: true or false"}
     )

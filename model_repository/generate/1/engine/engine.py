@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tritonlm.contract import EngineFailure, QueueTimeout, TritonLMError
@@ -21,6 +21,7 @@ from .config import EngineConfig
 from .constraints.compiler import ConstraintCompiler
 from .constraints.mask_worker import MaskWorker
 from .intake import Intake
+from .interrupt import Interrupt
 from .monitoring.metrics import Metrics
 from .monitoring.progress import Progress
 from .monitoring.recorder import Recorder
@@ -34,6 +35,7 @@ from .preparation import Preparation
 from .request import Item, Request
 from .runners.async_step import AsyncRunner, AsyncStep
 from .runners.interface import Runner
+from .runners.multi_step import MultiStep, MultiStepRunner
 from .sampling.sampler import SamplingState
 from .scheduling.admission import AdmissionQueue
 from .scheduling.blocks import BlockPool
@@ -83,13 +85,21 @@ class Engine:
         self._async_step = (
             AsyncStep(runner, self.scheduler, self._step_output) if isinstance(runner, AsyncRunner) else None
         )
+        self._interrupt = Interrupt()
+        self._multi_step = (
+            MultiStep(runner, self.scheduler, self._step_output, self._interrupt, config.multi_step_tokens)
+            if isinstance(runner, MultiStepRunner)
+            else None
+        )
         self._speculation_gate = SpeculationGate() if config.speculative_tokens else None
         self._recorder = Recorder(self.metrics, self.scheduler, self._speculation_gate)
         self._adapters = AdapterStore(runner, config) if config.adapters_file else None
         admission = AdmissionQueue(config.max_sequences, config.max_queue_size)
         self.reports = Reports(runner, config, self.scheduler, admission, self.metrics, self._progress, self._adapters)
         preparation = Preparation(self._adapters, constraints)
-        self._intake = Intake(runner, config, admission, self.reports, self.metrics, journal, about or {}, preparation)
+        self._intake = Intake(
+            runner, config, admission, self.reports, self.metrics, journal, about or {}, preparation, self._interrupt
+        )
         # Called by other threads: they meet the intake, and no step.
         self.submit, self.command, self.cancel = self._intake.submit, self._intake.command, self._intake.cancel
         self.isolates = self._intake.isolates
@@ -163,6 +173,8 @@ class Engine:
 
     def process_inbox(self) -> None:
         """Add new requests to the scheduler, end cancelled ones, and end those past their time limit."""
+        # Before the inbox is read: what comes in later sets it again.
+        self._interrupt.clear()
         for request in self._intake.take():
             self._add(request)
         self._cancel_where(lambda request: request.cancelled)
@@ -180,20 +192,29 @@ class Engine:
         begin = self._recorder.begin_step()
         if self._speculation_gate:
             self.scheduler.speculating = self._speculation_gate.is_open(begin.batch_size)
-        plan = self._async_step.step(begin.at) if self._async_step else self._sync_step(begin.at)
+        if self._async_step:
+            plan, steps = self._async_step.step(begin.at), 1
+        elif plan := self.scheduler.plan():
+            steps = self._compute(plan, begin.at)
         if not plan:
             return False
         self.runner.memory.update(self.pool.touched)
         self._release_chunks()
-        self._recorder.end_step(plan, begin)
+        self._recorder.end_step(plan, begin, steps)
         return True
 
-    def _sync_step(self, began: float) -> list[Slice]:
-        plan = self.scheduler.plan()
-        if plan:
-            masks = self._step_output.begin(plan)
-            self._step_output.process(plan, self.runner.forward(plan), began, masks)
-        return plan
+    def _compute(self, plan: Sequence[Slice], began: float) -> int:
+        """Compute a plan, and return for how many steps."""
+        if self._multi_step and (steps := self._multi_step.run(plan, began, self._seconds_until_chunks(began))):
+            return steps
+        masks = self._step_output.begin(plan)
+        self._step_output.process(plan, self.runner.forward(plan), began, masks)
+        return 1
+
+    def _seconds_until_chunks(self, now: float) -> float:
+        """At most those of a single stream: other threads use the pauses between steps."""
+        due = self._released_at + self.config.chunk_seconds(len(self.scheduler.running), self._cores)
+        return min(due - now, self.config.chunk_milliseconds / 1000)
 
     def _release_chunks(self) -> None:
         # All chunks together: one burst costs the receiving processes less, and interrupts fewer steps.

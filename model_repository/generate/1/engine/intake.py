@@ -23,6 +23,7 @@ from tritonlm.contract import (
 from tritonlm.contract.control import ABOUT, CANCEL, DRAIN, FIND, KNOWN, RETIRE, Command
 
 from .config import EngineConfig
+from .interrupt import Interrupt
 from .monitoring.metrics import Metrics
 from .monitoring.reports import Reports
 from .monitoring.step_journal import StepJournal, Suspect, fingerprint
@@ -43,8 +44,10 @@ class Intake:
         journal: StepJournal | None,
         about: Mapping[str, Any],
         preparation: Preparation,
+        interrupt: Interrupt,
     ) -> None:
-        """`about` is the report of the command `about`."""
+        """`about` is the report of the command `about`. `interrupt` is set when the engine's thread has to look."""
+        self._interrupt = interrupt
         self._preparation = preparation
         self._runner, self._config, self._admission, self._reports = runner, config, admission, reports
         self._metrics, self._journal, self._about = metrics, journal, dict(about)
@@ -87,6 +90,7 @@ class Intake:
             matches = [request for request in requests if request.id == request_id and not request.cancelled]
             for request in matches:
                 request.cancelled = True
+        self._interrupt.set()
         return len(matches)
 
     def isolates(self, request: Request) -> bool:
@@ -100,6 +104,7 @@ class Intake:
         with self._changed:
             self.closed = True
             self._admission.close()
+            self._interrupt.set()
             self._changed.notify()
 
     @property
@@ -114,6 +119,7 @@ class Intake:
                 request.adapter, request.constraint = prepared.adapter, prepared.constraint
                 request.refusal = prepared.refusal
                 self._inbox.append(request)
+                self._interrupt.set()
                 self._changed.notify()
                 return
         self._preparation.release(prepared.adapter)

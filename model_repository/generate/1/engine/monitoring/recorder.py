@@ -37,11 +37,12 @@ class Recorder:
         generated = self._metrics.counted["generated_tokens"]
         return StepBegin(time.monotonic(), self._scheduler.decoding, len(self._scheduler.running), generated)
 
-    def end_step(self, plan: Sequence[Slice], begin: StepBegin) -> None:
+    def end_step(self, plan: Sequence[Slice], begin: StepBegin, steps: int = 1) -> None:
+        """`steps`: how many the plan's requests were computed for, at once."""
         now = time.monotonic()
         seconds, generated = now - begin.at, self._metrics.counted["generated_tokens"] - begin.generated
-        self._metrics.count("steps")
-        self._metrics.count(STEP_SEQUENCES, len(plan))
+        self._metrics.count("steps", steps)
+        self._metrics.count(STEP_SEQUENCES, len(plan) * steps)
         self._metrics.count(STEP_SECONDS, seconds)
         if seconds > SLOW_STEP_SECONDS:
             # Warn once; the metric counts the others.
@@ -50,7 +51,7 @@ class Recorder:
             self._metrics.count("slow_steps")
         self._metrics.generated.add(generated, now)
         prompt_tokens = sum(piece.known for piece in plan if piece.known > 1)
-        self._scheduler.budget.record(begin.decoding, prompt_tokens, seconds)
+        self._scheduler.budget.record(begin.decoding, prompt_tokens, seconds / steps)
         # Only pure decoding steps are compared: prefill takes time of its own.
         if self._gate and len(plan) == begin.batch_size and not prompt_tokens:
             self._gate.record(begin.batch_size, self._scheduler.speculating, generated, seconds)

@@ -25,7 +25,7 @@ class SequenceOutput:
         self._request = request
         self._max_tokens = params.max_tokens
         self._seed = params.seed
-        self._end_ids = {*params.stop_token_ids, *(() if params.ignore_eos else end_ids)}
+        self.end_ids = {*params.stop_token_ids, *(() if params.ignore_eos else end_ids)}
         resumed = params.resume_token_ids
         self._release = TextRelease(
             lambda ids: decode(ids, params.skip_special_tokens),
@@ -70,7 +70,7 @@ class SequenceOutput:
             self.finish_reason = LENGTH
 
     def _end_after(self, token_id: int) -> str:
-        if token_id in self._end_ids:
+        if token_id in self.end_ids:
             return STOP
         return STOP if self._release.feed(token_id) else ""
 

@@ -6,7 +6,7 @@ It knows rows of logits and requests. It does not know when steps run nor how ch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
@@ -34,8 +34,8 @@ class ChosenTokens:
     requests: list[Request]
     tokens: HostTokens
 
-    def read(self) -> dict[Request, Sampled | None]:
-        return dict(zip(self.requests, self.tokens.read(), strict=True))
+    def read(self) -> dict[Request, list[Sampled | None]]:
+        return {request: [token] for request, token in zip(self.requests, self.tokens.read(), strict=True)}
 
 
 class StepOutputProcessor:
@@ -81,11 +81,12 @@ class StepOutputProcessor:
 
     def process(
         self, plan: Sequence[Slice], computed: ForwardOutput, began: float, masks: Future[StepMasks] | None,
-        chosen: ChosenTokens | None = None,
+        chosen: Mapping[Request, Sequence[Sampled | None]] | None = None,
     ) -> None:  # fmt: skip
         """Pool or score prompts, sample next tokens, and end the sequences that are complete.
 
-        `chosen` holds the next tokens, where they are chosen already; then no logits are read.
+        `chosen` holds the next tokens, where they are chosen already; then no logits are read. Those after the first of
+        a request are computed like accepted draft tokens.
         """
         # The first hidden row of each slice. Computed before any request changes: a scored prompt needs no more rows.
         ends = list(accumulate((len(piece.hidden_rows) for piece in plan), initial=0))
@@ -111,22 +112,22 @@ class StepOutputProcessor:
 
     def _sample(
         self, sampling: list[tuple[Slice, int]], computed: ForwardOutput, masks: Future[StepMasks] | None,
-        chosen: ChosenTokens | None,
+        chosen: Mapping[Request, Sequence[Sampled | None]] | None,
     ) -> None:  # fmt: skip
         """`sampling` holds slices and their first logit rows.
 
-        Pass n samples the n-th token of each slice. A slice stays for the next pass while its draft token is accepted.
+        Pass n samples the n-th token of each slice. A slice stays for the next pass while its draft token is accepted,
+        or while further tokens are chosen.
         """
         position, argmax = 0, computed.argmax
         step_masks = masks.result() if masks else None
-        tokens = chosen.read() if chosen else {}
         self._metrics.count(DRAFT_TOKENS, sum(len(piece.draft_tokens) for piece, _ in sampling))
         continuing: list[Request] = []
         while sampling:
             if step_masks:
                 sampling = [entry for entry in sampling if self._may_go_on(entry[0].request, step_masks, position)]
             if chosen:
-                sampled = [tokens[piece.request] for piece, _ in sampling]
+                sampled = [chosen[piece.request][position] for piece, _ in sampling]
             else:
                 rows = [row + position for _, row in sampling]
                 states = [piece.request.sampling for piece, _ in sampling]
@@ -141,9 +142,9 @@ class StepOutputProcessor:
                 drafts = piece.draft_tokens
                 continues = self._take_token(piece.request, token)
                 matches = token is not None and position < len(drafts) and token.token_id == drafts[position]
-                if continues and matches:
+                if continues and (matches or (chosen and position + 1 < len(chosen[piece.request]))):
                     self._scheduler.accept(piece.request, 1)
-                    self._metrics.count(ACCEPTED_TOKENS)
+                    self._metrics.count(ACCEPTED_TOKENS, int(matches))
                     accepted.append((piece, row))
                 elif continues:
                     continuing.append(piece.request)

@@ -101,7 +101,9 @@ class AsyncStep:
     def _complete(self, step: LaunchedStep) -> None:
         # Some requests may have ended or been removed since the launch.
         plan = [step.plan[row] for row in self._scheduler.still_running(step.plan)] if step.chosen else step.plan
-        self._step_output.process(plan, step.computed, step.began, step.masks, step.chosen)
+        self._step_output.process(
+            plan, step.computed, step.began, step.masks, step.chosen.read() if step.chosen else None
+        )
 
 
 def _is_single(piece: Slice) -> bool:

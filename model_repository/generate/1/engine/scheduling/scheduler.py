@@ -177,17 +177,29 @@ class Scheduler:
         requests = [plan[row].request for row in rows]
         # Room for the token that is computed now and for the one after it.
         ends = [request.computed + plan[row].count + 1 for row, request in zip(rows, requests, strict=True)]
-        missing = [
-            self.pool.blocks_for(end) - len(request.table.blocks) for end, request in zip(ends, requests, strict=True)
-        ]
-        if not self.pool.has(sum(missing)):
+        if not self._reserve(requests, ends):
             return []
-        for request, count in zip(requests, missing, strict=True):
-            if count > 0:
-                request.table.blocks += self.pool.take(count)
         # Both steps are in flight from now on.
         self.on_step([piece.request for piece in plan])
         return [Slice(request, end - 1, 1) for request, end in zip(requests, ends, strict=True)]
+
+    def reserve(self, plan: Sequence[Slice], count: int) -> bool:
+        """Allocate blocks for so many tokens of each slice's request, the slice's own among them, if none must be
+        preempted for them."""
+        requests = [piece.request for piece in plan]
+        return self._reserve(requests, [request.computed + count for request in requests])
+
+    def _reserve(self, requests: Sequence[Request], ends: Sequence[int]) -> bool:
+        missing = [
+            max(self.pool.blocks_for(end) - len(request.table.blocks), 0)
+            for end, request in zip(ends, requests, strict=True)
+        ]
+        if not self.pool.has(sum(missing)):
+            return False
+        for request, count in zip(requests, missing, strict=True):
+            if count:
+                request.table.blocks += self.pool.take(count)
+        return True
 
     def _running_in_order(self) -> Iterator[Request]:
         """The running requests, best rank first. Preemption may shorten the list from its end during the iteration."""

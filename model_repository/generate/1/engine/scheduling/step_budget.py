@@ -30,6 +30,11 @@ class StepBudget:
     def tokens(self, decoding: bool) -> int:
         return self._tokens[decoding]
 
+    @property
+    def decode_seconds(self) -> float:
+        """The duration of a step without prompts; 0 before the first one."""
+        return self._decode_seconds
+
     def record(self, decoding: bool, prompt_tokens: int, seconds: float) -> None:
         """Record the duration of a step with this many prompt tokens."""
         if decoding and not prompt_tokens:

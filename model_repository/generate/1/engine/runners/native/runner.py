@@ -9,6 +9,7 @@ import ctypes
 import os
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tritonlm.contract.load_progress import LoadProgress
 
 from ...adapters.lora import LoraAdapter
 from ...config import INT8, EngineConfig
+from ...interrupt import Interrupt
 from ...memory import trim_heap
 from ...monitoring.progress import Progress
 from ...sampling.logit_filters import SamplingSettings
@@ -31,13 +33,26 @@ from ...scheduling.scheduler import Slice
 from ..interface import ForwardOutput, engine_memory, weights_in_memory
 from ..kv_cache import LayerShape, cache_size, stored_dtype
 from ..loading import in_load_thread, load_at_low_priority
+from ..multi_step import DecodedTokens, TokenChoice
 from . import families
 from .adapters import NativeAdapter, pack_adapter
 from .kv_blocks import KVBlocks
 from .large_pages import KeptRows
 from .quantized import BLOCK_OUTPUTS
 from .step_rows import StepRows
-from .structures import DOUBLE_CODE, FLOAT_CODE, INT_CODE, POINTER, Project, Sample, Score, Step, address_of
+from .structures import (
+    DOUBLE_CODE,
+    FLOAT_CODE,
+    INT_CODE,
+    LONG_CODE,
+    POINTER,
+    Decoding,
+    Project,
+    Sample,
+    Score,
+    Step,
+    address_of,
+)
 from .unsupported import Unsupported
 from .weights import WeightPacker
 
@@ -90,6 +105,7 @@ class NativeRunner:
         library.open_model.argtypes = [POINTER, *[ctypes.c_int] * 3]
         for function in (library.step_model, library.sample_tokens, library.project_rows, library.score_rows):
             function.argtypes = [POINTER, POINTER]
+        library.decode_steps.argtypes = [POINTER] * 3
         library.close_model.argtypes = [POINTER]
         threads = config.threads or len(os.sched_getaffinity(0))
         # Torch applies the logit filters.
@@ -126,15 +142,39 @@ class NativeRunner:
         max_logits, argmax_ids = torch.empty(rows.logit_count), torch.empty(rows.logit_count, dtype=torch.int64)
         # Before the kernels run: they evict torch's code from the caches.
         output = ForwardOutput(logits[:, : self.vocab_size], hidden, Argmax(max_logits, argmax_ids))
-        step = Step(
-            rows.count, rows.logit_count, rows.hidden_count, rows.table_width, self._cache.block_tokens,
-            logits.shape[1], rows.adapter_count, *rows.addresses,
-            self._cache.address, self._cache.block_bytes, *rows.adapter_addresses,
-            *(tensor.data_ptr() for tensor in (logits, hidden, max_logits, argmax_ids)),
-            self._stage_seconds_address, self._progress.address,
-        )  # fmt: skip
+        step = self._step(rows, *(tensor.data_ptr() for tensor in (logits, hidden, max_logits, argmax_ids)))
         self._library.step_model(self._handle, ctypes.byref(step))
         return output
+
+    def _step(self, rows: StepRows, logits: int, *outputs: int | None) -> Step:
+        """The kernels' arguments; `outputs` are addresses of hidden states, maxima and their ids."""
+        return Step(
+            rows.count, rows.logit_count, rows.hidden_count, rows.table_width, self._cache.block_tokens,
+            self._logit_stride, rows.adapter_count, *rows.addresses,
+            self._cache.address, self._cache.block_bytes, *rows.adapter_addresses, logits, *outputs,
+            self._stage_seconds_address, self._progress.address,
+        )  # fmt: skip
+
+    def decode(self, plan: Sequence[Slice], choice: TokenChoice, interrupt: Interrupt) -> DecodedTokens:
+        rows, count = StepRows(plan), len(plan)
+        logits = self._logits.rows(count)
+        step = self._step(rows, logits.data_ptr(), None, None, None)
+        ids: array[int] = array(LONG_CODE, [0]) * (choice.steps * count)
+        max_logits: array[float] = array(FLOAT_CODE, [0.0]) * (choice.steps * count)
+        end_ids = array(INT_CODE, [token_id for row in choice.end_ids for token_id in row])
+        end_starts = array(INT_CODE, accumulate(map(len, choice.end_ids), initial=0))
+        # The kernels choose the likeliest tokens by themselves. What `sample` points to is held until they return.
+        sample, _held = self._sample(logits[:, : self.vocab_size], choice.settings, range(count), None)
+        sample.uniforms = choice.uniforms.ctypes.data
+        decoding = Decoding(
+            choice.steps, interrupt.address, step.ids, step.positions, address_of(end_ids), address_of(end_starts),
+            None if choice.is_greedy else ctypes.addressof(sample), address_of(ids), address_of(max_logits),
+        )  # fmt: skip
+        steps = self._library.decode_steps(self._handle, ctypes.byref(step), ctypes.byref(decoding))
+        firsts = range(0, steps * count, count)
+        return DecodedTokens(
+            [ids[n : n + count].tolist() for n in firsts], [max_logits[n : n + count].tolist() for n in firsts]
+        )
 
     @property
     def _logit_stride(self) -> int:
@@ -180,9 +220,19 @@ class NativeRunner:
         masks: TokenMasks | None = None,
     ) -> torch.Tensor:
         ids = torch.empty(len(settings), dtype=torch.int64)
+        rows = range(len(settings)) if rows is None else rows
+        arguments, _held = self._sample(logits, settings, rows, masks)
+        arguments.uniforms, arguments.ids = uniforms.ctypes.data, ids.data_ptr()
+        self._library.sample_tokens(self._handle, ctypes.byref(arguments))
+        return ids
+
+    def _sample(
+        self, logits: torch.Tensor, settings: Sequence[SamplingSettings], rows: Sequence[int], masks: TokenMasks | None
+    ) -> tuple[Sample, list[array[Any]]]:
+        """The kernels' arguments but for random numbers and results, and the arrays that they point to."""
         # In the order of Sample; the masks lie between the first two.
         arrays: list[array[Any]] = [
-            array(INT_CODE, range(len(settings)) if rows is None else rows),
+            array(INT_CODE, rows),
             array(INT_CODE, masks.index if masks else ()),
             array(DOUBLE_CODE, [row.temperature for row in settings]),
             array(INT_CODE, [row.top_k for row in settings]),
@@ -190,13 +240,11 @@ class NativeRunner:
             array(DOUBLE_CODE, [row.min_p for row in settings]),
         ]
         row_indices, *addresses = map(address_of, arrays)
-        arguments = Sample(
+        sample = Sample(
             len(settings), logits.shape[1], logits.stride(0), masks.words.shape[1] if masks else 0,
             logits.data_ptr(), row_indices, masks.words.ctypes.data if masks else None, *addresses,
-            uniforms.ctypes.data, ids.data_ptr(),
         )  # fmt: skip
-        self._library.sample_tokens(self._handle, ctypes.byref(arguments))
-        return ids
+        return sample, arrays
 
     def load_adapter(self, adapter: LoraAdapter) -> NativeAdapter:
         operations, dtype = self._model.op_count, self.dtype

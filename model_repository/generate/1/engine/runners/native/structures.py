@@ -1,4 +1,4 @@
-"""The kernels' structures, field by field as in program.hpp, step.hpp, sample.hpp and score.hpp."""
+"""The kernels' structures, field by field as in program.hpp, step.hpp, decoding.hpp, sample.hpp and score.hpp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 # The same and doubles as type codes of `array`. The few numbers of a step go to the kernels as arrays of these: numpy
 # takes longer to make a small array and to name its address.
-POINTER_CODE, INT_CODE, FLOAT_CODE, DOUBLE_CODE = "Q", "i", "f", "d"
+POINTER_CODE, INT_CODE, LONG_CODE, FLOAT_CODE, DOUBLE_CODE = "Q", "i", "q", "f", "d"
 
 
 def address_of(numbers: array[Any]) -> int:
@@ -178,6 +178,14 @@ class Sample(ctypes.Structure):
         *((name, INT) for name in ("rows", "vocab_size", "logit_stride", "mask_words")),
         *((name, POINTER) for name in ("logits", "row_indices", "masks", "mask_indices")),
         *((name, POINTER) for name in ("temperatures", "top_k", "top_p_tail", "min_p", "uniforms", "ids")),
+    ]
+
+
+class Decoding(ctypes.Structure):
+    _fields_ = [
+        ("steps", INT),
+        *((name, POINTER) for name in ("interrupt", "ids", "positions", "end_ids", "end_starts", "sample")),
+        *((name, POINTER) for name in ("tokens", "max_logits")),
     ]
 
 

@@ -1,6 +1,6 @@
-// The C interface that structures.py and runner.py call: open_model, then step_model, project_rows, sample_tokens and
-// score_rows, then close_model; and pack_bf16_weights and pack_grouped_weights while weights are loaded.
-// Layout of the structures: program.hpp, step.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles this file once
+// The C interface that structures.py and runner.py call: open_model, then step_model, decode_steps, project_rows, sample_tokens
+// and score_rows, then close_model; and pack_bf16_weights and pack_grouped_weights while weights are loaded.
+// Layout of the structures: program.hpp, step.hpp, decoding.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles this file once
 // for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
 
 #include <memory>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bf16_packed.hpp"
+#include "decoding.hpp"
 #include "grouped_form.hpp"
 #include "grouped_pack.hpp"
 #include "interpreter.hpp"
@@ -46,6 +47,12 @@ void* open_model(const Program* program, int is_bf16, int int8_kv, int threads) 
 void step_model(void* model, const Step* step) {
     auto* handle = static_cast<Handle*>(model);
     handle->decoder->step(handle->pool, *step);
+}
+
+// Returns how many steps it has computed.
+int decode_steps(void* model, const Step* step, const Decoding* decoding) {
+    auto* handle = static_cast<Handle*>(model);
+    return DecodingLoop(*handle->decoder, handle->pool, handle->samplers, *step, *decoding).run();
 }
 
 void sample_tokens(void* model, const Sample* sample) {
