@@ -86,7 +86,8 @@ class Watchdog:
             # A stopped Triton counts as hung at once: further checks cannot succeed.
             self._failed_checks += _MAX_FAILED_CHECKS if _is_stopped(triton) else 1
             return
-        self._processes = _processes_of(triton)
+        if not self._knows(loaded):
+            self._processes = _processes_of(triton)
         self._update_restarting(loaded)
         for name in loaded:
             if name not in self._processes:
@@ -98,6 +99,11 @@ class Watchdog:
             failed = any(self._parts[name].failed_pings for name in loaded if name in self._parts)
             self._next_pings = time.monotonic() + (0.0 if failed else _PING_INTERVAL_SECONDS)
 
+    def _knows(self, loaded: list[str]) -> bool:
+        """Whether each of these parts has a known process, and no known one has ended. Finding them reads a file for
+        each process of the machine."""
+        return self._processes.keys() >= set(loaded) and all(map(is_alive, self._processes.values()))
+
     def _ping(self, name: str) -> None:
         part, process = self._parts.setdefault(name, _PartState()), self._processes[name]
         try:
@@ -105,7 +111,7 @@ class Watchdog:
         except httpx.HTTPError:
             # The connection to Triton failed: the next check handles that.
             return
-        is_computing = _is_computing(process, part)
+        has_computed = _has_computed(process, part)
         if result.replied and result.stalled_seconds < _STALLED_SECONDS:
             part.failed_pings, part.last_healthy, part.slow_logged = 0, time.monotonic(), False
             return
@@ -116,7 +122,7 @@ class Watchdog:
         stalled = max(time.monotonic() - part.last_healthy, result.stalled_seconds)
         if part.failed_pings < _HANG_PINGS or stalled < _HANG_SECONDS:
             return
-        if not is_computing or stalled >= _SLOW_SECONDS:
+        if not (has_computed or _waits_for_machine(process)) or stalled >= _SLOW_SECONDS:
             self._restart(name, "hangs")
         elif not part.slow_logged:
             part.slow_logged = True
@@ -184,17 +190,24 @@ def _processes_of(triton: int) -> dict[str, psutil.Process]:
     return processes
 
 
-def _is_computing(process: psutil.Process, part: _PartState) -> bool:
-    """Whether its threads have used the processor since the last call, or wait for a core, a disk or memory."""
+def _has_computed(process: psutil.Process, part: _PartState) -> bool:
+    """Whether its threads have used the processor since the last call."""
     now = time.monotonic()
     try:
         used = sum(process.cpu_times()[:2])
-        is_waiting = any(_state(thread.id, process.pid) in "RD" for thread in process.threads())
     except psutil.NoSuchProcess:
         return False
     measured_at, before = part.cpu_measured_at, part.cpu_seconds
     part.cpu_seconds, part.cpu_measured_at = used, now
-    return is_waiting or used - before > _BUSY_CORE_SHARE * (now - measured_at)
+    return bool(used - before > _BUSY_CORE_SHARE * (now - measured_at))
+
+
+def _waits_for_machine(process: psutil.Process) -> bool:
+    """Whether a thread waits for a core, a disk or memory."""
+    try:
+        return any(_state(thread.id, process.pid) in "RD" for thread in process.threads())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _state(thread: int, process: int) -> str:
