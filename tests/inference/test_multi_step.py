@@ -58,8 +58,8 @@ class Calls:
         self._decode = runner.decode
         runner.decode = self._count  # type: ignore[method-assign]
 
-    def _count(self, plan: Sequence[Slice], choice: TokenChoice, interrupt: Interrupt) -> DecodedTokens:
-        tokens = self._decode(plan, choice, interrupt)
+    def _count(self, plan: Sequence[Slice], choice: TokenChoice, interrupt: Interrupt, seconds: float) -> DecodedTokens:
+        tokens = self._decode(plan, choice, interrupt, seconds)
         self.steps.append(len(tokens.ids))
         return tokens
 
@@ -142,11 +142,22 @@ def test_an_interrupt_ends_a_call_after_its_step(folder: Path) -> None:
     plan = [Slice(request, request.computed, 1)]
     engine.scheduler.reserve(plan, 9)
     interrupt = Interrupt()
-    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt).ids) == 9
+    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt, 60.0).ids) == 9
     interrupt.set()
-    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt).ids) == 1
+    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt, 60.0).ids) == 1
     interrupt.clear()
-    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt).ids) == 9
+    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt, 60.0).ids) == 9
+
+
+def test_a_call_ends_when_its_time_is_over(folder: Path) -> None:
+    """The steps of a larger batch take longer than those that were measured before."""
+    engine = engine_of(folder)
+    decoding(engine, submit(engine, [5, 6], max_tokens=100))
+    request, runner = request_of(engine), engine.runner
+    assert isinstance(runner, NativeRunner)
+    plan = [Slice(request, request.computed, 1)]
+    engine.scheduler.reserve(plan, 9)
+    assert len(runner.decode(plan, TokenChoice.of([request], 9), Interrupt(), 0.0).ids) == 1
 
 
 def test_requests_and_cancels_set_the_interrupt_and_the_engine_clears_it(folder: Path) -> None:

@@ -53,6 +53,18 @@ def _forward_after_a_pause(self, plan):
 
 {runner}.forward = _forward_after_a_pause
 """
+_PAUSE_BEFORE_CALLS = """
+_decode = NativeRunner.decode
+
+
+def _decode_after_pauses(self, plan, choice, interrupt, seconds):
+    # A pause for each step. A cancel or a new request waits for at most a chunk's time.
+    time.sleep(0.015 * choice.steps)
+    return _decode(self, plan, choice, interrupt, 60.0)
+
+
+NativeRunner.decode = _decode_after_pauses
+"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,7 @@ def copy_repository(folder: Path, slow: str = "", **checkpoint: Any) -> Path:
             config.write(f'parameters {{ key: "runner" value: {{ string_value: "{slow}" }} }}\n')
         file, name = _RUNNERS[slow]
         with (repository / ENGINE / "1" / "engine" / "runners" / file).open("a", encoding="utf-8") as runner:
-            runner.write(_PAUSE_BEFORE_STEPS.format(runner=name))
+            runner.write(_PAUSE_BEFORE_STEPS.format(runner=name) + (_PAUSE_BEFORE_CALLS if slow == "native" else ""))
     (repository / LM).mkdir()
     shutil.copy(paths.model_repository() / "abacus" / "config.pbtxt", repository / LM)
     make_checkpoint(repository / LM / "1", **checkpoint)

@@ -79,8 +79,8 @@ class DecodedTokens:
 
 @runtime_checkable
 class MultiStepRunner(Runner, Protocol):
-    def decode(self, plan: Sequence[Slice], choice: TokenChoice, interrupt: Interrupt) -> DecodedTokens:
-        """At most `choice.steps` steps of slices of one token."""
+    def decode(self, plan: Sequence[Slice], choice: TokenChoice, interrupt: Interrupt, seconds: float) -> DecodedTokens:
+        """At most `choice.steps` steps of slices of one token, of which the last begins within these seconds."""
         ...
 
 
@@ -100,7 +100,7 @@ class MultiStep:
         if steps < 2:
             return 0
         requests = [piece.request for piece in plan]
-        tokens = self._runner.decode(plan, TokenChoice.of(requests, steps), self._interrupt)
+        tokens = self._runner.decode(plan, TokenChoice.of(requests, steps), self._interrupt, seconds)
         self._step_output.process(plan, ForwardOutput(_NO_ROWS, _NO_ROWS), began, None, tokens.of(requests))
         return len(tokens.ids)
 

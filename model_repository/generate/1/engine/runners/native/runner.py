@@ -155,7 +155,7 @@ class NativeRunner:
             self._stage_seconds_address, self._progress.address,
         )  # fmt: skip
 
-    def decode(self, plan: Sequence[Slice], choice: TokenChoice, interrupt: Interrupt) -> DecodedTokens:
+    def decode(self, plan: Sequence[Slice], choice: TokenChoice, interrupt: Interrupt, seconds: float) -> DecodedTokens:
         rows, count = StepRows(plan), len(plan)
         logits = self._logits.rows(count)
         step = self._step(rows, logits.data_ptr(), None, None, None)
@@ -167,7 +167,7 @@ class NativeRunner:
         sample, _held = self._sample(logits[:, : self.vocab_size], choice.settings, range(count), None)
         sample.uniforms = choice.uniforms.ctypes.data
         decoding = Decoding(
-            choice.steps, interrupt.address, step.ids, step.positions, address_of(end_ids), address_of(end_starts),
+            choice.steps, seconds, interrupt.address, step.ids, step.positions, *map(address_of, (end_ids, end_starts)),
             None if choice.is_greedy else ctypes.addressof(sample), address_of(ids), address_of(max_logits),
         )  # fmt: skip
         steps = self._library.decode_steps(self._handle, ctypes.byref(step), ctypes.byref(decoding))

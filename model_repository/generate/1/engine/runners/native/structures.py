@@ -184,6 +184,7 @@ class Sample(ctypes.Structure):
 class Decoding(ctypes.Structure):
     _fields_ = [
         ("steps", INT),
+        ("seconds", ctypes.c_double),
         *((name, POINTER) for name in ("interrupt", "ids", "positions", "end_ids", "end_starts", "sample")),
         *((name, POINTER) for name in ("tokens", "max_logits")),
     ]

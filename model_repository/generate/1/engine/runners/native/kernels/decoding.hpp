@@ -1,12 +1,14 @@
 // Several decoding steps of the same sequences in one call: each computes the token that the step before it has chosen.
 //   tokens[n][i] = the token of logit row i after step n: of the largest logit, or a sample (sample.hpp)
-// It ends early after a step in which a sequence gets an end token or a row of logits is not finite, or once `interrupt` is set.
+// It ends early after a step in which a sequence gets an end token or a row of logits is not finite, once its time is over, or once
+// `interrupt` is set.
 //
 // Layout: below. ISA variants: none of its own. Test: tests/inference/test_multi_step.py.
 // It knows neither texts nor when the caller wants to be asked again.
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -18,8 +20,9 @@
 
 // Field by field as in structures.py.
 struct Decoding {
-    // Steps at most.
+    // Steps at most, and the time in which the last of them begins.
     int32_t steps;
+    double seconds;
     // Set by another thread.
     const int32_t* interrupt;
     // Those of the first step, one row for each sequence; the later steps' are written to them.
@@ -41,12 +44,15 @@ class DecodingLoop {
     // The number of steps.
     int run() {
         const int rows = step_.logit_count;
+        const auto start = std::chrono::steady_clock::now();
         for (int n = 0;; n++) {
             step_.argmax_ids = decoding_.tokens + (size_t)n * rows;
             step_.max_logits = decoding_.max_logits + (size_t)n * rows;
             decoder_.step(pool_, step_);
             if (decoding_.sample) sample(n);
-            if (n + 1 == decoding_.steps || __atomic_load_n(decoding_.interrupt, __ATOMIC_RELAXED)) return n + 1;
+            const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+            if (n + 1 == decoding_.steps || elapsed.count() >= decoding_.seconds) return n + 1;
+            if (__atomic_load_n(decoding_.interrupt, __ATOMIC_RELAXED)) return n + 1;
             for (int i = 0; i < rows; i++)
                 if (ends(i)) return n + 1;
             for (int i = 0; i < rows; i++) {
