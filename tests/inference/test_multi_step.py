@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from engine.engine import Engine
 from engine.interrupt import Interrupt
-from engine.request import Request
 from engine.runners.multi_step import DecodedTokens, TokenChoice
 from engine.runners.native.runner import NativeRunner
 from engine.scheduling.scheduler import Slice
@@ -121,11 +120,6 @@ def test_what_is_decoded_can_be_reused_as_a_prefix(folder: Path) -> None:
     assert (again.token_ids, again.logprobs) == (other.token_ids, other.logprobs)
 
 
-def request_of(engine: Engine) -> Request:
-    (request,) = engine.scheduler.running
-    return request
-
-
 def decoding(engine: Engine, output: Collected) -> Collected:
     """Run until the next step may be one of several."""
     for _ in range(3):
@@ -134,30 +128,29 @@ def decoding(engine: Engine, output: Collected) -> Collected:
     return output
 
 
-def test_an_interrupt_ends_a_call_after_its_step(folder: Path) -> None:
-    engine = engine_of(folder)
+def steps_of_calls(engine: Engine, interrupt: Interrupt) -> Callable[[float], int]:
+    """Calls of nine steps for one sequence: from their time to the steps that they computed."""
     decoding(engine, submit(engine, [5, 6], max_tokens=100))
-    request, runner = request_of(engine), engine.runner
+    (request,), runner = engine.scheduler.running, engine.runner
     assert isinstance(runner, NativeRunner)
-    plan = [Slice(request, request.computed, 1)]
-    engine.scheduler.reserve(plan, 9)
+    plan, choice = [Slice(request, request.computed, 1)], TokenChoice.of([request], 9)
+    assert engine.scheduler.reserve(plan, 9)
+    return lambda seconds: len(runner.decode(plan, choice, interrupt, seconds).ids)
+
+
+def test_an_interrupt_ends_a_call_after_its_step(folder: Path) -> None:
     interrupt = Interrupt()
-    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt, 60.0).ids) == 9
+    steps = steps_of_calls(engine_of(folder), interrupt)
+    assert steps(60.0) == 9
     interrupt.set()
-    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt, 60.0).ids) == 1
+    assert steps(60.0) == 1
     interrupt.clear()
-    assert len(runner.decode(plan, TokenChoice.of([request], 9), interrupt, 60.0).ids) == 9
+    assert steps(60.0) == 9
 
 
 def test_a_call_ends_when_its_time_is_over(folder: Path) -> None:
     """The steps of a larger batch take longer than those that were measured before."""
-    engine = engine_of(folder)
-    decoding(engine, submit(engine, [5, 6], max_tokens=100))
-    request, runner = request_of(engine), engine.runner
-    assert isinstance(runner, NativeRunner)
-    plan = [Slice(request, request.computed, 1)]
-    engine.scheduler.reserve(plan, 9)
-    assert len(runner.decode(plan, TokenChoice.of([request], 9), Interrupt(), 0.0).ids) == 1
+    assert steps_of_calls(engine_of(folder), Interrupt())(0.0) == 1
 
 
 def test_requests_and_cancels_set_the_interrupt_and_the_engine_clears_it(folder: Path) -> None:
