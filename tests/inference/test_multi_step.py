@@ -207,8 +207,7 @@ def test_a_row_that_is_not_finite_ends_the_call_and_fails_its_request_alone(tmp_
     assert good.token_ids == others
 
 
-def test_one_call_while_a_chunk_is_due(folder: Path) -> None:
-    """A stream gets its text as soon as by single steps: calls end when its chunk is due."""
+def test_a_stream_with_a_chunk_for_each_token_has_single_steps(folder: Path) -> None:
     engine = engine_of(folder, chunk_milliseconds=0.0)
     calls = Calls(engine)
     output = submit(engine, [5, 6], stream=True, max_tokens=20)

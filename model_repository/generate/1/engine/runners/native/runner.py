@@ -164,11 +164,13 @@ class NativeRunner:
         end_ids = array(INT_CODE, [token_id for row in choice.end_ids for token_id in row])
         end_starts = array(INT_CODE, accumulate(map(len, choice.end_ids), initial=0))
         # The kernels choose the likeliest tokens by themselves. What `sample` points to is held until they return.
-        sample, _held = self._sample(logits[:, : self.vocab_size], choice.settings, range(count), None)
-        sample.uniforms = choice.uniforms.ctypes.data
+        sample, _held = None, None
+        if not choice.is_greedy:
+            sample, _held = self._sample(logits[:, : self.vocab_size], choice.settings, range(count), None)
+            sample.uniforms = choice.uniforms.ctypes.data
         decoding = Decoding(
             choice.steps, seconds, interrupt.address, step.ids, step.positions, *map(address_of, (end_ids, end_starts)),
-            None if choice.is_greedy else ctypes.addressof(sample), address_of(ids), address_of(max_logits),
+            None if sample is None else ctypes.addressof(sample), address_of(ids), address_of(max_logits),
         )  # fmt: skip
         steps = self._library.decode_steps(self._handle, ctypes.byref(step), ctypes.byref(decoding))
         firsts = range(0, steps * count, count)

@@ -1,7 +1,7 @@
 // The C interface that structures.py and runner.py call: open_model, then step_model, decode_steps, project_rows, sample_tokens
 // and score_rows, then close_model; and pack_bf16_weights and pack_grouped_weights while weights are loaded.
-// Layout of the structures: program.hpp, step.hpp, decoding.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles this file once
-// for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
+// Layout of the structures: program.hpp, step.hpp, decoding.hpp, sample.hpp, score.hpp. ISA variants: isa_variants.py compiles
+// this file once for each, and chooses one library at load time. Tests: tests/inference/test_native*.py.
 
 #include <memory>
 #include <utility>
