@@ -1,4 +1,4 @@
-"""The greedy output of every family equals `generate` of transformers, for all kinds of batches and chunks.
+"""The greedy output of every family equals that of transformers, for all kinds of batches and chunks.
 
 Families run by Hugging Face's code here, and those that are called wide by the kernels; test_native_families.py has the
 kernels' other families.
@@ -16,7 +16,7 @@ from engine.engine import Engine
 from transformers import AutoModelForCausalLM
 
 from . import harness
-from .harness import FAMILIES, VOCABULARY, run, save_model, step, submit
+from .harness import FAMILIES, VOCABULARY, Collected, run, save_model, step, submit
 
 
 class Family:
@@ -29,13 +29,12 @@ class Family:
     def engine(self, **settings: Any) -> Engine:
         return harness.make_engine(self.folder, runner=self.runner, **settings)
 
-    def generate(self, prompt: list[int], tokens: int = 12) -> list[int]:
-        ids = torch.tensor([prompt])
-        output: Any = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, eos_token_id=None,
-            pad_token_id=2,
-        )  # fmt: skip
-        return list(output[0, len(prompt) :].tolist())
+    def check_greedy(self, prompt: list[int], output: Collected, tokens: int = 12) -> None:
+        """A position's logits depend on the tokens up to it only: one forward has those after each new token."""
+        assert len(output.token_ids) == tokens
+        with torch.no_grad():
+            logits = self.model(torch.tensor([[*prompt, *output.token_ids]]), use_cache=False).logits[0]
+        assert output.token_ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -51,27 +50,25 @@ def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 def test_output_is_the_same_alone_and_in_a_mixed_batch(family: Family) -> None:
     engine = family.engine(prefill_tokens=16)
     some = prompts(16, 60)
-    expected = [family.generate(prompt) for prompt in some]
-
     alone = submit(engine, some[0])
     run(engine)
-    assert alone.token_ids == expected[0]
-
     together = [submit(engine, prompt) for prompt in some]
     run(engine)
-    assert [output.token_ids for output in together] == expected
+    for prompt, output in zip([some[0], *some], [alone, *together], strict=True):
+        family.check_greedy(prompt, output)
 
 
 def test_prefix_cache_hits_do_not_change_output(family: Family) -> None:
     engine = family.engine(prefill_tokens=32)
     (shared,) = prompts(1, 1, seed=3)
     shared = shared * 30 + list(range(3, 24))
-    expected = family.generate(shared)
     same = [submit(engine, shared, choice=i) for i in range(4)]
-    longer = [submit(engine, [*shared, token]) for token in (40, 41)]
+    longer = {token: submit(engine, [*shared, token]) for token in (40, 41)}
     run(engine)
-    assert [output.token_ids for output in same] == [expected] * 4
-    assert [output.token_ids for output in longer] == [family.generate([*shared, token]) for token in (40, 41)]
+    family.check_greedy(shared, same[0])
+    assert [output.token_ids for output in same] == [same[0].token_ids] * 4
+    for token, output in longer.items():
+        family.check_greedy([*shared, token], output)
     assert [output.final.usage.cached for output in same] == [0, 48, 48, 48]
 
 
@@ -81,7 +78,8 @@ def test_preemption_does_not_change_output(family: Family) -> None:
     outputs = [submit(engine, prompt, max_tokens=40) for prompt in some]
     run(engine)
     assert engine.scheduler.preemptions > 0
-    assert [output.token_ids for output in outputs] == [family.generate(prompt, 40) for prompt in some]
+    for prompt, output in zip(some, outputs, strict=True):
+        family.check_greedy(prompt, output, 40)
 
 
 def test_log_probabilities_of_prompt_and_output(family: Family) -> None:

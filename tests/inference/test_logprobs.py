@@ -297,7 +297,7 @@ def wide_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("runner", "tokens"), [("native", 4096), ("reference", 1024), ("graphs", 1024)])
+@pytest.mark.parametrize(("runner", "tokens"), [("native", 1024), ("reference", 384), ("graphs", 384)])
 def test_the_memory_for_scoring_a_prompt_is_bounded(wide_vocabulary: Path, runner: str, tokens: int) -> None:
     memory = measured(_SCORED, wide_vocabulary, runner, "float32", tokens)
     (plain, _), (scored, _) = memory["plain"], memory["scored"]

@@ -53,11 +53,8 @@ class Family:
             save_file(weights, file, metadata={"format": "pt"})
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.sequences = [
-            Sequence(
-                clear_ids(self.model, random.Random(n), length, range(3, VOCABULARY)),
-                list(range(1 + n * _BLOCKS, 1 + (n + 1) * _BLOCKS)),
-            )
-            for n, length in enumerate(LENGTHS)
+            Sequence(ids, list(range(1 + n * _BLOCKS, 1 + (n + 1) * _BLOCKS)))
+            for n, ids in enumerate(clear_ids(self.model, 1, LENGTHS, range(3, VOCABULARY)))
         ]
         self.logits = self._logits(self.model)
         rounded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()

@@ -51,15 +51,15 @@ def test_train_load_use_and_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     options = ["--load", "abacus", "--registry", str(tmp_path / "models.yaml")]
     (tmp_path / "models.yaml").write_text("[]\n")
     with serving(model_repository(), tmp_path, *options) as serve, http_of(serve) as http:
-        job = start_training(http, "mine/little", max_iters=30, eval_interval=15, batch_size=32)
+        job = start_training(http, "mine/little", max_iters=12, eval_interval=6, batch_size=8)
         # Other models are served during the training.
         assert complete_sum(http, "abacus").json()["choices"][0]["text"] == "579"
         log = follow_log(http, job["job_id"])
-        assert any("step 30 of 30" in line for line in log), log
+        assert any("step 12 of 12" in line for line in log), log
         assert state_of(http, job["job_id"]) == log[-1] == "finished"
         assert http.post("/api/models/little/load", timeout=120).json()["state"] == "ready"
         models = {model["id"]: model for model in http.get("/v1/models").json()["data"]}
-        assert models["little"]["training"]["step"] <= 30 < models["abacus"]["training"]["step"]
+        assert models["little"]["training"]["step"] <= 12 < models["abacus"]["training"]["step"]
         assert models["little"]["training"]["val_loss"] > models["abacus"]["training"]["val_loss"]
         # The new model has hardly learnt to add; its output is not checked.
         assert complete_sum(http, "little").status_code == 200
@@ -89,7 +89,7 @@ def train_and_use_an_adapter(http: httpx.Client, data: Path) -> None:
 def test_a_job_survives_a_killed_gateway_and_resumes_to_identical_weights(tmp_path: Path) -> None:
     options = ["--training", "--runs-folder", str(tmp_path / "runs"), "--data-folder", str(tmp_path)]
     options += ["--registry", str(tmp_path / "models.yaml"), "--max-jobs", "2"]
-    settings = {"max_iters": 60, "eval_interval": 15, "batch_size": 16}
+    settings = {"max_iters": 30, "eval_interval": 15, "batch_size": 8}
     with gateway_to(UNREACHABLE, tmp_path, *options) as gateway, httpx.Client(base_url=gateway.url, timeout=60) as http:
         undisturbed = start_training(http, "undisturbed", **settings)
         follow_log(http, undisturbed["job_id"])

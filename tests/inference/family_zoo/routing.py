@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,24 +18,31 @@ _MARGIN = 0.2
 _CANDIDATES = 16
 
 
-def clear_ids(model: Any, generator: random.Random, length: int, vocabulary: range) -> list[int]:
+def clear_ids(model: Any, seed: int, lengths: Sequence[int], vocabulary: range) -> list[list[int]]:
+    """Ids for a sequence of each length."""
+    generator = random.Random(seed)
     routers = [module for module in model.modules() if type(module).__name__.endswith("Router")]
-    ids: list[int] = []
-    # Of the ids so far, once for each candidate.
+    if not routers:
+        return [generator.choices(vocabulary, k=length) for length in lengths]
+    # All sequences grow together, and then are cut.
+    ids: list[list[int]] = [[] for _ in lengths]
+    # Of the ids so far, once for each candidate of each sequence.
     cache = DynamicCache(config=model.config)
-    while routers and len(ids) < length:
-        candidates = generator.sample(vocabulary, _CANDIDATES)
+    while len(ids[0]) < max(lengths):
+        candidates = [generator.sample(vocabulary, _CANDIDATES) for _ in lengths]
         tried = copy.deepcopy(cache)
-        margins = _margins(model, routers, candidates, tried)
-        chosen = next((index for index, margin in enumerate(margins) if margin > _MARGIN), None)
-        if chosen is not None:
-            ids.append(candidates[chosen])
+        clear = _margins(model, routers, torch.tensor(candidates).flatten(), tried).view(len(ids), -1) > _MARGIN
+        if clear.any(1).all():
+            chosen = clear.int().argmax(1)
+            for sequence, some, index in zip(ids, candidates, chosen.tolist(), strict=True):
+                sequence.append(some[index])
+            rows = torch.arange(len(ids)) * _CANDIDATES + chosen
             cache = tried
-            cache.batch_select_indices(torch.full((_CANDIDATES,), chosen))
-    return ids or generator.choices(vocabulary, k=length)
+            cache.batch_select_indices(rows.repeat_interleave(_CANDIDATES))
+    return [sequence[:length] for sequence, length in zip(ids, lengths, strict=True)]
 
 
-def _margins(model: Any, routers: list[Any], candidates: list[int], cache: DynamicCache) -> list[float]:
+def _margins(model: Any, routers: list[Any], candidates: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
     """The smallest of each candidate in any layer."""
     margins = []
 
@@ -45,7 +53,7 @@ def _margins(model: Any, routers: list[Any], candidates: list[int], cache: Dynam
 
     hooks = [router.register_forward_hook(measure) for router in routers]
     with torch.no_grad():
-        model(torch.tensor(candidates)[:, None], past_key_values=cache, use_cache=True)
+        model(candidates[:, None], past_key_values=cache, use_cache=True)
     for hook in hooks:
         hook.remove()
-    return torch.stack(margins).amin(0).tolist()
+    return torch.stack(margins).amin(0)
