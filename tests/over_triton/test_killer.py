@@ -32,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         # Nobody's request may end because a busy machine takes long to start the killed processes.
         environment.setenv("TRITONLM_REPAIR_SECONDS", str(WAIT_SECONDS))
         # Slow enough that the killer finds the process at work.
-        with serving(copy_repository(folder, slow="reference"), folder) as serve:
+        with serving(copy_repository(folder, slow="native"), folder) as serve:
             yield serve
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine.runners.packed_linear import padded_rows
 from tritonlm.contract.control import CANCEL
 from tritonlm.contract.tensors import INPUT_IDS, STREAM
 
@@ -63,32 +62,16 @@ def fill_the_cache(server: Server) -> None:
             request.read_all()
 
 
-def compute_all_batch_shapes(server: Server) -> None:
-    """Compile the code for all prompt lengths and decode batch sizes, which stays in memory."""
-    for length in range(2, PROMPT_TOKENS):
-        if length == padded_rows(length):
-            # Prompts share no prefix with each other or with fill_the_cache, so that none comes from the prefix cache.
-            inputs = {INPUT_IDS.name: ([length, length + 1] * length)[:length], STREAM.name: False}
-            with Call(server.grpc, inputs, parameters={"max_tokens": 1}) as request:
-                request.read_all()
-    with contextlib.ExitStack() as stack:
-        parameter_sets = [{"max_tokens": 40 + 4 * index, "ignore_eos": True} for index in range(WAVE_SIZE)]
-        calls = [stack.enter_context(call(server.grpc, "birds", stream=False, **each)) for each in parameter_sets]
-        for request in calls:
-            request.read_all()
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A Triton with an LM that is slow enough that no request finishes before it is cancelled."""
-    repository = copy_repository(tmp_path, slow="reference", n_layer=8, n_positions=CONTEXT)
+    repository = copy_repository(tmp_path, slow="native", n_layer=8, n_positions=CONTEXT)
     with running(repository, kv_cache_tokens=KV_CACHE_TOKENS) as server:
         yield server
 
 
 def test_a_thousand_cancelled_requests_leak_nothing(server: Server) -> None:
     engine = engine_process(server)
-    compute_all_batch_shapes(server)
     fill_the_cache(server)
     before = server.status()
     memory = []
