@@ -101,9 +101,10 @@ class FakeTransport:
                 if ended:
                     return
         finally:
-            self.running.discard(call.request_id)
             if not ended:
                 self.cancelled.append(call.request_id)
+            # Last: a test's thread sees that it is over.
+            self.running.discard(call.request_id)
 
     def _find(self, model: str) -> None:
         if model != LM:

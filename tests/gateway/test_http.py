@@ -164,6 +164,7 @@ BAD: list[tuple[str, dict[str, Any], str | None]] = [
     ("/v1/chat/completions", {"model": LM, "messages": CHAT, "tools": [{}]}, "tools[0]"),
     ("/v1/chat/completions", {"model": LM, "messages": CHAT, "top_logprobs": 2}, "top_logprobs"),
     ("/detokenize", {"model": LM, "tokens": ["a"]}, "tokens[0]"),
+    ("/detokenize", {"model": LM, "tokens": [5, 512]}, "tokens"),
     ("/tokenize", {"model": LM, "prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),
 ]
 

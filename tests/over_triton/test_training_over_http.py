@@ -89,7 +89,7 @@ def train_and_use_an_adapter(http: httpx.Client, data: Path) -> None:
 def test_a_job_survives_a_killed_gateway_and_resumes_to_identical_weights(tmp_path: Path) -> None:
     options = ["--training", "--runs-folder", str(tmp_path / "runs"), "--data-folder", str(tmp_path)]
     options += ["--registry", str(tmp_path / "models.yaml"), "--max-jobs", "2"]
-    settings = {"max_iters": 30, "eval_interval": 15, "batch_size": 8}
+    settings = {"max_iters": 60, "eval_interval": 15, "batch_size": 8}
     with gateway_to(UNREACHABLE, tmp_path, *options) as gateway, httpx.Client(base_url=gateway.url, timeout=60) as http:
         undisturbed = start_training(http, "undisturbed", **settings)
         follow_log(http, undisturbed["job_id"])

@@ -158,6 +158,13 @@ class AsyncClient:
         if prompt.input_ids is None:
             raise InvalidRequest("ids must be a list of token ids", "ids")
         lm, input_ids = self.names.resolve(model).lm, prompt.input_ids
+        # A tokenizer leaves such ids out of the text.
+        vocab_size = (await self.about(model))["vocab_size"]
+        if (outside := max(input_ids)) >= vocab_size:
+            raise InvalidRequest(
+                f"ids holds the token id {outside}, which is outside this model's vocabulary: 0 to {vocab_size - 1}",
+                "ids",
+            )
         return await self._retries.on_any(lambda transport: transport.detokenize(lm, input_ids))
 
     async def health(self) -> Health:

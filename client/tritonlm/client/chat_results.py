@@ -5,6 +5,8 @@ A parser of `chat_parsing` reads each sequence's text, if the chat has tools or 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import secrets
 import string
 from collections.abc import Iterable, Sequence
@@ -85,7 +87,7 @@ class ChatBuilder(SequenceBuilder):
 
     def _reason(self, sequence: int, piece: Piece) -> ChatFinishReason | None:
         reason = finish_reason_of(piece)
-        calls = sequence in self._readers and self._readers[sequence].has_calls
+        calls = sequence in self._readers and self._readers[sequence].ends_with_whole_calls
         return "tool_calls" if reason == "stop" and calls else reason
 
     def usage_chunk(self) -> ChatCompletionChunk:
@@ -130,7 +132,18 @@ class _Reader:
 
     def __init__(self, parser: Parser, short_ids: bool) -> None:
         self._parser, self._short_ids = parser, short_ids
-        self.has_calls = False
+        # Of the last call.
+        self._arguments: str | None = None
+
+    @property
+    def ends_with_whole_calls(self) -> bool:
+        """A stop string of the caller may have cut the last one."""
+        if self._arguments is None:
+            return False
+        with contextlib.suppress(ValueError):
+            json.loads(self._arguments)
+            return True
+        return False
 
     def read(self, piece: Piece) -> list[Event | _Call]:
         events = self._parser.feed(piece.text)
@@ -138,9 +151,13 @@ class _Reader:
             events += self._parser.flush()
         read: list[Event | _Call] = []
         for event in joined(events):
-            is_call = isinstance(event, CallStart)
-            self.has_calls |= is_call
-            read.append(_Call(event, self._short_ids) if isinstance(event, CallStart) else event)
+            if isinstance(event, CallStart):
+                self._arguments = ""
+                read.append(_Call(event, self._short_ids))
+                continue
+            if isinstance(event, CallArguments):
+                self._arguments = (self._arguments or "") + event.text
+            read.append(event)
         return read
 
 

@@ -16,6 +16,7 @@ from tritonlm.client.types import Health
 from tritonlm.contract import TritonLMError
 
 from .. import metrics
+from ..chat_calls import with_names
 from ..errors import RESPONSES, RETRY_AFTER_SECONDS
 from ..schemas import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from ..scopes import redirects_to_playground
@@ -84,8 +85,8 @@ async def tokenize(body: TokenizeRequest, services: ServicesParameter) -> Tokens
 async def detokenize(body: DetokenizeRequest, services: ServicesParameter) -> Text:
     """The text of token ids."""
     model = body.model or await default_model(services)
-    text = await services.loader.call(model, lambda: services.client.detokenize(model, body.tokens))
-    return Text(prompt=text)
+    text = services.loader.call(model, lambda: services.client.detokenize(model, body.tokens))
+    return Text(prompt=await with_names(text, {"ids": "tokens"}))
 
 
 @router.post("/apply-template", response_model=Text, responses=RESPONSES)
