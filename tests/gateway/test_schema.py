@@ -42,9 +42,8 @@ BEYOND_SCHEMA = [positive_data_acceptance]
 TRAINING = [
     label for label in OPERATIONS if any(part in label for part in ("/api/train", "/api/jobs", "DELETE /v1/models"))
 ]
-# For each route and mode. A hundred take four times as long; what they reach beyond these, named cases of other tests
-# reach.
-_EXAMPLES = 25
+# For each route and mode. A hundred take twice as long; what they reach beyond these, named cases of other tests reach.
+_EXAMPLES = 40
 # Refused with 501 as documented: this gateway does not train.
 NOT_OFFERED = {label: [not_a_server_error] for label in TRAINING}
 

@@ -50,7 +50,7 @@ def server(shared_server: Server) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def shared_small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    repository = copy_repository(tmp_path_factory.mktemp("small"), slow="native")
+    repository = copy_repository(tmp_path_factory.mktemp("small"), slow="reference")
     with (repository / ENGINE / "config.pbtxt").open("a") as config:
         config.write(f'parameters {{ key: "max_queue_size" value: {{ string_value: "{QUEUE}" }} }}\n')
     (repository / LM / "1" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

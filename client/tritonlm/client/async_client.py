@@ -161,10 +161,7 @@ class AsyncClient:
         # A tokenizer leaves such ids out of the text.
         vocab_size = (await self.about(model))["vocab_size"]
         if (outside := max(input_ids)) >= vocab_size:
-            raise InvalidRequest(
-                f"ids holds the token id {outside}, which is outside this model's vocabulary: 0 to {vocab_size - 1}",
-                "ids",
-            )
+            raise InvalidRequest.for_token("ids", outside, vocab_size)
         return await self._retries.on_any(lambda transport: transport.detokenize(lm, input_ids))
 
     async def health(self) -> Health:

@@ -5,7 +5,6 @@ A parser of `chat_parsing` reads each sequence's text, if the chat has tools or 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 import string
@@ -87,8 +86,9 @@ class ChatBuilder(SequenceBuilder):
 
     def _reason(self, sequence: int, piece: Piece) -> ChatFinishReason | None:
         reason = finish_reason_of(piece)
-        calls = sequence in self._readers and self._readers[sequence].ends_with_whole_calls
-        return "tool_calls" if reason == "stop" and calls else reason
+        if reason == "stop" and sequence in self._readers and self._readers[sequence].ends_with_whole_calls():
+            return "tool_calls"
+        return reason
 
     def usage_chunk(self) -> ChatCompletionChunk:
         return ChatCompletionChunk(**self._common(_CHAT_CHUNK), choices=[], usage=self.usage)
@@ -132,18 +132,16 @@ class _Reader:
 
     def __init__(self, parser: Parser, short_ids: bool) -> None:
         self._parser, self._short_ids = parser, short_ids
-        # Of the last call.
-        self._arguments: str | None = None
+        # Of the last call; without calls it stays empty, which is no JSON.
+        self._arguments: list[str] = []
 
-    @property
     def ends_with_whole_calls(self) -> bool:
         """A stop string of the caller may have cut the last one."""
-        if self._arguments is None:
+        try:
+            json.loads("".join(self._arguments))
+        except (ValueError, RecursionError):
             return False
-        with contextlib.suppress(ValueError):
-            json.loads(self._arguments)
-            return True
-        return False
+        return True
 
     def read(self, piece: Piece) -> list[Event | _Call]:
         events = self._parser.feed(piece.text)
@@ -152,12 +150,10 @@ class _Reader:
         read: list[Event | _Call] = []
         for event in joined(events):
             if isinstance(event, CallStart):
-                self._arguments = ""
-                read.append(_Call(event, self._short_ids))
-                continue
-            if isinstance(event, CallArguments):
-                self._arguments = (self._arguments or "") + event.text
-            read.append(event)
+                self._arguments = []
+            elif isinstance(event, CallArguments):
+                self._arguments.append(event.text)
+            read.append(_Call(event, self._short_ids) if isinstance(event, CallStart) else event)
         return read
 
 

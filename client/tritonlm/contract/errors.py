@@ -56,6 +56,14 @@ class InvalidRequest(TritonLMError):
         """A value that is not what its name expects."""
         return cls(f"{name} must be {expected} (got {shown(value)})", name)
 
+    @classmethod
+    def for_token(cls, name: str, token_id: int, vocab_size: int) -> InvalidRequest:
+        """A token id that a model does not have."""
+        return cls(
+            f"{name} holds the token id {token_id}, which is outside this model's vocabulary: 0 to {vocab_size - 1}",
+            name,
+        )
+
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"

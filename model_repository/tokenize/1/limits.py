@@ -39,11 +39,7 @@ class Limits:
     def check_vocabulary(self, ids: Iterable[int], param: str) -> None:
         for token_id in ids:
             if not 0 <= token_id < self.vocab_size:
-                raise InvalidRequest(
-                    f"{param} holds the token id {token_id}, which is outside this model's vocabulary: "
-                    f"0 to {self.vocab_size - 1}",
-                    param,
-                )
+                raise InvalidRequest.for_token(param, token_id, self.vocab_size)
 
     def complete(
         self, parameters: SamplingParameters, prompt_tokens: int, *, is_chat: bool = False
