@@ -34,6 +34,8 @@ _SPREAD = ("test_schema",)
 _PROFILE = "without_deadline"
 # New objects before a garbage collection. With Python's 700 a worker, which keeps many, collects all the time.
 _NEW_OBJECTS = 20_000
+# Characters of a text in a test's id: the workers send the ids of all tests to one another.
+_ID_CHARACTERS = 60
 # They take seconds to import and few tests use them: a worker imports them for the first test that does.
 _LATE = ("anthropic", "openai", "peft")
 # They name other certificates than those that httpx brings.
@@ -44,18 +46,28 @@ def pytest_configure(config: pytest.Config) -> None:
     """The run owns its processes; its workers inherit the mark."""
     # A shell starts a command in the background with SIGINT ignored, and every process below it inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not hasattr(config, "workerinput"):
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker:
         process_owner.own_processes()
     hypothesis.settings.register_profile(_PROFILE, hypothesis.settings(), deadline=None)
     hypothesis.settings.load_profile(_PROFILE)
     _read_certificates_once()
-    # Its import looks into every module that is there: with thousands of them, that takes seconds.
-    with without_collections():
-        importlib.import_module("torch")
+    # Its import looks into every module that is there: with thousands of them, that takes seconds. The controller of
+    # workers runs no test.
+    if is_worker or not config.getoption("numprocesses", None):
+        with without_collections():
+            importlib.import_module("torch")
     for name in _LATE:
         spec = importlib.util.find_spec(name)
         if name not in sys.modules and spec is not None:
             sys.modules[name] = _LateModule(spec)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """The id of a long text is its beginning: some tests have texts of megabytes."""
+    if isinstance(val, (str, bytes)) and len(val) > _ID_CHARACTERS:
+        return f"{ascii(val[:_ID_CHARACTERS])}..."
+    return None
 
 
 def _read_certificates_once() -> None:

@@ -71,6 +71,8 @@ def test_containers_in_the_manifests_have_minimal_rights() -> None:
                 continue
             pod = part["spec"]["template"]["spec"]
             assert pod["securityContext"]["runAsNonRoot"]
+            # Kubernetes would set TRITONLM_PORT to the address of a service named tritonlm.
+            assert not pod["enableServiceLinks"]
             for container in pod["containers"]:
                 rights = container["securityContext"]
                 assert rights["readOnlyRootFilesystem"]
