@@ -1,4 +1,4 @@
-"""An engine that is closed ends its requests, whatever else is unfinished."""
+"""A running engine ends requests that are cancelled or closed, whatever else is unfinished."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from engine import engine as engine_module
+from engine import intake as intake_module
 from engine.constraints.compiler import Compiled, ConstraintCompiler
 from engine.engine import Engine
 from tritonlm.contract import EngineFailure
@@ -86,3 +87,25 @@ def test_a_request_whose_grammar_does_not_become_ready_is_cancelled(
     assert [request.final.finish_reason for request in requests] == ["cancelled"] * 2
     compiler.fail()
     assert engine.in_flight == 0
+
+
+def test_an_idle_engine_ends_a_cancelled_request_that_waits_for_its_grammar(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[[Callable[[], bool]], None]
+) -> None:
+    monkeypatch.setattr(intake_module, "_IDLE_SECONDS", 3600.0)
+    idle, changed = threading.Event(), engine._intake._changed
+    wait = changed.wait
+
+    def watched(seconds: float | None = None) -> bool:
+        if seconds == 3600:
+            idle.set()
+        return wait(seconds)
+
+    monkeypatch.setattr(changed, "wait", watched)
+    engine.start()
+    assert idle.wait(SECONDS)
+    preparing = submit(engine, [5, 6, 7], request_id="waiting", structured_outputs=GRAMMAR)
+    assert engine.cancel("waiting") == 1
+    wait_for(lambda: any(preparing.ends))
+    assert preparing.final.finish_reason == "cancelled"
+    engine.close()

@@ -44,7 +44,8 @@ from .scheduling.speculation import PromptLookup, SpeculationGate
 from .scheduling.step_budget import StepBudget
 
 _log = logging.getLogger("tritonlm.engine")
-_IDLE_SECONDS = 0.25
+# How late a request may end while it waits for its adapter or its grammar.
+_LATE_SECONDS = 0.25
 _JOIN_SECONDS = 10.0
 # How long a stopping engine waits for adapters that are being loaded and grammars that are being compiled.
 _PREPARED_SECONDS = 2.0
@@ -150,7 +151,7 @@ class Engine:
     def _run(self) -> None:
         while not self._intake.closed:
             if not self.try_step():
-                self._intake.wait(_IDLE_SECONDS)
+                self._intake.wait(_LATE_SECONDS)
         self._cancel_where(lambda _: True)
         # Requests that came in at the last moment get an end, too.
         if self._adapters:

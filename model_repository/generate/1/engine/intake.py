@@ -32,6 +32,9 @@ from .request import Request
 from .runners.interface import Runner
 from .scheduling.admission import AdmissionQueue
 
+# The longest wait of an engine without requests.
+_IDLE_SECONDS = 10.0
+
 
 class Intake:
     def __init__(
@@ -73,6 +76,8 @@ class Intake:
                 raise
             self._requests[request.number] = request
             self._preparing[request.number] = request
+            # An idle engine waits from now on for no longer than requests may stay late or cancelled.
+            self._changed.notify()
         self._preparation.prepare(request, self._put)
 
     def command(self, command: Command, reply: Callable[[dict[str, Any]], None]) -> None:
@@ -152,10 +157,10 @@ class Intake:
                     self._inbox.append(request)
 
     def wait(self, seconds: float) -> None:
-        """Wait for a new request or for the end, at most this long."""
+        """Wait for a new request or for the end, at most this long while there are requests."""
         with self._changed:
             if not self._inbox and not self.closed:
-                self._changed.wait(seconds)
+                self._changed.wait(seconds if self._requests else _IDLE_SECONDS)
 
     def leave(self, request: Request) -> None:
         """Forget a request that has ended."""
