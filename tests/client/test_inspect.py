@@ -180,6 +180,28 @@ def test_quantized_weights_that_are_not_read_are_a_problem(tmp_path: Path) -> No
     assert problem.endswith("lm cannot be loaded: quantization_config.bits is 3; what is read is 4")
 
 
+@pytest.mark.parametrize(
+    ("fields", "is_served"),
+    [({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, False),
+     ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, False), ({"model_type": "falcon_h1"}, False),
+     ({"model_type": "granitemoehybrid", "layer_types": ["attention"] * 2}, True)],
+)  # fmt: skip
+def test_layers_with_a_state_are_a_problem(tmp_path: Path, fields: dict[str, Any], is_served: bool) -> None:
+    folder = write_checkpoint(tmp_path / "lm", config={**LLAMA, "architectures": None, **fields})
+    write_weights(folder, lm_head__weight=(64, 64))
+    problems = report.problems(Checkpoint(folder))
+    assert problems == [] if is_served else "some of its layers keep a state" in problems[0]
+
+
+def test_a_checkpoint_without_a_context_says_what_to_do(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "lm", config={"model_type": "mamba", "n_positions": None})
+    write_weights(folder, lm_head__weight=(64, 64))
+    (problem,) = report.problems(Checkpoint(folder))
+    assert problem.endswith(
+        "write one into it, unless its layers keep a state, as Mamba's do: such models are not served"
+    )
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_an_incomplete_checkpoint(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "lm", config=LLAMA)

@@ -21,6 +21,13 @@ _EMBEDDING = re.compile(r"embed|wte|word_embeddings")
 _OTHER_HEAD = re.compile(r"For(MaskedLM|\w*Classification|QuestionAnswering|MultipleChoice|PreTraining|\w*Prediction)$")
 _EXPERT = re.compile(r"\bexperts\b")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+# Layers that keep a state in place of keys and values: as layer_types names them, and the architectures with such
+# layers that have no layer_types.
+_STATE_LAYERS = frozenset(("mamba", "mamba2", "linear_attention", "conv", "recurrent"))
+_STATE_MODELS = frozenset((
+    "bamba", "falcon_h1", "falcon_mamba", "jamba", "mamba", "mamba2", "nemotron_h", "qwen3_next", "recurrent_gemma",
+    "rwkv", "xlstm", "zamba", "zamba2",
+))  # fmt: skip
 _INT8_BITS = 8
 # More than the last-level cache of most processors holds.
 _CACHE_BYTES = 64 << 20
@@ -93,11 +100,18 @@ def problems(checkpoint: Checkpoint, weights: bool = True) -> list[str]:
     elif model_type is not None and known and model_type not in known:
         own_code = " and the code that it brings is never run" if config.get("auto_map") else ""
         found.append(f"transformers has no causal language model {model_type}" + ("," * bool(own_code) + own_code))
+    if _keeps_state(config, model_type):
+        found.append("some of its layers keep a state, as Mamba's do; only models of attention are served")
     names = config.get("architectures")
     heads = [str(name) for name in names] if isinstance(names, list) else []
     if heads and all(_OTHER_HEAD.search(name) for name in heads):
         found.append(f"it does not generate text: its architecture is {', '.join(heads)}")
     return found
+
+
+def _keeps_state(config: Mapping[str, Any], model_type: Any) -> bool:
+    types = config.get("layer_types")
+    return model_type in _STATE_MODELS or (isinstance(types, list) and not _STATE_LAYERS.isdisjoint(map(str, types)))
 
 
 def _numbers_by_type(tensors: Sequence[Tensor]) -> dict[str, int]:

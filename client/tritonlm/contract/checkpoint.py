@@ -184,7 +184,10 @@ class Checkpoint:
         for name in _CONTEXT_FIELDS:
             if isinstance(self.config.get(name), int):
                 return self._number(name)
-        raise CheckpointError(f"{self.folder}/config.json names no context length ({', '.join(_CONTEXT_FIELDS)})")
+        raise CheckpointError(
+            f"{self.folder}/config.json names no context length ({', '.join(_CONTEXT_FIELDS)}); write one into it, "
+            "unless its layers keep a state, as Mamba's do: such models are not served"
+        )
 
     def _number(self, name: str) -> int:
         value = self.config.get(name)

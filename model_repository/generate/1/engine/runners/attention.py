@@ -21,7 +21,8 @@ from .kv_cache import KVCache, LayerShape
 NAME = "tritonlm_paged"
 # Arguments of transformers that have no effect here: the engine neither trains nor returns attention weights.
 _IGNORED = {
-    "dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position", "sliding_window",
+    "dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_router_logits", "cache_position",
+    "sliding_window",
 }  # fmt: skip
 
 
@@ -105,11 +106,22 @@ def _attend(
 
 
 class Probe:
-    """Replaces `paged_attention` once at load: plain causal attention that records the shape of each layer."""
+    """Replaces `paged_attention` once at load: plain causal attention that records the shape of each layer.
 
-    def __init__(self) -> None:
+    The rows are those of sequences of `tokens` each, one after the other."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
         self.layers: dict[int, LayerShape] = {}
+        # What `paged_attention` would not compute, and "paged", which it needs.
         self.unknown: set[str] = set()
+        # Sliding windows that a layer has in its mask alone: `paged_attention` gets no masks.
+        self.masked_windows: set[int] = set()
+        self._masks: dict[int, torch.Tensor] = {}
+
+    def mask(self, *_: Any, local_size: int | None = None, **__: Any) -> torch.Tensor | None:
+        """In place of the function that makes transformers' masks: one that says its window, if it has one."""
+        return None if local_size is None else self._masks.setdefault(local_size, torch.tensor(local_size))
 
     def __call__(
         self,
@@ -124,6 +136,14 @@ class Probe:
     ) -> tuple[torch.Tensor, None]:
         layer = getattr(module, "layer_idx", None)
         assert isinstance(layer, int)
+        window = next((size for size, mask in self._masks.items() if mask is attention_mask), None)
+        if window is not None and window != options.get("sliding_window"):
+            self.masked_windows.add(window)
+        # A second call would overwrite the layer's keys and values.
+        options |= {
+            "attention_mask": attention_mask if window is None else None,
+            "second_call": layer in self.layers or None,
+        }
         self.layers[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         if rotation := rotary.of(module):
             rotation.compare(query, key, value)
@@ -133,5 +153,8 @@ class Probe:
         scores = query @ keys.transpose(-1, -2) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        mask = torch.full(scores.shape[-2:], float("-inf"), device=scores.device, dtype=scores.dtype).triu(1)
-        return ((scores + mask).softmax(-1).to(values.dtype) @ values).transpose(1, 2), None
+        rows = torch.arange(scores.shape[-1], device=scores.device)
+        is_attended = (rows[:, None] >= rows) & (rows[:, None] // self._tokens == rows // self._tokens)
+        scores = scores.masked_fill(~is_attended, float("-inf"))
+        # Contiguous, as the result of every attention of transformers: some families view it in another shape.
+        return (scores.softmax(-1).to(values.dtype) @ values).transpose(1, 2).contiguous(), None

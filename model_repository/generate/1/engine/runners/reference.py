@@ -6,6 +6,7 @@ It knows neither the parameters of requests nor text.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ from .loading import import_meta_kernels, in_load_thread, reported_loading, tens
 from .low_rank import LowRankHooks
 
 _log = logging.getLogger("tritonlm.engine")
-_PROBE_TOKENS = 8
+# Those of a forward at load: two sequences.
+_PROBE_TOKENS, _PROBE_SEQUENCES = 8, 2
 # Bytes per logit during a projection: two float32 copies, as soft-capping makes them. They may use half of the scratch
 # memory. The other half covers heap fragmentation and the log-probabilities.
 _LOGIT_BYTES, _PROJECTED_BYTES = 8, SCRATCH_BYTES // 2
@@ -81,12 +83,14 @@ class ReferenceRunner:
         self._layers, self._head = in_load_thread(
             lambda: prepare(self._model, folder, self._fuses, fuses_mlps=fuses_mlps)
         )
+        context = checkpoint.context_length
+        settle_longrope(self._model, min(config.max_context_tokens or context, context))
         self._quantize(config)
         self._adapters = LowRankHooks(self._model, self.dtype, self.device) if config.adapters_file else None
         self._progress = Progress()
         trim_heap()
         # Before the KV cache is allocated.
-        budget_left, context = self.memory.measure(), checkpoint.context_length
+        budget_left = self.memory.measure()
         beside = self._prepare_steps(config, context)
         size = cache_size(self._layers, config, context, self.dtype, self.device, budget_left, beside)
         self.blocks = self.memory.open_pool(size, grows=self.device.type == "cpu")
@@ -201,26 +205,43 @@ def copy_weights(model: Any) -> None:
         weight.data = weight.data.clone()
 
 
+def settle_longrope(model: Any, served_context: int) -> None:
+    """Give texts of any length the factors of the longest one served, because cached keys keep their rotation.
+
+    Hugging Face's code chooses them anew in each forward, by the longest text in it.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: PLC0415
+
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "longrope":
+            frequencies = ROPE_INIT_FUNCTIONS["longrope"]
+            module.inv_freq, _ = frequencies(module.config, module.inv_freq.device, seq_len=served_context)
+            module.rope_type = "default"
+
+
 @torch.inference_mode()
 def prepare(
     model: Any, folder: Path, fuses: bool = False, *, fuses_mlps: bool = False
 ) -> tuple[list[LayerShape], LMHead]:
     """Pack weights, fuse layers, install the paged attention, and compare the logits of a few tokens before and after.
 
-    The comparison rejects families that do not follow the attention interface, which would generate nonsense. It also
-    checks whether the LM head reproduces the logits from the hidden states.
+    The comparison rejects families that do not follow the attention interface, which would generate nonsense: among
+    them those whose other layers have a state, which the sequences of a batch would share. It also checks whether the
+    LM head reproduces the logits from the hidden states.
     """
     from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415
 
-    AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
     name = type(model).__name__
-    ids = torch.arange(_PROBE_TOKENS, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    rows, tokens = torch.arange(_PROBE_TOKENS, device=model.device), _PROBE_TOKENS // _PROBE_SEQUENCES
+    ids, positions = rows.unsqueeze(0) % model.get_input_embeddings().num_embeddings, rows.unsqueeze(0) % tokens
     refusal = f"{folder}: {name} is not supported; {_REMEDY}"
-    probe = attention.Probe()
+    probe = attention.Probe(tokens)
+    AttentionMaskInterface.register(attention.NAME, probe.mask)
     try:
         head = LMHead(model)
         model.set_attn_implementation("eager")
-        expected = model(input_ids=ids, use_cache=False).logits
+        expected = model(input_ids=ids.view(-1, tokens), use_cache=False).logits
+        expected = expected.reshape(1, _PROBE_TOKENS, -1)
         if packed_linear.is_possible(model.device, model.dtype):
             packed_linear.pack(model)
         if fuses and block_attention.is_possible(model.device):
@@ -228,19 +249,25 @@ def prepare(
             rotary.install(model)
         AttentionInterface.register(attention.NAME, probe)
         model.set_attn_implementation(attention.NAME)
-        rows = torch.arange(_PROBE_TOKENS, device=model.device)
-        output = model(input_ids=ids, position_ids=rows.unsqueeze(0), use_cache=False, logits_to_keep=rows, paged=True)
-        logits = output.logits
+        output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=rows, paged=True)
+        logits, options = output.logits, set(probe.unknown)
+        # It may compute the layers again.
         head.check(logits)
     except Exception as error:  # a foreign forward may raise anything
         raise CheckpointError(f"{refusal} ({type(error).__name__}: {str(error).strip().splitlines()[:1]})") from error
     finally:
         AttentionInterface.register(attention.NAME, attention.paged_attention)
-    layers = [probe.layers.get(i) for i in range(model.config.get_text_config().num_hidden_layers)]
+        AttentionMaskInterface.register(attention.NAME, lambda *_, **__: None)
+    text_config = model.config.get_text_config()
+    layers = [probe.layers.get(i) for i in range(text_config.num_hidden_layers)]
+    context = getattr(text_config, "max_position_embeddings", None) or math.inf
     tolerance = 1e-3 if logits.dtype == torch.float32 else 0.1
     spread = expected.float().std().clamp(min=1e-6)
-    if expected.shape != logits.shape or not layers or None in layers or probe.unknown - {"paged"}:
+    # Where a layer's attention does not get the batch, no step could be computed.
+    if expected.shape != logits.shape or not layers or None in layers or options != {"paged"}:
         raise CheckpointError(refusal)
+    if any(window < context for window in probe.masked_windows):
+        raise CheckpointError(f"{folder}: {name} is not supported: only its masks have its sliding window")
     if not bool(((expected.float() - logits.float()).abs().max() <= tolerance * spread * 10) | expected.isnan().any()):
         raise CheckpointError(refusal)
     if not head.replays:
