@@ -56,6 +56,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "activation_function": "gelu",
     },
     "opt without final norm": {**_SIZES, "ffn_dim": 128, "_remove_final_layer_norm": True},
+    "nemotron": {**_WIDE, "num_key_value_heads": 2},
+    "nemotron biases": {**_WIDE, "head_dim": 32, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True,
+                        "partial_rotary_factor": 1.0, "tie_word_embeddings": True},
     "phi": {**_WIDE, "partial_rotary_factor": 0.25},
     "phi normed heads": {**_WIDE, "num_attention_heads": 3, "qk_layernorm": True, "num_key_value_heads": 1},
     # Attention's outputs are no multiple of the inputs that the kernels multiply at a time: 3 heads of 80.

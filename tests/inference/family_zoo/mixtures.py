@@ -12,10 +12,24 @@ _SIZES = {
 _QWEN = {**_SIZES, "num_hidden_layers": 3, "num_experts": 6, "moe_intermediate_size": 40}
 _SHARED = {**_QWEN, "shared_expert_intermediate_size": 72}
 
+_GRANITE = {
+    "embedding_multiplier": 3.0, "attention_multiplier": 0.1, "residual_multiplier": 0.4, "logits_scaling": 2.0,
+}  # fmt: skip
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {**_SIZES, "num_local_experts": 5},
     "mixtral window": {
         **_SIZES, "num_local_experts": 3, "num_experts_per_tok": 1, "head_dim": 24, "sliding_window": 12,
+    },
+    "granitemoe": {**_SIZES, **_GRANITE, "num_local_experts": 5},
+    "granitemoeshared": {**_SIZES, "num_local_experts": 3, "shared_intermediate_size": 40, "residual_multiplier": 0.4},
+    "granitemoehybrid": {
+        **_SIZES, **_GRANITE, "num_local_experts": 0, "shared_intermediate_size": 88, "mamba_n_heads": 8,
+        "layer_types": ["attention"] * 2, "position_embedding_type": "rope",
+    },
+    "granitemoehybrid without positions": {
+        **_SIZES, "num_local_experts": 4, "shared_intermediate_size": 40, "mamba_n_heads": 8, "attention_bias": True,
+        "layer_types": ["attention"] * 2, "tie_word_embeddings": True, "attention_multiplier": 0.2,
     },
     "olmoe": {**_SIZES, "num_experts": 20, "num_experts_per_tok": 3},
     "olmoe renormalized": {**_SIZES, "num_experts": 4, "norm_topk_prob": True, "attention_bias": True},

@@ -64,13 +64,14 @@ class Qkv:
 @dataclass(frozen=True)
 class Experts:
     """Each expert's matrices, in either of two layouts: the tensors NAME.0.PART.weight and so on, for the `parts` gate,
-    up and down; or NAME.gate_up_proj, gate above up, and NAME.down_proj, (experts, outputs, inputs), and biases with
-    _bias. With `alternating`, as in gpt-oss, these are (experts, inputs, outputs), and gate and up alternate.
+    up and down; or NAME.STACK for the `stacks` of gate above up, and of down, (experts, outputs, inputs), and biases
+    with _bias. With `alternating`, as in gpt-oss, these are (experts, inputs, outputs), and gate and up alternate.
     """
 
     name: str
     count: int
     parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    stacks: tuple[str, str] = ("gate_up_proj", "down_proj")
     alternating: bool = False
 
 
@@ -143,14 +144,15 @@ class Reader:
         self, source: Experts, number: int, prefix: str, inner: int, hidden: int
     ) -> tuple[Matrix, Matrix, Matrix]:
         """Gate, up and down of this expert."""
-        if not self._weights.has(f"{prefix}{source.name}.gate_up_proj"):
+        gate_and_up, last = source.stacks
+        if not self._weights.has(f"{prefix}{source.name}.{gate_and_up}"):
             gate, up, down = (Linear(f"{source.name}.{number}.{part}") for part in source.parts)
             pair = [self.linear(part, prefix, inner, hidden) for part in (gate, up)]
             return pair[0], pair[1], self.linear(down, prefix, hidden, inner)
-        both = self._of_stack(source, "gate_up_proj", number, prefix, 2 * inner, hidden)
+        both = self._of_stack(source, gate_and_up, number, prefix, 2 * inner, hidden)
         alternate, halves = (slice(0, None, 2), slice(1, None, 2)), (slice(inner), slice(inner, None))
         gate_part, up_part = alternate if source.alternating else halves
-        down_matrix = self._of_stack(source, "down_proj", number, prefix, hidden, inner)
+        down_matrix = self._of_stack(source, last, number, prefix, hidden, inner)
         return both.part(gate_part), both.part(up_part), down_matrix
 
     def _of_stack(self, source: Experts, part: str, number: int, prefix: str, outputs: int, inputs: int) -> Matrix:
