@@ -22,13 +22,15 @@ from transformers import AutoConfig
 
 Array = npt.NDArray[Any]
 ARCHITECTURES = {
-    "bloom": "bloom", "cohere": "command-r", "falcon": "falcon", "gemma": "gemma", "gemma2": "gemma2",
-    "gemma3_text": "gemma3", "gpt2": "gpt2", "gpt_bigcode": "starcoder", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss",
-    "granite": "granite", "llama": "llama", "mistral": "llama", "mixtral": "llama", "olmo": "olmo", "olmo2": "olmo2",
-    "olmoe": "olmoe", "phi": "phi2", "phi3": "phi3", "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe", "smollm3": "smollm3", "stablelm": "stablelm", "starcoder2": "starcoder2",
+    "arcee": "arcee", "bloom": "bloom", "cohere": "command-r", "cohere2": "cohere2", "ernie4_5": "ernie4_5",
+    "exaone4": "exaone4", "falcon": "falcon", "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3",
+    "glm4": "glm4", "gpt2": "gpt2", "gpt_bigcode": "starcoder", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss",
+    "granite": "granite", "llama": "llama", "mistral": "llama", "mixtral": "llama", "nemotron": "nemotron",
+    "olmo": "olmo", "olmo2": "olmo2", "olmo3": "olmo2", "olmoe": "olmoe", "phi": "phi2", "phi3": "phi3",
+    "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "smollm3": "smollm3",
+    "stablelm": "stablelm", "starcoder2": "starcoder2",
 }  # fmt: skip
-_PAIRED = ("llama", "granite", "smollm3", "olmo")
+_PAIRED = ("llama", "granite", "smollm3", "olmo", "arcee")
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 _NORM_OF_HEAD = re.compile(r"(.*_layernorm)\.norms\.(\d+)\.weight")
 
@@ -104,7 +106,7 @@ def _add_sizes(writer: GGUFWriter, config: Any) -> None:
     if dim := getattr(config, "head_dim", None):
         writer.add_key_length(dim)
         writer.add_value_length(dim)
-    for name in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"):
+    for name in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"):
         if (epsilon := getattr(config, name, None)) is not None:
             (writer.add_layer_norm_rms_eps if name == "rms_norm_eps" else writer.add_layer_norm_eps)(epsilon)
     settings: dict[str, Callable[[Any], None]] = {
@@ -121,7 +123,7 @@ def _add_sizes(writer: GGUFWriter, config: Any) -> None:
         if (value := getattr(config, name, None)) is not None and add not in seen:
             seen.add(add)
             add(value)
-    if config.model_type == "gemma3_text":
+    if config.model_type in ("gemma3_text", "olmo3") or (config.model_type == "exaone4" and config.sliding_window):
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if config.model_type == "gpt_oss":
         writer.add_expert_feed_forward_length(config.intermediate_size)
@@ -223,7 +225,7 @@ def _changed(name: str, array: Array, config: Any) -> tuple[str, Array]:
     if architecture in _PAIRED and re.search(r"\.[qk]_proj\.", name):
         count = config.num_key_value_heads if ".k_proj." in name else heads
         return name, array.reshape(count, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+    if architecture.startswith(("gemma", "nemotron")) and name.endswith("norm.weight"):
         return name, array + 1
     if "query_key_value" in name:
         kv_heads = heads if architecture != "falcon" else _falcon_kv_heads(config)

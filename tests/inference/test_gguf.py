@@ -40,16 +40,17 @@ _BLOCKS = 16
 _NO_WINDOW = {"sliding_window": None}
 _ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
 CASES: dict[str, dict[str, Any]] = {
-    "bloom": {}, "cohere": {}, "cohere one key": {}, "falcon": {"rope_theta": 10000.0}, "falcon two norms": {},
-    "gemma": {}, "gemma2": {"query_pre_attn_scalar": 24}, "gpt2": {}, "gpt_bigcode": {},
-    "gpt_bigcode all heads": {"scale_attn_weights": True}, "gpt_neox": {},
+    "arcee": {}, "bloom": {}, "cohere": {}, "cohere one key": {},
+    "cohere2": {"attention_bias": False, "num_hidden_layers": 4, "sliding_window_pattern": 4}, "ernie4_5": {},
+    "exaone4": {}, "exaone4 windows": {}, "glm4": {}, "nemotron": {}, "nemotron biases": {}, "olmo3": {},
+    "falcon": {"rope_theta": 10000.0}, "falcon two norms": {}, "gemma": {}, "gemma2": {"query_pre_attn_scalar": 24},
+    "gpt2": {}, "gpt_bigcode": {}, "gpt_bigcode all heads": {"scale_attn_weights": True}, "gpt_neox": {},
     "gpt_neox sequential": {"hidden_act": "gelu", "rotary_emb_base": 10000}, "gpt_oss": {}, "granite": {}, "llama": {},
     "llama biases": {}, "llama linear": {}, "llama llama3": {}, "llama yarn": {}, "llama longrope long": {},
     "gemma3_text": {"query_pre_attn_scalar": 24, **_ALTERNATING}, "mistral": _NO_WINDOW, "mixtral": _NO_WINDOW,
     "olmo": {"attention_bias": False}, "olmo2": {}, "olmoe": {}, "phi": {}, "phi3": {}, "phi3 long": {}, "qwen2": {},
-    "qwen2_moe": {}, "qwen3": {},
-    "qwen3_moe": {"mlp_only_layers": []}, "smollm3": {}, "stablelm": {}, "stablelm parallel": {},
-    "starcoder2": _NO_WINDOW,
+    "qwen2_moe": {}, "qwen3": {}, "qwen3_moe": {"mlp_only_layers": []}, "smollm3": {}, "stablelm": {},
+    "stablelm parallel": {}, "starcoder2": _NO_WINDOW,
 }  # fmt: skip
 # Those that transformers quantizes with the same result: rows of whole blocks.
 _LLAMA = {**ZOO["llama"], "intermediate_size": 96, "head_dim": 32}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from pydantic import BaseModel
+from tritonlm.checkpoints.gguf.architectures import ARCHITECTURES
 from tritonlm.cli import app
 from tritonlm.client.messages_api.schemas import MessageRequest
 from tritonlm.client.responses_api.schemas import ResponseRequest
@@ -163,6 +164,12 @@ def test_every_module_of_the_engine_is_documented() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     modules = [path for path in ENGINE.glob("**/[a-z]*.py") if path.parent.name != "families"]
     assert [path.name for path in modules if f"`{path.stem}`" not in page] == []
+
+
+def test_every_architecture_of_a_gguf_file_is_documented() -> None:
+    page = (ROOT / "docs" / "gguf.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} >= set(ARCHITECTURES)
 
 
 def test_every_family_is_documented() -> None:

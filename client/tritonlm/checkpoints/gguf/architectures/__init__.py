@@ -25,8 +25,10 @@ _IGNORED_IN_LAYERS = (".attn_rot_embd.weight", ".attn_rot_embd", ".rope_freqs.we
 
 def architecture_of(file: ModelFile) -> Architecture:
     if file.architecture not in ARCHITECTURES:
-        supported = ", ".join(sorted(ARCHITECTURES))
-        raise file.error(f"its architecture is {file.architecture[:40]!r}; supported are {supported}")
+        raise file.error(
+            f"its architecture is {file.architecture[:40]!r}, none of the {len(ARCHITECTURES)} supported ones, such as "
+            "llama, qwen3 and gemma3; docs/gguf.md lists them"
+        )
     return ARCHITECTURES[file.architecture]
 
 

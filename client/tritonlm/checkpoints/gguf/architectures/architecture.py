@@ -87,6 +87,17 @@ def partial_rotary(file: ModelFile, dim: int, default: int | None = None) -> flo
     return part if int(dim * part) == count else math.nextafter(part, 2.0)
 
 
+def layer_types(file: ModelFile, pattern: int) -> list[str]:
+    """Of each layer; a file that does not say it has every `pattern`-th without a window."""
+    layers, written = file.size("block_count"), file.value("attention.sliding_window_pattern")
+    if isinstance(written, list) and len(written) == layers:
+        slides = [bool(entry) for entry in written]
+    else:
+        every = file.size("attention.sliding_window_pattern", pattern)
+        slides = [(layer + 1) % every != 0 for layer in range(layers)]
+    return ["sliding_attention" if slide else "full_attention" for slide in slides]
+
+
 def decoder(file: ModelFile, model_type: str, **values: Any) -> Config:
     """config.json of an architecture close to Llama."""
     heads, dim = file.size("attention.head_count"), head_dim(file)

@@ -7,7 +7,17 @@ from typing import Any
 from ..model_file import ModelFile
 from ..rope import rope_parameters
 from . import rules
-from .architecture import HEAD_NORMS, LAYER_NAMES, NAMES, Architecture, Config, Names, head_dim, rms_decoder
+from .architecture import (
+    HEAD_NORMS,
+    LAYER_NAMES,
+    NAMES,
+    Architecture,
+    Config,
+    Names,
+    head_dim,
+    layer_types,
+    rms_decoder,
+)
 
 # The layers of the 27B models, whose queries are scaled otherwise; the format does not say so.
 _GEMMA2_27B_LAYERS, _GEMMA3_27B_LAYERS = 46, 62
@@ -34,20 +44,10 @@ def _gemma3(file: ModelFile) -> Config:
     window = file.window()
     return rms_decoder(
         file, "gemma3_text", query_pre_attn_scalar=_query_scalar(file, _GEMMA3_27B_LAYERS), rope_parameters=rope,
-        sliding_window=window, layer_types=_layer_types(file) if window else None,
+        sliding_window=window, layer_types=layer_types(file, 6) if window else None,
         sliding_window_pattern=6 if window else 1, attn_logit_softcapping=None,
         final_logit_softcapping=file.optional("final_logit_softcapping") or None, **_ACTIVATION,
     )  # fmt: skip
-
-
-def _layer_types(file: ModelFile) -> list[str]:
-    layers, pattern = file.size("block_count"), file.value("attention.sliding_window_pattern")
-    if isinstance(pattern, list) and len(pattern) == layers:
-        slides = [bool(entry) for entry in pattern]
-    else:
-        every = file.size("attention.sliding_window_pattern", 6)
-        slides = [(layer + 1) % every != 0 for layer in range(layers)]
-    return ["sliding_attention" if slide else "full_attention" for slide in slides]
 
 
 def _query_scalar(file: ModelFile, layers_of_27b: int) -> int:

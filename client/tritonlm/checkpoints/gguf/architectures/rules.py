@@ -70,8 +70,9 @@ def transposed(source: Source) -> Iterator[Piece]:
 
 
 def minus_one(source: Source) -> Iterator[Piece]:
-    """The file has 1 + weight."""
-    yield source.name + source.suffix, replace(source.stored(), add=-1.0)
+    """The file has 1 + weight; a bias is as it is."""
+    add = -1.0 if source.suffix == ".weight" else 0.0
+    yield source.name + source.suffix, replace(source.stored(), add=add)
 
 
 def as_row(source: Source) -> Iterator[Piece]:
