@@ -86,7 +86,9 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     **_named("glm4 chatglm-bpe", PreTokenizer((_LLAMA3,), ignores_merges=True)),
     **_named("qwen2", PreTokenizer((_QWEN2,), composes=True)),
     **_named("deepseek-r1-qwen stablelm2 hunyuan megrez", PreTokenizer((_QWEN2,))),
-    **_named("gpt-2 gpt2 mpt phi-2 jais trillion granite-docling gigachat a.x-4.0 mellum exaone4", PreTokenizer((_GPT2,))),
+    **_named(
+        "gpt-2 gpt2 mpt phi-2 jais trillion granite-docling gigachat a.x-4.0 mellum exaone4", PreTokenizer((_GPT2,))
+    ),
     **_named("olmo", PreTokenizer((_GPT2,), composes=True)),
     **_named("smollm starcoder refact command-r codeshell exaone minerva-7b", PreTokenizer((r"\p{N}", _GPT2))),
     **_named("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"))),
