@@ -87,6 +87,11 @@ RULES = (
         why="the gateway knows AsyncClient",
     ),
     Rule(
+        ("client/tritonlm/gateway/http/*.py",),
+        never=tuple(f"tritonlm.gateway.{name}" for name in ("limits", "models", "routes", "services")),
+        why="HTTP itself knows neither callers nor models",
+    ),
+    Rule(
         ("client/tritonlm/commands/**/*.py", "client/tritonlm/cli.py"),
         never=("torch", "transformers", "tokenizers", "grpc", "tritonclient"),
         why="a command is a client like any other",

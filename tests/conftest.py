@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_make_parametrize_id(val: object) -> str | None:
     """The id of a long text is its beginning: some tests have texts of megabytes."""
     if isinstance(val, (str, bytes)) and len(val) > _ID_CHARACTERS:
-        return f"{ascii(val[:_ID_CHARACTERS])}..."
+        return f"{val[:_ID_CHARACTERS]!a}..."
     return None
 
 

@@ -27,8 +27,8 @@ from tritonlm.contract import SamplingParameters, tensors  # noqa: E402
 from tritonlm.contract.structured_outputs import OTHER_NAMES  # noqa: E402
 from tritonlm.contract.tensors import TensorSpec  # noqa: E402
 from tritonlm.gateway.app import create_app  # noqa: E402
+from tritonlm.gateway.limits.scopes import PUBLIC_PATHS, scope_of  # noqa: E402
 from tritonlm.gateway.metrics import REGISTRY  # noqa: E402
-from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of  # noqa: E402
 from tritonlm.gateway.settings import GatewaySettings  # noqa: E402
 from tritonlm.serving.settings import Settings, env_name, option_name  # noqa: E402
 

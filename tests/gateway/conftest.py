@@ -16,8 +16,8 @@ import uvicorn
 from fakes.fake_transport import FakeTransport
 from tritonlm import AsyncClient
 from tritonlm.gateway.app import create_app
+from tritonlm.gateway.http.protocol import BoundedProtocol
 from tritonlm.gateway.metrics import MetricsObserver
-from tritonlm.gateway.protocol import BoundedProtocol
 from tritonlm.gateway.settings import GatewaySettings
 
 WAIT_SECONDS = 20.0

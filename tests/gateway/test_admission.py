@@ -14,8 +14,8 @@ from fakes.fake_transport import LM, FakeTransport
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonlm.contract import Draining, QueueFull, QueueTimeout
-from tritonlm.gateway import admission
-from tritonlm.gateway.admission import AdmissionQueue
+from tritonlm.gateway.limits import admission
+from tritonlm.gateway.limits.admission import AdmissionQueue
 
 from .conftest import running_gateway
 

@@ -14,10 +14,10 @@ from fakes.fake_transport import FakeTransport
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from tritonlm.contract import InvalidRequest, NotLoaded
-from tritonlm.gateway.admission import AdmissionQueue
 from tritonlm.gateway.batches import runner as runner_module
 from tritonlm.gateway.batches.runner import BatchRunner
 from tritonlm.gateway.batches.store import ACTIVE, Batch, BatchStore
+from tritonlm.gateway.limits.admission import AdmissionQueue
 from tritonlm.serving import backoff
 
 from .batch_calls import COMPLETIONS, answers, line, run, sdk_of, stored_batch, upload, wait

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
-from tritonlm.gateway import protocol
-from tritonlm.gateway.middleware import RequestMiddleware
+from tritonlm.gateway.http import protocol
+from tritonlm.gateway.http.middleware import RequestMiddleware
 
 from .conftest import WAIT_SECONDS, Gateway, running_gateway
 

@@ -16,7 +16,7 @@ from tritonlm.client.request_fields import MAX_MODEL_NAME, Body
 from tritonlm.client.responses_api.schemas import ResponseRequest
 from tritonlm.gateway.app import create_app
 from tritonlm.gateway.history import History
-from tritonlm.gateway.schemas import CompletionRequest, TokenizeRequest
+from tritonlm.gateway.http.schemas import CompletionRequest, TokenizeRequest
 from tritonlm.gateway.settings import GatewaySettings
 
 from .conftest import Gateway, running_gateway

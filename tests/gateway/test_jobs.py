@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tritonlm.cli import app
 from tritonlm.contract.adapters_file import AdapterEntry, adapters_file, read_adapters
-from tritonlm.gateway.training import _lines_from
+from tritonlm.gateway.models.training import _lines_from
 from tritonlm.jobs import Job, JobManager, JobStore
 from tritonlm.serving.registry import read_registry
 from tritonlm.training.plan import make_plan

@@ -21,8 +21,8 @@ from tritonlm.access.exposure import is_loopback
 from tritonlm.access.keys import SCOPES, KeyFile, KeyRing, KeysError, Limits
 from tritonlm.cli import app
 from tritonlm.contract import RateLimited, file_edits
-from tritonlm.gateway.quota import Caller, Quota
-from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
+from tritonlm.gateway.limits.quota import Caller, Quota
+from tritonlm.gateway.limits.scopes import PUBLIC_PATHS, scope_of
 from tritonlm.gateway.serve import check_settings
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import ServingError
@@ -175,7 +175,7 @@ def test_concurrent_requests_are_limited_while_the_rates_are_read(monkeypatch: p
             await quota.acquire(one)
         assert quota.running["one"] == 0
 
-    monkeypatch.setattr("tritonlm.gateway.quota.MovingWindowRateLimiter", Remote)
+    monkeypatch.setattr("tritonlm.gateway.limits.quota.MovingWindowRateLimiter", Remote)
     asyncio.run(acquire())
 
 

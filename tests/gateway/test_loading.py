@@ -10,7 +10,7 @@ import pytest
 from fakes.fake_transport import LM, FakeTransport
 from tritonlm import AsyncClient
 from tritonlm.contract import Broken, CheckpointError, ModelNotFound, NotLoaded
-from tritonlm.gateway.loading import Loader
+from tritonlm.gateway.models.loading import Loader
 from tritonlm.gateway.settings import GatewaySettings
 
 from .conftest import Gateway, running_gateway

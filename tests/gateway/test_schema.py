@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tritonlm import AsyncClient
 from tritonlm.access.keys import SCOPES, KeyFile, Limits
 from tritonlm.gateway.app import create_app
-from tritonlm.gateway.scopes import PUBLIC_PATHS, scope_of
+from tritonlm.gateway.limits.scopes import PUBLIC_PATHS, scope_of
 from tritonlm.gateway.settings import GatewaySettings
 
 from .conftest import Gateway, running_gateway

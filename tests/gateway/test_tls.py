@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonlm import AsyncClient
 from tritonlm.cli import app as command_line
 from tritonlm.gateway.app import create_app
-from tritonlm.gateway.protocol import BoundedProtocol
+from tritonlm.gateway.http.protocol import BoundedProtocol
 from tritonlm.gateway.settings import GatewaySettings
 from tritonlm.serving import supervisor
 from tritonlm.serving.placeholder import PlaceholderListener

@@ -20,8 +20,8 @@ from tritonlm.contract import SamplingParameters
 from tritonlm.contract.parameters import fields
 from tritonlm.contract.structured_outputs import OTHER_NAMES
 from tritonlm.contract.tensors import CONTROL, LM_INPUTS
+from tritonlm.gateway.http.schemas import ChatRequest, CompletionRequest
 from tritonlm.gateway.routes.adapters import LoadAdapter, UnloadAdapter
-from tritonlm.gateway.schemas import ChatRequest, CompletionRequest
 from tritonlm.gateway.scoring.schemas import ScoreRequest
 from typer.core import TyperGroup
 

@@ -15,22 +15,22 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.observability.tracing import Tracing
 from tritonlm.serving.restart_counts import read_restart_counts
 
-from . import errors, origins
-from .access import AccessMiddleware
-from .adapters import AdapterService
-from .admission import AdmissionQueue
 from .batches.runner import BatchRunner
 from .batches.store import BatchStore
 from .history import History
-from .loading import Loader
+from .http import errors, origins
+from .http.middleware import InternalErrorMiddleware, RequestMiddleware
+from .limits.access import AccessMiddleware
+from .limits.admission import AdmissionQueue
+from .limits.quota import Quota
 from .metrics import LiveValues
-from .middleware import InternalErrorMiddleware, RequestMiddleware
-from .quota import Quota
+from .models.adapters import AdapterService
+from .models.loading import Loader
+from .models.training import TrainingService
 from .response_store import ResponseStore
 from .routes import ROUTERS
 from .services import Services
 from .settings import GatewaySettings
-from .training import TrainingService
 
 
 def create_app(client: AsyncClient, settings: GatewaySettings) -> FastAPI:

@@ -19,14 +19,13 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from tritonlm.client.stream import AsyncStream
 from tritonlm.client.types import CompletionUsage, EmbeddingUsage, Result
 
-from .errors import body_of
 from .history import CANCELLED, COMPLETED, FAILED, PROCESSING, Entry
-from .middleware import RequestContext, context_of
+from .http.errors import body_of
+from .http.middleware import IGNORED_HEADER, RequestContext, context_of
 from .services import services_of
 
 # Unicode line breaks that JSON does not escape; many event-stream readers would split a line there.
 _LINE_ENDS = str.maketrans({"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
-IGNORED_HEADER = "x-tritonlm-ignored"
 _MAX_HEADER = 1000
 _CONTROL_CHARACTERS = dict.fromkeys((*range(32), 127), " ")
 # Tasks that close a stream after the request's own task was cancelled; the set keeps a reference to them.

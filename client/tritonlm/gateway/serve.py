@@ -23,11 +23,11 @@ from tritonlm.contract.priority import lower_thread_priority
 from tritonlm.observability import logs, tracing
 from tritonlm.serving import ServingError, paths
 
-from .admission import AdmissionQueue
 from .app import create_app
+from .http.protocol import BoundedProtocol
+from .limits.admission import AdmissionQueue
+from .limits.quota import Quota
 from .metrics import MetricsObserver
-from .protocol import BoundedProtocol
-from .quota import Quota
 from .settings import GatewaySettings
 
 _POLL_SECONDS = 0.05

@@ -12,16 +12,16 @@ from fastapi import Depends, Request
 
 from tritonlm.client.async_client import AsyncClient
 
-from .adapters import AdapterService
-from .admission import AdmissionQueue
 from .batches.store import BatchStore
 from .history import History
-from .loading import Loader
+from .limits.admission import AdmissionQueue
+from .limits.quota import Quota
 from .metrics import LiveValues
-from .quota import Quota
+from .models.adapters import AdapterService
+from .models.loading import Loader
+from .models.training import TrainingService
 from .response_store import ResponseStore
 from .settings import GatewaySettings
-from .training import TrainingService
 
 
 @dataclass(frozen=True)

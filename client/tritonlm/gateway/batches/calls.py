@@ -12,8 +12,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from ..errors import body_of
-from ..quota import Caller
+from ..http.errors import body_of
+from ..limits.quota import Caller
 
 # In the state of the ASGI scope.
 INTERNAL_CALLER = "internal_caller"

@@ -20,8 +20,8 @@ from starlette.types import ASGIApp
 from tritonlm.access.keys import Limits
 from tritonlm.serving.backoff import RestartBackoff
 
-from ..admission import AdmissionQueue
-from ..quota import Caller
+from ..limits.admission import AdmissionQueue
+from ..limits.quota import Caller
 from . import lines, store
 from .calls import send
 from .store import Batch, BatchStore

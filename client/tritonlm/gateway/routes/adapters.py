@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tritonlm.client.request_fields import Body, Model
 
-from ..errors import RESPONSES
+from ..http.errors import RESPONSES
 from ..services import ServicesParameter
 from .older.common import default_model
 

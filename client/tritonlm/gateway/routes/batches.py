@@ -22,8 +22,8 @@ from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered, RateLim
 
 from ..batches import store
 from ..batches.store import Batch, BatchStore, StoredFile
-from ..errors import RESPONSES
-from ..middleware import context_of
+from ..http.errors import RESPONSES
+from ..http.middleware import context_of
 from ..services import Services, ServicesParameter
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from sse_starlette import EventSourceResponse
 
 from tritonlm.jobs import Job
 
-from ..errors import RESPONSES
+from ..http.errors import RESPONSES
 from ..services import ServicesParameter
 
 router = APIRouter(prefix="/api/jobs", tags=["training"], responses=RESPONSES)

@@ -17,7 +17,7 @@ from tritonlm.client.messages_api.writer import MessageWriter
 from tritonlm.contract import TritonLMError
 
 from ..chat_calls import count_tokens, with_names
-from ..errors import RESPONSES, AnthropicErrorBody, anthropic_body, body_of
+from ..http.errors import RESPONSES, AnthropicErrorBody, anthropic_body, body_of
 from ..http_responses import ResponseFormat, named_events, respond
 from ..services import ServicesParameter
 from .openai import STREAMED, common_arguments

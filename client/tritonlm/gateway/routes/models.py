@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from tritonlm.client.types import Model
 from tritonlm.contract import ModelNotFound
 
-from ..errors import RESPONSES
+from ..http.errors import RESPONSES
 from ..http_responses import json_response
 from ..services import ServicesParameter
 

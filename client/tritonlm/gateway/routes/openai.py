@@ -12,10 +12,10 @@ from starlette.convertors import Convertor, register_url_convertor
 from tritonlm.client.types import ChatCompletion, Completion, Embeddings, Model, ModelList
 
 from ..chat_calls import with_names
-from ..errors import RESPONSES
+from ..http.errors import RESPONSES
+from ..http.middleware import context_of
+from ..http.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from ..http_responses import OPENAI, ResponseFormat, json_response, respond
-from ..middleware import context_of
-from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from ..services import Services, ServicesParameter
 
 

@@ -17,9 +17,9 @@ from tritonlm.client.responses_api.writer import ResponseWriter
 from tritonlm.contract import InvalidRequest, ModelNotFound, NotOffered
 
 from ..chat_calls import count_tokens, with_names
-from ..errors import RESPONSES, body_of
+from ..http.errors import RESPONSES, body_of
+from ..http.middleware import context_of
 from ..http_responses import ResponseFormat, named_events, respond
-from ..middleware import context_of
 from ..response_store import ResponseStore
 from ..services import Services, ServicesParameter
 from .openai import STREAMED, common_arguments

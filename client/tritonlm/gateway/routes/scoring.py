@@ -16,9 +16,9 @@ from tritonlm.client.likelihood import Continuation, Likelihoods, log_likelihood
 from tritonlm.client.sequences import in_parts
 from tritonlm.contract import InvalidRequest
 
-from ..errors import RESPONSES
+from ..http.errors import RESPONSES
+from ..http.middleware import RequestContext
 from ..http_responses import ResponseFormat, respond
-from ..middleware import RequestContext
 from ..scoring.decisions import Question, messages_of, plain_prompt, read_questions
 from ..scoring.schemas import (
     DecisionAnswers,

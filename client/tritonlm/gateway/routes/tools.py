@@ -17,9 +17,9 @@ from tritonlm.contract import TritonLMError
 
 from .. import metrics
 from ..chat_calls import with_names
-from ..errors import RESPONSES, RETRY_AFTER_SECONDS
-from ..schemas import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
-from ..scopes import redirects_to_playground
+from ..http.errors import RESPONSES, RETRY_AFTER_SECONDS
+from ..http.schemas import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
+from ..limits.scopes import redirects_to_playground
 from ..services import ServicesParameter
 from .older.common import default_model, shown_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from ..errors import RESPONSES
+from ..http.errors import RESPONSES
 from ..services import ServicesParameter
 
 router = APIRouter(tags=["keys"], responses=RESPONSES)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from ...errors import RESPONSES
+from ...http.errors import RESPONSES
 from . import api, chat, inference, queue
 
 router = APIRouter(tags=["older systems"], responses=RESPONSES)

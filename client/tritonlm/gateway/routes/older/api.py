@@ -17,9 +17,9 @@ from tritonlm.contract import InvalidRequest, ModelNotFound
 from tritonlm.jobs.store import RUNNING
 from tritonlm.training.plan import LoraOptions
 
+from ...http.middleware import RequestContext
 from ...http_responses import ResponseFormat
-from ...middleware import RequestContext
-from ...registration import known_name, register
+from ...models.registration import known_name, register
 from ...services import Services, ServicesParameter
 from ..openai import complete_text
 from .common import MaxTokens, Temperature, TopK, default_model

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from tritonlm.client.request_fields import Body
 from tritonlm.client.types import ChatCompletion, Completion
 
+from ...http.middleware import RequestContext
 from ...http_responses import Event, ResponseFormat, respond
-from ...middleware import RequestContext
 from ...services import Services, ServicesParameter
 from ..openai import common_arguments
 from .common import MaxTokens, Temperature, default_model

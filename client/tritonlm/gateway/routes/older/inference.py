@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tritonlm.client.request_fields import Body
 from tritonlm.client.types import Completion
 
+from ...http.middleware import RequestContext
 from ...http_responses import ResponseFormat
-from ...middleware import RequestContext
 from ...services import ServicesParameter
 from ..openai import complete_text
 from .common import MaxTokens, Temperature, TopK, default_model

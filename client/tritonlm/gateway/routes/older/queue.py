@@ -14,7 +14,7 @@ from tritonlm.client.request_fields import Model
 from tritonlm.client.types import Completion
 from tritonlm.contract import ModelNotFound, NotLoaded
 
-from ...schemas import CompletionRequest
+from ...http.schemas import CompletionRequest
 from ...services import ServicesParameter
 from ..openai import STREAMED, complete_text
 from .common import default_model, shown_model

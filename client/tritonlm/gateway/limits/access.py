@@ -15,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tritonlm.access.keys import KeyRing, Limits
 from tritonlm.contract import InsufficientScope, InvalidKey, TritonLMError
 
-from . import metrics
+from .. import metrics
+from ..batches.calls import INTERNAL_CALLER
+from ..http.errors import http_response, response_of
+from ..http.middleware import context_of
+from ..settings import GatewaySettings
 from .admission import AdmissionQueue
-from .batches.calls import INTERNAL_CALLER
-from .errors import http_response, response_of
-from .middleware import context_of
 from .quota import Caller, Quota
 from .scopes import is_inference, is_public, scope_of
-from .settings import GatewaySettings
 
 _BYTES_PER_TOKEN = 4
 _API_KEY = "x-api-key"

@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tritonlm.client.types import CompletionUsage
 from tritonlm.observability.tracing import TRACEPARENT, Tracing, current, traceparent_of
 
-from . import metrics, protocol
+from .. import metrics
+from . import protocol
 from .errors import internal_response
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _log = logging.getLogger("tritonlm.access")
 REQUEST_ID = "x-request-id"
 # Anthropic's libraries read it under another name.
 REQUEST_IDS = (REQUEST_ID, "request-id")
+# Names the fields of a request that had no effect.
+IGNORED_HEADER = "x-tritonlm-ignored"
 # The route whose body is a file, and what the form around the file may take.
 UPLOAD_PATH, _FORM_BYTES = "/v1/files", 64 * 1024
 # What a caller has to send of a body in a second, on average: less than any line offers.

@@ -19,7 +19,7 @@ from tritonlm.client.request_fields import mistake
 from tritonlm.contract import QueueFull, TritonLMError
 from tritonlm.contract.errors import shown
 
-from . import metrics
+from .. import metrics
 
 _log = logging.getLogger("tritonlm.gateway")
 _MAX_MESSAGE_LENGTH = 2000

@@ -24,7 +24,7 @@ from tritonlm.access.keys import Limits
 from tritonlm.client.types import CompletionUsage
 from tritonlm.contract import RateLimited, Unavailable
 
-from . import metrics
+from .. import metrics
 
 _log = logging.getLogger("tritonlm.gateway")
 

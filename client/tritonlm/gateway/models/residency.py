@@ -16,7 +16,7 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.client.types import Model
 from tritonlm.contract import ModelNotFound, NoRoom, TritonLMError
 
-from . import metrics
+from .. import metrics
 
 _log = logging.getLogger("tritonlm.gateway")
 _PAUSE_SECONDS = 0.05

@@ -35,7 +35,7 @@ from tritonlm.training.errors import TrainingError
 from tritonlm.training.plan import PRESETS, make_plan, with_sizes
 from tritonlm.training.sizes import check_memory
 
-from .settings import GatewaySettings
+from ..settings import GatewaySettings
 
 _log = logging.getLogger("tritonlm.gateway")
 _POLL_SECONDS = 0.5

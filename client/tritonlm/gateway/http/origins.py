@@ -19,10 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tritonlm.access.exposure import is_loopback
 from tritonlm.access.keys import KeyRing
 
+from ..settings import GatewaySettings
 from .errors import cross_site_response, wrong_host_response
-from .http_responses import IGNORED_HEADER
-from .middleware import REQUEST_IDS
-from .settings import GatewaySettings
+from .middleware import IGNORED_HEADER, REQUEST_IDS
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # What a browser says about a page, which cannot change it: of the same origin, or no page (an extension, the user).

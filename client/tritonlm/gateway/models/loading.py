@@ -17,8 +17,8 @@ from tritonlm.client.async_client import AsyncClient
 from tritonlm.client.types import Model, ModelList
 from tritonlm.contract import ModelNotFound, NotLoaded, TimedOut, TritonLMError, Unavailable
 
+from ..settings import GatewaySettings
 from .residency import ModelResidency
-from .settings import GatewaySettings
 
 T = TypeVar("T")
 # The pause between two attempts while somebody else replaces the model.
