@@ -19,18 +19,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from tritonlm.contract import Checkpoint, CheckpointError, quantization
 from tritonlm.contract.safetensors_header import StoredTensor
 
 from .config import INT4, INT8, EngineConfig
 from .memory import resident_memory
-from .runners.interface import choose_devices, choose_dtype, weights_in_memory
-from .runners.kv_cache import LIKELY_TOKENS, LayerShape, free_memory, stored_dtype
-from .runners.native import families
-from .runners.native.build import kernels
-from .runners.native.weights import bf16_packing_pays
-from .runners.select import GRAPHS, NATIVE, REFERENCE, why_not_native
+from .runners.loading import import_torch
+
+# Before what imports torch, and as the engine's process does it: `process_bytes` is what that takes.
+import_torch()
+
+import torch  # noqa: E402
+
+from .runners.interface import choose_devices, choose_dtype, weights_in_memory  # noqa: E402
+from .runners.kv_cache import LIKELY_TOKENS, LayerShape, free_memory, stored_dtype  # noqa: E402
+from .runners.native import families  # noqa: E402
+from .runners.native.build import kernels  # noqa: E402
+from .runners.native.weights import bf16_packing_pays  # noqa: E402
+from .runners.select import GRAPHS, NATIVE, REFERENCE, why_not_native  # noqa: E402
 
 # Larger than any cache of a processor; a smaller one where memory is short.
 _READ_BYTES, _READ_SECONDS = 256 << 20, 0.5
