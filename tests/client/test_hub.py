@@ -16,6 +16,7 @@ import pytest
 from fakes.adapter_folders import adapter_folder
 from fakes.checkpoints import write_checkpoint
 from fakes.hub_server import COMMIT, HubServer, hub_server
+from fakes.ports import port_variables
 from tritonlm.contract.adapters_file import read_adapters
 
 WEIGHTS = "model.safetensors"
@@ -33,7 +34,7 @@ class Machine:
 
     def environment(self, **variables: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        return {**clean, "HF_ENDPOINT": self.hub.endpoint, "HF_HOME": str(self.home), **variables}
+        return {**clean, **port_variables(), "HF_ENDPOINT": self.hub.endpoint, "HF_HOME": str(self.home), **variables}
 
     def run(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tritonlm.cli", *words]

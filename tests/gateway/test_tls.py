@@ -20,6 +20,7 @@ import httpx
 import pytest
 import uvicorn
 from fakes.fake_transport import LM, FakeTransport
+from fakes.ports import free_ports, port_options
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonlm import AsyncClient
 from tritonlm.cli import app as command_line
@@ -117,7 +118,7 @@ def test_serve_starts_a_gateway_with_https(
 ) -> None:
     """A real gateway, the child of a supervisor whose Triton is a fake."""
     path, key = certificate
-    ports = dict(zip(("port", "http-port", "grpc-port", "metrics-port"), map(str, free_ports(4)), strict=True))
+    ports = port_options()
     statuses: list[int] = []
 
     class Monitor:
@@ -145,14 +146,6 @@ def test_serve_starts_a_gateway_with_https(
     url = f"https://127.0.0.1:{ports['port']}"
     for text in (f"API      {url}/v1", f"try it   {url}/playground", f"curl {url}/v1/completions"):
         assert text in result.stdout
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @pytest.mark.parametrize("command", ["gateway", "serve"])

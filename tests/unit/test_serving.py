@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakes.checkpoints import write_checkpoint
+from fakes.ports import free_ports, port_variables
 from tritonlm.access import control_secret as secret
 from tritonlm.cli import app
 from tritonlm.gateway.settings import GatewaySettings
@@ -40,13 +41,6 @@ def one_line_message(error: pytest.ExceptionInfo[Exception]) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_a_busy_port_error_names_the_option() -> None:
@@ -172,7 +166,9 @@ def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
 def test_a_broken_checkpoint_ends_the_command_with_one_line_and_code_1(repository: Path, broken: str) -> None:
     if broken != "weights":
         (repository / "abacus" / "1" / broken).write_text("{", encoding="utf-8")
-    result = CliRunner().invoke(app, ["serve", "--model-repository", str(repository), "--load", "abacus"])
+    result = CliRunner().invoke(
+        app, ["serve", "--model-repository", str(repository), "--load", "abacus"], env=port_variables()
+    )
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
@@ -216,7 +212,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(
     (quantized / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     shards = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(shards), encoding="utf-8")
-    result = CliRunner().invoke(app, ["serve", "--port", str(free_port()), model])
+    result = CliRunner().invoke(app, ["serve", "--port", str(free_ports(1)[0]), model])
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
@@ -230,7 +226,7 @@ def test_an_open_address_without_a_key_is_refused_before_any_process_starts(
     monkeypatch.setattr("tritonlm.serving.supervisor.serve", lambda *_: None)
 
     def serve(**variables: str) -> tuple[int, str]:
-        result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--port", str(free_port())], env=variables)
+        result = CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--port", str(free_ports(1)[0])], env=variables)
         return result.exit_code, result.stderr
 
     code, text = serve()
@@ -267,7 +263,7 @@ def test_what_the_gateway_cannot_use_is_refused_before_any_process_starts(
         (["gateway"], {env_name(field): value}),
         (["serve"], {env_name(field): value}),
     ):
-        result = CliRunner().invoke(app, [*words, "--port", str(free_port())], env=environment)
+        result = CliRunner().invoke(app, [*words, "--port", str(free_ports(1)[0])], env=environment)
         assert result.exit_code == 2
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"error: {option_name(field)} ({env_name(field)})")
