@@ -29,6 +29,21 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
                              "vocab_size": 151_936}),
     "qwen3-1b": ("qwen3", {**_COMMON, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 20,
                            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}),
+    # The small models of Granite 4, ERNIE 4.5 and EXAONE 4.
+    "granite4-350m": ("granitemoehybrid", {
+        **_COMMON, "hidden_size": 1024, "intermediate_size": 2048, "shared_intermediate_size": 2048,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 4, "num_local_experts": 0,
+        "num_experts_per_tok": 0, "layer_types": ["attention"] * 28, "position_embedding_type": "rope",
+        "vocab_size": 100_352, "attention_multiplier": 0.015625, "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.246, "logits_scaling": 4.0, "mamba_n_heads": 64,
+    }),
+    "ernie4.5-0.3b": ("ernie4_5", {**_COMMON, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18,
+                                   "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128,
+                                   "vocab_size": 103_424}),
+    "exaone4-1.2b": ("exaone4", {**_COMMON, "hidden_size": 2048, "intermediate_size": 4096, "num_hidden_layers": 30,
+                                 "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+                                 "sliding_window": None, "layer_types": ["full_attention"] * 30,
+                                 "vocab_size": 102_400}),
     # OLMoE's experts (64, of which 8 for each token), with half its width and half its layers.
     "olmoe-tiny": ("olmoe", {**_COMMON, "hidden_size": 1024, "intermediate_size": 512, "num_hidden_layers": 8,
                              "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64,

@@ -1,6 +1,7 @@
 """Tokens per second of the engine alone, beside `transformers.generate` on the same checkpoint in the same run.
 
     scripts/bench engine [--shape llama] [--dtype bfloat16] [--weights int8] [--batch 1 8 32] [--prompt-tokens 128]
+    scripts/bench engine --checkpoint .cache/real_models/granite4-350m --dtype bfloat16
     scripts/bench engine --profile [--shape gemma3-270m] [--dtype bfloat16]
     scripts/bench engine --device cuda --shape gpt2-xl|llama-8b --dtype bfloat16 --batch 1 64 256
 
@@ -92,15 +93,20 @@ class Row:
         return self.engine / self.transformers
 
 
-def title_of(name: str) -> str:
+def title_of(arguments: argparse.Namespace) -> str:
+    if arguments.checkpoint:
+        return str(arguments.checkpoint.name)
+    name = arguments.shape
     return MODELS[name].title if name in MODELS else f"{SHAPES[name].title}, random weights"
 
 
-def make_checkpoint(name: str, dtype: str) -> Path:
+def make_checkpoint(arguments: argparse.Namespace) -> Path:
     """The checkpoint of a model; a shape gets random weights and one word for each token id."""
-    if name in MODELS:
-        return MODELS[name].checkpoint(dtype)
-    shape = SHAPES[name]
+    if arguments.checkpoint:
+        return Path(arguments.checkpoint)
+    if arguments.shape in MODELS:
+        return MODELS[arguments.shape].checkpoint(arguments.dtype)
+    shape = SHAPES[arguments.shape]
     folder = FOLDER / shape.title.lower().replace(" ", "-")
     if not (folder / "tokenizer.json").exists():
         torch.manual_seed(0)
@@ -147,7 +153,7 @@ def engine_side(folder: Path, arguments: argparse.Namespace) -> EngineSide:
 
 
 def compare(arguments: argparse.Namespace, progress: Callable[[], None]) -> tuple[list[Row], list[Measurement]]:
-    folder = make_checkpoint(arguments.shape, arguments.dtype)
+    folder = make_checkpoint(arguments)
     cost, bytes_per_weight = Cost.of(folder), read_bytes(folder, arguments)
     engine = engine_side(folder, arguments)
     transformers = TransformersSide(folder, arguments.dtype, arguments.device)
@@ -210,7 +216,7 @@ def weights_of(arguments: argparse.Namespace) -> str:
 def show(rows: list[Row], measurements: list[Measurement], arguments: argparse.Namespace) -> None:
     threads = f"{torch.get_num_threads()} threads ({processor.kind().name})"
     hardware = threads if arguments.device == "cpu" else torch.cuda.get_device_name()
-    title = f"{title_of(arguments.shape)}, {arguments.dtype}{weights_of(arguments)}, {hardware}; tokens/s"
+    title = f"{title_of(arguments)}, {arguments.dtype}{weights_of(arguments)}, {hardware}; tokens/s"
     table = Table(title=title, caption=f"{arguments.prompt_tokens} tokens in, {arguments.new_tokens} out, greedy")
     for column in ("batch", "stage", "engine", "transformers.generate", "ratio", "of matmul peak", "of bandwidth"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -226,6 +232,7 @@ def show(rows: list[Row], measurements: list[Measurement], arguments: argparse.N
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench engine", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=[*SHAPES, *MODELS], default="gpt2")
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="in place of --shape")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
     parser.add_argument("--runner", choices=["auto", "native", "graphs", "reference"], default="auto")
@@ -245,8 +252,8 @@ def main() -> None:
     if arguments.profile:
         import shares  # noqa: PLC0415 (it needs the development packages)
 
-        folder = make_checkpoint(arguments.shape, arguments.dtype)
-        title = f"{title_of(arguments.shape)}, {arguments.dtype}{weights_of(arguments)}, {processor.kind().name}"
+        folder = make_checkpoint(arguments)
+        title = f"{title_of(arguments)}, {arguments.dtype}{weights_of(arguments)}, {processor.kind().name}"
         profile = shares.Profile(title, engine_side(folder, arguments), Cost.of(folder), read_bytes(folder, arguments))
         # Through HTTP, GPT-2 stands for the shapes whose tokenizers are not real.
         served = MODELS.get(arguments.shape, checkpoints.MODELS["gpt2"])
