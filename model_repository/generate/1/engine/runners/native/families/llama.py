@@ -18,8 +18,8 @@ def write(config: FamilyConfig, weights: WeightPacker | None) -> Program:
     width, heads, layers = (config.size(n) for n in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
     inner, head_dim = config.size("intermediate_size"), config.head_dim(width, heads)
     shape = Shape(width, layers, heads, config.size("num_key_value_heads", heads), head_dim)
-    style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6))
     is_gated = config.model_type != "arcee"
+    style = NormStyle(NormKind.RMS, config.number("rms_norm_eps", 1e-6 if is_gated else 1e-5))
     activation = config.activation("hidden_act", "silu" if is_gated else "relu2")
     windows = _windows(config, layers)
 
