@@ -25,7 +25,8 @@ ARCHITECTURES = {
     "arcee": "arcee", "bloom": "bloom", "cohere": "command-r", "cohere2": "cohere2", "ernie4_5": "ernie4_5",
     "exaone4": "exaone4", "falcon": "falcon", "gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3",
     "glm4": "glm4", "gpt2": "gpt2", "gpt_bigcode": "starcoder", "gpt_neox": "gptneox", "gpt_oss": "gpt-oss",
-    "granite": "granite", "llama": "llama", "mistral": "llama", "mixtral": "llama", "nemotron": "nemotron",
+    "granite": "granite", "hunyuan_v1_dense": "hunyuan-dense", "llama": "llama", "mistral": "llama",
+    "mixtral": "llama", "nemotron": "nemotron",
     "olmo": "olmo", "olmo2": "olmo2", "olmo3": "olmo2", "olmoe": "olmoe", "phi": "phi2", "phi3": "phi3",
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "smollm3": "smollm3",
     "stablelm": "stablelm", "starcoder2": "starcoder2",
@@ -135,7 +136,9 @@ def _add_rope(writer: GGUFWriter, config: Any) -> None:
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_rope_dimension_count(int(dim * rope.get("partial_rotary_factor", 1.0)))
     if "rope_theta" in rope:
-        writer.add_rope_freq_base(rope["rope_theta"])
+        # Hunyuan's converter stretches the base.
+        stretched = rope.get("alpha", 1.0) ** (dim / (dim - 2))
+        writer.add_rope_freq_base(rope["rope_theta"] * stretched)
     if "sliding_attention" in written:
         writer.add_rope_freq_base_swa(written["sliding_attention"]["rope_theta"])
     kind = rope.get("rope_type", "default")

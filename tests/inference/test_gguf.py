@@ -42,7 +42,8 @@ _ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num
 CASES: dict[str, dict[str, Any]] = {
     "arcee": {}, "bloom": {}, "cohere": {}, "cohere one key": {},
     "cohere2": {"attention_bias": False, "num_hidden_layers": 4, "sliding_window_pattern": 4}, "ernie4_5": {},
-    "exaone4": {}, "exaone4 windows": {}, "glm4": {}, "nemotron": {}, "nemotron biases": {}, "olmo3": {},
+    "exaone4": {}, "exaone4 windows": {}, "glm4": {}, "hunyuan_v1_dense": {}, "nemotron": {}, "nemotron biases": {},
+    "olmo3": {},
     "falcon": {"rope_theta": 10000.0}, "falcon two norms": {}, "gemma": {}, "gemma2": {"query_pre_attn_scalar": 24},
     "gpt2": {}, "gpt_bigcode": {}, "gpt_bigcode all heads": {"scale_attn_weights": True}, "gpt_neox": {},
     "gpt_neox sequential": {"hidden_act": "gelu", "rotary_emb_base": 10000}, "gpt_oss": {}, "granite": {}, "llama": {},

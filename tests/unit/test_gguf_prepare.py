@@ -160,7 +160,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "no architecture": (gguf_bytes(), "names no general.architecture"),
-    "an unknown architecture": (model("mamba"), "architecture is 'mamba', none of the 30 supported ones"),
+    "an unknown architecture": (model("mamba"), "architecture is 'mamba', none of the 31 supported ones"),
     "a long architecture": (model("m" * 9000), f"architecture is '{'m' * 40}', none of the "),
     "no layers": (model(keys={"llama.block_count": None}), "llama.block_count is None, not a positive integer"),
     "many layers": (model(keys={"llama.block_count": 10**6}), "1000000, not a positive integer up to 1,000"),

@@ -71,6 +71,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5 biases": {**_SIZES, "use_bias": True, "tie_word_embeddings": False, "pad_token_id": 0},
     "glm": {**_SIZES, "pad_token_id": 0},
     "glm4": {**_SIZES, "attention_bias": False, "tie_word_embeddings": True, "pad_token_id": 0},
+    "hunyuan_v1_dense": {**_SIZES, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1.0}},
+    "hunyuan_v1_dense biases": {**_SIZES, "attention_bias": True, "tie_word_embeddings": True},
     "arcee": _SIZES,
     "ministral": {**_SIZES, **_SLIDING_FIRST},
     "smollm3": {**_SIZES, "num_hidden_layers": 4, "pad_token_id": 0},

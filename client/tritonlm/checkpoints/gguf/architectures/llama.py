@@ -1,5 +1,5 @@
 """Llama and what is close to it: Mistral, Mixtral (both under Llama's name), SmolLM 3, Granite, Command R, OLMo, Arcee,
-ERNIE 4.5, EXAONE 4, GLM 4 and Nemotron.
+ERNIE 4.5, EXAONE 4, GLM 4, Hunyuan and Nemotron.
 """
 
 from __future__ import annotations
@@ -101,6 +101,11 @@ def _glm4(file: ModelFile) -> Config:
     return rms_decoder(file, "glm4", rope_parameters=rope, attention_bias=has_tensor(file, "attn_q.bias"))
 
 
+def _hunyuan(file: ModelFile) -> Config:
+    # The file's base is stretched already.
+    return rms_decoder(file, "hunyuan_v1_dense", attention_bias=has_tensor(file, "attn_q.bias"))
+
+
 def _nemotron(file: ModelFile) -> Config:
     rope = rope_parameters(file) | {"partial_rotary_factor": partial_rotary(file, head_dim(file))}
     return decoder(
@@ -154,6 +159,10 @@ ARCHITECTURES = {
     "ernie4_5": Architecture(_ernie, NAMES, LAYER_NAMES),
     "exaone4": Architecture(_exaone4, NAMES, _OLMO2_NAMES),
     "glm4": Architecture(_glm4, NAMES, _GLM_NAMES),
+    "hunyuan-dense": Architecture(
+        _hunyuan, NAMES,
+        {**LAYER_NAMES, "attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+    ),
     "nemotron": Architecture(
         _nemotron, {**NAMES, "output_norm": ("model.norm", rules.minus_one)}, {**LAYER_NAMES, **_NORMS_PLUS_ONE}
     ),

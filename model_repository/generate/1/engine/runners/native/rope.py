@@ -122,6 +122,12 @@ def _linear(inv_freq: torch.Tensor, parameters: Parameters) -> tuple[torch.Tenso
     return inv_freq / float(parameters["factor"]), 1.0
 
 
+def _ntk_alpha(inv_freq: torch.Tensor, parameters: Parameters) -> tuple[torch.Tensor, float]:
+    """The base is multiplied by alpha^(dim / (dim - 2)), whatever the length of a text."""
+    alpha, step = float(parameters.get("alpha") or 1.0), 2 / (2 * len(inv_freq) - 2)
+    return inv_freq / alpha ** (step * torch.arange(len(inv_freq))), 1.0
+
+
 def _llama3(inv_freq: torch.Tensor, parameters: Parameters) -> tuple[torch.Tensor, float]:
     """Divides low frequencies by the factor, keeps high ones, and interpolates between them."""
     context, low, high, factor = (
@@ -177,7 +183,7 @@ def _longrope(inv_freq: torch.Tensor, parameters: Parameters) -> tuple[torch.Ten
 
 _TYPES: dict[str, Callable[[torch.Tensor, Parameters], tuple[torch.Tensor, float]]] = {
     "default": _default, "dynamic": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn,
-    "longrope": _longrope,
+    "longrope": _longrope, "ntk_alpha": _ntk_alpha,
 }  # fmt: skip
 _REQUIRED = {
     "linear": ("factor",), "yarn": ("factor", "original_max_position_embeddings"),
