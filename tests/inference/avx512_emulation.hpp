@@ -85,6 +85,13 @@ inline __m512i loadu_si512(const void* from) {
     return v;
 }
 inline void storeu_si512(void* to, __m512i v) { memcpy(to, &v, sizeof v); }
+// Memory whose bit is 0 is not read: it may not be there, or not be written yet.
+inline __m512i mask_loadu_epi16(__m512i otherwise, __mmask32 mask, const void* from) {
+    __m512i v = otherwise;
+    for (int i = 0; i < 32; i++)
+        if (mask >> i & 1) memcpy(reinterpret_cast<char*>(&v) + 2 * i, static_cast<const char*>(from) + 2 * i, 2);
+    return v;
+}
 // Memory whose bit is 0 is not written: another thread may.
 inline void mask_storeu_epi16(void* to, __mmask32 mask, __m512i v) {
     const Numbers<int16_t> numbers(v);
@@ -289,6 +296,7 @@ inline __m512bh cvtne2ps_pbh(__m512 high, __m512 low) {
 #define _mm512_loadu_si512 avx512_emulation::loadu_si512
 #define _mm512_madd_epi16 avx512_emulation::madd_epi16
 #define _mm512_maddubs_epi16 avx512_emulation::maddubs_epi16
+#define _mm512_mask_loadu_epi16 avx512_emulation::mask_loadu_epi16
 #define _mm512_mask_storeu_epi16 avx512_emulation::mask_storeu_epi16
 #define _mm512_mask_sub_epi8 avx512_emulation::mask_sub_epi8
 #define _mm512_min_ps avx512_emulation::min_ps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,16 @@ def test_kernels_compile_for_processors_before_avx2(processor: str) -> None:
     command = ["g++", "-std=c++17", f"-march={processor}", "-fsyntax-only", str(KERNELS / "kernels.cpp")]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     assert compiled.returncode == 0, compiled.stderr
+
+
+def test_the_emulations_have_every_instruction_of_the_kernels() -> None:
+    """Where the processor has them itself, the emulations are not compiled: an instruction is missed elsewhere."""
+    instructions = re.compile(r"\b(?:_mm512|_tile)_[a-z0-9_]+")
+    used = {name for source in KERNELS.iterdir() for name in instructions.findall(source.read_text())}
+    emulations = Path(__file__).parent.glob("*_emulation.hpp")
+    defined = {line.split("(")[0] for file in emulations for line in re.findall(r"#define (\S+)", file.read_text())}
+    assert "_mm512_fmadd_ps" in used and "_tile_loadd" in used
+    assert used <= defined, sorted(used - defined)
 
 
 BF16 = {"avx512f", "avx512_bf16"}
