@@ -47,7 +47,8 @@ def test_the_emulations_have_every_instruction_of_the_kernels() -> None:
     used = {name for source in KERNELS.iterdir() for name in instructions.findall(source.read_text())}
     emulations = Path(__file__).parent.glob("*_emulation.hpp")
     defined = {line.split("(")[0] for file in emulations for line in re.findall(r"#define (\S+)", file.read_text())}
-    assert "_mm512_fmadd_ps" in used and "_tile_loadd" in used
+    assert "_mm512_fmadd_ps" in used
+    assert "_tile_loadd" in used
     assert used <= defined, sorted(used - defined)
 
 
