@@ -207,7 +207,7 @@ void time_int8(ThreadPool& pool, const std::vector<int>& row_counts) {
 
 // Weights in groups, of any bytes.
 void time_grouped(const char* name, GroupedForm form, ThreadPool& pool, const std::vector<int>& row_counts) {
-    form.set_sizes();
+    form.complete();
     const size_t block_bytes = form.record_offset(kInputs);
     Weights<uint8_t> weights(kMatrices * kBlocks * block_bytes);
     for (size_t i = 0; i < weights.size(); i++) weights[i] = (uint8_t)(i * 2654435761u >> 26);

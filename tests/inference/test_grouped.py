@@ -120,6 +120,8 @@ def test_sums_are_those_of_the_dequantized_weights(kind: str, variant: str) -> N
 EXTREMES = [
     (2, 16, 0),
     (3, 16, None),
+    (3, 16, 0),
+    (3, 32, None),
     (4, 32, None),
     (4, 32, 0),
     (5, 32, None),
@@ -192,17 +194,19 @@ def test_matrices_of_two_forms_are_multiplied_together(variant: str) -> None:
     multiply.close()
 
 
+@pytest.mark.parametrize("variant", KERNEL_VARIANTS)
 @pytest.mark.parametrize(
-    ("bits", "group", "inputs"), [(4, 32, 32), (4, 128, 384), (8, 96, 96), (8, 16, 48), (4, 96, 96)]
+    ("bits", "group", "inputs"),
+    [(4, 32, 32), (4, 128, 384), (8, 96, 96), (8, 16, 48), (4, 96, 96), (3, 16, 64), (3, 32, 64), (6, 16, 64)],
 )
-def test_groups_of_any_size_are_multiplied(bits: int, group: int, inputs: int) -> None:
+def test_groups_of_any_size_are_multiplied(bits: int, group: int, inputs: int, variant: str) -> None:
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (24, inputs), generator=generator, dtype=torch.int8)
     scales = torch.rand(24, inputs // group, generator=generator).half().float() * 1e-30
     matrix = Quantized(codes, scales, -scales, bits)
     # The width of a row is a multiple of 32.
     padded = matrix.padded(24, inputs + -inputs % 32)
-    multiply = Matmul(padded or matrix, "all")
+    multiply = Matmul(padded or matrix, variant)
     rows = activations(6, padded.shape[1]) if padded else activations(6, inputs)
     expected = quantized_rows(rows) @ (padded or matrix).dequantized().double().T
     assert ((multiply(rows)[:, :24] - expected).abs() / expected.std()).max() < 2e-3

@@ -46,7 +46,7 @@ class GroupedForm(ctypes.Structure):
     _fields_ = [
         *((name, INT) for name in ("bits", "group", "two_level", "has_minima", "pairs")),
         ("zero", INT), ("has_table", INT), ("table", ctypes.c_int8 * 16),
-        *((name, INT) for name in ("record_bytes", "minima_offset", "codes_offset")),
+        *((name, INT) for name in ("record_bytes", "minima_offset", "codes_offset", "minima_zero", "adds_minima")),
     ]  # fmt: skip
 
 

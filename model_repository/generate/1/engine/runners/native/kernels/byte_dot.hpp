@@ -1,7 +1,7 @@
-// Steps of an integer sum: the signed codes of 16 outputs for four inputs, times a row's bytes of those inputs.
-//   total[o] = sum over steps, and over i < 4 of  code[o][i] * (x[i] - kOffset)
+// Steps of an integer sum: the codes of 16 outputs for four inputs, times a row's bytes of those inputs.
+//   total[o] = sum over steps, and over i < 4 of  code[o][i] * x[i]
 //
-// Layout: CodeBytes (grouped_form.hpp). x is 1 to 255, and codes are at most kLargest in magnitude.
+// Layout: CodeBytes (grouped_form.hpp). x is 1 to 255, less kByteMiddle.
 // ISA variants: __AVX512VNNI__ and __AVXVNNI__ use vpdpbusd; __AVX512BW__ and __AVX2__ vpmaddubsw; otherwise compiler vectors.
 // Test: tests/inference/test_grouped.py.
 #pragma once
@@ -10,6 +10,7 @@
 
 #include "fma.hpp"
 #include "grouped_form.hpp"
+#include "grouped_rows.hpp"
 #include "simd.hpp"
 
 inline int32_t load_four(const uint8_t* from) {
@@ -18,7 +19,7 @@ inline int32_t load_four(const uint8_t* from) {
     return four;
 }
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && (defined(__AVX512BW__) || !(defined(__AVXVNNI__) || defined(__AVX512F__)))
+#ifdef TRITONLM_BYTE_PAIRS
 // vpmaddubsw multiplies unsigned by signed bytes and adds two neighbouring products in 16 bits, in which some steps fit.
 #ifdef __AVX512BW__
 typedef __m512i ByteReg;
@@ -74,37 +75,50 @@ struct StepSum {
     }
 };
 
-// The codes of a step. Products of codes that are larger than 63 do not fit into 16 bits as they are: |code| is multiplied by
-// x - 128 with the sign of the code.
-template <int kLargest>
+// How many steps, 1, 2, 4 or 8 and at most those of a group, add up to no more than `limit`, where one adds up to `step`.
+constexpr int steps_within(int limit, int step, int group) {
+    int steps = group / kStepInputs;
+    while (steps * step > limit) steps /= 2;
+    return steps;
+}
+
+// The codes of a step. Unsigned ones are multiplied by signed rows, small signed ones by unsigned rows, and the magnitudes of signed
+// bytes by signed rows with the bytes' signs.
+template <Codes kCodes, int kGroup>
 struct ByteDot {
-    static constexpr int kOffset = kLargest > 63 ? 128 : 0;
+    static constexpr bool kUnsigned = are_unsigned(kCodes), kBytes = kCodes == Codes::k8, kUnsignedRows = !kUnsigned && !kBytes;
+    static constexpr int kLargest = largest_of(kCodes), kLargestNumber = kUnsignedRows ? UINT8_MAX : INT8_MAX;
     ByteReg codes[kByteRegs], magnitudes[kByteRegs];
 
     explicit ByteDot(const CodeBytes& from) {
         for (int i = 0; i < kByteRegs; i++) {
             codes[i] = bytes_of(from, i);
-            if (kOffset) magnitudes[i] = magnitudes_of(codes[i]);
+            if (kBytes) magnitudes[i] = magnitudes_of(codes[i]);
         }
     }
 
-    struct Sum : StepSum<int16_t, kOffset ? 1 : INT16_MAX / (2 * UINT8_MAX * kLargest)> {
+    struct Sum : StepSum<int16_t, steps_within(INT16_MAX, 2 * kLargestNumber * kLargest, kGroup)> {
         TRITONLM_INLINE void add_step(const ByteDot& dot, const uint8_t* row, int step) {
-            const ByteReg numbers = repeat_four(row), centred = (ByteReg)(numbers ^ all_bytes(-128));
+            const ByteReg numbers = repeat_four(row);
             const auto product = [&](int i) {
-                return kOffset ? multiply_pairs(dot.magnitudes[i], with_signs(centred, dot.codes[i]))
-                               : multiply_pairs(numbers, dot.codes[i]);
+                if (kBytes) return multiply_pairs(dot.magnitudes[i], with_signs(numbers, dot.codes[i]));
+                return kUnsigned ? multiply_pairs(dot.codes[i], numbers) : multiply_pairs(numbers, dot.codes[i]);
             };
             this->add(step, product, [](ByteReg pairs) { return pairs; });
         }
     };
 
-    // Of the codes themselves: of four steps in bytes, if they are small, else as pairs in 16 bits.
-    typedef std::conditional_t<kOffset != 0, StepSum<int16_t, 4>, StepSum<int8_t, 4>> CodeSteps;
+    // Of the codes themselves: of steps in bytes, or, if they are bytes, as pairs in 16 bits.
+    typedef std::conditional_t<kUnsigned, uint8_t, int8_t> Byte;
+    typedef std::conditional_t<
+        kBytes, StepSum<int16_t, steps_within(INT16_MAX, 2 * kLargest, kGroup)>,
+        StepSum<Byte, steps_within(kUnsigned ? UINT8_MAX : INT8_MAX + 1, kLargest, kGroup)>> CodeSteps;
     struct CodeSum : CodeSteps {
         TRITONLM_INLINE void add_step(const ByteDot& dot, int step) {
-            const auto pairs = [](ByteReg bytes) { return multiply_pairs(all_bytes(1), bytes); };
-            if constexpr (kOffset) this->add(step, [&](int i) { return pairs(dot.codes[i]); }, [](ByteReg sums) { return sums; });
+            const auto pairs = [](ByteReg bytes) {
+                return kUnsigned ? multiply_pairs(bytes, all_bytes(1)) : multiply_pairs(all_bytes(1), bytes);
+            };
+            if constexpr (kBytes) this->add(step, [&](int i) { return pairs(dot.codes[i]); }, [](ByteReg sums) { return sums; });
             else this->add(step, [&](int i) { return dot.codes[i]; }, pairs);
         }
     };
@@ -145,9 +159,9 @@ struct ByteProduct {
     }
 };
 #endif
-template <int>
+template <Codes, int>
 struct ByteDot : ByteProduct {
-    static constexpr int kOffset = 0;
+    static constexpr bool kUnsignedRows = false;
     using ByteProduct::ByteProduct;
 
     struct Sum {
@@ -166,13 +180,16 @@ struct ByteDot : ByteProduct {
 };
 #endif
 
-// Calls `task(std::integral_constant<int, ...>)` for the largest magnitude of codes; once for all where it makes no difference.
+// Calls `task(std::integral_constant<Codes, ...>)` for the codes as which these are multiplied.
 template <typename Task>
-void with_largest(Codes codes, Task task) {
-    const int largest = ByteDot<128>::kOffset ? largest_of(codes) : 128;
-    if (largest == 128) return task(std::integral_constant<int, 128>());
-    if constexpr (ByteDot<128>::kOffset) {
-        if (largest == 32) task(std::integral_constant<int, 32>());
-        else task(std::integral_constant<int, 15>());
+void with_products(Codes codes, Task task) {
+    switch (multiplied_as(codes)) {
+#ifdef TRITONLM_BYTE_PAIRS
+        case Codes::k3: return task(std::integral_constant<Codes, Codes::k3>());
+        case Codes::k4: return task(std::integral_constant<Codes, Codes::k4>());
+        case Codes::k5: return task(std::integral_constant<Codes, Codes::k5>());
+        case Codes::k6: return task(std::integral_constant<Codes, Codes::k6>());
+#endif
+        default: return task(std::integral_constant<Codes, Codes::k8>());
     }
 }

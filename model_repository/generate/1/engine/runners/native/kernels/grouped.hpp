@@ -3,7 +3,8 @@
 //                 low[r][G] * (sum over k in G of w[o][k])
 //               + s[r][G] * (sum over groups g of weights in G of  scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
 //                                                                + minimum[o][g] * (sum over k in g of xq[r][k]))
-// and the same for groups' remainders, after the groups of 256 inputs. Codes are signed here, and xq is not.
+// and the same for groups' remainders, after the groups of 256 inputs. Here codes are signed and xq is not; byte_dot.hpp
+// tells where it is the other way round.
 // The inner sums are exact integers; the outer ones are fused multiply-adds in float32, in the order of the groups, whatever the
 // number of rows. So a row's result is the same bits alone and in a batch.
 //
@@ -53,7 +54,7 @@ class GroupedBlocks {
         const bool pair = count_ == 2 && (blocks_[0].form == blocks_[1].form || alike(*blocks_[0].form, *blocks_[1].form));
         for (int n = 0; n < count_; n += 1 + pair) {
             const GroupedForm& form = *blocks_[n].form;
-            const bool in_registers = count <= direct_rows() && form.group == direct_group(codes_of(form));
+            const bool in_registers = count <= direct_rows() && form.group == direct_group(form.codes());
             if (!in_registers) chunked(first, count, n, 1 + pair, sums);
             else with_codes(form, [&](auto codes) { direct<decltype(codes)::value>(first, count, n, 1 + pair, sums); });
         }
@@ -61,7 +62,7 @@ class GroupedBlocks {
 
   private:
     static bool alike(const GroupedForm& one, const GroupedForm& other) {
-        return codes_of(one) == codes_of(other) && one.group == other.group && one.two_level == other.two_level &&
+        return one.codes() == other.codes() && one.group == other.group && one.two_level == other.two_level &&
                one.has_minima == other.has_minima && one.pairs == other.pairs && one.zero == other.zero &&
                !memcmp(one.table, other.table, sizeof one.table);
     }
@@ -109,8 +110,8 @@ class GroupedBlocks {
                 if (!uses_tiles()) prefetch_chunk(blocks_[n + i], begin + inputs, std::min(kSuperInputs, padded - begin - inputs));
             }
             with_group(form, [&](auto group) {
-                with_largest(codes_of(form), [&](auto largest) {
-                    accumulate_rows<decltype(largest)::value, decltype(group)::value>(
+                with_products(form.codes(), [&](auto codes) {
+                    accumulate_rows<decltype(codes)::value, decltype(group)::value>(
                         form, first, count, chunks, begin, inputs, n, blocks, sums);
                 });
             });
@@ -134,7 +135,7 @@ class GroupedBlocks {
     static constexpr bool uses_tiles() { return false; }
 #endif
 
-    template <int kLargest, int kGroup>
+    template <Codes kCodes, int kGroup>
     void accumulate_rows(
         const GroupedForm& form, int first, int count, const GroupedChunk* chunks, int begin, int inputs, int n, int blocks,
         RowSums* sums
@@ -157,7 +158,7 @@ class GroupedBlocks {
             constexpr int kRows = decltype(number)::value;
             const ByteGroups groups = rows_.groups(first + m, kRows, inputs_, begin, inputs, tile_);
             for (int i = 0; i < blocks; i++)
-                grouped_accumulate<kLargest, kGroup, kRows>(form, groups, chunks[i], begin == 0, sums + m, n + i);
+                grouped_accumulate<kCodes, kGroup, kRows>(form, groups, chunks[i], begin == 0, sums + m, n + i);
         });
     }
 

@@ -1,6 +1,6 @@
 // A chunk of inputs of a block of weights in groups, unpacked into the first-level cache, and its sums with many rows.
 //
-// Layout: codes in signed bytes [inputs / 4][16][4], and the groups' scales. The order of a row's sums is that of grouped_sums.hpp.
+// Layout: codes in bytes [inputs / 4][16][4], and the groups' scales. The order of a row's sums is that of grouped_sums.hpp.
 // ISA variants: __AMX_INT8__ (and amx_available() at run time) multiplies tiles; otherwise those of byte_dot.hpp. Test:
 // tests/inference/test_grouped.py.
 #pragma once
@@ -29,7 +29,7 @@ struct GroupedChunk {
 
     template <Codes kCodes, int kGroup>
     void unpack(const GroupedForm& form, const uint8_t* block, int begin, int count) {
-        typedef ByteDot<largest_of(kCodes)> Dot;
+        typedef ByteDot<multiplied_as(kCodes), kGroup> Dot;
         for (int k = 0; k < count; k += kRowGroup) {
             const uint8_t* from = block + form.record_offset(begin + k / kRecordInputs * kRecordInputs) + form.codes_offset;
             Reg16 weight_sum = {};
@@ -51,23 +51,22 @@ struct GroupedChunk {
 };
 
 // Adds a chunk for the rows of a pass.
-template <int kLargest, int kGroup, int kRows>
+template <Codes kCodes, int kGroup, int kRows>
 __attribute__((noinline)) void grouped_accumulate(
     const GroupedForm& form, const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block
 ) {
-    typedef GroupedSums<kLargest, kGroup, kRows> Sums;
+    typedef GroupedSums<kCodes, kGroup, kRows> Sums;
     Sums all;
     alignas(kCacheLine) typename Sums::Totals totals;
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; i++) store(totals[i], first ? Reg16{} : load_regs(sums[i][block]));
-    all.clear();
     rows.for_each([&](int first_input, const ByteGroup& group) __attribute__((always_inline)) {
 #pragma GCC unroll 4
         for (int part = 0; part < kRowGroup / kGroup; part++) {
             const int k = first_input + part * kGroup;
 #pragma GCC unroll 8
             for (int step = 0; step < kGroup; step += kStepInputs) {
-                const ByteDot<kLargest> dot(CodeBytes::load(chunk.bytes + (k + step) * kVecSize));
+                const typename Sums::Dot dot(CodeBytes::load(chunk.bytes + (k + step) * kVecSize));
                 all.add(dot, group, part * kGroup + step);
             }
             all.end_weights(form, chunk.scales, k / kGroup, group, part);
@@ -124,7 +123,7 @@ template <int kGroup, bool kMinima>
 __attribute__((noinline)) void grouped_amx(
     const ByteGroups& rows, const GroupedChunk& chunk, bool first, RowSums* sums, int block, ChunkAhead& ahead
 ) {
-    static_assert(ByteDot<128>::kOffset == 0, "tiles multiply bytes as they are");
+    static_assert(kByteMiddle == 0 && !are_unsigned(Codes::k4), "tiles multiply unsigned bytes by signed ones");
     constexpr int kParts = kRowGroup / kGroup, kSums = kParts == 2 ? ByteGroup::kSums16 : ByteGroup::kSums32;
     alignas(kCacheLine) int32_t exact[2][kParts][kTileRows][kVecSize];
     Reg16 totals[kTileRows];

@@ -27,18 +27,63 @@
 // Inputs of a record, of a factor of two levels, of a group of a row (grouped_rows.hpp), and of a step.
 constexpr int kRecordInputs = 64, kSuperInputs = 256, kRowGroup = 32, kStepInputs = 4, kStepBytes = kStepInputs * kVecSize;
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && (defined(__AVX512BW__) || !(defined(__AVXVNNI__) || defined(__AVX512F__)))
+// vpmaddubsw multiplies bytes (byte_dot.hpp): unsigned codes by a row's signed bytes, which are less by kByteMiddle, or signed codes
+// by its unsigned ones.
+#define TRITONLM_BYTE_PAIRS
+constexpr int kByteMiddle = 128;
+#else
+constexpr int kByteMiddle = 0;
+#endif
+
+// How codes lie in a record.
+enum class Codes { k2, k3, k4, kTable, k5, k6, k8 };
+constexpr int bits_of(Codes codes) {
+    constexpr int kBits[] = {2, 3, 4, 4, 5, 6, 8};
+    return kBits[(int)codes];
+}
+// Whether codes are unsigned when they are multiplied, and minima are less by the zero times the scale: a product for each row, which
+// for passes of few rows takes less time than subtracting the zero from codes. Not those of groups of 16: there are two in one of a row.
+constexpr bool are_unsigned(Codes codes) {
+    return (kByteMiddle || kAccumulators < 16) && (codes == Codes::k2 || codes == Codes::k4 || codes == Codes::k5);
+}
+// Codes as which some are multiplied, and the largest magnitude of those.
+constexpr Codes multiplied_as(Codes codes) {
+    if (!kByteMiddle || codes == Codes::kTable) return Codes::k8;
+    return codes == Codes::k2 ? Codes::k4 : codes;
+}
+constexpr int largest_of(Codes codes) {
+    constexpr int kLargest[] = {3, 7, 15, 128, 31, 32, 128};
+    return kLargest[(int)codes];
+}
+
 struct GroupedForm {
     int32_t bits, group, two_level, has_minima, pairs;
     int32_t zero, has_table;
     // Of 4-bit codes with `has_table`: the number that a code stands for.
     int8_t table[16];
-    // Bytes: of a record; from its beginning to the minima and to the codes. set_sizes computes them.
+    // Bytes: of a record; from its beginning to the minima and to the codes. complete() computes these and the next two.
     int32_t record_bytes, minima_offset, codes_offset;
+    // What codes are not less by once they are unpacked: minima are, times the scales. And whether there are minima then.
+    int32_t minima_zero, adds_minima;
 
-    void set_sizes() {
+    Codes codes() const {
+        switch (bits) {
+            case 2: return Codes::k2;
+            case 3: return Codes::k3;
+            case 4: return has_table ? Codes::kTable : Codes::k4;
+            case 5: return Codes::k5;
+            case 6: return Codes::k6;
+            default: return Codes::k8;
+        }
+    }
+
+    void complete() {
         minima_offset = kRecordInputs / group * kVecSize * (two_level ? 1 : 2);
         codes_offset = (minima_offset * (1 + (has_minima && !pairs)) + kCacheLine - 1) / kCacheLine * kCacheLine;
         record_bytes = codes_offset + kRecordInputs * kVecSize * bits / 8;
+        minima_zero = are_unsigned(codes()) ? zero : 0;
+        adds_minima = has_minima || minima_zero;
     }
 
     // Of the record of the inputs from k on, a multiple of 64.
@@ -64,29 +109,6 @@ struct GroupedBlock {
     const uint8_t* data;
     const GroupedForm* form;
 };
-
-// How codes lie in a record.
-enum class Codes { k2, k3, k4, kTable, k5, k6, k8 };
-constexpr int bits_of(Codes codes) {
-    constexpr int kBits[] = {2, 3, 4, 4, 5, 6, 8};
-    return kBits[(int)codes];
-}
-// The largest magnitude of codes, once they are signed.
-constexpr int largest_of(Codes codes) {
-    constexpr int kLargest[] = {15, 15, 15, 128, 32, 32, 128};
-    return kLargest[(int)codes];
-}
-
-inline Codes codes_of(const GroupedForm& form) {
-    switch (form.bits) {
-        case 2: return Codes::k2;
-        case 3: return Codes::k3;
-        case 4: return form.has_table ? Codes::kTable : Codes::k4;
-        case 5: return Codes::k5;
-        case 6: return Codes::k6;
-        default: return Codes::k8;
-    }
-}
 
 inline Reg16 load_halves(const uint8_t* from) {
 #ifdef __AVX512F__
@@ -124,6 +146,7 @@ struct GroupScales {
 // in each pass. It leaves the sums of weights.
 __attribute__((noinline)) inline void load_scales(const GroupedForm& form, const uint8_t* block, int k, int count, GroupScales& to) {
     const unsigned per_record = form.group == 16 ? 4 : 2;
+    const float zero = (float)form.minima_zero;
     Reg16 factor = {}, minimum_factor = {};
     if (form.two_level) {
         const uint8_t* header = block + form.record_offset(k) - kCacheLine;
@@ -145,11 +168,11 @@ __attribute__((noinline)) inline void load_scales(const GroupedForm& form, const
                 if (form.has_minima) minimum = load_halves(minima + 2 * i * kVecSize);
             }
             store(to.scale[number], scale);
-            store(to.minimum[number], minimum);
+            store(to.minimum[number], zero ? minimum + -zero * scale : minimum);
         }
 }
 
-// 64 bytes: the codes of four inputs of 16 outputs, signed when they are unpacked.
+// 64 bytes: the codes of four inputs of 16 outputs.
 #ifdef __AVX512BW__
 struct CodeBytes {
     __m512i bytes;
@@ -237,8 +260,8 @@ struct CodeBytes {
 };
 #endif
 
-// The codes of inputs 8 j to 8 j + 7 of half a record, whose codes begin at `from`; less the form's zero, if they shall be signed.
-template <Codes kCodes, bool kSigned = true>
+// The codes of inputs 8 j to 8 j + 7 of half a record, whose codes begin at `from`; less the form's zero, unless minima are.
+template <Codes kCodes>
 __attribute__((always_inline)) inline void unpack_codes(
     const GroupedForm& form, const uint8_t* from, size_t half, size_t j, CodeBytes& first, CodeBytes& second
 ) {
@@ -271,7 +294,7 @@ __attribute__((always_inline)) inline void unpack_codes(
     };
     if constexpr (kBits % 4 >= 2) add(2, kLow);
     if constexpr (kBits % 2) add(1, kBits - 1);
-    if (!kSigned) return;
+    if (are_unsigned(kCodes)) return;
     first = first.minus(form.zero);
     second = second.minus(form.zero);
 }
@@ -286,7 +309,7 @@ auto with_group(const GroupedForm& form, Task task) {
 // Calls `task(std::integral_constant<Codes, ...>)` for the form's codes.
 template <typename Task>
 auto with_codes(const GroupedForm& form, Task task) {
-    switch (codes_of(form)) {
+    switch (form.codes()) {
         case Codes::k2: return task(std::integral_constant<Codes, Codes::k2>());
         case Codes::k3: return task(std::integral_constant<Codes, Codes::k3>());
         case Codes::k4: return task(std::integral_constant<Codes, Codes::k4>());

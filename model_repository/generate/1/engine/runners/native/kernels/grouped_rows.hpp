@@ -3,10 +3,12 @@
 // One-sided groups, which are usual, have half of the error that signed bytes with a scale of max |x| / 127 give. A few groups,
 // those with outliers, have most of a row's error. They keep a remainder in bytes as well, with a group's layout:
 //   x = scale * xq + low + scale / 254 * (remainder - 128)   if scale ** 2 > kRemainderRatio * mean of scale ** 2 over the row's groups
+// Where vpmaddubsw multiplies (kByteMiddle, grouped_form.hpp), signed bytes are xq - 128 and remainder - 128, and low is what 0 stands
+// for; these bytes as they are lie beside them, and lowest is what their 0 stands for.
 //
 // Layout: tiles of rows that are multiplied together, [row / tile][group], each:
-//   [row % tile][32] bytes; then [row % tile][6] in float32: scale, low, low + 128 * scale, and sums of xq: of the first 16, of the
-//   other 16, of all
+//   [row % tile][32] bytes, or [row % tile][2][32] signed and unsigned ones; then [row % tile][6] in float32: scale, low, lowest, and
+//   sums of the (signed) bytes: of the first 16, of the other 16, of all
 // So a tile of AMX begins at a cache line. Remainders lie likewise, and for
 // each row and 256 inputs a bit for each group that has one. Without one its fields are 0.
 // Inputs are padded with zeros to a multiple of 256.
@@ -38,14 +40,16 @@ inline int padded_to_super(int inputs) { return (inputs + kSuperInputs - 1) / kS
 
 // A group of the rows from one on, in their tile.
 struct ByteGroup {
-    enum Field { kScale, kLow, kMiddle, kSums16, kSums32 = kSums16 + kRowGroup / 16, kFields = kSums32 + kRowGroup / 32 };
+    enum Field { kScale, kLow, kLowest, kSums16, kSums32 = kSums16 + kRowGroup / 16, kFields = kSums32 + kRowGroup / 32 };
     // Of a row.
-    static constexpr int kBytes = kRowGroup + kFields * sizeof(float);
+    static constexpr int kNumberBytes = kRowGroup * (kByteMiddle ? 2 : 1), kBytes = kNumberBytes + kFields * sizeof(float);
     uint8_t* numbers;
     float* fields;
     int tile;
 
-    uint8_t* row(int i) const { return numbers + i * kRowGroup; }
+    uint8_t* row(int i) const { return numbers + i * kNumberBytes; }
+    // With kByteMiddle, the bytes of a row that are not signed.
+    uint8_t* unsigned_row(int i) const { return row(i) + kRowGroup; }
     float& field(int field, int i) const { return fields[i * kFields + field]; }
     // Of the rows that follow in each group.
     ByteGroup skip_rows(int rows) const { return {row(rows), fields + rows * kFields, tile}; }
@@ -159,11 +163,11 @@ class GroupedRows {
     static ByteGroup group_of(const AlignedVector<uint8_t>& bytes, int row, int inputs, int k, int tile) {
         const size_t number = (size_t)(row / kGroupedTile) * (padded_to_super(inputs) / kRowGroup) + k / kRowGroup;
         uint8_t* const from = const_cast<uint8_t*>(&bytes[number * tile * ByteGroup::kBytes]);
-        return ByteGroup{from, reinterpret_cast<float*>(from + tile * kRowGroup), tile}.skip_rows(row % kGroupedTile);
+        return ByteGroup{from, reinterpret_cast<float*>(from + tile * ByteGroup::kNumberBytes), tile}.skip_rows(row % kGroupedTile);
     }
 
     static constexpr float kSteps = 254.0f;
-    static constexpr int kLeast = 1, kMiddle = 128;
+    static constexpr int kLeast = 1 - kByteMiddle, kMiddle = 128 - kByteMiddle;
 
     // A group with a NaN gets the scale NaN, and so do its results.
     static void quantize_group(const Numbers& numbers, const ByteGroup& to) {
@@ -186,7 +190,7 @@ class GroupedRows {
     static void set_range(const ByteGroup& to, float scale, float low) {
         to.field(ByteGroup::kScale, 0) = scale;
         to.field(ByteGroup::kLow, 0) = low;
-        to.field(ByteGroup::kMiddle, 0) = low + kMiddle * scale;
+        to.field(ByteGroup::kLowest, 0) = low - kByteMiddle * scale;
     }
 
     // What `whole` has left of a group.
@@ -194,7 +198,7 @@ class GroupedRows {
         const float scale = whole.field(ByteGroup::kScale, 0), low = whole.field(ByteGroup::kLow, 0), fine = scale / kSteps;
         Numbers steps = numbers;
         for (int i = 0; i < kParts; i++) {
-            const Reg16i bytes = map_ints([](auto x) { return x & 255; }, load_bytes(whole.row(0) + i * kVecSize));
+            const Reg16i bytes = map_ints([](auto x) { return kByteMiddle ? x : x & 255; }, load_bytes(whole.row(0) + i * kVecSize));
             steps.parts[i] = map_floats(
                 [&](auto x, auto xq) { return (x - low - scale * xq) * (1 / fine); }, numbers.parts[i], to_floats(bytes));
         }
@@ -208,6 +212,7 @@ class GroupedRows {
         for (int i = 0; i < kParts; i++) {
             const Reg16i rounded = round_to_ints(numbers.parts[i], offset);
             ::store_bytes(to.row(0) + i * kVecSize, rounded);
+            if (kByteMiddle) ::store_bytes(to.unsigned_row(0) + i * kVecSize, map_ints([](auto x) { return x + kByteMiddle; }, rounded));
             sums[i] = reduce_add(rounded);
             to.field(ByteGroup::kSums16 + i, 0) = (float)sums[i];
         }

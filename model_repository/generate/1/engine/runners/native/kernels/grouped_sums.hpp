@@ -40,68 +40,56 @@ inline void add_product(Reg16& total, const Reg16& factors, const Reg16& numbers
 #endif
 }
 
-// Whether a group's sums are of unsigned codes, and the form's zero is subtracted from them: they are exact, and few rows take less
-// time for it than the codes.
-constexpr bool has_unsigned_sums(Codes codes) { return kAccumulators < 16 && (codes == Codes::k4 || codes == Codes::k5); }
-
-inline Reg16 minus(const Reg16& numbers, float number) {
-    return map_floats([&](auto some) { return some - number; }, numbers);
-}
-
-// Adds a group's weights to the sum of those of 32 inputs: scale * sum of the signed codes + group * minimum.
+// Adds a group's weights to the sum of those of 32 inputs: scale * sum of the codes + group * minimum.
 TRITONLM_INLINE void add_weights(Reg16& sum, const GroupedForm& form, const GroupScales& scales, int number, const Reg16& codes) {
     add_product(sum, load_regs(scales.scale[number]), codes);
-    if (form.has_minima) add_product(sum, (float)form.group, load_regs(scales.minimum[number]));
+    if (form.adds_minima) add_product(sum, (float)form.group, load_regs(scales.minimum[number]));
 }
 
-// The sums of kRows rows and a block, with codes of magnitudes up to kLargest.
-template <int kLargest, int kGroup, int kRows>
+// The sums of kRows rows and a block, with codes that are multiplied as kCodes are.
+template <Codes kCodes, int kGroup, int kRows>
 struct GroupedSums {
+    typedef ByteDot<kCodes, kGroup> Dot;
     static constexpr int kSums = kGroup == 16 ? ByteGroup::kSums16 : ByteGroup::kSums32;
+    // What 0 stands for in the rows' bytes, and how much more than the sums in the fields theirs are.
+    static constexpr int kZero = Dot::kUnsignedRows ? ByteGroup::kLowest : ByteGroup::kLow;
+    static constexpr float kMoreThanSums = Dot::kUnsignedRows ? kByteMiddle * kGroup : 0;
     // Those of the rows' groups that are complete.
     typedef float Totals[kRows][kVecSize];
     // That of the current group, before its scale.
     Reg16 scaled[kRows];
-    typename ByteDot<kLargest>::Sum sums[kRows];
-
-    TRITONLM_INLINE void clear() {
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++) scaled[i] = Reg16{};
-    }
+    typename Dot::Sum sums[kRows];
 
     // Adds four inputs, from input k of the rows' group on.
-    TRITONLM_INLINE void add(const ByteDot<kLargest>& dot, const ByteGroup& rows, int k) {
+    TRITONLM_INLINE void add(const Dot& dot, const ByteGroup& rows, int k) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++) sums[i].add_step(dot, rows.row(i) + k, k % kGroup / kStepInputs);
+        for (int i = 0; i < kRows; i++)
+            sums[i].add_step(dot, (Dot::kUnsignedRows ? rows.unsigned_row(i) : rows.row(i)) + k, k % kGroup / kStepInputs);
     }
 
     // Ends group `number` of the scales, which is number `part` of the weights' groups in that of the rows.
-    template <bool kSigned = true>
     TRITONLM_INLINE void end_weights(const GroupedForm& form, const GroupScales& scales, int number, const ByteGroup& rows, int part) {
         const Reg16 scale = load_regs(scales.scale[number]);
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++) {
-            Reg16 sum = to_floats(sums[i].total);
-            if (!kSigned) sum = minus(sum, (float)form.zero * rows.field(kSums + part, i));
-            add_product(scaled[i], scale, sum);
+            const Reg16 sum = to_floats(sums[i].total);
+            if (part) add_product(scaled[i], scale, sum);
+            else scaled[i] = scale * sum;
         }
-        if (!form.has_minima) return;
+        if (!form.adds_minima) return;
         const Reg16 minimum = load_regs(scales.minimum[number]);
-        constexpr float kOffsets = kGroup * ByteDot<kLargest>::kOffset;
 #pragma GCC unroll 16
-        for (int i = 0; i < kRows; i++) add_product(scaled[i], rows.field(kSums + part, i) - kOffsets, minimum);
+        for (int i = 0; i < kRows; i++) add_product(scaled[i], rows.field(kSums + part, i) + kMoreThanSums, minimum);
     }
 
     // Ends a group of the rows; `weight_sum` is that of its weights.
     TRITONLM_INLINE void end_rows(const ByteGroup& rows, const Reg16& weight_sum, Totals& totals) {
-        constexpr int kZero = ByteDot<kLargest>::kOffset ? ByteGroup::kMiddle : ByteGroup::kLow;
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; i++) {
             Reg16 total = load_regs(totals[i]);
             add_product(total, rows.field(kZero, i), weight_sum);
             add_product(total, rows.field(ByteGroup::kScale, i), scaled[i]);
             store(totals[i], total);
-            scaled[i] = Reg16{};
         }
         // Three sums of each of many rows are more than the registers hold. The compiler would not keep these in memory, but others.
         if (kGroup < kRowGroup && kAccumulators == 16) asm volatile("" : : "r"(totals) : "memory");
@@ -128,12 +116,11 @@ __attribute__((noinline)) void grouped_direct(
     const GroupedRows& rows, int m, int tile, const GroupedBlock& block, int inputs, bool from_memory, SharedScales* shared, RowSums* to,
     int to_block
 ) {
-    typedef ByteDot<largest_of(kCodes)> Dot;
-    constexpr bool kSigned = !has_unsigned_sums(kCodes);
     const GroupedForm form = *block.form;
     const int padded = padded_inputs(form, inputs);
-    typedef GroupedSums<largest_of(kCodes), kGroup, kRows> Sums;
-    Sums all = {};
+    typedef GroupedSums<multiplied_as(kCodes), kGroup, kRows> Sums;
+    typedef typename Sums::Dot Dot;
+    Sums all;
     alignas(kCacheLine) typename Sums::Totals totals = {};
     alignas(kCacheLine) GroupScales own;
     // Of 32 inputs: a line for each bit of the codes, and one for scales.
@@ -158,7 +145,7 @@ __attribute__((noinline)) void grouped_direct(
 #pragma GCC unroll 4
             for (int j = 0; j < kRowGroup / 8; j++) {
                 CodeBytes first, second;
-                unpack_codes<kCodes, kSigned>(form, chunk + offset, half, j, first, second);
+                unpack_codes<kCodes>(form, chunk + offset, half, j, first, second);
                 ahead(j, kRowGroup / 8);
                 const Dot first_dot(first), second_dot(second);
                 all.add(first_dot, group, 8 * j);
@@ -170,11 +157,9 @@ __attribute__((noinline)) void grouped_direct(
                 }
                 if ((j + 1) * 8 % kGroup) continue;
                 const int part = j * 8 / kGroup, number = k / kGroup + part;
-                all.template end_weights<kSigned>(form, scales, number, group, part);
+                all.end_weights(form, scales, number, group, part);
                 if (is_summed) continue;
-                Reg16 codes = to_floats(code_sum.total);
-                if (!kSigned) codes = minus(codes, (float)(kGroup * form.zero));
-                add_weights(weight_sum, form, scales, number, codes);
+                add_weights(weight_sum, form, scales, number, to_floats(code_sum.total));
             }
             if (is_summed) {
                 weight_sum = load_regs(scales.weight_sum[row_group]);

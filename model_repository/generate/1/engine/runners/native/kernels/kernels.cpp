@@ -92,7 +92,7 @@ int64_t pack_bf16_weights(
 
 // Fills in the sizes of a form of weights in groups, and returns the bytes of a block with this many inputs.
 int64_t size_grouped_form(GroupedForm* form, int inputs) {
-    form->set_sizes();
+    form->complete();
     return (int64_t)grouped_block_bytes(*form, inputs);
 }
 
