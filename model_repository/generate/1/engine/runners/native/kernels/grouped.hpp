@@ -3,8 +3,8 @@
 //                 low[r][G] * (sum over k in G of w[o][k])
 //               + s[r][G] * (sum over groups g of weights in G of  scale[o][g] * (sum over k in g of xq[r][k] * code[o][k])
 //                                                                + minimum[o][g] * (sum over k in g of xq[r][k]))
-// and the same for groups' remainders, after the groups of 256 inputs. Here codes are signed and xq is not; byte_dot.hpp
-// tells where it is the other way round.
+// and the same for groups' remainders, after the groups of 256 inputs. Here codes are signed and xq is not. Where
+// vpmaddubsw multiplies, xq may be signed and codes unsigned, with low and minimum to match (grouped_rows.hpp, are_unsigned).
 // The inner sums are exact integers; the outer ones are fused multiply-adds in float32, in the order of the groups, whatever the
 // number of rows. So a row's result is the same bits alone and in a batch.
 //

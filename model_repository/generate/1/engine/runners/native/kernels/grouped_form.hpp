@@ -43,7 +43,8 @@ constexpr int bits_of(Codes codes) {
     return kBits[(int)codes];
 }
 // Whether codes are unsigned when they are multiplied, and minima are less by the zero times the scale: a product for each row, which
-// for passes of few rows takes less time than subtracting the zero from codes. Not those of groups of 16: there are two in one of a row.
+// for passes of few rows takes less time than subtracting the zero from codes. Those of 3 and 6 bits, which GGUF has without minima and
+// in groups of 16, would take two products for a row's group; those of 2 bits have minima anyway.
 constexpr bool are_unsigned(Codes codes) {
     return (kByteMiddle || kAccumulators < 16) && (codes == Codes::k2 || codes == Codes::k4 || codes == Codes::k5);
 }
